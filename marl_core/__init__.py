@@ -1,0 +1,80 @@
+"""marl: PPO for language models where policy, reference, reward and value share one frozen base."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marl_core.bank.adapters import AdapterBank
+    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.config.adapter_files import read_adapter
+    from marl_core.config.load import dump_config, load_config
+    from marl_core.config.plan import Plan
+    from marl_core.config.run_config import RunConfig
+    from marl_core.errors import ConfigError, DataError, MarlError, NumericError, PluginError
+    from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
+    from marl_core.registry.catalog import Catalog
+    from marl_core.registry.strategy import Quantization, Strategy, hookimpl
+    from marl_core.run.runner import Runner
+
+_HOMES = {
+    "marl_core.errors": ("ConfigError", "DataError", "MarlError", "NumericError", "PluginError"),
+    "marl_core.registry.strategy": ("Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.catalog": ("Catalog",),
+    "marl_core.config.adapter_files": ("read_adapter",),
+    "marl_core.config.load": ("dump_config", "load_config"),
+    "marl_core.config.plan": ("Plan",),
+    "marl_core.config.run_config": ("RunConfig",),
+    "marl_core.bank.adapters": ("AdapterBank",),
+    "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
+    "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
+    "marl_core.run.runner": ("Runner",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdapterBank",
+    "Catalog",
+    "ConfigError",
+    "DataError",
+    "MarlError",
+    "NumericError",
+    "Plan",
+    "PluginError",
+    "Prompts",
+    "Quantization",
+    "ReferenceFunction",
+    "RewardFunction",
+    "Rollout",
+    "RunConfig",
+    "RunResult",
+    "Runner",
+    "ScoreView",
+    "ScoredRollout",
+    "StepStats",
+    "Strategy",
+    "View",
+    "__version__",
+    "dump_config",
+    "hookimpl",
+    "load_config",
+    "read_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: guests can import us without torch."""
+    if name == "__version__":
+        try:
+            return version("marl-core")
+        except PackageNotFoundError:
+            return "unknown (not installed)"
+    if name not in _HOME:
+        raise AttributeError(f"module 'marl_core' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""One base, many adapters: the bank, its heads and views."""

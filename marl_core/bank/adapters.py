@@ -1,0 +1,268 @@
+"""AdapterBank: one frozen base, many named adapters, at most one active, each trainable or frozen for the whole run.
+
+This is the only code that tells PEFT which adapter is active or trainable. Forward and backward of one adapter are
+one indivisible block: with gradient checkpointing, backward recomputes through whatever adapter is active then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from marl_core.bank import heads, lora
+from marl_core.bank.switch import AdapterSwitch
+from marl_core.bank.trunk import Trunk
+from marl_core.bank.views import Position, ScoreView, View
+from marl_core.errors import ConfigError, DataError
+from marl_core.registry.strategy import Quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class AdapterBank:
+    """One base model in memory and everything that is told apart by adapters and heads on it."""
+
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str = "", quantization: Quantization | None = None
+    ) -> None:
+        """Take over `base`: all its weights are frozen, its dropout is switched off for good."""
+        self.tokenizer = tokenizer
+        self.source = source or str(getattr(base, "name_or_path", ""))
+        self.prepared = ""
+        """What was done to the base before it was frozen, e.g. which adapter was merged in."""
+        self.fingerprint: dict[str, list[float]] | None = None
+        self.quantization = quantization or Quantization()
+        self.trunk = Trunk(base)
+        self.linears = lora.linear_names(base, base.get_output_embeddings())
+        self.heads: dict[str, nn.Linear] = {}
+        self._peft: PeftModel | None = None
+        self._switch = AdapterSwitch(base)
+        self._active: str | None = None
+        self._trainable: set[str] = set()
+        self._paths: dict[str, Path] = {}
+        base.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, *, dtype: str = "float32", tokenizer: str | None = None, device: str = "auto", **options: Any
+    ) -> AdapterBank:
+        """A bank on the model at `path`; `options` are those of marl_core.bank.base.load_bank."""
+        from marl_core.bank.base import load_bank
+
+        return load_bank(path, dtype=dtype, tokenizer=tokenizer, device=device, **options)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The causal language model, with the adapters injected."""
+        return self.trunk.model
+
+    @property
+    def peft(self) -> PeftModel:
+        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`."""
+        if self._peft is None:
+            raise ConfigError("This bank has no adapter yet; add or load one first.")
+        return self._peft
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lives."""
+        return self.trunk.device
+
+    @property
+    def active(self) -> str | None:
+        """The active adapter; None when the bare base is seen."""
+        return self._active
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of all adapters, in the order they came."""
+        return list(self._peft.peft_config) if self._peft is not None else []
+
+    # -- adding ---------------------------------------------------------------------------------------------
+
+    def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
+        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was."""
+        if not _NAME.fullmatch(name) or name.startswith("__"):
+            raise ConfigError(f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most.")
+        if name in self.adapters or name in self.heads:
+            raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if self._peft is None:
+                self._peft = PeftModel(self.base, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        if trainable:
+            self._trainable.add(name)
+        self._switch = AdapterSwitch(self.base)
+        self._restore()
+
+    def load(self, name: str, path: str | Path, *, trainable: bool = False, asked_by: str = "adapter") -> None:
+        """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place."""
+        files = lora.find_adapter(path, asked_by)
+        config = lora.config_of(files, self.linears, asked_by)
+        if trainable:
+            config.task_type = "CAUSAL_LM"
+        self.add(name, config, trainable=trainable, seed=0)
+        try:
+            lora.load_weights(self.peft, name, files, asked_by)
+        except DataError:
+            self.remove(name)
+            raise
+        self._paths[name] = files.folder.resolve()
+        self._restore()
+
+    def frozen(self, path: str | Path, role: str, asked_by: str = "adapter") -> str:
+        """Name of the frozen adapter at `path`: loaded once, however many roles ask for it."""
+        folder = lora.find_adapter(path, asked_by).folder.resolve()
+        for name, known in self._paths.items():
+            if known == folder and name not in self._trainable:
+                return name
+        name, number = role, 2
+        while name in self.adapters:
+            name, number = f"{role}-{number}", number + 1
+        self.load(name, path, asked_by=asked_by)
+        return name
+
+    def load_reward(
+        self, path: str | Path, *, position: Position = "last-attended", pad_id: int | None = None, asked_by: str = "reward.path"
+    ) -> ScoreView:
+        """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen."""
+        files = lora.find_adapter(path, asked_by)
+        head = heads.read_score_head(files, self.trunk.hidden_size, asked_by)
+        name = self.frozen(path, "reward", asked_by)
+        self.heads[f"{name}-score"] = head.to(self.device)
+        return ScoreView(View(name), f"{name}-score", position, pad_id)
+
+    def add_value_head(self, name: str) -> nn.Linear:
+        """A trainable value head, zero at the start."""
+        if name in self.heads or name in self.adapters:
+            raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
+        self.heads[name] = heads.new_value_head(self.trunk.hidden_size, self.device)
+        return self.heads[name]
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out of the bank."""
+        if self.adapters == [name]:
+            self.peft.unload()
+            self._peft = None
+        else:
+            self.peft.delete_adapter(name)
+        self._trainable.discard(name)
+        self._paths.pop(name, None)
+        self._active = None if self._active == name else self._active
+        self._switch = AdapterSwitch(self.base)
+        self._restore()
+
+    # -- looking through ------------------------------------------------------------------------------------
+
+    def activate(self, adapter: str | None) -> None:
+        """Make `adapter` the active one until further notice; prefer the block form, `using`."""
+        if adapter is not None and adapter not in self.adapters:
+            raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+        self._active = adapter
+        self._switch.set(adapter)
+
+    @contextmanager
+    def using(self, adapter: str | None, *, train: bool = False) -> Iterator[PreTrainedModel]:
+        """See the base through `adapter`; `train` switches its LoRA dropout on. Afterwards all is as it was."""
+        before = self._active
+        self.activate(adapter)
+        try:
+            if train and adapter is not None:
+                self._switch.set_dropout(adapter, True)
+            yield self.base
+        finally:
+            if train and adapter is not None:
+                self._switch.set_dropout(adapter, False)
+            self.activate(before if before in self.adapters else None)
+
+    def bare(self) -> Any:
+        """See the base with every adapter off."""
+        return self.using(None)
+
+    def view(self, view: View) -> Any:
+        """Open a View."""
+        return self.using(view.adapter)
+
+    # -- weights --------------------------------------------------------------------------------------------
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """Adapters that are trained."""
+        return frozenset(self._trainable)
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters of an adapter or head by name: what an optimizer gets."""
+        if name in self.heads:
+            return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
+        found = {key: value for key, value in self.base.named_parameters() if _belongs(key, name)}
+        if not found:
+            raise ConfigError(f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}.")
+        return found
+
+    def _restore(self) -> None:
+        """Undo what a PEFT call did to the active adapter and to the trainable set."""
+        for key, parameter in self.base.named_parameters():
+            parameter.requires_grad_(any(_belongs(key, name) for name in self._trainable))
+        if self._peft is not None:
+            self._peft.train(self.base.training)
+        self._switch.set(self._active)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """An adapter's tensors under PEFT's file names."""
+        return lora.adapter_tensors(self.peft, name)
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write an adapter in PEFT's own format, loadable without marl."""
+        lora.write_adapter(self.peft, name, folder, self.source)
+
+    # -- scores ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(self, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32."""
+        with self.view(view.view):
+            hidden = self.trunk.hidden(ids, mask)
+        places = heads.score_positions(ids, mask, view.position, view.pad_id)
+        rows = torch.arange(len(ids), device=ids.device)
+        return heads.apply_head(self.heads[view.head], hidden[rows, places])
+
+    def compute_reward_score(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, ppo_adapter_name: str | None = None, reward: ScoreView | None = None
+    ) -> Tensor:
+        """The classic call: rewards [B] float32 of input_ids [B, L] from the reward adapter.
+
+        Afterwards the policy `ppo_adapter_name` is active (or, without a name, whatever was before). `reward` picks
+        among several reward adapters.
+        """
+        if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
+            raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {', '.join(self.adapters)}.")
+        view = reward or self._only_reward()
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        scores = self.score(view, input_ids.to(self.device), mask.to(self.device))
+        if ppo_adapter_name is not None:
+            self.activate(ppo_adapter_name)
+        return scores
+
+    def _only_reward(self) -> ScoreView:
+        names = [head.removesuffix("-score") for head in self.heads if head.endswith("-score")]
+        if len(names) != 1:
+            raise ConfigError(f"This bank has {len(names)} reward adapters ({', '.join(names)}): load one with load_reward, or say which by reward=.")
+        return ScoreView(View(names[0]), f"{names[0]}-score")
+
+
+def _belongs(parameter: str, adapter: str) -> bool:
+    parts = parameter.split(".")
+    return any(part.startswith("lora_") and parts[i + 1] == adapter for i, part in enumerate(parts[:-1]))

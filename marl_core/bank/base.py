@@ -1,0 +1,114 @@
+"""Loading the one base: in full precision first where something is merged into it, quantized or cast afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.certificate import fingerprint, fingerprint_of_files
+from marl_core.errors import DataError
+from marl_core.registry.strategy import Quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prepare = Callable[["PreTrainedModel"], "PreTrainedModel | None"]
+
+
+def load_bank(
+    path: str,
+    *,
+    dtype: str = "float32",
+    tokenizer: str | None = None,
+    device: str = "auto",
+    revision: str | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
+    prepare: Prepare | None = None,
+) -> AdapterBank:
+    """Load model and tokenizer into an AdapterBank.
+
+    `prepare` gets the float32 base and may return a changed one (an adapter merged in): only then is the result
+    quantized or cast to `dtype`, because merging into a quantized base is lossy.
+    """
+    quantization = quantization or Quantization()
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    if attention:
+        options["attn_implementation"] = attention
+    words = load_tokenizer(tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision)
+    full_first = prepare is not None
+    base = _load(path, "float32" if full_first else dtype, target, None if full_first else quantization, options)
+    if prepare is not None:
+        base = prepare(base) or base
+    prints = fingerprint(base) if full_first or quantization.config is None else fingerprint_of_files(path)
+    if full_first:
+        base = _finish(base, dtype, target, quantization, options)
+    if quantization.after_load is not None:
+        quantization.after_load(base)
+    _check_vocabulary(base, words, path)
+    bank = AdapterBank(base, words, source=path, quantization=quantization)
+    bank.fingerprint = prints
+    return bank
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError) as error:
+        raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]  # transformers' factory is untyped
+
+
+def _load(path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]) -> PreTrainedModel:
+    if quantization is not None and quantization.config is not None:
+        options = {**options, "quantization_config": quantization.config, "device_map": {"": device}}
+    try:
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(
+            f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
+            "Give a folder with config.json and safetensors weights, or a hub name that this machine can reach."
+        ) from error
+    return base if "device_map" in options else base.to(device)
+
+
+def _finish(base: PreTrainedModel, dtype: str, device: str, quantization: Quantization, options: dict[str, Any]) -> PreTrainedModel:
+    """Cast a prepared float32 base, or write it to a temporary folder and load it quantized."""
+    if quantization.config is None:
+        return base.to(device=device, dtype=getattr(torch, dtype))
+    with tempfile.TemporaryDirectory(prefix="marl-merged-") as folder:
+        base.save_pretrained(folder)
+        del base
+        return _load(folder, dtype, device, quantization, {**options, "revision": None})
+
+
+def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    rows = base.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        first = tokenizer.convert_ids_to_tokens(rows)
+        raise DataError(
+            f"model: the tokenizer of {path!r} knows {len(tokenizer)} tokens, the embedding has {rows} rows; "
+            f"the first token without one is {first!r}. Use the tokenizer this model was trained with."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is a folder here rather than a hub name."""
+    return Path(path).expanduser().is_dir()

@@ -1,0 +1,118 @@
+"""Which base is this? A fingerprint of weights, and a certificate stored beside a reward adapter.
+
+A reward adapter means something only on the weights it was trained on; PEFT can't tell another base of the same
+shape. The certificate holds samples of the base's weights, the token position that is scored, and a few golden
+scores computed by transformers' own classifier, so that a wrong base or a wrong reading shows at load.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE = "marl_certificate.json"
+SAMPLES = 64
+BF16_STEP = 2.0**-7
+"""Twice the spacing of bfloat16 relative to the number: a cast base still matches."""
+ALLOWED_SHARE = 0.05
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    """Up to 24 two-dimensional layer weights, spread over the depth."""
+    layers = sorted(name for name in names if ".layers." in name or ".h." in name or ".blocks." in name) or sorted(names)
+    step = max(1, len(layers) // 24)
+    return layers[::step][:24]
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), device=flat.device).long()
+    return [round(value, 8) for value in flat[places].float().tolist()]
+
+
+def fingerprint(base: PreTrainedModel) -> dict[str, list[float]]:
+    """Samples of the weights of an unquantized base, by tensor name."""
+    weights = {name: p for name, p in base.named_parameters() if p.dim() == 2 and "lora_" not in name}
+    plain = {name.replace(".base_layer", ""): p for name, p in weights.items()}
+    return {name: _sample(plain[name]) for name in _chosen(list(plain))}
+
+
+def fingerprint_of_files(folder: str | Path) -> dict[str, list[float]] | None:
+    """The same from a local model folder, without loading the model; None for a hub name."""
+    files = sorted(Path(folder).expanduser().glob("*.safetensors"))
+    if not files:
+        return None
+    where: dict[str, Path] = {}
+    for file in files:
+        with safe_open(str(file), "pt") as tensors:
+            where |= {name: file for name in tensors.keys() if len(tensors.get_slice(name).get_shape()) == 2}  # noqa: SIM118  # no mapping
+    samples = {}
+    for name in _chosen(list(where)):
+        with safe_open(str(where[name]), "pt") as tensors:
+            samples[name] = _sample(tensors.get_tensor(name))
+    return samples
+
+
+def differing_share(mine: Mapping[str, Sequence[float]], recorded: Mapping[str, Sequence[float]]) -> float:
+    """Share of sampled weights that differ by more than a bfloat16 cast explains; 1 when nothing can be compared."""
+    pairs = [(a, b) for name in recorded if name in mine for a, b in zip(mine[name], recorded[name], strict=False)]
+    if not pairs:
+        return 1.0
+    return sum(not math.isclose(a, b, rel_tol=BF16_STEP, abs_tol=1e-6) for a, b in pairs) / len(pairs)
+
+
+def same_base(mine: Mapping[str, Sequence[float]], recorded: Mapping[str, Sequence[float]]) -> bool:
+    """Whether two fingerprints are of the same weights, a cast to bfloat16 allowed."""
+    return differing_share(mine, recorded) <= ALLOWED_SHARE
+
+
+def write_certificate(folder: str | Path, base: str | Path, texts: Sequence[str], *, append_eos: bool = True) -> dict[str, Any]:
+    """Certify a reward adapter: score `texts` with transformers' classifier in float32 and record base and reading.
+
+    `append_eos` scores each text with the EOS that TRL's RewardTrainer appends. Returns what was written.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from marl_core.bank.base import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else str(base))
+    model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    prints = fingerprint(model)
+    model = PeftModel.from_pretrained(model, str(folder)).eval()
+    golden = []
+    for text in texts:
+        ids = tokenizer(text).input_ids + ([tokenizer.eos_token_id] if append_eos else [])
+        with torch.no_grad():
+            score = model(input_ids=torch.tensor([ids])).logits.item()
+        golden.append({"ids": ids, "score": score})
+    certificate = {
+        "version": 1,
+        "base": prints,
+        "pad_token_id": tokenizer.pad_token_id,
+        "position": "last-non-pad",
+        "append_eos": append_eos,
+        "golden": golden,
+    }
+    (Path(folder) / FILE).write_text(json.dumps(certificate), encoding="utf-8")
+    return certificate
+
+
+def read_certificate(folder: str | Path) -> dict[str, Any] | None:
+    """The certificate beside an adapter, None if there is none."""
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,133 @@
+"""LoRA configs and adapter weights: made, checked against the base, read from and written to PEFT's own format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
+from marl_core.errors import ConfigError, DataError
+
+HEAD_NAMES = ("lm_head", "embed_out", "output")
+
+
+def linear_names(base: nn.Module, head: nn.Module | None) -> list[str]:
+    """Full names of the base's linear layers but for its LM head, taken before any adapter is injected."""
+    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+
+
+def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
+    """`all-linear`, a regular expression or a list, as names that can't match an already injected layer."""
+    names = list(linears)
+    if targets == "all-linear":
+        return sorted({name.rsplit(".", 1)[-1] for name in names})
+    if isinstance(targets, str):
+        chosen = [name for name in names if re.fullmatch(targets, name)]
+        chosen = chosen or [name for name in names if name.rsplit(".", 1)[-1] == targets]
+    else:
+        chosen = [t for t in targets if any(name == t or name.endswith("." + t) for name in names)]
+        unknown = sorted(set(targets) - set(chosen))
+        if unknown:
+            known = sorted({name.rsplit(".", 1)[-1] for name in names})
+            raise ConfigError(f"LoRA targets {unknown} name no linear layer of this base. It has: {', '.join(known)}.")
+    if not chosen:
+        raise ConfigError(f"LoRA targets {targets!r} match no linear layer of this base.")
+    return sorted(chosen)
+
+
+def make_config(r: int, alpha: float, targets: Any, dropout: float, extra: Mapping[str, Any], linears: Iterable[str]) -> LoraConfig:
+    """A LoraConfig for a trainable role; ConfigError names an option that peft doesn't know."""
+    try:
+        return LoraConfig(
+            **{
+                "r": r,
+                "lora_alpha": alpha,
+                "target_modules": expand_targets(targets, linears),
+                "lora_dropout": dropout,
+                "task_type": "CAUSAL_LM",
+                **extra,
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"lora: peft's LoraConfig doesn't accept {dict(extra)}: {error}.") from error
+
+
+def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
+    """A local adapter folder, or one fetched from the hub by name."""
+    if Path(path).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return read_adapter(path, asked_by)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
+    except Exception as error:
+        raise DataError(
+            f"{asked_by}: {str(path)!r} is no local folder and could not be had from the hub ({type(error).__name__}). "
+            "Check the spelling, or download it first and give the folder."
+        ) from error
+    return read_adapter(folder, asked_by)
+
+
+def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> LoraConfig:
+    """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py)."""
+    config = PeftConfig.from_pretrained(str(files.folder))
+    if not isinstance(config, LoraConfig):
+        raise DataError(f"{asked_by}: {files.folder} is a {config.peft_type} adapter; marl's bank holds LoRA adapters.")
+    names = list(linears)
+    try:
+        config.target_modules = set(expand_targets(config.target_modules, names))
+    except ConfigError as error:
+        raise DataError(f"{asked_by}: {files.folder} was trained on another base. {error}") from error
+    config.modules_to_save = None
+    config.inference_mode = False
+    return config
+
+
+def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str) -> None:
+    """Fill adapter `name` from the file; every tensor must have its place and its shape, none may be left over."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in adapter_tensors(peft, name).items()}
+    heads = set(files.score_keys)
+    found = {key: shape for key, shape in files.shapes.items() if key not in heads}
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    misfits = [key for key in wanted if key in found and wanted[key] != found[key]]
+    if missing or extra or misfits:
+        lines = [f"{len(missing)} tensors are missing (first: {missing[:3]})"] if missing else []
+        lines += [f"{len(extra)} have no place in this base (first: {extra[:3]})"] if extra else []
+        lines += [f"{key} is {found[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. "
+            f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
+        )
+    tensors = {key: tensor for key, tensor in load_file(str(files.weights)).items() if key not in heads}
+    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise DataError(f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again.")
+    set_peft_model_state_dict(peft, tensors, adapter_name=name)
+
+
+def adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:
+    """The adapter's tensors under the names PEFT gives them in a file."""
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
+    return tensors
+
+
+def write_adapter(peft: PeftModel, name: str, folder: Path, base_name: str) -> None:
+    """Write the adapter in PEFT's format, so that plain peft, transformers and vLLM load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = peft.peft_config[name]
+    inference, base = config.inference_mode, config.base_model_name_or_path
+    config.inference_mode, config.base_model_name_or_path = True, base_name
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode, config.base_model_name_or_path = inference, base
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_tensors(peft, name).items()}
+    save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})

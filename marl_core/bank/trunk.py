@@ -1,0 +1,89 @@
+"""Trunk: the base as a function from tokens to hidden states, and from hidden states to log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that padding on either side changes nothing; [B, L] int64."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+class Trunk:
+    """A frozen causal language model without dropout, split into trunk and LM head where that is exact."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        _remove_dropout(model)
+        model.eval()
+        self._body: nn.Module = getattr(model, model.base_model_prefix, model)
+        self.head: nn.Module = model.get_output_embeddings()
+        self.hidden_size: int = self.head.weight.shape[1]  # type: ignore[assignment]  # torch types weight as Tensor | Module
+        self._plain: bool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings live."""
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]  # as above
+        return weight.device
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype."""
+        output = self._body(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether logits are exactly head(hidden); false for soft caps and scaled logits. Measured once."""
+        if self._plain is None:
+            ids = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+            mask = torch.ones_like(ids)
+            with torch.no_grad():
+                whole = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                split = self.head(self.hidden(ids, mask))
+            self._plain = isinstance(self.head, nn.Linear) and torch.allclose(whole.float(), split.float(), atol=1e-3, rtol=1e-3)
+        return self._plain
+
+    @contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """The model as `generate` wants it: a cache instead of gradient checkpointing."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train(training)
+
+    def logits(self, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+        """Logits of the last `last` positions, [B, last, V]: the slow path for heads that aren't one matrix."""
+        output = self.model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False, logits_to_keep=last
+        )
+        logits: Tensor = output.logits
+        return logits
+
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in backward. transformers does so in train mode only, which is safe without dropout."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+
+
+def _remove_dropout(model: nn.Module) -> None:
+    """PPO's ratio is 1 only if the same weights give the same numbers twice: the frozen base never drops anything."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

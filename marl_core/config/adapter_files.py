@@ -1,0 +1,93 @@
+"""What an adapter's files say, read without torch: its config, and each tensor's name, shape and dtype."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marl_core.errors import DataError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+SCORE_KEYS = ("score", "classifier")
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A PEFT adapter on disk. `shapes` maps each tensor's name to its shape."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file."""
+        return self.folder / WEIGHTS_FILE
+
+    @property
+    def base_name(self) -> str | None:
+        """The base the adapter says it was trained on; None when it doesn't say."""
+        return self.config.get("base_model_name_or_path")
+
+    @property
+    def score_keys(self) -> list[str]:
+        """Names of the score head's tensors (weight, and bias if there is one)."""
+        heads = [f"base_model.model.{head}." for head in SCORE_KEYS]
+        return [key for key in self.shapes if any(key.startswith(head) for head in heads) and "lora_" not in key]
+
+
+def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
+    """Read config and tensor names of a PEFT adapter folder.
+
+    Raises DataError with `asked_by` (e.g. "reference.adapter") when files are missing, damaged or pickled.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}.")
+    if not (path / CONFIG_FILE).is_file():
+        inside = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
+        hint = f"Did you mean {path / inside[0]}?" if inside else "Save it with PEFT's save_pretrained."
+        raise DataError(f"{asked_by}: {path} holds no {CONFIG_FILE}, so it isn't a PEFT adapter. {hint}")
+    if not (path / WEIGHTS_FILE).is_file():
+        if (path / PICKLE_FILE).is_file():
+            raise DataError(
+                f"{asked_by}: {path / PICKLE_FILE} is a pickle, which can run code when read; marl never opens one. "
+                "Load it where you trust it and save it again with safe_serialization=True."
+            )
+        raise DataError(f"{asked_by}: {path} has a config but no {WEIGHTS_FILE}. Copy the whole adapter folder.")
+    config = _read_config(path / CONFIG_FILE, asked_by)
+    return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by))
+
+
+def _read_config(file: Path, asked_by: str) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{asked_by}: {file} is not valid JSON ({error}). Restore it from where the adapter was saved.") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{asked_by}: {file} holds a {type(config).__name__}, not a PEFT config.")
+    return config
+
+
+def read_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a safetensors file, from its header alone; DataError when it is damaged."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError(f"its header claims {length} bytes, the file has {size}")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if 8 + length + end != size:
+            raise ValueError(f"it should have {8 + length + end} bytes and has {size}: truncated or damaged")
+        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{asked_by}: {file} is not a whole safetensors file: {error}. Copy or save it again.") from error

@@ -1,0 +1,121 @@
+"""Choice: a config value that names a strategy and carries its options, or holds the strategy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+from marl_core.errors import ConfigError
+from marl_core.registry.strategy import FamilyName, Strategy
+
+if TYPE_CHECKING:
+    from marl_core.registry.catalog import Catalog
+
+
+class Choice(BaseModel):
+    """`name`, `{use: name, option: value, ...}` or a Strategy object.
+
+    With a catalog in the validation context the name is looked up and the options are checked by the
+    strategy's own model at once; without one (a config built in Python) that happens in `Plan.of`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    family: ClassVar[FamilyName]
+
+    use: str | Strategy = Field(union_mode="left_to_right")
+    options: dict[str, Any] = Field(default_factory=dict)
+    _strategy: Strategy | None = PrivateAttr(None)
+    _origin: str = PrivateAttr("")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, str | Strategy):
+            return {"use": value}
+        if isinstance(value, Mapping) and "use" in value:
+            own = {key: value[key] for key in value if key in cls.model_fields and key != "options"}
+            options = {key: value[key] for key in value if key not in cls.model_fields}
+            return {**own, "options": {**value.get("options", {}), **options}}
+        return value
+
+    @model_validator(mode="after")
+    def _look_up(self, info: ValidationInfo) -> Self:
+        catalog = (info.context or {}).get("catalog")
+        if catalog is not None:
+            self.resolve(catalog)
+        return self
+
+    def resolve(self, catalog: Catalog) -> Strategy:
+        """The strategy object: the one given, or the named one built from the options. Looked up once."""
+        if self._strategy is None:
+            if isinstance(self.use, Strategy):
+                if self.options:
+                    raise ConfigError(
+                        f"{self.family}: options {sorted(self.options)} stand beside a {type(self.use).__name__} object, "
+                        "which already has its own; give them to its constructor."
+                    )
+                self._strategy, self._origin = self.use, type(self.use).__module__
+            else:
+                loaded = catalog.load(self.family, self.use)
+                self._strategy, self._origin = loaded.build(self.options), loaded.listing.display_name
+        return self._strategy
+
+    @property
+    def origin(self) -> str:
+        """Who provides the strategy: package and version, or the module of an object given in Python."""
+        return self._origin
+
+    @property
+    def label(self) -> str:
+        """Short name for logs: the strategy's name, or its class."""
+        return self.use if isinstance(self.use, str) else type(self.use).__name__
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        options = plain.pop("options")
+        if isinstance(self.use, Strategy):  # pydantic would dump the declared type: an empty Strategy
+            kind = type(self.use)
+            plain["use"] = f"{kind.__module__}:{kind.__qualname__}"
+            options = self.use.model_dump(mode="json")
+        return {**plain, **options}
+
+
+class ReferenceChoice(Choice):
+    """Which weights are the reference policy."""
+
+    family = "reference"
+    allow_mismatch: bool = False
+    """Go on although the reference isn't the model the policy starts from."""
+
+
+class RewardChoice(Choice):
+    """One reward source with its weight in the sum."""
+
+    family = "reward"
+    weight: float = Field(1.0, allow_inf_nan=False)
+    name: str | None = None
+    """Name in metrics and samples; the strategy's name when absent."""
+
+
+class QuantizationChoice(Choice):
+    """How the base's weights are held."""
+
+    family = "quantization"
+
+
+class ObserverChoice(Choice):
+    """Who watches the run."""
+
+    family = "observer"

@@ -1,0 +1,102 @@
+"""Layers over the config file: `MARL__PPO__KL__COEF=0.1` in the environment, then `--set ppo.kl.coef=0.1`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from marl_core.config.yaml_text import parse_yaml
+from marl_core.errors import ConfigError
+
+PREFIX = "MARL__"
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value for one place, and where it was given (for messages)."""
+
+    path: Path
+    value: Any
+    source: str
+
+
+def settings_from_environment(env: Mapping[str, str]) -> list[Setting]:
+    """Variables called MARL__SECTION__KEY, in order of name; values are YAML."""
+    names = sorted(name for name in env if name.upper().startswith(PREFIX))
+    return [_setting(name[len(PREFIX) :].lower().split("__"), env[name], f"environment variable {name}") for name in names]
+
+
+def settings_from_options(sets: Iterable[str]) -> list[Setting]:
+    """`a.b=c` as given to --set, in order; values are YAML."""
+    settings = []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: needs the form section.key=value, e.g. --set ppo.kl.coef=0.1.")
+        settings.append(_setting(key.strip().split("."), value, f"--set {text}"))
+    return settings
+
+
+def apply_settings(config: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
+    """A copy of `config` with the settings written into it, the later over the earlier."""
+    result = copy.deepcopy(dict(config))
+    for setting in settings:
+        _write(result, setting)
+    return result
+
+
+def _setting(parts: list[str], value: str, source: str) -> Setting:
+    if not all(parts):
+        raise ConfigError(f"{source}: an empty key. Write section.key, or MARL__SECTION__KEY in the environment.")
+    return Setting(tuple(parts), parse_yaml(value, source), source)
+
+
+def _write(root: dict[str, Any], setting: Setting) -> None:
+    """Walk to the setting's place, turning short forms on the way into sections, and put the value there."""
+    holder: Any = root
+    for depth, part in enumerate(setting.path):
+        key = _key(holder, part, setting)
+        if depth == len(setting.path) - 1:
+            if isinstance(holder, list) and key == len(holder):
+                holder.append(setting.value)
+            else:
+                holder[key] = setting.value
+            return
+        below = holder[key] if isinstance(holder, list) else holder.get(key)
+        holder[key] = _section(setting.path[: depth + 1], below, setting.path[depth + 1], setting)
+        holder = holder[key]
+
+
+def _key(holder: Any, part: str, setting: Setting) -> Any:
+    if isinstance(holder, dict):
+        return part
+    is_last = part == setting.path[-1]
+    if part.isdecimal() and int(part) < len(holder) + is_last:
+        return int(part)
+    raise ConfigError(f"{setting.source}: the list has {len(holder)} entries, so {part!r} names none of them; count from 0.")
+
+
+def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
+    """What stands at `path`, in the long form that can be descended into."""
+    if path == ("reward",) and next_part.isdecimal() and value is not None and not isinstance(value, list):
+        value = [value]
+    if isinstance(value, dict | list):
+        return value
+    if value is None:
+        return {}
+    long_form = _long_form(path, value)
+    if long_form is None:
+        raise ConfigError(f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}.")
+    return long_form
+
+
+def _long_form(path: Path, value: Any) -> dict[str, Any] | None:
+    if path == ("ppo", "clip") and isinstance(value, int | float):
+        return {"low": value, "high": value}
+    if path == ("value",) and isinstance(value, str):
+        return {"on": value}
+    named = path[0] in ("reference", "quantization", "reward", "observers") or path[:2] == ("eval", "judges")
+    return {"use": value} if named and isinstance(value, str) else None

@@ -1,0 +1,83 @@
+"""YAML file + environment + --set -> RunConfig. A config built in Python never comes through here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+
+from marl_core.config.layers import Setting, apply_settings, settings_from_environment, settings_from_options
+from marl_core.config.problems import problem_lines
+from marl_core.config.run_config import RunConfig
+from marl_core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
+from marl_core.errors import ConfigError
+from marl_core.registry.catalog import Catalog
+
+
+def load_config(
+    path: str | Path,
+    sets: Iterable[str] = (),
+    catalog: Catalog | None = None,
+    env: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Read a config: `defaults` < file < environment (`MARL__PPO__KL__COEF`) < `sets` (`ppo.kl.coef=0.1`).
+
+    Strategies are looked up in `catalog` (default: what is installed) and their options checked. `env` defaults to the
+    process's environment. Relative paths are left as written: they are relative to the current directory.
+    Raises ConfigError with one line per problem, PluginError for a plugin that is named and broken.
+    """
+    settings = settings_from_environment(os.environ if env is None else env) + settings_from_options(sets)
+    written = apply_settings({**(defaults or {}), **_read(Path(path))}, settings)
+    return parse_config(written, str(path), catalog or Catalog.installed(), settings)
+
+
+def parse_config(written: Mapping[str, Any], whose: str, catalog: Catalog, settings: Iterable[Setting] = ()) -> RunConfig:
+    """Validate a config given as plain dicts and lists; ConfigError naming `whose`, with one line per problem."""
+    try:
+        return RunConfig.model_validate(written, context={"catalog": catalog})
+    except ValidationError as error:
+        lines = problem_lines(error, written, catalog)
+        marked = [f"  {line}{_given_by(place, settings)}" for place, line in lines.items()]
+        count = f"{len(marked)} problem{'s' if len(marked) > 1 else ''}"
+        raise ConfigError("\n".join([f"{whose}: {count} in the config:", *marked])) from error
+    except RecursionError as error:
+        raise ConfigError(f"{whose}: nested too deeply; a config has a few levels.") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every default written out. Loads back to an equal config if its strategies are named."""
+    try:
+        return dump_yaml(config.model_dump(mode="json", by_alias=True))
+    except PydanticSerializationError as error:
+        raise ConfigError(f"this config can't be written as YAML: {error}. Use plain texts and numbers as options.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.expanduser().open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{path}: can't read the config: {reason}. Give the path of a YAML file.") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it isn't a config. Give the path of a YAML file.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        kind = "empty" if value is None else f"a {type(value).__name__}"
+        raise ConfigError(f"{path}: the config is {kind}; it must be a mapping with keys such as model, reference and reward.")
+    return value
+
+
+def _given_by(place: tuple[str | int, ...], settings: Iterable[Setting]) -> str:
+    parts = tuple(str(part) for part in place)
+    sources = [setting.source for setting in settings if parts[: len(setting.path)] == setting.path]
+    return f" (given by {sources[-1]})" if sources else ""

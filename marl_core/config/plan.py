@@ -1,0 +1,97 @@
+"""Plan: the config with its strategies built and their hooks registered, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import ValidationError
+
+from marl_core.config.checks import core_findings, core_warnings
+from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
+from marl_core.config.problems import problem_lines
+from marl_core.config.roles import Role, describe_roles
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError
+from marl_core.registry.catalog import Catalog
+from marl_core.registry.hooks import Hooks
+from marl_core.registry.strategy import Quantization, Strategy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: config and strategies. Immutable; holds no weights and imports nothing heavy."""
+
+    config: RunConfig
+    hooks: Hooks
+    reference: Strategy
+    rewards: tuple[tuple[RewardChoice, Strategy], ...]
+    judges: Mapping[str, tuple[RewardChoice, Strategy]]
+    quantization_strategy: Strategy
+    observers: tuple[Strategy, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, catalog: Catalog | None = None) -> Plan:
+        """Build every strategy the config names (installed ones by default) and register their hooks.
+
+        Raises ConfigError for unknown names and wrong options, PluginError for a broken plugin.
+        """
+        catalog = catalog or Catalog.installed()
+        built = {place: _resolve(place, choice, catalog) for place, choice in _choices(config)}
+        return cls(
+            config=config,
+            hooks=Hooks((built[place], choice.origin) for place, choice in _choices(config)),
+            reference=built["reference"],
+            rewards=tuple((choice, built[f"reward.{i}"]) for i, choice in enumerate(config.reward)),
+            judges={name: (choice, built[f"eval.judges.{name}"]) for name, choice in config.eval.judges.items()},
+            quantization_strategy=built["quantization"],
+            observers=tuple(built[f"observers.{i}"] for i in range(len(config.observers))),
+        )
+
+    @property
+    def reference_choice(self) -> ReferenceChoice:
+        """The reference as the config names it."""
+        return self.config.reference
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """How the base is loaded. The first reading calls the strategy, which may import its backend."""
+        return self.hooks.quantization(self.quantization_strategy, self.config.model.dtype)
+
+    def check(self) -> list[str]:
+        """Every reason, known without weights, why this run can't work."""
+        return [*core_findings(self), *(f"{sentence} (says {origin})" for origin, sentence in self.hooks.check(self))]
+
+    def warnings(self) -> list[str]:
+        """What will run and may not be what was meant, each with its consequence."""
+        return core_warnings(self)
+
+    def require(self) -> None:
+        """Raise ConfigError listing all findings of `check`, if there are any."""
+        findings = self.check()
+        if findings:
+            raise ConfigError("\n".join(["this run can't work:", *(f"  {finding}" for finding in findings)]))
+
+    def describe(self) -> list[Role]:
+        """Each role of the run, where its weights live, and what follows from it."""
+        return describe_roles(self)
+
+
+def _choices(config: RunConfig) -> Iterator[tuple[str, Choice]]:
+    """Every choice of a strategy with its place in the config."""
+    yield "quantization", config.quantization
+    yield "reference", config.reference
+    yield from ((f"reward.{i}", choice) for i, choice in enumerate(config.reward))
+    yield from ((f"eval.judges.{name}", choice) for name, choice in config.eval.judges.items())
+    yield from ((f"observers.{i}", choice) for i, choice in enumerate(config.observers))
+
+
+def _resolve(place: str, choice: Choice, catalog: Catalog) -> Strategy:
+    try:
+        return choice.resolve(catalog)
+    except ValidationError as error:
+        lines = problem_lines(error, choice.options)
+        raise ConfigError("\n".join(f"{place}.{line}" for line in lines.values())) from error
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error

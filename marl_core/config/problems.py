@@ -1,0 +1,131 @@
+"""A pydantic ValidationError as a person reads it: one line per problem with path, value, what is allowed, near match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from marl_core.config.choice import Choice
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import MarlError
+from marl_core.registry.catalog import Catalog
+
+Path = tuple[str | int, ...]
+
+
+def problem_lines(error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None) -> dict[Path, str]:
+    """Each problem's place in `config` and its line."""
+    found: dict[Path, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        found.setdefault(_place(details, config), []).append(details)
+    return {place: _line(place, details, config, catalog) for place, details in found.items()}
+
+
+def dotted(place: Path) -> str:
+    """`("reward", 0, "weight")` as `reward.0.weight`."""
+    return ".".join(str(part) for part in place)
+
+
+def _place(details: ErrorDetails, config: Mapping[str, Any]) -> Path:
+    """The error's location without pydantic's tags for members of a union, which stand in no file."""
+    place: list[str | int] = []
+    here: Any = config
+    for index, part in enumerate(details["loc"]):
+        is_last = index == len(details["loc"]) - 1
+        if isinstance(here, Mapping) and isinstance(part, str):
+            if part in here:
+                here = here[part]
+            elif index and not (is_last and details["type"] == "missing"):
+                continue
+            else:
+                here = None
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif not (is_last and details["type"] == "missing"):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _line(place: Path, found: list[ErrorDetails], config: Mapping[str, Any], catalog: Catalog | None) -> str:
+    first = found[0]
+    path = dotted(place) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: unknown key. {_near(place, config, catalog)}"
+    if first["type"] == "missing":
+        return f"{path}: is required and wasn't given."
+    if first["type"] == "value_error":
+        return f"{path}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
+    wanted = " or ".join(dict.fromkeys(_wanted(details["msg"]) for details in found))
+    return f"{path}: {wanted}, but {_shown(first['input'])} was given."
+
+
+def _wanted(message: str) -> str:
+    text = message.replace("Input should", "should", 1)
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _near(place: Path, config: Mapping[str, Any], catalog: Catalog | None) -> str:
+    known = _keys_at(place[:-1], config, catalog)
+    key = str(place[-1])
+    near = difflib.get_close_matches(key.strip().lower().replace("-", "_"), known, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    homes = [name for name, fields in _sections().items() if key in fields]
+    if homes:
+        return f"It belongs in {' or '.join(homes)}."
+    return f"Known here: {', '.join(sorted(known))}." if known else "Remove it."
+
+
+def _keys_at(path: Path, config: Mapping[str, Any], catalog: Catalog | None) -> list[str]:
+    """The keys that are allowed at `path`, a strategy's options included."""
+    model: type[BaseModel] | None = RunConfig
+    here: Any = config
+    for part in path:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), None)
+        here = here.get(part) if isinstance(here, Mapping) else here[int(part)]
+    if model is None:
+        return []
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    if issubclass(model, Choice):
+        keys = [key for key in keys if key != "options"] + _options(model, here, catalog)
+    return keys
+
+
+def _options(model: type[Choice], value: Any, catalog: Catalog | None) -> list[str]:
+    name = value.get("use") if isinstance(value, Mapping) else value
+    try:
+        return list(catalog.load(model.family, name).strategy_class.model_fields) if catalog and isinstance(name, str) else []
+    except MarlError:
+        return []
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All models inside an annotation such as `list[RewardChoice]` or `dict[str, RewardChoice]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return iter([annotation])
+    return iter([model for part in get_args(annotation) for model in _models(part)])
+
+
+def _sections() -> dict[str, list[str]]:
+    """Every section's keys, nested ones by dotted name."""
+    sections: dict[str, list[str]] = {}
+    todo: list[tuple[str, type[BaseModel]]] = [("", RunConfig)]
+    while todo:
+        prefix, model = todo.pop(0)
+        for name, field in model.model_fields.items():
+            for inner in _models(field.annotation):
+                if not issubclass(inner, Choice):
+                    sections[f"{prefix}{name}"] = [part.alias or key for key, part in inner.model_fields.items()]
+                    todo.append((f"{prefix}{name}.", inner))
+    return sections

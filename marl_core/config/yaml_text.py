@@ -1,0 +1,93 @@
+"""YAML as a config needs it: the safe YAML 1.2 core, in which `1e-4` is a number, `on` a word and a key is given once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from marl_core.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+MAX_DEPTH = 50
+
+_PATTERNS = (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+)
+_RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+for _kind, _pattern, _first in _PATTERNS:
+    for _letter in _first:
+        _RESOLVERS.setdefault("" if _letter == "\0" else _letter, []).append(
+            (f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"))
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _RESOLVERS
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text; put it in quotes", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice; keep one", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _RESOLVERS  # quotes exactly the texts that our loader would read as something else
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def parse_yaml(text: str, whose: str) -> Any:
+    """The value that `text` means; ConfigError naming `whose` (a file, an option) when it isn't plain, modest YAML."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _expanded_size(node, {}, 0)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{whose}: not a valid config{place}: {error.problem or error.context}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{whose}: nested too deeply; a config has a few levels.") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{whose}: not a valid config: {' '.join(str(error).split())[:200]}.") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` (plain dicts, lists, texts, numbers) as YAML that `parse_yaml` reads back as the same value."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Nodes once all aliases are written out: a bomb of a few lines has billions. A loop is infinitely deep."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} levels deep, or an anchor inside itself")
+    if id(node) not in known:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_expanded_size(child, known, depth + 1) for child in children)
+    if known[id(node)] > MAX_NODES:
+        raise ValueError(f"its anchors expand to more than {MAX_NODES:,} values")
+    return known[id(node)]

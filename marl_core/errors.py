@@ -1,0 +1,36 @@
+"""Errors a user may see, each with the exit code the command line ends with.
+
+Every message has three parts: what was asked, what is wrong and whose it is, what to do.
+"""
+
+from __future__ import annotations
+
+
+class MarlError(Exception):
+    """Base of all errors marl raises on purpose. A MarlError is never a bug of marl itself."""
+
+    exit_code = 1
+
+
+class ConfigError(MarlError):
+    """The config, or a combination of its choices, can't work."""
+
+    exit_code = 2
+
+
+class PluginError(MarlError):
+    """A strategy is missing, ambiguous, broken, or gave something its hook doesn't allow."""
+
+    exit_code = 3
+
+
+class DataError(MarlError):
+    """A file, adapter, checkpoint or data set is missing, damaged or of the wrong kind."""
+
+    exit_code = 4
+
+
+class NumericError(MarlError):
+    """A number that must be finite or equal isn't: training would go on with wrong mathematics."""
+
+    exit_code = 5

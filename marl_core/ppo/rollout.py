@@ -1,0 +1,76 @@
+"""Sampling responses from the policy, and cutting them at the stop token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.config.run_config import SamplingPart
+from marl_core.errors import ConfigError
+from marl_core.ppo.types import Prompts, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: int | Sequence[int] | None) -> list[int]:
+    """All tokens that end a response: the tokenizer's EOS, the model's own list, and `sampling.stop`."""
+    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    ids |= set(model_eos) if isinstance(model_eos, list | tuple) else set()
+    for text in sampling.stop:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise ConfigError(f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token.")
+        ids.add(tokens[0])
+    if not ids:
+        raise ConfigError("sampling: this tokenizer has no EOS token; name one in sampling.stop.")
+    return sorted(ids)
+
+
+def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mask [B, T], true up to and including the first stop token, and finished [B]: whether there was one."""
+    is_stop = torch.isin(ids, torch.tensor(list(stops), device=ids.device))
+    before = is_stop.int().cumsum(dim=1) - is_stop.int()
+    return before == 0, is_stop.any(dim=1)
+
+
+@torch.no_grad()
+def generate(
+    bank: AdapterBank, adapter: str | None, prompts: Prompts, sampling: SamplingPart, stops: Sequence[int], seed: int | None = None
+) -> Rollout:
+    """Sample one response to each prompt through `adapter`; with a `seed`, from it alone.
+
+    The global random state is left as it was when a seed is given.
+    """
+    prompts = prompts.to(bank.device)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        min_new_tokens=sampling.min_new_tokens or None,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        eos_token_id=list(stops),
+        pad_token_id=bank.tokenizer.pad_token_id if bank.tokenizer.pad_token_id is not None else stops[0],
+        bos_token_id=bank.tokenizer.bos_token_id,
+        use_cache=True,
+    )
+    with torch.random.fork_rng(devices=[bank.device] if bank.device.type == "cuda" else [], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        with bank.using(adapter), bank.trunk.generating() as model:
+            whole = model.generate(
+                input_ids=prompts.ids, attention_mask=prompts.mask.long(), generation_config=config
+            )
+    ids = whole[:, prompts.ids.shape[1] :]
+    mask, finished = response_mask(ids, stops)
+    width = int(mask.any(dim=0).sum())
+    ids, mask = ids[:, :width], mask[:, :width]
+    rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return Rollout(prompts, ids.contiguous(), mask.contiguous(), texts, finished)

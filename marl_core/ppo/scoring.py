@@ -1,0 +1,163 @@
+"""Rollout -> ScoredRollout: every role's numbers, each from one pass through its view of the shared base."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.heads import apply_head
+from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+from marl_core.errors import MarlError, NumericError, PluginError
+from marl_core.ppo.logprobs import chosen_logprobs, logits_logprobs
+from marl_core.ppo.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One reward source: its name in metrics, its weight, what gives the scores, and whose it is."""
+
+    name: str
+    weight: float
+    score: ScoreView | RewardFunction
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one pass gives: logprobs and entropy [B, T] float32, values [B, T] or None. Zero under a false mask."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+
+
+def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:
+    """Hidden states that predict the response tokens: positions P-1 .. P+T-2, [B, T, H]."""
+    hidden = bank.trunk.hidden(rollout.sequence_ids, rollout.sequence_mask)
+    start = rollout.prompts.ids.shape[1] - 1
+    return hidden[:, start : start + rollout.ids.shape[1]]
+
+
+def forward(bank: AdapterBank, rollout: Rollout, temperature: float, *, value_head: str | None = None, entropy: bool = False) -> Passed:
+    """Log-probs of the response through the active view, with values when a head is named. Keeps the graph if there is one."""
+    mask = rollout.mask
+    hidden = response_hidden(bank, rollout)
+    targets = rollout.ids[mask]
+    if bank.trunk.plain_head:
+        weight, bias = bank.trunk.head.weight, getattr(bank.trunk.head, "bias", None)
+        logprobs, entropies = chosen_logprobs(hidden[mask], weight, bias, targets, temperature, entropy)  # type: ignore[arg-type]  # torch types weight loosely
+    else:
+        width = rollout.ids.shape[1] + 1
+        logits = bank.trunk.logits(rollout.sequence_ids, rollout.sequence_mask, width)[:, :-1]
+        logprobs, entropies = logits_logprobs(logits[mask], targets, temperature, entropy)
+    values = apply_head(bank.heads[value_head], hidden).masked_fill(~mask, 0.0) if value_head else None
+    empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return Passed(empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropies), values)
+
+
+def pieces(rollout: Rollout, size: int) -> Iterator[Rollout]:
+    """The rollout in pieces of `size` responses."""
+    for start in range(0, len(rollout), size):
+        yield rollout.select(slice(start, start + size))
+
+
+@torch.no_grad()
+def view_logprobs(
+    bank: AdapterBank, view: View, rollout: Rollout, temperature: float, microbatch: int, *, value_head: str | None = None, entropy: bool = False
+) -> Passed:
+    """`forward` through one view without gradient, `microbatch` responses at a time."""
+    with bank.view(view):
+        parts = [forward(bank, piece, temperature, value_head=value_head, entropy=entropy) for piece in pieces(rollout, microbatch)]
+    return Passed(
+        torch.cat([part.logprobs for part in parts]),
+        torch.cat([part.entropy for part in parts]),
+        torch.cat([part.values for part in parts if part.values is not None]) if value_head else None,
+    )
+
+
+@torch.no_grad()
+def view_values(bank: AdapterBank, adapter: str, head: str, rollout: Rollout, microbatch: int) -> Tensor:
+    """Values [B, T] of an adapter of its own; the LM head is never run for them."""
+    with bank.using(adapter):
+        values = [apply_head(bank.heads[head], response_hidden(bank, piece)) for piece in pieces(rollout, microbatch)]
+    return torch.cat(values).masked_fill(~rollout.mask, 0.0)
+
+
+def reference_logprobs(
+    bank: AdapterBank, reference: View | ReferenceFunction, rollout: Rollout, temperature: float, microbatch: int, origin: str = "reference"
+) -> Tensor:
+    """The reference's log-probs [B, T] float32: a view of the base, or a callable's answer, checked."""
+    if isinstance(reference, View):
+        return view_logprobs(bank, reference, rollout, temperature, microbatch).logprobs
+    found = _call(reference, rollout, origin)
+    if not isinstance(found, Tensor) or found.shape != rollout.ids.shape:
+        raise PluginError(f"{origin}: the reference must give log-probs of shape {list(rollout.ids.shape)}, it gave {_describe(found)}.")
+    found = found.detach().float().to(rollout.ids.device)
+    return torch.where(rollout.mask, found, torch.zeros_like(found))
+
+
+def score_sources(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Weighted sum [B] of all sources, and each source's own scores [B] (NaN where a source abstained)."""
+    parts = {source.name: _score(bank, source, rollout, microbatch) for source in sources}
+    total = torch.zeros(len(rollout), device=rollout.ids.device)
+    judged = torch.zeros(len(rollout), dtype=torch.bool, device=rollout.ids.device)
+    for source in sources:
+        part = parts[source.name]
+        total = total + source.weight * part.nan_to_num(0.0)
+        judged |= ~part.isnan()
+    if not bool(judged.all()):
+        row = int((~judged).nonzero()[0])
+        names = ", ".join(source.name for source in sources)
+        raise PluginError(f"reward: no source ({names}) gave response {row} a score; its text begins {rollout.texts[row][:80]!r}.")
+    return total, parts
+
+
+def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int) -> Tensor:
+    who = f"reward {source.name!r}" + (f" ({source.origin})" if source.origin else "")
+    if isinstance(source.score, ScoreView):
+        view = source.score
+        scores = torch.cat([bank.score(view, piece.sequence_ids, piece.sequence_mask) for piece in pieces(rollout, microbatch)])
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).nonzero()[0])
+            raise NumericError(f"{who}: response {row} got {scores[row].item()}; its text begins {rollout.texts[row][:80]!r}.")
+        return scores
+    return as_scores(_call(source.score, rollout, who), rollout, who)
+
+
+def as_scores(found: object, rollout: Rollout, who: str) -> Tensor:
+    """What a reward function gave, as a tensor [B]; None becomes NaN (it abstains). PluginError unless lossless."""
+    count = len(rollout)
+    if isinstance(found, Tensor):
+        values: list[object] = found.detach().cpu().tolist() if found.dim() == 1 else [found]
+    elif isinstance(found, list | tuple):
+        values = list(found)
+    else:
+        raise PluginError(f"{who} gave {_describe(found)}; return a list of {count} numbers, one for each response.")
+    if len(values) != count:
+        raise PluginError(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
+    for row, value in enumerate(values):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(float(value))):  # type: ignore[arg-type]  # a Real here
+            raise PluginError(f"{who}: response {row} got {value!r}, not a finite number; its text begins {rollout.texts[row][:80]!r}.")
+    numbers_only = [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]  # checked above
+    return torch.tensor(numbers_only, dtype=torch.float32, device=rollout.ids.device)
+
+
+def _call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> object:
+    try:
+        with torch.no_grad():
+            return function(rollout)
+    except MarlError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}") from error
+
+
+def _describe(found: object) -> str:
+    return f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -1,0 +1,238 @@
+"""The data of one PPO step: Prompts -> Rollout -> ScoredRollout -> Advantages -> UpdateStats -> StepStats.
+
+Letters: B responses, P prompt tokens (left-padded), T response tokens (right-padded). Masks are boolean and
+mean "this token counts".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl_core.errors import DataError
+
+
+def _expect(owner: str, tensor: Tensor, name: str, shape: tuple[int, ...], kind: str) -> None:
+    right_kind = {
+        "bool": tensor.dtype == torch.bool,
+        "int": tensor.dtype == torch.int64,
+        "float": tensor.dtype.is_floating_point,
+    }[kind]
+    if tuple(tensor.shape) != shape or not right_kind:
+        raise DataError(f"{owner}.{name}: expected {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}.")
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """Token lists as ids[B, L] int64 and mask[B, L] bool, padded with `pad` on the "left" or "right"."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[index, where] = torch.tensor(list(row), dtype=torch.int64)
+        mask[index, where] = True
+    return ids, mask
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A batch of prompts: ids[B, P] int64 and mask[B, P] bool (left-padded), the data rows, and their texts."""
+
+    ids: Tensor
+    mask: Tensor
+    rows: Sequence[Mapping[str, Any]]
+    texts: Sequence[Any] = ()
+    """What the user wrote: a text, or a list of chat messages."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.rows), self.ids.shape[-1])
+        _expect("Prompts", self.ids, "ids", shape, "int")
+        _expect("Prompts", self.mask, "mask", shape, "bool")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[Sequence[int]], pad: int, rows: Sequence[Mapping[str, Any]] | None = None, texts: Sequence[Any] = ()
+    ) -> Prompts:
+        """Prompts from token lists."""
+        ids, mask = pad_rows(tokens, pad, "left")
+        return cls(ids, mask, rows if rows is not None else [{} for _ in tokens], texts)
+
+    def repeat(self, times: int) -> Prompts:
+        """Each prompt `times` times in a row: groups for rloo and grpo."""
+        again = [index for index in range(len(self)) for _ in range(times)]
+        texts = [self.texts[index] for index in again] if self.texts else ()
+        return Prompts(self.ids[again], self.mask[again], [self.rows[index] for index in again], texts)
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same prompts with their tensors on `device`."""
+        return Prompts(self.ids.to(device), self.mask.to(device), self.rows, self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Responses: ids[B, T] int64, mask[B, T] bool (true up to and including the stop token), their texts.
+
+    `finished[B]` bool says which responses ended with a stop token. The mask comes from where sampling
+    stopped, never from a pad id.
+    """
+
+    prompts: Prompts
+    ids: Tensor
+    mask: Tensor
+    texts: Sequence[str]
+    finished: Tensor
+
+    def __post_init__(self) -> None:
+        shape = (len(self.prompts), self.ids.shape[-1])
+        _expect("Rollout", self.ids, "ids", shape, "int")
+        _expect("Rollout", self.mask, "mask", shape, "bool")
+        _expect("Rollout", self.finished, "finished", (len(self.prompts),), "bool")
+        if len(self.texts) != len(self.prompts):
+            raise DataError(f"Rollout.texts: {len(self.texts)} texts for {len(self.prompts)} prompts.")
+        if not bool(self.mask.any(dim=1).all()):
+            empty = (~self.mask.any(dim=1)).nonzero().flatten().tolist()
+            raise DataError(f"Rollout: responses {empty[:5]} have no token; the stop token itself counts as one.")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @classmethod
+    def from_responses(
+        cls, prompts: Prompts, responses: Sequence[Sequence[int]], tokenizer: Any, stop_ids: Sequence[int] | None = None
+    ) -> Rollout:
+        """A rollout of one's own responses, given as token lists; what follows a stop token is cut off."""
+        stops = set(stop_ids if stop_ids is not None else [tokenizer.eos_token_id])
+        cut = [_up_to_stop(list(response), stops) for response in responses]
+        ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
+        finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
+        device = prompts.ids.device
+        return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
+
+    @property
+    def sequence_ids(self) -> Tensor:
+        """Prompt and response, [B, P + T]."""
+        return torch.cat([self.prompts.ids, self.ids], dim=1)
+
+    @property
+    def sequence_mask(self) -> Tensor:
+        """Mask of `sequence_ids`, [B, P + T]."""
+        return torch.cat([self.prompts.mask, self.mask], dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response tokens that count, [B] int64."""
+        return self.mask.sum(dim=1)
+
+    def select(self, rows: Tensor | slice) -> Rollout:
+        """Some of the responses."""
+        index = torch.arange(len(self))[rows].tolist()
+        p = self.prompts
+        prompts = Prompts(p.ids[rows], p.mask[rows], [p.rows[i] for i in index], [p.texts[i] for i in index] if p.texts else ())
+        return Rollout(prompts, self.ids[rows], self.mask[rows], [self.texts[i] for i in index], self.finished[rows])
+
+
+def _up_to_stop(row: list[int], stops: set[int]) -> list[int]:
+    for index, token in enumerate(row):
+        if token in stops:
+            return row[: index + 1]
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """A rollout with every role's numbers, all without gradient.
+
+    logprobs[B, T] of the policy before the update; ref_logprobs[B, T], None when the KL coefficient is 0;
+    values[B, T], None without a value function; scores[B] after shaping; raw_scores[B] before;
+    parts: each reward source's own scores [B]; entropy[B, T] of the policy in nats.
+    """
+
+    rollout: Rollout
+    logprobs: Tensor
+    ref_logprobs: Tensor | None
+    values: Tensor | None
+    scores: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    raw_scores: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.rollout.ids.shape)
+        for name in ("logprobs", "ref_logprobs", "values", "entropy"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                _expect("ScoredRollout", tensor, name, shape, "float")
+        _expect("ScoredRollout", self.scores, "scores", shape[:1], "float")
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """What the update learns from: kl, rewards, advantages [B, T] float32, and returns [B, T] (None without values)."""
+
+    kl: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor | None
+
+
+class _Floats:
+    """Shared by the two stats classes."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, float]:
+        """All numbers by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # dataclasses
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats(_Floats):
+    """Means over all minibatches of one update."""
+
+    policy_loss: float
+    value_loss: float
+    clipfrac: float
+    value_clipfrac: float
+    approxkl: float
+    """Mean of (log ratio)^2 / 2, nats per token."""
+    ratio_mean: float
+    ratio_std: float
+    ratio_min: float
+    ratio_max: float
+    first_ratio_error: float
+    """Largest |ratio - 1| in the first minibatch of the first epoch."""
+    policy_grad_norm: float
+    value_grad_norm: float
+    learning_rate: float
+    optimizer_steps: float
+    stopped_early: float
+    """1 when max_kl ended the update before its last epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One PPO step in floats: `metrics` uses the field's names (objective/kl, policy/clipfrac, ...)."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+    @property
+    def reward_mean(self) -> float:
+        """Mean score of the step before shaping."""
+        return self.metrics["objective/scores"]
+
+    @property
+    def kl_nats(self) -> float:
+        """Mean KL to the reference, nats per response."""
+        return self.metrics["objective/kl"]

@@ -1,0 +1,184 @@
+"""Catalog: who offers which strategy. Find (metadata only), look up (names, clashes), load (import, verify)."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from io import StringIO
+from typing import Any
+
+from pydantic import ValidationError
+
+from marl_core.errors import ConfigError, MarlError, PluginError
+from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listing:
+    """One strategy as its package's metadata announces it."""
+
+    family: FamilyName
+    name: str
+    target: str
+    package: str
+    version: str
+
+    @property
+    def display_name(self) -> str:
+        """For messages: `brevity of acme-marl 2.0 (acme_marl:Brevity)`."""
+        return f"{self.name} of {self.package} {self.version} ({self.target})"
+
+    @property
+    def qualified_name(self) -> str:
+        """`acme-marl/brevity`: unambiguous in a config."""
+        return f"{self.package}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStrategy:
+    """A listing whose class was imported and verified."""
+
+    listing: Listing
+    strategy_class: type[Strategy]
+
+    def build(self, options: Mapping[str, Any]) -> Strategy:
+        """The strategy with these options. pydantic's ValidationError passes through, with the options' places."""
+        try:
+            return self.strategy_class.model_validate(dict(options))
+        except (ValidationError, MarlError):
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{self.listing.family} strategy {self.listing.display_name} failed while reading its options: {error!r}. "
+                "That is a fault of the plugin; report it to its authors."
+            ) from error
+
+
+class Catalog:
+    """All strategies that can be named. Made from a list, so that tests need no installed package."""
+
+    def __init__(self, listings: Iterable[Listing]) -> None:
+        self._listings = tuple(sorted(set(listings)))
+        self._loaded: dict[Listing, LoadedStrategy] = {}
+
+    @classmethod
+    def installed(cls) -> Catalog:
+        """What the packages installed in this environment announce. Imports none of them."""
+        return cls(_find_installed())
+
+    def listings(self, family: FamilyName) -> tuple[Listing, ...]:
+        """The family's listings, in order of name, then package."""
+        return tuple(listing for listing in self._listings if listing.family == family)
+
+    def lookup(self, family: FamilyName, name: str) -> Listing:
+        """The one listing called `name` or `package/name`.
+
+        Raises ConfigError when nobody offers it, PluginError when several packages do.
+        """
+        if not self._listings:
+            raise PluginError(
+                f"{family} strategy {name!r} was asked for, but no strategies of any kind are installed: marl-core's own are "
+                "found by its package metadata, so it isn't installed in this environment. Run `pip install -e .` in the "
+                "checkout, or `pip install marl-core`."
+            )
+        package, _, plain = name.rpartition("/")
+        offers = [listing for listing in self.listings(family) if listing.name == plain]
+        if package:
+            offers = [listing for listing in offers if _same_package(listing.package, package)]
+        if not offers:
+            raise ConfigError(self._unknown(family, name))
+        if len(offers) > 1:
+            raise PluginError(
+                f"{family} strategy {name!r} is offered by {' and by '.join(_whose(offer) for offer in offers)}: "
+                f"uninstall one, or write `use: {offers[0].qualified_name}`."
+            )
+        return offers[0]
+
+    def load(self, family: FamilyName, name: str) -> LoadedStrategy:
+        """Look up, import and verify one strategy. Raises as `lookup` does, and PluginError for a broken plugin."""
+        listing = self.lookup(family, name)
+        if listing not in self._loaded:
+            found = _import(listing)
+            whose = f"{family} strategy {listing.display_name}"
+            self._loaded[listing] = LoadedStrategy(listing, verify(found, family, whose))
+        return self._loaded[listing]
+
+    def _unknown(self, family: FamilyName, name: str) -> str:
+        names = sorted({listing.name for listing in self.listings(family)})
+        known = names + [listing.qualified_name for listing in self.listings(family)]
+        lowered = {candidate.lower(): candidate for candidate in known}
+        near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+        hint = f"; did you mean {lowered[near[0]]!r}?" if near else "."
+        others = sorted({listing.family for listing in self._listings if listing.name == name})
+        if others and not near:
+            hint = f"; {name!r} is a {' and a '.join(others)} strategy."
+        return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
+
+
+def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
+    """`found` as a strategy class that has its family's required hook; PluginError naming `whose` otherwise."""
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise PluginError(f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy.")
+    hook = FAMILIES[family].required_hook
+    if hook is None:
+        return found
+    method = getattr(found, hook, None)
+    if method is None:
+        near = difflib.get_close_matches(hook, [name for name in vars(found) if name.startswith("marl_")], n=1)
+        hint = f"It has {near[0]!r}: is that a slip of the pen?" if near else f"Every {family} strategy needs one."
+        raise PluginError(f"{whose} has no {hook} hook. {hint} See docs/hooks.md.")
+    if not hasattr(method, "marl_impl"):
+        raise PluginError(f"{whose} has a method {hook} that isn't marked. Put @hookimpl (from marl_core) above it.")
+    return found
+
+
+def _import(listing: Listing) -> object:
+    """Import a listing's target. Whatever goes wrong is the plugin's, and named so; only Ctrl-C passes."""
+    whose = f"{listing.family} strategy {listing.display_name}"
+    printed = StringIO()
+    try:
+        with redirect_stdout(printed):
+            found: object = metadata.EntryPoint(listing.name, listing.target, f"marl.{listing.family}").load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(
+            f"{whose} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another {listing.family}."
+        ) from error
+    if printed.getvalue():
+        first_line = printed.getvalue().strip().splitlines()[:1]
+        warnings.warn(f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", RuntimeWarning, stacklevel=3)
+    return found
+
+
+def _find_installed() -> Iterator[Listing]:
+    families = {family.group: family.name for family in FAMILIES.values()}
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        try:
+            points = [point for point in distribution.entry_points if point.group in families]
+            package, version = (distribution.metadata["Name"], distribution.version) if points else ("", "")
+        except Exception:  # unreadable metadata of some other package is not this run's business
+            continue
+        if not points or _normal(package) in seen:  # the first on sys.path is the one that gets imported
+            continue
+        seen.add(_normal(package))
+        for point in points:
+            yield Listing(families[point.group], point.name, point.value, package, version)
+
+
+def _normal(package: str) -> str:
+    return package.lower().replace("_", "-").replace(".", "-")
+
+
+def _same_package(one: str, other: str) -> bool:
+    return _normal(one) == _normal(other)
+
+
+def _whose(listing: Listing) -> str:
+    return f"{listing.package} {listing.version} ({listing.target})"

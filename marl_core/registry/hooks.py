@@ -1,0 +1,186 @@
+"""Hooks: pluggy behind a typed front. The only file that touches pluggy's untyped relay."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pluggy
+
+from marl_core.errors import MarlError, PluginError
+from marl_core.registry.hookspecs import MarlSpecs
+from marl_core.registry.strategy import Quantization, Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from marl_core.bank.adapters import AdapterBank
+    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.config.plan import Plan
+    from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
+
+Finding: TypeAlias = tuple[str, str]
+"""Whose finding it is, and the sentence."""
+
+
+class _Manager(pluggy.PluginManager):
+    """Looks only at `marl_` attributes: pydantic's own are many, and some warn when read."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        return super().parse_hookimpl_opts(plugin, name) if name.startswith("marl_") else None
+
+
+class Hooks:
+    """One method per hook, with real types. What a plugin raises or returns wrongly becomes a PluginError naming it."""
+
+    def __init__(self, strategies: Iterable[tuple[Strategy, str]]) -> None:
+        """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit."""
+        self._manager = _Manager("marl")
+        self._manager.add_hookspecs(MarlSpecs)
+        self._origins: dict[Strategy, str] = {}
+        for strategy, origin in strategies:
+            if strategy not in self._origins:
+                self._register(strategy, origin)
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """All registered strategies, in order."""
+        return tuple(self._origins)
+
+    def origin(self, strategy: Strategy) -> str:
+        """Who provides the strategy."""
+        return self._origins[strategy]
+
+    def implements(self, strategy: Strategy, hook: str) -> bool:
+        """Whether this strategy has this hook, wrappers not counted."""
+        return any(impl.plugin is strategy and not _wraps(impl) for impl in self._caller(hook).get_hookimpls())
+
+    def check(self, plan: Plan) -> list[Finding]:
+        """Every strategy's reasons why the run can't work, each with whose it is."""
+        findings: list[Finding] = []
+        for strategy in self._implementers("marl_check"):
+            with self._blame(strategy, "marl_check"):
+                for result in self._call(strategy, "marl_check", plan=plan):
+                    sentences = () if result is None else result
+                    if isinstance(sentences, str) or not isinstance(sentences, Iterable):
+                        raise self._wrong(strategy, "marl_check", sentences, "sentences: yield each as a string")
+                    findings += [(self._origins[strategy], str(sentence)) for sentence in sentences]
+        return findings
+
+    def quantization(self, strategy: Strategy, compute_dtype: str) -> Quantization:
+        """How the base is loaded."""
+        result = self._choose(strategy, "marl_quantization", compute_dtype=compute_dtype)
+        if not isinstance(result, Quantization):
+            raise self._wrong(strategy, "marl_quantization", result, "a marl_core.Quantization")
+        return result
+
+    def prepare_base(self, strategy: Strategy, base: PreTrainedModel) -> PreTrainedModel:
+        """The base to use: the given one when the strategy has no such hook or returns None."""
+        result = self._first(strategy, "marl_prepare_base", base=base)
+        if result is None:
+            return base
+        if not hasattr(result, "named_parameters"):
+            raise self._wrong(strategy, "marl_prepare_base", result, "a model, or None to leave the base as it is")
+        return result  # type: ignore[no-any-return]  # a model by duck: its class would import transformers
+
+    def reference(self, strategy: Strategy, bank: AdapterBank) -> View | ReferenceFunction:
+        """Which weights are the reference."""
+        result = self._choose(strategy, "marl_reference", bank=bank)
+        if not (callable(result) or hasattr(result, "adapter")):
+            raise self._wrong(strategy, "marl_reference", result, "a View or a function of a Rollout")
+        return result  # type: ignore[no-any-return]  # checked by duck: View lives in a heavier storey
+
+    def reward(
+        self, strategy: Strategy, bank: AdapterBank, tokenizer: PreTrainedTokenizerBase
+    ) -> ScoreView | RewardFunction:
+        """What scores a response."""
+        result = self._choose(strategy, "marl_reward", bank=bank, tokenizer=tokenizer)
+        if not (callable(result) or hasattr(result, "head")):
+            raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
+        return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
+
+    def run_start(self, plan: Plan) -> None:
+        """Tell the observers that the run begins."""
+        self._tell("marl_run_start", plan=plan)
+
+    def step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
+        """Tell the observers that a step ended."""
+        self._tell("marl_step_end", stats=stats, scored=scored)
+
+    def run_end(self, result: RunResult) -> None:
+        """Tell the observers that the run ended."""
+        self._tell("marl_run_end", result=result)
+
+    def _register(self, strategy: Strategy, origin: str) -> None:
+        name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
+        try:
+            self._manager.register(strategy, name)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"{origin}: {_explain(str(error))}") from error
+        self._origins[strategy] = name
+
+    def _caller(self, hook: str) -> pluggy.HookCaller:
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        return caller
+
+    def _implementers(self, hook: str) -> list[Strategy]:
+        return [strategy for strategy in self._origins if self.implements(strategy, hook)]
+
+    def _call(self, strategy: Strategy, hook: str, **arguments: Any) -> Any:
+        """Call one hook on one strategy; other strategies' wrappers around it take part."""
+        impls = self._caller(hook).get_hookimpls()
+        others = [impl.plugin for impl in impls if impl.plugin is not strategy and not _wraps(impl)]
+        return self._manager.subset_hook_caller(hook, others)(**arguments)
+
+    def _first(self, strategy: Strategy, hook: str, **arguments: Any) -> Any:
+        with self._blame(strategy, hook):
+            return self._call(strategy, hook, **arguments)
+
+    def _choose(self, strategy: Strategy, hook: str, **arguments: Any) -> Any:
+        if not self.implements(strategy, hook):
+            raise PluginError(f"{self._origins[strategy]} has no {hook} hook, so it can't be used here. See docs/hooks.md.")
+        result = self._first(strategy, hook, **arguments)
+        if result is None:
+            raise PluginError(f"{self._origins[strategy]}: {hook} gave None, but this hook must give a result. See docs/hooks.md.")
+        return result
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        for strategy in self._implementers(hook):
+            self._first(strategy, hook, **arguments)
+
+    @contextmanager
+    def _blame(self, strategy: Strategy, hook: str) -> Iterator[None]:
+        try:
+            yield
+        except MarlError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{self._origins[strategy]}: {hook} failed: {error!r}. The traceback (--debug) shows where; "
+                "if the options are right, report it to the plugin's authors."
+            ) from error
+
+    def _wrong(self, strategy: Strategy, hook: str, result: object, expected: str) -> PluginError:
+        return PluginError(f"{self._origins[strategy]}: {hook} gave a {type(result).__name__}, expected {expected}.")
+
+
+def _wraps(impl: pluggy.HookImpl) -> bool:
+    return impl.wrapper or impl.hookwrapper
+
+
+def _explain(message: str) -> str:
+    """pluggy's message on one line, with the near match or the arguments that the hook has."""
+    text = " ".join(message.split())
+    named = re.search(r"hook '(\w+)'", text)
+    specs = [name for name in vars(MarlSpecs) if name.startswith("marl_")]
+    hook = named.group(1) if named else ""
+    if hook in specs:
+        known = [name for name in inspect.signature(getattr(MarlSpecs, hook)).parameters if name != "self"]
+        return f"{text}. {hook} may take: {', '.join(known)}."
+    near = difflib.get_close_matches(hook, specs, n=1)
+    return f"{text}. {f'Did you mean {near[0]}?' if near else 'Known: ' + ', '.join(specs) + '.'} See docs/hooks.md."

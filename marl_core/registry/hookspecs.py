@@ -1,0 +1,189 @@
+"""The hooks: everything a strategy can do.
+
+A hook may gain arguments; it never loses or reorders them. All arguments are optional for the implementer: take those
+you need, by name. Each example below is executed by `tests/unit/test_hookspecs.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from marl_core.registry.strategy import Quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from marl_core.bank.adapters import AdapterBank
+    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.config.plan import Plan
+    from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
+
+hookspec = pluggy.HookspecMarker("marl")
+
+
+class MarlSpecs:
+    """Names, arguments and results of all hooks."""
+
+    @hookspec
+    def marl_check(self, plan: Plan) -> Iterable[str] | None:
+        """Say why this run can't work, before any weight is read.
+
+        Family: any.
+        Called: once per strategy, by `marl check` and at the start of every run. Must be quick and import nothing heavy.
+
+        Arguments:
+            plan: the whole config with its strategies; no model exists yet.
+
+        Result: one sentence for each reason, naming the config key; None or nothing means this strategy sees no obstacle.
+
+        Example:
+            class Patient(Strategy):
+                @hookimpl
+                def marl_check(self, plan: Plan) -> Iterable[str]:
+                    if plan.config.ppo.steps < 10:
+                        yield f"ppo.steps: {plan.config.ppo.steps} is too short for a patient run; use 10 or more."
+        """
+
+    @hookspec(firstresult=True)
+    def marl_quantization(self, compute_dtype: str) -> Quantization | None:
+        """Say how transformers loads the base, and what the loaded base can do.
+
+        Family: quantization, which must have it.
+        Called: once, when the plan's `quantization` is first read, before the base is loaded. Heavy imports belong inside.
+
+        Arguments:
+            compute_dtype: `model.dtype` of the config: "float32", "bfloat16" or "float16".
+
+        Result: a `Quantization`. None is refused: to load unquantized, return `Quantization()`.
+
+        Example:
+            class Plain(Strategy):
+                @hookimpl
+                def marl_quantization(self, compute_dtype: str) -> Quantization:
+                    return Quantization(bytes_per_weight=4.0 if compute_dtype == "float32" else 2.0)
+        """
+
+    @hookspec(firstresult=True)
+    def marl_prepare_base(self, base: PreTrainedModel) -> PreTrainedModel | None:
+        """Change the base before anything else is built on it, e.g. merge an adapter into it.
+
+        Family: reference.
+        Called: once, only on strategies that implement it, with the full-precision float32 base on the CPU, before it is
+        quantized, cast or given adapters. The core quantizes and casts the result.
+
+        Arguments:
+            base: the causal language model as loaded.
+
+        Result: the base to use, the same object or another. None leaves the base as it is.
+
+        Example:
+            class Frozen(Strategy):
+                @hookimpl
+                def marl_prepare_base(self, base: PreTrainedModel) -> PreTrainedModel:
+                    return base.requires_grad_(False)
+        """
+
+    @hookspec(firstresult=True)
+    def marl_reference(self, bank: AdapterBank) -> View | ReferenceFunction | None:
+        """Say which weights are the reference policy.
+
+        Family: reference, which must have it.
+        Called: once, after the bank holds base and policy, before the first rollout. Load frozen adapters here.
+
+        Arguments:
+            bank: the shared base and its adapters.
+
+        Result: a `View` of the shared base, which the core may evaluate together with others, or, for weights that live
+        elsewhere, a function from a `Rollout` to log-probs [B, T]. None is refused.
+
+        Example:
+            class BareBase(Strategy):
+                @hookimpl
+                def marl_reference(self) -> View:
+                    return View(None)
+        """
+
+    @hookspec(firstresult=True)
+    def marl_reward(
+        self, bank: AdapterBank, tokenizer: PreTrainedTokenizerBase
+    ) -> ScoreView | RewardFunction | None:
+        """Say what scores a response.
+
+        Family: reward, which must have it.
+        Called: once for each source in `reward` and each judge in `eval.judges`, before the first rollout.
+
+        Arguments:
+            bank: the shared base and its adapters.
+            tokenizer: the base's tokenizer; a copy may be changed, this one not.
+
+        Result: a `ScoreView` (shared base through an adapter, with a score head), or a function from a `Rollout` to one
+        finite float per response, [B]. None is refused.
+
+        Example:
+            class Brevity(Strategy):
+                target: int = 64
+                @hookimpl
+                def marl_reward(self) -> RewardFunction:
+                    return lambda rollout: (self.target / rollout.mask.sum(dim=1)).clamp(max=1.0)
+        """
+
+    @hookspec
+    def marl_run_start(self, plan: Plan) -> None:
+        """Watch a run begin.
+
+        Family: observer (any other may listen too).
+        Called: once, after the plan was checked and the run folder exists, before the first step. Also after a resume.
+
+        Arguments:
+            plan: the config, its strategies and the quantization.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Greeter(Strategy):
+                @hookimpl
+                def marl_run_start(self, plan: Plan) -> None:
+                    print(f"{plan.config.ppo.steps} steps on {plan.config.model.path}")
+        """
+
+    @hookspec
+    def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
+        """Watch a step end.
+
+        Family: observer (any other may listen too).
+        Called: after every PPO step, in the order of the config. Time spent here is time of the run.
+
+        Arguments:
+            stats: the step's numbers, floats only.
+            scored: the step's responses, log-probs and scores. Don't keep it: it holds the batch's tensors.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Count(Strategy):
+                @hookimpl
+                def marl_step_end(self, stats: StepStats) -> None:
+                    print("step", stats.step)
+        """
+
+    @hookspec
+    def marl_run_end(self, result: RunResult) -> None:
+        """Watch a run end.
+
+        Family: observer (any other may listen too).
+        Called: once, after the final adapter was saved; not when the run failed.
+
+        Arguments:
+            result: what the run gave: its folder, the last numbers, evaluation before and after.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Farewell(Strategy):
+                @hookimpl
+                def marl_run_end(self, result: RunResult) -> None:
+                    print("done:", result)
+        """

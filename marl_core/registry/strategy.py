@@ -1,0 +1,73 @@
+"""Strategy: one choice a config can make. Its fields are the options, its hooks the behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+API_VERSION = 1
+
+hookimpl = pluggy.HookimplMarker("marl")
+"""Mark a Strategy's method as the implementation of the hook with that name."""
+
+FamilyName = Literal["reference", "reward", "quantization", "observer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of choice: the config key, the entry-point group, and the hook each member must have."""
+
+    name: FamilyName
+    required_hook: str | None
+
+    @property
+    def group(self) -> str:
+        """Entry-point group, e.g. `marl.reward`."""
+        return f"marl.{self.name}"
+
+
+FAMILIES: dict[FamilyName, Family] = {
+    "reference": Family("reference", "marl_reference"),
+    "reward": Family("reward", "marl_reward"),
+    "quantization": Family("quantization", "marl_quantization"),
+    "observer": Family("observer", None),
+}
+
+
+class Strategy(BaseModel):
+    """Base class of all strategies: pydantic options and pluggy hooks in one class.
+
+    Types are strict ("3" is not 3), unknown options are refused, numbers are finite, instances are immutable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # pluggy keeps plugins in sets and finds them with ==: a strategy is itself, whatever its options.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.__hash__ = object.__hash__  # type: ignore[method-assign]  # frozen models write a hash of their fields
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How transformers loads the base, and what the loaded base can do.
+
+    `config` is handed to `from_pretrained(quantization_config=...)`; None loads unquantized.
+    `after_load` is called once with the loaded model, for settings the backend needs to be right.
+    """
+
+    config: Any = None
+    after_load: Callable[[Any], None] | None = None
+    batch_invariant: bool = True
+    """False when a row's log-probs depend on the other rows of its batch."""
+    same_kernels: bool = True
+    """False when train mode and eval mode use different kernels, so that the core must stay in one mode."""
+    bytes_per_weight: float | None = None
+    """Bytes of one quantized linear weight, for the memory estimate; None means the compute dtype's."""
