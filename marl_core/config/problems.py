@@ -1,8 +1,9 @@
-"""A pydantic ValidationError as a person reads it: one line per problem with path, value, what is allowed, near match."""
+"""A pydantic ValidationError as a person reads it: a line per problem with path, value, what is allowed, near match."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -17,11 +18,13 @@ from marl_core.registry.catalog import Catalog
 Path = tuple[str | int, ...]
 
 
-def problem_lines(error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None) -> dict[Path, str]:
-    """Each problem's place in `config` and its line."""
+def problem_lines(
+    error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None, prefix: Path = ()
+) -> dict[Path, str]:
+    """Each problem's place in `config` and its line. `prefix` is the place of the part that was validated."""
     found: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        found.setdefault(_place(details, config), []).append(details)
+        found.setdefault(_place((*prefix, *details["loc"]), details["type"], config), []).append(details)
     return {place: _line(place, details, config, catalog) for place, details in found.items()}
 
 
@@ -30,22 +33,22 @@ def dotted(place: Path) -> str:
     return ".".join(str(part) for part in place)
 
 
-def _place(details: ErrorDetails, config: Mapping[str, Any]) -> Path:
-    """The error's location without pydantic's tags for members of a union, which stand in no file."""
+def _place(location: Path, kind: str, config: Mapping[str, Any]) -> Path:
+    """`location` without pydantic's tags for members of a union, which stand in no file."""
     place: list[str | int] = []
     here: Any = config
-    for index, part in enumerate(details["loc"]):
-        is_last = index == len(details["loc"]) - 1
+    for index, part in enumerate(location):
+        is_missing = kind == "missing" and index == len(location) - 1
         if isinstance(here, Mapping) and isinstance(part, str):
             if part in here:
                 here = here[part]
-            elif index and not (is_last and details["type"] == "missing"):
+            elif index and not is_missing:
                 continue
             else:
                 here = None
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             here = here[part]
-        elif not (is_last and details["type"] == "missing"):
+        elif not is_missing:
             continue
         place.append(part)
     return tuple(place)
@@ -60,12 +63,14 @@ def _line(place: Path, found: list[ErrorDetails], config: Mapping[str, Any], cat
         return f"{path}: is required and wasn't given."
     if first["type"] == "value_error":
         return f"{path}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
-    wanted = " or ".join(dict.fromkeys(_wanted(details["msg"]) for details in found))
+    wanted = _wanted(" or ".join(dict.fromkeys(details["msg"] for details in found)))
     return f"{path}: {wanted}, but {_shown(first['input'])} was given."
 
 
 def _wanted(message: str) -> str:
-    text = message.replace("Input should", "should", 1)
+    text = message.replace("Input should", "should")
+    text = re.sub(r"a valid dictionary or instance of \w+", "a section (a mapping with keys)", text)
+    text = re.sub(r" or should be .*instance of Strategy", "", text)
     return text[:1].lower() + text[1:]
 
 
@@ -104,8 +109,10 @@ def _keys_at(path: Path, config: Mapping[str, Any], catalog: Catalog | None) -> 
 
 def _options(model: type[Choice], value: Any, catalog: Catalog | None) -> list[str]:
     name = value.get("use") if isinstance(value, Mapping) else value
+    if catalog is None or not isinstance(name, str):
+        return []
     try:
-        return list(catalog.load(model.family, name).strategy_class.model_fields) if catalog and isinstance(name, str) else []
+        return list(catalog.load(model.family, name).strategy_class.model_fields)
     except MarlError:
         return []
 

@@ -236,3 +236,29 @@ class StepStats:
     def kl_nats(self) -> float:
         """Mean KL to the reference, nats per response."""
         return self.metrics["objective/kl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out numbers at one step: means, with the standard deviation over sampling seeds (0 for one seed)."""
+
+    step: int
+    reward: float
+    reward_std: float
+    kl: float
+    """KL to the reference, nats per response; 0 when there is no reference."""
+    length: float
+    finished: float
+    judges: Mapping[str, Mapping[str, float]]
+    samples: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run gave."""
+
+    folder: str | None
+    steps: int
+    last: StepStats | None
+    before: Evaluation | None = None
+    after: Evaluation | None = None

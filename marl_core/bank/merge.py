@@ -1,0 +1,89 @@
+"""Merging an adapter into a base, in full precision, with the difference measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from marl_core.bank import lora
+from marl_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge changed: merged weights against base plus adapter, on probe tokens."""
+
+    out: Path
+    max_logit_difference: float
+    mean_kl_nats: float
+    seconds: float
+
+
+def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adapter") -> PreTrainedModel:
+    """The base with a LoRA adapter folded into its weights; the model object is the same one, changed.
+
+    Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
+    """
+    if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
+        raise ConfigError(
+            f"{asked_by}: merging needs the full-precision (float32) base, this one is "
+            f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
+        )
+    return attach(base, adapter, asked_by).merge_and_unload(safe_merge=True)  # type: ignore[no-any-return,operator]  # peft is loosely typed
+
+
+def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftModel:
+    """The base with one adapter injected and active, every tensor in its place."""
+    files = lora.find_adapter(adapter, asked_by)
+    if files.score_keys:
+        raise DataError(f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head.")
+    linears = lora.linear_names(base, base.get_output_embeddings())
+    peft = PeftModel(base, lora.config_of(files, linears, asked_by), adapter_name="merged")
+    lora.load_weights(peft, "merged", files, asked_by)
+    return peft.eval()
+
+
+@torch.no_grad()
+def merge_adapter(model: str, adapter: str, out: str | Path, dtype: str = "float32", revision: str | None = None) -> MergeReport:
+    """Merge `adapter` into `model` in float32, write a standalone model in `dtype` to `out`, measure the difference.
+
+    The comparison is between base + adapter in float32 and what was written.
+    """
+    from marl_core.bank.base import load_base, load_tokenizer
+
+    start, target = time.perf_counter(), Path(out)
+    if target.exists() and any(target.iterdir()):
+        raise DataError(f"--out {target} exists and isn't empty; give a new folder, nothing is overwritten.")
+    tokenizer = load_tokenizer(model, revision=revision)
+    peft = attach(load_base(model, revision=revision), adapter, "--adapter")
+    probe = _probe(peft)
+    before = peft(input_ids=probe).logits.float()
+    merged = peft.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+    after = merged(input_ids=probe).logits.float()
+    temporary = target.with_name(target.name + ".tmp")
+    merged.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if target.exists():
+        target.rmdir()
+    temporary.rename(target)
+    return MergeReport(target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start)
+
+
+def _probe(model: PeftModel) -> Tensor:
+    """8 rows of 32 tokens, the same for everybody."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return torch.randint(0, vocabulary, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+def _kl(before: Tensor, after: Tensor) -> Tensor:
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()

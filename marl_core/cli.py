@@ -1,0 +1,149 @@
+"""The command line: marl run | check | plugins | schema | merge | report. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from marl_core.errors import MarlError
+
+app = typer.Typer(
+    name="marl",
+    help="PPO for language models: policy, reference, reward and value share one frozen base through LoRA adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML).")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable.")
+]
+OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+) -> None:
+    """Options of all commands; `main` reads --debug itself."""
+
+
+@app.command()
+def run(
+    file: File,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
+) -> None:
+    """Train the policy that FILE describes."""
+    from marl_core.config.load import load_config
+    from marl_core.registry.catalog import Catalog
+
+    catalog = Catalog.installed()
+    config = load_config(file, sets or (), catalog, defaults=OBSERVERS)
+    from marl_core.run.runner import Runner
+
+    Runner(config, catalog=catalog, resume=resume, override=override).train()
+
+
+@app.command()
+def check(
+    file: File,
+    sets: Sets = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")] = False,
+) -> None:
+    """Say everything about FILE that can be known without weights."""
+    from marl_core.cli_show import show_memory, show_plan
+    from marl_core.config.load import load_config
+    from marl_core.config.plan import Plan
+    from marl_core.registry.catalog import Catalog
+
+    catalog = Catalog.installed()
+    plan = Plan.of(load_config(file, sets or (), catalog, defaults=OBSERVERS), catalog)
+    plan.require()
+    show_plan(plan)
+    if memory:
+        from marl_core.config.memory import estimate
+
+        show_memory(estimate(plan))
+    typer.echo(f"{file}: nothing speaks against this run.")
+
+
+@app.command()
+def plugins() -> None:
+    """List the strategies installed here; broken ones in red."""
+    from marl_core.cli_show import show_plugins
+    from marl_core.registry.catalog import Catalog
+
+    show_plugins(Catalog.installed())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, the options of installed strategies included."""
+    from marl_core.config.schema import json_schema
+    from marl_core.registry.catalog import Catalog
+
+    typer.echo(json.dumps(json_schema(Catalog.installed()), indent=2))
+
+
+@app.command()
+def merge(
+    model: Annotated[str, typer.Option("--model", help="Folder or hub name of the base model.")],
+    adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the PEFT adapter.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the merged model; must not exist yet.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Dtype of the merged weights: float32, bfloat16 or float16.")] = "float32",
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
+) -> None:
+    """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
+    from marl_core.bank.merge import merge_adapter
+
+    report = merge_adapter(model, adapter, out, dtype=dtype, revision=revision)
+    typer.echo(
+        f"{report.out}: merged in {report.seconds:.1f} s; against base + adapter the logits differ by at most "
+        f"{report.max_logit_difference:.3g}, mean KL {report.mean_kl_nats:.3g} nats per token"
+    )
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write report.html into a run folder."""
+    from marl_core.run.report import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Errors of the user's making are shown without a traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        return int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
+    except MarlError as error:
+        return _fail(f"marl: {error}", error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("marl: interrupted", 130, debug)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, in whichever click typer carries
+            error.show()
+            return int(error.exit_code)
+        hint = "" if debug else " Run again with --debug for the traceback, and"
+        return _fail(f"marl: a bug in marl: {error!r}.{hint} please report it.", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The algorithm's sections: PPO, its KL penalty and clip range, and the shaping of scores."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from marl_core.config.part import Fraction, Part
+
+
+class KLPart(Part):
+    """The KL penalty to the reference."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator (Schulman 2020)."""
+    into: Literal["reward", "loss"] = "reward"
+    """Subtract it from the token rewards, or add it to the loss."""
+    coef: NonNegativeFloat = 0.05
+    """Coefficient (start value when adaptive). 0 skips the reference pass."""
+    target: PositiveFloat | None = None
+    """Target KL in nats per response: makes the coefficient adaptive (Ziegler et al. 2019)."""
+    horizon: PositiveFloat = 10_000.0
+    """Responses over which the adaptive coefficient may change by a factor e^0.2."""
+
+    @model_validator(mode="after")
+    def _adaptive_needs_a_start(self) -> Self:
+        if self.target is not None and self.coef == 0:
+            raise ValueError("an adaptive coefficient (target) can't start from coef 0: it would stay 0")
+        if self.into == "loss" and self.estimator == "k1":
+            raise ValueError("k1 in the loss has zero expected gradient of the KL; use estimator k2 or k3 with into: loss")
+        return self
+
+
+class ClipPart(Part):
+    """Clip range of the ratio: [1 - low, 1 + high]."""
+
+    low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Range below 1."""
+    high: PositiveFloat = 0.2
+    """Range above 1."""
+
+
+def _clip_from_number(value: Any) -> Any:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return {"low": value, "high": value}
+    return value
+
+
+class PPOPart(Part):
+    """The algorithm."""
+
+    steps: PositiveInt = 50
+    """PPO iterations: rollout, scoring, update."""
+    batch: PositiveInt = 32
+    """Responses per step."""
+    samples_per_prompt: PositiveInt = 1
+    """Responses per prompt; more than one for rloo and grpo."""
+    minibatch: PositiveInt = 8
+    """Responses per optimizer step."""
+    microbatch: PositiveInt | None = None
+    """Responses per forward and backward; gradients accumulate to a minibatch."""
+    epochs: PositiveInt = 4
+    """Passes over the rollout."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate of the policy adapter."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule over all optimizer steps, after warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """PPO steps of linear warm-up."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW weight decay."""
+    adam_betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(default_factory=lambda: [0.9, 0.999])
+    """AdamW betas."""
+    adam_eps: PositiveFloat = 1e-5
+    """AdamW epsilon."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient clipping, for each role by itself."""
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    """Advantage estimator; rloo and grpo need no value function."""
+    gamma: Fraction = 1.0
+    """Discount."""
+    lam: Fraction = 0.95
+    """Lambda of generalized advantage estimation."""
+    whiten: bool = True
+    """Whiten advantages over the batch (gae)."""
+    kl: KLPart = Field(default_factory=KLPart)
+    """Penalty for leaving the reference."""
+    clip: Annotated[ClipPart, BeforeValidator(_clip_from_number, json_schema_input_type=ClipPart | float)] = Field(default_factory=ClipPart)
+    """A number, or {low, high}."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound of the loss for negative advantages (Ye et al. 2020)."""
+    value_clip: PositiveFloat | None = 0.2
+    """Clip range of the value update."""
+    value_coef: NonNegativeFloat = 0.1
+    """Weight of the value loss."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus."""
+    aggregation: Literal["token", "sequence"] = "token"
+    """Mean over all tokens, or mean over sequences of token means."""
+    max_kl: PositiveFloat | None = None
+    """Stop the step's updates when approx_kl to the old policy passes this, in nats per token."""
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        pairs = (("batch", "minibatch"), ("batch", "samples_per_prompt"), ("minibatch", "microbatch"))
+        for whole, piece in pairs:
+            a, b = getattr(self, whole), getattr(self, piece)
+            if b is not None and a % b:
+                raise ValueError(f"{piece} {b} does not divide {whole} {a} (remainder {a % b})")
+        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
+            raise ValueError(f"advantage {self.advantage} compares responses to one prompt: samples_per_prompt must be 2 or more")
+        return self
+
+
+class ShapingPart(Part):
+    """What happens to the summed scores before PPO sees them, in this order."""
+
+    missing_eos_penalty: NonNegativeFloat | None = None
+    """Subtracted from the score of a response that never stopped."""
+    normalize: bool = False
+    """Divide by the running standard deviation after subtracting the running mean."""
+    clip: PositiveFloat | None = None
+    """Clip to [-clip, clip]."""

@@ -1,0 +1,168 @@
+"""Prompts from a file or a data set: read, checked row by row, tokenized once, dealt out in a seeded order."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from marl_core.config.run_config import DataPart
+from marl_core.errors import DataError
+from marl_core.ppo.types import Prompts
+from marl_core.run.seeds import generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptData:
+    """All prompts of a run: rows, what the user wrote, and tokens."""
+
+    rows: Sequence[Row]
+    texts: Sequence[Any]
+    tokens: Sequence[Sequence[int]]
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def load(cls, data: DataPart, tokenizer: PreTrainedTokenizerBase) -> PromptData:
+        """Read, check and tokenize; DataError with row numbers for what can't be used."""
+        rows = read_rows(data.prompts, data.split)
+        texts = [_prompt(row, data.field, data.prompts, index) for index, row in enumerate(rows)]
+        kept: list[tuple[Row, Any, list[int]]] = []
+        long: list[int] = []
+        empty: list[int] = []
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            tokens = encode(tokenizer, text)
+            if not tokens or (isinstance(text, str) and not text.strip()):
+                empty.append(index)
+                continue
+            if len(tokens) > data.max_prompt_tokens:
+                long.append(index)
+                if data.on_long != "truncate-left":
+                    continue
+                tokens = tokens[-data.max_prompt_tokens :]
+            kept.append((row, text, tokens))
+        _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
+        longest = f"exceed {data.max_prompt_tokens} tokens"
+        _complain(long, data.on_long == "error", longest, "data.max_prompt_tokens, or data.on_long: drop or truncate-left", data.prompts)
+        if not kept:
+            raise DataError(f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {data.field!r}.")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad)
+
+    def take(self, indices: Sequence[int]) -> Prompts:
+        """The prompts at these places, as one batch."""
+        return Prompts.of([self.tokens[i] for i in indices], self.pad, [self.rows[i] for i in indices], [self.texts[i] for i in indices])
+
+    def batch(self, step: int, count: int, seed: int, shuffle: bool = True) -> Prompts:
+        """The `count` prompts of step `step` (0-based): each epoch in a new order that depends on the seed alone."""
+        indices = []
+        for place in range(step * count, (step + 1) * count):
+            epoch, offset = divmod(place, len(self))
+            indices.append(self._order(epoch, seed)[offset] if shuffle else offset)
+        return self.take(indices)
+
+    def _order(self, epoch: int, seed: int) -> list[int]:
+        order: list[int] = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
+        return order
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
+    """Tokens of a text, or of chat messages through the model's own chat template."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt).input_ids)
+    if tokenizer.chat_template is None:
+        raise DataError("data: the prompts are chat messages, but this model's tokenizer has no chat template. Use plain texts.")
+    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+
+def _prompt(row: Row, field: str, source: str, index: int) -> Any:
+    if field not in row:
+        raise DataError(f"data.field: row {index} of {source} has no {field!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
+    value = row[field]
+    messages = isinstance(value, list) and value and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+    if not isinstance(value, str) and not messages:
+        raise DataError(
+            f"data.field: row {index} of {source} has a {type(value).__name__} as {field!r}; "
+            "a prompt is a text, or a list of {role, content} messages."
+        )
+    return value
+
+
+def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
+    if rows and refuse:
+        raise DataError(f"data.prompts: {len(rows)} prompts of {source} {what} (rows {', '.join(map(str, rows[:5]))}). Mend them, or set {way_out}.")
+
+
+def read_rows(source: str, split: str = "train") -> list[Row]:
+    """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
+    path = Path(source).expanduser()
+    if path.suffix not in (".json", ".jsonl", ".csv", ".parquet"):
+        return _from_datasets(source, split)
+    if not path.is_file():
+        raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
+    try:
+        rows = _READERS[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"data.prompts: {source} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except (ValueError, csv.Error, OSError) as error:
+        raise DataError(f"data.prompts: {source} could not be read: {error}") from error
+    bad = [index for index, row in enumerate(rows) if not isinstance(row, Mapping)]
+    if bad or not rows:
+        raise DataError(f"data.prompts: {source} must hold rows of named columns; " + (f"row {bad[0]} is none." if bad else "it holds no row."))
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not valid JSON: {error}") from error
+    return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, list):
+        raise ValueError(f"it holds a {type(found).__name__}, not a list of rows")
+    return found
+
+
+def _read_csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow.parquet
+
+    return list(pyarrow.parquet.read_table(path).to_pylist())
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _from_datasets(source: str, split: str) -> list[Row]:
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(source, split=split))
+    except Exception as error:
+        raise DataError(
+            f"data.prompts: {source!r} is no .json, .jsonl, .csv or .parquet file, and datasets could not load it "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})."
+        ) from error

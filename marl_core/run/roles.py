@@ -1,0 +1,112 @@
+"""From a Plan to the roles of a run: bank, trained adapters, reference, reward sources, judges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from marl_core.bank import lora
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.base import load_bank
+from marl_core.bank.views import ReferenceFunction, View
+from marl_core.config.choice import RewardChoice
+from marl_core.config.plan import Plan
+from marl_core.config.run_config import LoraPart
+from marl_core.errors import ConfigError
+from marl_core.ppo.scoring import Source
+from marl_core.ppo.update import Trained
+from marl_core.registry.strategy import Strategy
+from marl_core.run.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who is who on the shared base."""
+
+    bank: AdapterBank
+    trained: Trained
+    reference: View | ReferenceFunction
+    reference_origin: str
+    rewards: tuple[Source, ...]
+    judges: tuple[Source, ...]
+
+
+def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Roles:
+    """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards."""
+    bank = _bank(plan, bank)
+    if policy in bank.adapters:
+        raise ConfigError(f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...').")
+    _add_policy(plan, bank, policy)
+    value_adapter, value_head = _add_value(plan, bank, policy)
+    if plan.config.model.gradient_checkpointing:
+        bank.trunk.checkpoint_gradients()
+    return Roles(
+        bank=bank,
+        trained=Trained(policy, value_head, value_adapter),
+        reference=plan.hooks.reference(plan.reference, bank),
+        reference_origin=plan.hooks.origin(plan.reference),
+        rewards=_sources(plan, bank, plan.rewards),
+        judges=_sources(plan, bank, [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()]),
+    )
+
+
+def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
+    prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")
+    prepared = f"{plan.config.reference.label} {plan.reference.model_dump_json()}" if prepares else ""
+    if bank is not None:
+        if bank.prepared != prepared:
+            raise ConfigError(
+                f"reference: this run's base must be prepared by [{prepared or 'nothing'}], the bank you share was by [{bank.prepared or 'nothing'}]. "
+                "Runners that share a bank need references that leave the base the same."
+            )
+        return bank
+    model = plan.config.model
+    bank = load_bank(
+        model.path,
+        dtype=model.dtype,
+        tokenizer=model.tokenizer,
+        device=plan.config.run.device,
+        revision=model.revision,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+        quantization=plan.quantization,
+        prepare=(lambda base: plan.hooks.prepare_base(plan.reference, base)) if prepares else None,
+    )
+    bank.prepared = prepared
+    return bank
+
+
+def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
+    part = plan.config.policy
+    if part.start == "continue":
+        bank.load(name, part.source or "", trainable=True, asked_by="policy.from")
+    else:
+        bank.add(name, _lora(part, bank), seed=derive_seed(plan.config.run.seed, "policy"))
+
+
+def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, str | None]:
+    """Names of the value's adapter and head; None for what it doesn't have."""
+    where = plan.config.value_on
+    if where == "none":
+        return None, None
+    adapter = None
+    if where == "own":
+        adapter = f"{policy}-value"
+        bank.add(adapter, _lora(plan.config.value, bank), seed=derive_seed(plan.config.run.seed, "value"))
+    bank.add_value_head(f"{policy}-value-head")
+    return adapter, f"{policy}-value-head"
+
+
+def _lora(part: LoraPart, bank: AdapterBank) -> lora.LoraConfig:
+    return lora.make_config(part.r, part.alpha, part.targets, part.dropout, part.lora, bank.linears)
+
+
+def _sources(plan: Plan, bank: AdapterBank, chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]]) -> tuple[Source, ...]:
+    labels = [choice.name or choice.label for choice, _ in chosen]
+    doubled = {label for label, count in Counter(labels).items() if count > 1}
+    sources = []
+    for index, (choice, strategy) in enumerate(chosen):
+        label = f"{labels[index]}-{index + 1}" if labels[index] in doubled else labels[index]
+        score = plan.hooks.reward(strategy, bank, bank.tokenizer)
+        sources.append(Source(label, choice.weight, score, plan.hooks.origin(strategy)))
+    return tuple(sources)

@@ -1,0 +1,59 @@
+"""Score shaping between reward and PPO: missing-EOS penalty, running normalization, clip, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marl_core.config.run_config import ShapingPart
+
+
+@dataclass
+class Shaper:
+    """Applies a ShapingPart; keeps running moments (Welford, over all scores of the run) for normalization."""
+
+    part: ShapingPart
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def __call__(self, scores: Tensor, finished: Tensor, *, learn: bool = True) -> Tensor:
+        """Shaped scores [B] float32; `learn` updates the moments with this batch first."""
+        shaped = scores.float()
+        if self.part.missing_eos_penalty is not None:
+            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
+        if self.part.normalize:
+            if learn:
+                self._learn(shaped)
+            shaped = (shaped - self.mean) / max(self.std, 1e-6)
+        if self.part.clip is not None:
+            shaped = shaped.clamp(-self.part.clip, self.part.clip)
+        return shaped
+
+    @property
+    def std(self) -> float:
+        """Running standard deviation; 1 before two scores were seen."""
+        return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 else 1.0
+
+    def _learn(self, scores: Tensor) -> None:
+        batch = scores.double().cpu()
+        count, mean = float(len(batch)), float(batch.mean())
+        total, delta = self.count + count, mean - self.mean
+        self.squares += float((batch - mean).square().sum()) + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Take over a checkpoint's state."""
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+
+
+def variance_is_zero(scores: Tensor) -> bool:
+    """Whether all scores are equal: then there is nothing to learn from this batch."""
+    return len(scores) > 1 and bool(torch.all(scores == scores[0]))

@@ -1,0 +1,90 @@
+"""Built-in references: which weights the KL penalty pulls towards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from marl_core import Strategy, hookimpl, read_adapter
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from marl_core import AdapterBank, Plan, View
+    from transformers import PreTrainedModel
+
+
+class DisabledAdapter(Strategy):
+    """The bare base: every adapter switched off. Right for a new LoRA on the base."""
+
+    @hookimpl
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """Refuse the classic trap without reading a weight."""
+        if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
+            yield (
+                f"reference: disabled-adapter, but the policy starts as a copy of {plan.config.policy.source}: with adapters off the "
+                "reference never saw that adapter's training, so the KL pulls the policy away from where it starts. Write "
+                f"reference: {{use: peft-adapter, adapter: {plan.config.policy.source}}}, or merge the adapter and start: new "
+                "(reference: merged-base), or, if you mean it, add allow_mismatch: true"
+            )
+
+    @hookimpl
+    def marl_reference(self) -> View:
+        """The base with nothing on it."""
+        from marl_core import View
+
+        return View(None)
+
+
+class MergedBase(Strategy):
+    """The bare base after an SFT adapter was merged into it, in full precision, before any quantization."""
+
+    adapter: str = Field(min_length=1, description="The SFT adapter to merge into the base at load.")
+
+    @hookimpl
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """The adapter must be there, and must not be applied twice."""
+        files = read_adapter(self.adapter, "reference.adapter")
+        if files.score_keys:
+            yield f"reference.adapter: {self.adapter} is a reward adapter (it has a score head), not an SFT adapter"
+        if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
+            yield (
+                f"reference: merged-base folds {self.adapter} into the base, and the policy continues {plan.config.policy.source} on top "
+                "of it, so policy and reference differ from the start. Write policy: {start: new} to train a new LoRA on the merged base"
+            )
+
+    @hookimpl
+    def marl_prepare_base(self, base: PreTrainedModel) -> PreTrainedModel:
+        """Merge while the base is still float32: merging into a quantized base is lossy."""
+        from marl_core import merge_into
+
+        return merge_into(base, self.adapter, "reference.adapter")
+
+    @hookimpl
+    def marl_reference(self) -> View:
+        """The merged base with nothing on it."""
+        from marl_core import View
+
+        return View(None)
+
+
+class PeftAdapter(Strategy):
+    """An explicit, frozen PEFT adapter on the base. Right when the policy is a trainable copy of that adapter."""
+
+    adapter: str = Field(min_length=1, description="The frozen adapter that is the reference.")
+
+    @hookimpl
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """The adapter must be there, and be what the policy starts from."""
+        read_adapter(self.adapter, "reference.adapter")
+        if plan.config.policy.start == "new" and not plan.config.reference.allow_mismatch:
+            yield (
+                f"reference: peft-adapter {self.adapter}, but the policy starts as a new LoRA on the bare base, which is another model. "
+                f"Write policy: {{start: continue, from: {self.adapter}}}, or reference: {{use: merged-base, adapter: {self.adapter}}}"
+            )
+
+    @hookimpl
+    def marl_reference(self, bank: AdapterBank) -> View:
+        """Load it frozen, or use it if the bank already has it."""
+        from marl_core import View
+
+        return View(bank.frozen(self.adapter, "reference", "reference.adapter"))

@@ -1,0 +1,84 @@
+"""Built-in reward sources: an adapter on the shared base, a separate model, a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from marl_core import Strategy, hookimpl, read_adapter
+from pydantic import Field, PositiveInt
+
+if TYPE_CHECKING:
+    from marl_core import AdapterBank, Plan, RewardFunction, ScoreView
+    from transformers import PreTrainedTokenizerBase
+
+
+class AdapterReward(Strategy):
+    """A SEQ_CLS reward adapter on the shared base, as TRL's RewardTrainer writes it."""
+
+    path: str = Field(min_length=1, description="Folder of the reward adapter, score head included.")
+    position: Literal["auto", "last-attended", "last-non-pad"] = Field(
+        "auto", description="Token that is scored; auto: as recorded with the adapter, which is how transformers' classifier reads it."
+    )
+    pad_token_id: int | None = Field(None, description="Pad id for last-non-pad, when it isn't recorded with the adapter.")
+
+    @hookimpl
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """The files must hold an adapter with a head, and not be the policy itself."""
+        files = read_adapter(self.path, "reward.path")
+        if not any(key.endswith("weight") for key in files.score_keys):
+            yield (
+                f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
+                "or modules_to_save=['score'], and save it again"
+            )
+        if plan.config.policy.source and Path(plan.config.policy.source).resolve() == files.folder.resolve():
+            yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
+
+    @hookimpl
+    def marl_reward(self, bank: AdapterBank) -> ScoreView:
+        """Load adapter and head, check base and golden scores."""
+        position = None if self.position == "auto" else self.position
+        return bank.load_reward(self.path, position=position, pad_id=self.pad_token_id)
+
+
+class ModelReward(Strategy):
+    """A separate sequence-classification model with its own tokenizer and chat template."""
+
+    path: str = Field(min_length=1, description="Folder or hub name of a sequence-classification model with one label.")
+    revision: str | None = Field(None, description="Hub revision.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the reward model.")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages."
+    )
+    append_eos: bool = Field(True, description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them.")
+    batch: PositiveInt = Field(16, description="Texts per forward pass.")
+    max_tokens: PositiveInt = Field(2048, description="Texts are cut on the left to this many tokens.")
+
+    @hookimpl
+    def marl_reward(self, bank: AdapterBank) -> RewardFunction:
+        """Load it beside the base; decode, template, encode."""
+        from marl_plugins.reward_model import RewardModel
+
+        return RewardModel(self, str(bank.device))
+
+
+class FunctionReward(Strategy):
+    """A Python function in TRL's convention: fn(prompts, completions, **columns) -> list[float | None], sync or async."""
+
+    target: str = Field(pattern=r".+:[A-Za-z_]\w*$", description="`package.module:function` or `file.py:function`.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
+
+    @hookimpl
+    def marl_check(self) -> Iterable[str]:
+        """The function must exist; a file is parsed, not run."""
+        from marl_plugins.reward_function import problems
+
+        yield from problems(self.target)
+
+    @hookimpl
+    def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
+        """Import the function and wrap it."""
+        from marl_plugins.reward_function import wrap
+
+        return wrap(self.target, self.arguments)

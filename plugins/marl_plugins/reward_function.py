@@ -1,0 +1,124 @@
+"""Calling a Python function as a reward, in the convention of TRL's reward functions."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marl_core import ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from marl_core import RewardFunction, Rollout
+
+
+def problems(target: str) -> Iterable[str]:
+    """Why `target` can't be imported, found without importing it."""
+    place, name = target.rsplit(":", 1)
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+        if not file.is_file():
+            yield f"reward.target: there is no file {place!r} (looked in {Path.cwd()})"
+            return
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+            yield f"reward.target: {place} is not Python: {error}"
+            return
+        names = _defined(tree)
+        if name not in names:
+            yield f"reward.target: {place} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
+    elif not _module_exists(place):
+        yield f"reward.target: there is no module {place!r} in this environment; for a file write {place}.py:{name}"
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
+
+
+def _module_exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.split(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def load(target: str) -> Callable[..., Any]:
+    """Import the function; ConfigError when it isn't there, PluginError when its module fails."""
+    place, name = target.rsplit(":", 1)
+    try:
+        module = _load_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError as error:
+        raise ConfigError(f"reward.target: there is no file {place!r} (looked in {Path.cwd()}).") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"reward.target: {place} could not be imported: {type(error).__name__}: {error}.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"reward.target: {place} has no function {name!r}.")
+    return function  # type: ignore[no-any-return]  # anything callable
+
+
+def _load_file(file: Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    name = f"marl_reward_{abs(hash(file.resolve())):x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} can't be loaded as a module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def wrap(target: str, arguments: Mapping[str, Any]) -> RewardFunction:
+    """A reward from a function: prompts, completions, completion_ids and the data's columns, as TRL passes them."""
+    function = load(target)
+    accepted = _accepted(function)
+
+    def score(rollout: Rollout) -> Any:
+        given = {**columns(rollout), **arguments}
+        found = function(**{key: value for key, value in given.items() if accepted is None or key in accepted})
+        return _wait(found) if inspect.isawaitable(found) else found
+
+    return score
+
+
+def columns(rollout: Rollout) -> dict[str, Any]:
+    """Keyword arguments of a reward function: each a list with one entry for each response."""
+    prompts = list(rollout.prompts.texts)
+    chat = bool(prompts) and isinstance(prompts[0], list)
+    completions: list[Any] = [[{"role": "assistant", "content": text}] for text in rollout.texts] if chat else list(rollout.texts)
+    ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
+    names = {name for row in rollout.prompts.rows for name in row} - {"prompt", "prompts", "completions", "completion_ids"}
+    extra = {name: [row.get(name) for row in rollout.prompts.rows] for name in sorted(names)}
+    return {"prompts": prompts, "completions": completions, "completion_ids": ids, **extra}
+
+
+def _accepted(function: Callable[..., Any]) -> set[str] | None:
+    """Names the function takes; None when it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def _wait(awaitable: Any) -> Any:
+    async def run() -> Any:
+        return await awaitable
+
+    return asyncio.run(run())

@@ -1,0 +1,80 @@
+"""A separate reward model: decode, template, encode, score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from marl_core import DataError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+if TYPE_CHECKING:
+    from marl_core import Rollout
+    from marl_plugins.reward import ModelReward
+
+
+class RewardModel:
+    """Callable: Rollout -> scores [B] float32, by a model and tokenizer of its own."""
+
+    def __init__(self, options: ModelReward, device: str) -> None:
+        """Load both; DataError when the model has no trained head with one label."""
+        self._options, self._device = options, device
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(options.path, revision=options.revision, trust_remote_code=False)
+            self._model, report = AutoModelForSequenceClassification.from_pretrained(
+                options.path,
+                revision=options.revision,
+                dtype=getattr(torch, options.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise DataError(f"reward.path: {options.path!r} could not be loaded as a sequence-classification model: {first}") from error
+        self._check_head(report)
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._model.to(device).eval().requires_grad_(False)
+
+    def _check_head(self, report: dict[str, Any]) -> None:
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise DataError(
+                f"reward.path: {self._options.path!r} lacks trained weights for {missing[:3]}: its scores would be random. "
+                "Give a model that was trained as a sequence classifier (a reward model)."
+            )
+        if self._model.config.num_labels != 1:
+            raise DataError(
+                f"reward.path: {self._options.path!r} has {self._model.config.num_labels} labels; a reward model has one. "
+                "Use a function reward to pick a label."
+            )
+
+    def text(self, prompt: Any, response: str) -> str:
+        """One text as the reward model wants it, special tokens included."""
+        chat = self._options.template == "chat" or (self._options.template == "auto" and isinstance(prompt, list))
+        if chat:
+            messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+            whole = [*messages, {"role": "assistant", "content": response}]
+            return str(self._tokenizer.apply_chat_template(whole, tokenize=False))
+        joined = (prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)) + response
+        return joined + (self._tokenizer.eos_token or "" if self._options.append_eos else "")
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> torch.Tensor:
+        """Scores [B] float32."""
+        prompts = rollout.prompts.texts or [""] * len(rollout)
+        texts = [self.text(prompt, response) for prompt, response in zip(prompts, rollout.texts, strict=True)]
+        scores = []
+        for start in range(0, len(texts), self._options.batch):
+            batch = self._tokenizer(
+                texts[start : start + self._options.batch],
+                padding=True,
+                truncation=True,
+                max_length=self._options.max_tokens,
+                return_tensors="pt",
+            )
+            inputs = {key: batch[key].to(self._device) for key in ("input_ids", "attention_mask")}
+            scores.append(self._model(**inputs).logits.float().squeeze(-1))
+        return torch.cat(scores)
