@@ -1,7 +1,5 @@
 """Stage 2: a reward adapter on the merged base, from pairs of reviews that people rated differently."""
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +13,7 @@ from training import DTYPE, load_tokenizer, lora, shuffled_batches, train, train
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-POSITION = "last attended token"  # where the score is read; the same as TRL's, because pad is never EOS here
-
+from marl_core.bank.certificate import write_certificate
 
 def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train the adapter and its score head.
@@ -41,6 +38,13 @@ def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict
             parameter.data = parameter.data.float()  # bfloat16 would round the head's small updates away
     train(trainer, folder, "Reward adapter")
     return {"pairs": len(rows)}
+
+
+def finish(base: Path, folder: Path, pairs: Sequence[Pair], golden: Sequence[str]) -> dict[str, float]:
+    """Test the saved adapter on held-out pairs, read back as transformers reads it, and certify its base and reading."""
+    accuracy = pair_accuracy(load_classifier(base, folder), pairs, load_tokenizer(folder))
+    write_certificate(folder, base, golden)
+    return {"accuracy": accuracy, "tested": len(pairs)}
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_tokens: int, cut_share: float, seed: int) -> list[Any]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from peft import LoraConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 from trl import RewardTrainer, SFTTrainer
 
 DTYPE = torch.bfloat16  # of the frozen base; adapters and heads stay in float32
@@ -18,10 +20,12 @@ DTYPE = torch.bfloat16  # of the frozen base; adapters and heads stay in float32
 
 def quiet() -> None:
     """Silence, by name, what is known and harmless here."""
-    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator.*")
-    # The new score head of stage 2 is reported as missing from the base: of course it is.
-    logging.getLogger("transformers.utils.loading_report").setLevel(logging.ERROR)
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    disable_progress_bar()  # of loading weights; training has its own bar
+    disable_progress_bars()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    for name in ("modeling_utils", "distributed.tensor_parallel"):  # a new score head; "layers were not sharded"
+        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # "Failed to load CPU gemm_4bit_forward": not used here
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -179,6 +179,11 @@ class AdapterBank:
 
     # -- looking through ------------------------------------------------------------------------------------
 
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where each adapter that was loaded from disk came from."""
+        return dict(self._paths)
+
     def activate(self, adapter: str | None) -> None:
         """Make `adapter` the active one until further notice; prefer the block form, `using`."""
         if adapter is not None and adapter not in self.adapters:

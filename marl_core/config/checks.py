@@ -1,18 +1,179 @@
-"""What the core can say about a plan before any weight is read: reasons against, and warnings."""
+"""What the core can say about a plan before any weight is read: reasons against it, and warnings."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from marl_core.config.adapter_files import read_adapter
+from marl_core.config.data_files import look_at_prompts
+from marl_core.config.lora_checks import lora_findings
+from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model
+from marl_core.config.roles import mismatch, path_options
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError, DataError, MarlError
 
 if TYPE_CHECKING:
     from marl_core.config.plan import Plan
 
 
-def core_findings(plan: Plan) -> list[str]:
-    """Reasons why the run can't work."""
-    return []
+def core_findings(plan: Plan) -> list[MarlError]:
+    """Reasons why the run can't work, as the errors that would be raised for each alone."""
+    config = plan.config
+    return [
+        *_model(config),
+        *_adapter(config),
+        *(ConfigError(sentence) for sentence in lora_findings(config)),
+        *_data(config),
+        *_folder(plan),
+        *_names(plan),
+    ]
 
 
 def core_warnings(plan: Plan) -> list[str]:
-    """What will run and may not be what was meant."""
-    return []
+    """What will run and may not be what was meant, each with its consequence."""
+    return [*_sampling_warnings(plan.config), *_schedule_warnings(plan.config), *_reference_warnings(plan)]
+
+
+def _model(config: RunConfig) -> Iterator[MarlError]:
+    model = config.model
+    is_local = os.path.isdir(os.path.expanduser(model.path))
+    if model.trust_remote_code and not model.revision and not is_local:
+        yield ConfigError(
+            f"model.trust_remote_code: code of {model.path!r} would run as its newest version stands. "
+            "Set model.revision to the commit you have read."
+        )
+    try:
+        files = read_model(model.path, model.revision)
+    except DataError as error:
+        yield error
+        return
+    if files is not None:
+        yield from _model_files(config, files)
+
+
+def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
+    name, known = config.model.path, files.config
+    if known.get("auto_map") and not config.model.trust_remote_code:
+        yield ConfigError(
+            f"model.path: {name!r} brings its own code (auto_map in config.json). "
+            "Read it, then set model.trust_remote_code: true, or use a model that transformers knows."
+        )
+    if known.get("is_encoder_decoder"):
+        yield ConfigError(f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models.")
+    limit = known.get("max_position_embeddings") or known.get("n_positions")
+    asked = (config.data.max_prompt_tokens if config.data else 0) + config.sampling.max_new_tokens
+    if isinstance(limit, int) and asked > limit:
+        yield ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens: {asked} tokens are more than the {limit} positions "
+            f"of {name!r}. Lower one of them."
+        )
+    try:
+        if os.path.isdir(os.path.expanduser(name)):
+            files.shapes()
+    except DataError as error:
+        yield error
+
+
+def _adapter(config: RunConfig) -> Iterator[MarlError]:
+    source = config.policy.source
+    if source is None or (looks_like_hub_name(source) and not os.path.exists(source)):
+        return
+    try:
+        read_adapter(source, "policy.from")
+    except DataError as error:
+        yield error
+
+
+def _data(config: RunConfig) -> Iterator[MarlError]:
+    asked = []
+    if config.data is not None:
+        asked.append((config.data.prompts, config.data.field, "data.prompts"))
+    if config.eval.prompts is not None:
+        asked.append((config.eval.prompts, config.data.field if config.data else "prompt", "eval.prompts"))
+    for name, field, asked_by in asked:
+        error = look_at_prompts(name, field, asked_by)
+        if error is not None:
+            yield error
+    if config.eval.prompts is None and (config.eval.judges or config.eval.every):
+        yield ConfigError("eval: judges and `every` need prompts to evaluate on. Set eval.prompts, or remove them.")
+
+
+def _folder(plan: Plan) -> Iterator[MarlError]:
+    name = plan.config.run.folder
+    if name is None:
+        return
+    folder = Path(os.path.abspath(os.path.expanduser(name)))
+    if "\0" in name or (os.path.exists(folder) and not os.path.isdir(folder)):
+        yield ConfigError(f"run.folder: {name!r} can't be a folder: there is a file of that name. Choose another.")
+        return
+    for key, path in _inputs(plan):
+        if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(folder):
+            yield ConfigError(f"run.folder: {name!r} is also {key}, which the run reads. Choose another folder to write to.")
+    standing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    if not os.path.isdir(standing) or not os.access(standing, os.W_OK | os.X_OK):
+        yield ConfigError(f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder.")
+
+
+def _inputs(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Everything the run reads that may be a path, with its key."""
+    config = plan.config
+    named = [("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer), ("policy.from", config.policy.source)]
+    named += [("data.prompts", config.data.prompts if config.data else None), ("eval.prompts", config.eval.prompts)]
+    yield from ((key, os.path.expanduser(path)) for key, path in named if path)
+    strategies = [plan.reference, *(strategy for _, strategy in plan.rewards), *(strategy for _, strategy in plan.judges.values())]
+    for strategy in strategies:
+        yield from ((f"{key} of {plan.hooks.origin(strategy)}", path) for key, path in path_options(strategy))
+
+
+def _names(plan: Plan) -> Iterator[MarlError]:
+    names = Counter(choice.name or choice.label for choice, _ in plan.rewards)
+    for name, times in names.items():
+        if times > 1:
+            yield ConfigError(f"reward: {times} sources are called {name!r} in the metrics. Give each its own `name`.")
+        elif name in plan.judges:
+            yield ConfigError(f"eval.judges.{name}: a reward is called {name!r} too. Rename one of them.")
+
+
+def _sampling_warnings(config: RunConfig) -> Iterator[str]:
+    sampling = config.sampling
+    for key, is_on in (("top_p", sampling.top_p < 1.0), ("top_k", sampling.top_k > 0)):
+        if is_on:
+            yield (
+                f"sampling.{key}: {getattr(sampling, key)} cuts the distribution that is sampled from, while log-probs are of the "
+                "whole one: ratio and KL are biased. Use temperature alone for unbiased PPO."
+            )
+    if config.policy.dropout > 0:
+        yield (
+            f"policy.dropout: {config.policy.dropout} makes new log-probs differ from old ones before any update: "
+            "the ratio starts away from 1. Use 0 for PPO."
+        )
+    if config.policy.lora.get("use_dora") and config.model.dtype != "float32":
+        yield f"policy.lora.use_dora: a fresh DoRA on a {config.model.dtype} base rounds differently, so step-0 KL is not exactly 0."
+
+
+def _schedule_warnings(config: RunConfig) -> Iterator[str]:
+    steps = config.ppo.steps
+    if config.ppo.warmup_steps >= steps:
+        yield f"ppo.warmup_steps: {config.ppo.warmup_steps} of {steps} steps: the whole run is warm-up, the peak rate is never used."
+    for key, every in (("run.checkpoint_every", config.run.checkpoint_every), ("eval.every", config.eval.every)):
+        if every > steps:
+            yield f"{key}: {every} is more than the {steps} steps of the run, so it never happens in between."
+    if "horizon" in config.ppo.kl.model_fields_set and config.ppo.kl.target is None:
+        yield "ppo.kl.horizon has no effect without ppo.kl.target: the coefficient is fixed."
+    for index, choice in enumerate(config.reward):
+        if choice.weight == 0:
+            yield f"reward.{index}.weight: 0: this source is measured and never trained on."
+    unused = sorted(config.value.model_fields_set - {"on", "learning_rate"})
+    if unused and config.value_on != "own":
+        yield f"value: {', '.join(unused)} have no effect with value on {config.value_on!r}; they are for `on: own`."
+
+
+def _reference_warnings(plan: Plan) -> Iterator[str]:
+    wrong = mismatch(plan)
+    if wrong and plan.config.ppo.kl.coef > 0:
+        ending = "allowed by allow_mismatch" if plan.reference_choice.allow_mismatch else "refused at step 0 unless allow_mismatch: true"
+        yield f"reference: {wrong} ({ending})."

@@ -13,7 +13,7 @@ from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.problems import dotted, problem_lines
 from marl_core.config.roles import Role, describe_roles
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
@@ -64,17 +64,22 @@ class Plan:
 
     def check(self) -> list[str]:
         """Every reason, known without weights, why this run can't work."""
-        return [*core_findings(self), *(f"{sentence} (says {origin})" for origin, sentence in self.hooks.check(self))]
+        return [str(finding) for finding in self._findings()]
 
     def warnings(self) -> list[str]:
         """What will run and may not be what was meant, each with its consequence."""
         return core_warnings(self)
 
     def require(self) -> None:
-        """Raise ConfigError listing all findings of `check`, if there are any."""
-        findings = self.check()
+        """Raise if `check` finds anything: a DataError if all of it is about files, else a ConfigError."""
+        findings = self._findings()
         if findings:
-            raise ConfigError("\n".join(["this run can't work:", *(f"  {finding}" for finding in findings)]))
+            kind = DataError if all(isinstance(finding, DataError) for finding in findings) else ConfigError
+            raise kind("\n".join(["this run can't work:", *(f"  {finding}" for finding in findings)]))
+
+    def _findings(self) -> list[MarlError]:
+        said = [ConfigError(f"{sentence} (says {origin})") for origin, sentence in self.hooks.check(self)]
+        return [*core_findings(self), *said]
 
     def describe(self) -> list[Role]:
         """Each role of the run, where its weights live, and what follows from it."""

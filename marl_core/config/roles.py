@@ -1,12 +1,14 @@
-"""Who is who in a run: each role, where its weights live, and which reference applies."""
+"""Who is who in a run: each role, where its weights live, and which reference is the right one for this policy."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import CONFIG_FILE
+from marl_core.config.choice import RewardChoice
 from marl_core.registry.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One row of `marl check`."""
+    """One row of `marl check`: who, which weights, and what follows."""
 
     name: str
     weights: str
@@ -23,5 +25,105 @@ class Role:
 
 
 def describe_roles(plan: Plan) -> list[Role]:
-    """Rows for base, policy, reference, rewards, judges and value."""
-    return []
+    """Rows for base, policy, reference, rewards, value and judges."""
+    config = plan.config
+    model = config.model
+    base = f"{model.path}, {model.dtype}, quantization {config.quantization.label}"
+    rewards = [_scorer(f"reward {choice.name or choice.label}", choice, strategy) for choice, strategy in plan.rewards]
+    judges = [
+        Role(f"judge {name}", summary(type(strategy)), "measured on held-out prompts, never trained on")
+        for name, (_, strategy) in plan.judges.items()
+    ]
+    return [
+        Role("base", base, "frozen, in memory once"),
+        _policy(plan),
+        Role("reference", f"{config.reference.label}: {summary(type(plan.reference))}", _reference_note(plan)),
+        *rewards,
+        _value(plan),
+        *judges,
+    ]
+
+
+def mismatch(plan: Plan) -> str | None:
+    """Why the reference isn't the model the policy starts from, as far as the options show; None if it is, or may be."""
+    source = plan.config.policy.source
+    adapters = [path for _, path in _adapter_options(plan)]
+    prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")
+    if source is None:
+        if adapters and not prepares:
+            return (
+                f"the policy starts as the base, the reference is the adapter {adapters[0]}: KL pulls towards another model "
+                "than the start. Let the policy continue that adapter, or merge it into the base"
+            )
+        return None
+    if prepares and adapters:
+        return f"the policy continues {source} on a base that already has {adapters[0]} merged in. Start a new policy there"
+    if not any(_same(source, path) for _, path in path_options(plan.reference)):
+        return (
+            f"the policy continues {source}, which the reference doesn't name: KL pulls towards a model that never saw its "
+            "training data. Use a reference that is this adapter, frozen"
+        )
+    return None
+
+
+def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
+    """The strategy's options that may be paths."""
+    for name in type(strategy).model_fields:
+        value = getattr(strategy, name)
+        if isinstance(value, str | os.PathLike):
+            yield name, os.path.expanduser(os.fspath(value))
+
+
+def summary(strategy_class: type[Strategy]) -> str:
+    """The first line of its docstring; empty when it has none of its own."""
+    text = strategy_class.__doc__ if "__doc__" in vars(strategy_class) else None
+    return (text or "").strip().split("\n", 1)[0].rstrip(".")
+
+
+def _adapter_options(plan: Plan) -> list[tuple[str, str]]:
+    """Those options of the reference that name an adapter folder on this machine, or the policy's source."""
+    source = plan.config.policy.source
+    return [
+        (name, path)
+        for name, path in path_options(plan.reference)
+        if os.path.isfile(os.path.join(path, CONFIG_FILE)) or (source is not None and _same(path, source))
+    ]
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+
+
+def _policy(plan: Plan) -> Role:
+    policy = plan.config.policy
+    if policy.source is not None:
+        return Role("policy", f"LoRA on the base, a trainable copy of {policy.source}", "starts as that adapter")
+    targets = policy.targets if isinstance(policy.targets, str) else ", ".join(policy.targets)
+    return Role("policy", f"LoRA on the base: r={policy.r}, alpha={policy.alpha:g}, {targets}", "starts as the base")
+
+
+def _reference_note(plan: Plan) -> str:
+    if plan.config.ppo.kl.coef == 0:
+        return "not evaluated: ppo.kl.coef is 0"
+    wrong = mismatch(plan)
+    if wrong:
+        return f"not where the policy starts: {wrong}"
+    if plan.config.policy.source is not None:
+        return "the frozen adapter that the policy continues: step-0 KL is 0"
+    if plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        return "the base as this strategy prepares it, where the new policy starts: step-0 KL is 0"
+    return "right if it is the bare base, where the new policy starts; the pre-flight check measures it"
+
+
+def _scorer(name: str, choice: RewardChoice, strategy: Strategy) -> Role:
+    return Role(name, summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
+
+
+def _value(plan: Plan) -> Role:
+    advantage = plan.config.ppo.advantage
+    weights, note = {
+        "policy": ("a head on the policy's trunk", "no forward pass of its own"),
+        "own": (f"LoRA on the base and a head: r={plan.config.value.r}", "a forward and backward pass of its own"),
+        "none": ("none", f"advantage {advantage} needs no value function"),
+    }[plan.config.value_on]
+    return Role("value", weights, note)

@@ -1,0 +1,57 @@
+"""LoRA options that can't serve a base which several roles share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from marl_core.config.run_config import LoraPart, RunConfig
+
+OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
+SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
+REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+SHARED_MODULES = ("lm_head", "embed_tokens", "embed_out", "wte")
+
+
+def lora_findings(config: RunConfig) -> Iterator[str]:
+    """A sentence for each option, of the policy's LoRA and of the value's own, that can't work."""
+    yield from _findings(config.policy, "policy")
+    if config.value_on == "own":
+        yield from _findings(config.value, "value")
+
+
+def _findings(part: LoraPart, key: str) -> Iterator[str]:
+    lora = part.lora
+    for name in lora:
+        if name in OWN_KEYS:
+            yield f"{key}.lora.{name}: write {key}.{OWN_KEYS[name]} instead; it would be given twice."
+        elif name in SET_BY_MARL:
+            yield f"{key}.lora.{name}: marl sets this itself. Remove it."
+    yield from _initialization(lora, key)
+    if lora.get("bias", "none") != "none":
+        yield f"{key}.lora.bias: {lora['bias']!r} trains biases of the base, which all roles share. Use bias: none."
+    for name in ("modules_to_save", "trainable_token_indices", "layer_replication"):
+        if lora.get(name):
+            yield f"{key}.lora.{name}: changes modules of the base, which all roles share. Remove it."
+    targets = [part.targets] if isinstance(part.targets, str) else part.targets
+    for target in targets:
+        if target.rsplit(".", 1)[-1] in SHARED_MODULES:
+            yield (
+                f"{key}.targets: {target!r} is the embedding or the output layer, often one tensor for both and shared by "
+                "all roles. Adapt the layers between them."
+            )
+    if not targets:
+        yield f"{key}.targets: the list is empty, so nothing would be trained. Name modules, or use all-linear."
+
+
+def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
+    start = lora.get("init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(REWRITING):
+        yield (
+            f"{key}.lora.init_lora_weights: {start!r} rewrites the base's weights, so the other roles would no longer see "
+            "the model they were trained on, nor the reference the model the policy starts from. Use true or gaussian."
+        )
+    elif start == "eva":
+        yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data of its own, which marl doesn't run. Use true or gaussian."
+    elif start is False:
+        yield f"{key}.lora.init_lora_weights: false starts away from the base, so step-0 KL isn't 0. Use true or gaussian."

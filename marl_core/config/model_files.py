@@ -1,0 +1,91 @@
+"""What a model folder says without torch: its config.json, and its tensors' shapes from the safetensors headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marl_core.config.adapter_files import read_shapes
+from marl_core.errors import DataError
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model folder and its config.json."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, by the index where there is one; empty when there are none."""
+        index = self.folder / INDEX_FILE
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return [self.folder / name for name in names]
+        return [self.folder / SINGLE_FILE] if (self.folder / SINGLE_FILE).is_file() else []
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape. Raises DataError when a file is missing or damaged."""
+        try:
+            files = self.weight_files
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"model.path: {self.folder / INDEX_FILE} can't be read: {error!r}. Copy the folder again.") from error
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            what = f"lacks {', '.join(missing)}" if missing else "has no safetensors weights"
+            raise DataError(f"model.path: {self.folder} {what}. Copy the whole folder.")
+        return {name: shape for file in files for name, shape in read_shapes(file, "model.path").items()}
+
+
+def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
+    """A local model, or a hub model that is in this machine's cache; None for a hub name that isn't.
+
+    Raises DataError for a path that can only be local and holds no model.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):
+        if not looks_like_hub_name(path):
+            raise DataError(f"model.path: there is no folder {path!r}. Give a folder with {CONFIG_FILE}, or a hub name.")
+        return _cached(path, revision)
+    if not (folder / CONFIG_FILE).is_file():
+        hint = " It is an adapter: give the base it was trained on." if (folder / "adapter_config.json").is_file() else ""
+        raise DataError(f"model.path: the folder {path!r} holds no {CONFIG_FILE}, so it is no model.{hint or ' Check the path.'}")
+    return ModelFiles(folder, _read_config(folder / CONFIG_FILE))
+
+
+def looks_like_hub_name(path: str) -> bool:
+    """`name` or `owner/name`: what can't be told from a relative folder that doesn't exist."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", path) is not None
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"model.path: {file} is not valid JSON ({error}). Copy the model again.") from error
+    if not isinstance(config, dict):
+        raise DataError(f"model.path: {file} holds a {type(config).__name__}, not a model's config. Copy the model again.")
+    return config
+
+
+def _cached(name: str, revision: str | None) -> ModelFiles | None:
+    """The snapshot that huggingface_hub's cache holds, found by its documented layout; it isn't imported."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    repository = cache / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or ""
+    folder = repository / "snapshots" / commit
+    return ModelFiles(folder, _read_config(folder / CONFIG_FILE)) if commit and (folder / CONFIG_FILE).is_file() else None

@@ -1,0 +1,132 @@
+"""Checkpoints: safetensors and JSON only, each file hashed, written beside and renamed; resume is exact on one machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.errors import DataError
+from marl_core.ppo.update import Trained
+from marl_core.run.files import new_folder, sha256, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a run must remember beside its weights: steps done, the KL coefficient, the score shaper's moments."""
+
+    step: int
+    kl_coef: float
+    shaper: Mapping[str, float]
+
+
+def name_of(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
+def save(folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2) -> Path:
+    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`."""
+    target = folder / name_of(state.step)
+    with new_folder(target) as temporary:
+        bank.save(trained.policy, temporary / "policy")
+        if trained.value_adapter:
+            bank.save(trained.value_adapter, temporary / "value")
+        if trained.value_head:
+            save_file(_head_tensors(bank, trained.value_head), temporary / "heads.safetensors")
+        save_file(_optimizer_tensors(optimizer, _names(bank, trained)), temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        write_json(temporary / "manifest.json", {str(p.relative_to(temporary)): sha256(p) for p in files})
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, compared with its manifest; None when it is whole."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        for name, digest in manifest.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if sha256(file) != digest:
+                return f"{name}: hash differs"
+        if json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("format") != FORMAT:
+            return "state.json is of another format"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"manifest or state can't be read ({error})"
+    return None
+
+
+def newest(folder: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint, and a sentence for each damaged one that was passed over. DataError if none is whole."""
+    notes = []
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint, notes
+        notes.append(f"{checkpoint.name} is damaged ({wrong})")
+    detail = "; ".join(notes) or "there is no checkpoint in it"
+    raise DataError(f"resume: {folder} holds no whole checkpoint: {detail}. Start again in a new run.folder.")
+
+
+def load(checkpoint: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer) -> State:
+    """Put a checkpoint's weights and optimizer state in place, bit for bit."""
+    try:
+        _fill(bank.tensors(trained.policy), load_file(checkpoint / "policy" / "adapter_model.safetensors"), checkpoint)
+        if trained.value_adapter:
+            _fill(bank.tensors(trained.value_adapter), load_file(checkpoint / "value" / "adapter_model.safetensors"), checkpoint)
+        if trained.value_head:
+            _fill(_head_tensors(bank, trained.value_head), load_file(checkpoint / "heads.safetensors"), checkpoint)
+        _restore_optimizer(optimizer, _names(bank, trained), load_file(checkpoint / "optimizer.safetensors"))
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"resume: {checkpoint} doesn't fit this config ({error}). Resume with the config the run was started with.") from error
+    return State(state["step"], state["kl_coef"], state["shaper"])
+
+
+def _names(bank: AdapterBank, trained: Trained) -> dict[nn.Parameter, str]:
+    return {p: f"{role}/{name}" for role, found in trained.parameters(bank).items() for name, p in found.items()}
+
+
+def _head_tensors(bank: AdapterBank, head: str) -> dict[str, Tensor]:
+    return {f"value.{name}": p.data for name, p in bank.heads[head].named_parameters()}
+
+
+@torch.no_grad()
+def _fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], checkpoint: Path) -> None:
+    if set(mine) != set(theirs):
+        raise ValueError(f"its tensors have other names, first: {sorted(set(mine) ^ set(theirs))[:2]}")
+    for name, tensor in mine.items():
+        if tensor.shape != theirs[name].shape:
+            raise ValueError(f"{name} is {list(theirs[name].shape)}, here {list(tensor.shape)}")
+        tensor.copy_(theirs[name])
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    return {
+        f"{names[parameter]}|{key}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]) -> None:
+    optimizer.state.clear()
+    for parameter, name in names.items():
+        state = {key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name}
+        for key, value in state.items():
+            optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device).clone()

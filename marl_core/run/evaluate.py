@@ -1,0 +1,67 @@
+"""Held-out evaluation: the policy's reward, KL to the reference, length and judges, with the spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from marl_core.bank.views import View
+from marl_core.config.plan import Plan
+from marl_core.ppo.objectives import masked_sum
+from marl_core.ppo.rollout import generate
+from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.types import Evaluation, Rollout
+from marl_core.run.prompts import PromptData
+from marl_core.run.roles import Roles
+from marl_core.run.seeds import derive_seed
+
+
+def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], step: int) -> Evaluation:
+    """One response to each held-out prompt for each seed; the same seeds at every step, so that runs compare."""
+    part = plan.config.eval
+    count = min(len(data), part.limit or len(data))
+    chunk = plan.config.ppo.batch
+    per_seed: list[dict[str, float]] = []
+    samples: list[dict[str, Any]] = []
+    for seed in range(part.seeds):
+        rows: list[dict[str, Any]] = []
+        for start in range(0, count, chunk):
+            prompts = data.take(range(start, min(start + chunk, count)))
+            rollout = generate(roles.bank, roles.trained.policy, prompts, plan.config.sampling, stops, derive_seed("eval", seed, start))
+            rows += _rows(plan, roles, rollout)
+        per_seed.append(_means(rows))
+        samples = samples or rows[: part.samples]
+    means = {name: statistics.fmean(run[name] for run in per_seed) for name in per_seed[0]}
+    spread = {name: statistics.stdev(run[name] for run in per_seed) if len(per_seed) > 1 else 0.0 for name in per_seed[0]}
+    judges = {name: {"mean": means[f"judge/{name}"], "std": spread[f"judge/{name}"]} for name in part.judges}
+    return Evaluation(step, means["reward"], spread["reward"], means["kl"], means["length"], means["finished"], judges, samples)
+
+
+def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> list[dict[str, Any]]:
+    size, temperature = plan.config.ppo.microbatch or plan.config.ppo.minibatch, plan.config.sampling.temperature
+    total, _ = score_sources(roles.bank, roles.rewards, rollout, size)
+    judged = {j.name: score_sources(roles.bank, [j], rollout, size)[0] for j in roles.judges}
+    kl = 0.0 * total
+    if plan.config.ppo.kl.coef > 0:
+        policy = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
+        reference = reference_logprobs(roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin)
+        kl = masked_sum(policy - reference, rollout.mask, dim=1)
+    return [
+        {
+            "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
+            "response": rollout.texts[i],
+            "score": float(total[i]),
+            "kl": float(kl[i]),
+            "length": int(rollout.lengths[i]),
+            "finished": bool(rollout.finished[i]),
+            "judges": {name: float(scores[i]) for name, scores in judged.items()},
+        }
+        for i in range(len(rollout))
+    ]
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    means = {name: statistics.fmean(row[name] for row in rows) for name in ("kl", "length", "finished")}
+    means["reward"] = statistics.fmean(row["score"] for row in rows)
+    return means | {f"judge/{name}": statistics.fmean(row["judges"][name] for row in rows) for name in rows[0]["judges"]}

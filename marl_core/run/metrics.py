@@ -1,0 +1,82 @@
+"""A step's numbers under the field's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from marl_core.ppo.objectives import explained_variance, kl_estimate, masked_mean, masked_sum
+from marl_core.ppo.types import Advantages, ScoredRollout, StepStats, UpdateStats
+
+
+def step_stats(
+    step: int, scored: ScoredRollout, advantages: Advantages, update: UpdateStats, kl_coef: float, seconds: Mapping[str, float]
+) -> StepStats:
+    """All metrics of one step. KL is in nats per response unless the name says otherwise; times are in seconds."""
+    mask, rollout = scored.rollout.mask, scored.rollout
+    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
+    tokens, total = float(mask.sum()), sum(seconds.values())
+    metrics = {
+        "objective/scores": float(raw.mean()),
+        "objective/scores_std": float(raw.std()) if len(raw) > 1 else 0.0,
+        "objective/shaped_scores": float(scored.scores.mean()),
+        "objective/rlhf_reward": float(masked_sum(advantages.rewards, mask, dim=1).mean()),
+        "objective/entropy": _mean(scored.entropy, mask),
+        "objective/kl_coef": kl_coef,
+        **_kl(scored),
+        **{f"reward/{name}": float(part.nanmean()) for name, part in scored.parts.items()},
+        **_update(update),
+        **_value(scored, advantages),
+        "tokens/mean_length": tokens / len(rollout),
+        "tokens/finished": float(rollout.finished.float().mean()),
+        "perf/tokens_per_second": tokens / total if total else 0.0,
+        "perf/seconds": total,
+        **{f"perf/seconds_{phase}": spent for phase, spent in seconds.items()},
+    }
+    return StepStats(step, metrics)
+
+
+def _mean(values: Tensor | None, mask: Tensor) -> float:
+    return 0.0 if values is None else float(masked_mean(values, mask))
+
+
+def _kl(scored: ScoredRollout) -> dict[str, float]:
+    """k1 summed over the response is the KL in nats; k2 and k3 beside it tell noise from drift."""
+    if scored.ref_logprobs is None:
+        return {"objective/kl": 0.0}
+    mask = scored.rollout.mask
+    each = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in ("k1", "k2", "k3")}
+    sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in each.items()}
+    return {"objective/kl": sums["k1"], "objective/kl_k2": sums["k2"], "objective/kl_k3": sums["k3"], "objective/kl_per_token": _mean(each["k1"], mask)}
+
+
+def _update(update: UpdateStats) -> dict[str, float]:
+    return {
+        "policy/loss": update.policy_loss,
+        "policy/clipfrac": update.clipfrac,
+        "policy/approxkl": update.approxkl,
+        "policy/ratio_mean": update.ratio_mean,
+        "policy/ratio_std": update.ratio_std,
+        "policy/ratio_min": update.ratio_min,
+        "policy/ratio_max": update.ratio_max,
+        "policy/first_ratio_error": update.first_ratio_error,
+        "policy/grad_norm": update.policy_grad_norm,
+        "policy/learning_rate": update.learning_rate,
+        "policy/optimizer_steps": update.optimizer_steps,
+        "policy/stopped_early": update.stopped_early,
+        "val/loss": update.value_loss,
+        "val/clipfrac": update.value_clipfrac,
+        "val/grad_norm": update.value_grad_norm,
+    }
+
+
+def _value(scored: ScoredRollout, advantages: Advantages) -> dict[str, float]:
+    if scored.values is None or advantages.returns is None:
+        return {}
+    mask = scored.rollout.mask
+    return {
+        "val/explained_var": float(explained_variance(scored.values, advantages.returns, mask)),
+        "val/mean": _mean(scored.values, mask),
+        "val/returns_mean": _mean(advantages.returns, mask),
+    }

@@ -1,0 +1,191 @@
+"""Step-0 checks on real prompts: is the reference the model the policy starts from, is the ratio one, is frozen
+frozen, does a gradient survive a rollout, does the reward fit this base. Seconds, always on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.views import View
+from marl_core.config.plan import Plan
+from marl_core.errors import ConfigError, NumericError
+from marl_core.ppo.objectives import masked_mean, masked_sum
+from marl_core.ppo.rollout import generate
+from marl_core.ppo.scoring import forward, pieces, reference_logprobs, view_logprobs
+from marl_core.ppo.types import Prompts, Rollout
+from marl_core.run.roles import Roles
+from marl_core.run.seeds import derive_seed, generator
+
+GRADIENT_COSINE = 0.9999
+CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""
+ROW_TOLERANCE = 0.5
+"""Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: what was checked, whether it holds, in words and in numbers."""
+
+    name: str
+    ok: bool
+    detail: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """All findings before the first update."""
+
+    checks: tuple[Check, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the run folder."""
+        return {"ok": all(check.ok for check in self.checks), "checks": [asdict(check) for check in self.checks]}
+
+
+def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, fresh: bool = True) -> Preflight:
+    """Run all checks on the first minibatch of `prompts`; raises when training would be wrong.
+
+    `fresh` is false after a resume: then the policy has moved and is not compared with the reference.
+    """
+    size = plan.config.ppo.microbatch or plan.config.ppo.minibatch
+    some = Prompts.of([row[keep].tolist() for row, keep in zip(prompts.ids[:size], prompts.mask[:size], strict=True)],
+                      roles.bank.tokenizer.pad_token_id or 0, list(prompts.rows[:size]), list(prompts.texts[:size]))
+    before = _gradient(roles, some, plan)
+    limits = plan.config.sampling.model_copy(update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0})
+    rollout = generate(roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight"))
+    checks = [_trainable(roles)]
+    checks += [_reference(plan, roles, rollout, size)] if fresh and plan.config.ppo.kl.coef > 0 else []
+    checks += [_ratio(plan, roles, rollout, size), _gradient_after(before, _gradient(roles, some, plan)), _rows(plan, roles, rollout)]
+    checks += [Check(f"reward adapter {name}", "can't verify" not in detail, detail) for name, detail in roles.bank.reward_checks.items()]
+    return Preflight(tuple(checks))
+
+
+def _trainable(roles: Roles) -> Check:
+    """Exactly the named adapters learn, in float32; everything else is frozen."""
+    bank, trained = roles.bank, roles.trained.parameters(roles.bank)
+    learning = {name for name, p in bank.base.named_parameters() if p.requires_grad}
+    allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
+    mine = {name for parameters in trained.values() for name in parameters}
+    wrong = sorted(learning ^ allowed) or sorted(
+        name for parameters in trained.values() for name, p in parameters.items() if not p.requires_grad or p.dtype != torch.float32
+    )
+    if wrong:
+        raise ConfigError(f"pre-flight: the trainable set is not what the roles say; first: {wrong[:3]}. Something outside marl changed requires_grad or dtype.")
+    counts = {role: float(sum(p.numel() for p in parameters.values())) for role, parameters in trained.items()}
+    words = ", ".join(f"{role} {int(count):,}" for role, count in counts.items())
+    others = len(learning - mine)
+    return Check("trainable", True, f"trainable parameters: {words}; the base is frozen" + (f"; {others} tensors of other policies" if others else ""), counts)
+
+
+def _start(plan: Plan, bank: AdapterBank) -> str:
+    base = f"the base prepared by {bank.prepared.split()[0]}" if bank.prepared else "the base"
+    policy = plan.config.policy
+    return f"a trainable copy of {policy.source} on {base}" if policy.start == "continue" else f"a new LoRA on {base}"
+
+
+def _seen(roles: Roles) -> str:
+    if not isinstance(roles.reference, View):
+        return "weights held elsewhere"
+    return f"the frozen adapter {roles.reference.adapter!r}" if roles.reference.adapter else "the bare base, adapters off"
+
+
+def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
+    """KL(policy, reference) before any update: zero, or the reference is another model than the policy's start."""
+    temperature = plan.config.sampling.temperature
+    policy = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
+    reference = reference_logprobs(roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin)
+    gap = policy - reference
+    kl = float(masked_sum(gap, rollout.mask, dim=1).mean())
+    worst, mean = float(gap.abs().max()), float(masked_mean(gap.abs(), rollout.mask))
+    numbers = {"kl_nats": kl, "max_difference": worst, "mean_difference": mean}
+    what = f"policy: {_start(plan, roles.bank)}; reference: {_seen(roles)}"
+    if worst == 0.0:
+        return Check("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
+    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[plan.config.model.dtype]
+    if plan.config.policy.lora.get("use_dora"):
+        allowed = CALLABLE_TOLERANCE[plan.config.model.dtype]  # DoRA recomputes norms: not bitwise in half precision
+    if mean <= allowed:
+        return Check("reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers)
+    sentence = (
+        f"{what}. Before any update they differ by {mean:.3g} nats per token (largest {worst:.3g}; KL {kl:.3g} nats per response): "
+        "the reference is not the model the policy starts from, and the KL penalty would pull towards a model that never saw its training"
+    )
+    if not plan.config.reference.allow_mismatch:
+        raise ConfigError(f"pre-flight: {sentence}. {_remedy(plan)} If you mean it, set reference.allow_mismatch: true.")
+    return Check("reference", False, f"{sentence}; allowed by reference.allow_mismatch", numbers)
+
+
+def _remedy(plan: Plan) -> str:
+    if plan.config.policy.start == "continue":
+        return (
+            f"Use the frozen adapter {plan.config.policy.source} as reference (peft-adapter), or merge it into the base and train "
+            "a new LoRA (merged-base with policy.start: new)."
+        )
+    return "A new LoRA starts as its base: use the base with adapters off as reference (disabled-adapter, or merged-base after an SFT)."
+
+
+def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
+    """The ratio of the first minibatch: training pass against scoring pass, same weights, so one."""
+    temperature = plan.config.sampling.temperature
+    old = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
+    with roles.bank.using(roles.trained.policy, train=True):
+        new = torch.cat([forward(roles.bank, piece, temperature).logprobs.detach() for piece in pieces(rollout, size)])
+    error = float((torch.exp(new - old) - 1).abs().max())
+    detail = "ratio on the first minibatch is bitwise 1" if error == 0 else f"ratio on the first minibatch is off by up to {error:.2g}"
+    if error > 0.35 and plan.config.policy.dropout == 0:
+        raise NumericError(
+            f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
+            "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
+        )
+    return Check("ratio", error < 1e-4 or plan.config.model.dtype != "float32", detail, {"max_error": error})
+
+
+def _gradient(roles: Roles, prompts: Prompts, plan: Plan) -> Tensor:
+    """Policy gradient of the mean log-prob of fixed random tokens after two prompts, as one vector."""
+    bank = roles.bank
+    vocabulary = bank.base.get_input_embeddings().weight.shape[0]
+    two = Prompts(prompts.ids[:2], prompts.mask[:2], list(prompts.rows[:2])).to(bank.device)
+    ids = torch.randint(0, vocabulary, (len(two), 8), generator=generator("probe")).to(bank.device)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    rollout = Rollout(two, ids, everything, [""] * len(two), everything[:, 0])
+    parameters = list(bank.parameters(roles.trained.policy).values())
+    with bank.using(roles.trained.policy):
+        loss = -forward(bank, rollout, plan.config.sampling.temperature).logprobs.mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(grads, parameters, strict=True)])
+
+
+def _gradient_after(before: Tensor, after: Tensor) -> Check:
+    """The same gradient before and after a rollout: some quantized kernels lose it without a word."""
+    norm = float(before.norm())
+    cosine = float(torch.nn.functional.cosine_similarity(before, after, dim=0)) if norm > 0 else 0.0
+    error = float((after - before).norm()) / norm if norm > 0 else float("nan")
+    if norm == 0.0 or not cosine > GRADIENT_COSINE:
+        raise NumericError(
+            f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error {error:.3g}, norm "
+            f"{norm:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel without backward; "
+            "use the built-in quantization strategies, or quantization: none."
+        )
+    words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
+    return Check("gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error})
+
+
+@torch.no_grad()
+def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
+    """How much a row's log-probs depend on the other rows of its batch."""
+    temperature = plan.config.sampling.temperature
+    with roles.bank.using(roles.trained.policy):
+        together = forward(roles.bank, rollout, temperature).logprobs[:1]
+        alone = forward(roles.bank, rollout.select(slice(0, 1)), temperature).logprobs
+    gap = float((together - alone).abs().max())
+    ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
+    tail = "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
+    return Check("batch", ok, f"a row alone and in its batch differ by up to {gap:.2g} nats{tail}", {"max_difference": gap})

@@ -1,0 +1,242 @@
+"""Runner: a run from start to end. `step` reads like the algorithm on paper; its parts can be called by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.views import View
+from marl_core.config.plan import Plan
+from marl_core.config.run_config import DataPart, RunConfig
+from marl_core.errors import ConfigError
+from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.objectives import adapt_kl_coef
+from marl_core.ppo.rollout import generate, stop_ids
+from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs, view_values
+from marl_core.ppo.types import Advantages, Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats, UpdateStats
+from marl_core.ppo.update import Batch, update_epochs
+from marl_core.registry.catalog import Catalog
+from marl_core.run import checkpoint
+from marl_core.run.evaluate import evaluate
+from marl_core.run.folder import RunFolder
+from marl_core.run.metrics import step_stats
+from marl_core.run.optimizer import learning_rate_factor, make_optimizer
+from marl_core.run.preflight import Preflight, preflight
+from marl_core.run.prompts import PromptData
+from marl_core.run.roles import build_roles
+from marl_core.run.seeds import derive_seed, generator
+from marl_core.run.shaping import Shaper
+
+
+class Runner:
+    """PPO on one shared base.
+
+    `Runner(config).train()` does everything; `for stats in runner.steps()` hands out each step; `generate`, `score`
+    and `update` are the step's parts, for loops of one's own. Two Runners may share one `bank`, each with a `policy` name.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        bank: AdapterBank | None = None,
+        policy: str = "policy",
+        catalog: Catalog | None = None,
+        resume: bool = False,
+        override: bool = False,
+    ) -> None:
+        """Check the config, load the base, build the roles. Nothing is written before the pre-flight check has passed."""
+        self.config = config
+        self.plan = Plan.of(config, catalog)
+        self.plan.require()
+        self.folder = RunFolder.open(config, resume=resume, override=override)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.roles = build_roles(self.plan, policy, bank)
+        self.bank = self.roles.bank
+        self.stops = stop_ids(self.bank.tokenizer, config.sampling, self.bank.base.generation_config.eos_token_id)
+        self.data = PromptData.load(config.data, self.bank.tokenizer) if config.data else None
+        self.heldout = self._heldout()
+        self.optimizer = make_optimizer(self.roles.trained.parameters(self.bank), config)
+        self.shaper = Shaper(config.shaping)
+        self.kl_coef = config.ppo.kl.coef
+        self.done = 0
+        self.preflight: Preflight | None = None
+        self._seconds: dict[str, float] = {}
+        if resume:
+            self._resume()
+
+    # -- the algorithm --------------------------------------------------------------------------------------
+
+    def step(self, prompts: Prompts) -> StepStats:
+        """One PPO step on these prompts."""
+        rollout = self.generate(prompts)
+        scored = self.score(rollout)  # policy, reference, value, reward: views of one base
+        advantages = estimate_advantages(scored, self.config.ppo, self.kl_coef)
+        update = self.update(scored, advantages)
+        return self.finish(scored, advantages, update)
+
+    def generate(self, prompts: Prompts) -> Rollout:
+        """Sample `samples_per_prompt` responses to each prompt from the policy."""
+        with self._timed("generate"):
+            many = prompts.repeat(self.config.ppo.samples_per_prompt)
+            seed = derive_seed(self.config.run.seed, "rollout", self.done)
+            return generate(self.bank, self.roles.trained.policy, many, self.config.sampling, self.stops, seed)
+
+    def score(self, rollout: Rollout, scores: torch.Tensor | None = None) -> ScoredRollout:
+        """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
+        with self._timed("score"):
+            return self._score(rollout, scores)
+
+    def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
+        """Train policy and value on a scored rollout. The pre-flight check runs before the first update."""
+        if self.preflight is None:
+            self.check_start(scored.rollout.prompts)
+        with self._timed("update"):
+            chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
+            return update_epochs(
+                self.bank,
+                self.roles.trained,
+                Batch(scored, chosen),
+                self.optimizer,
+                self.config.ppo,
+                temperature=self.config.sampling.temperature,
+                kl_coef=self.kl_coef,
+                generator=generator(self.config.run.seed, "minibatches", self.done),
+            )
+
+    def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
+        """Close the step: metrics, adaptive KL coefficient, observers."""
+        self.done += 1
+        stats = step_stats(self.done, scored, advantages, update, self.kl_coef, self._seconds)
+        kl = self.config.ppo.kl
+        if kl.target is not None:
+            self.kl_coef = adapt_kl_coef(self.kl_coef, stats.kl_nats, kl.target, kl.horizon, len(scored.rollout))
+        self._seconds = {}
+        self.plan.hooks.step_end(stats, scored)
+        return stats
+
+    def _score(self, rollout: Rollout, scores: torch.Tensor | None) -> ScoredRollout:
+        trained, temperature = self.roles.trained, self.config.sampling.temperature
+        size = self.config.ppo.microbatch or self.config.ppo.minibatch
+        head = trained.value_head if trained.value_on_policy else None
+        policy = view_logprobs(self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True)
+        values = policy.values
+        if trained.value_adapter and trained.value_head:
+            values = view_values(self.bank, trained.value_adapter, trained.value_head, rollout, size)
+        reference = None
+        if self.config.ppo.kl.coef > 0:
+            reference = reference_logprobs(self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin)
+        parts: dict[str, torch.Tensor] = {}
+        if scores is None:
+            scores, found = score_sources(self.bank, self.roles.rewards, rollout, size)
+            parts = dict(found)
+        shaped = self.shaper(scores.to(rollout.ids.device), rollout.finished)
+        return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, scores, policy.entropy)
+
+    # -- the run --------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[StepStats]:
+        """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
+        if self.data is None:
+            raise ConfigError("data: this config names no prompts, so steps() has nothing to run on. Add data.prompts, or call step(prompts).")
+        if self.preflight is None:
+            self.check_start(self._prompts(self.done))
+        self.plan.hooks.run_start(self.plan, self.done)
+        if self.done == 0:
+            self._evaluate()
+        while self.done < self.config.ppo.steps:
+            stats = self.step(self._prompts(self.done))
+            last = self.done == self.config.ppo.steps
+            if self.config.eval.every and self.done % self.config.eval.every == 0 and not last:
+                self._evaluate()
+            if self.config.run.checkpoint_every and (self.done % self.config.run.checkpoint_every == 0 or last):
+                self.save()
+            yield stats
+
+    def train(self) -> RunResult:
+        """Run to the end: steps, last evaluation, final adapter, observers' farewell."""
+        last = None
+        for last in self.steps():
+            pass
+        after = self._evaluate()
+        if self.folder is not None:
+            self.folder.finish(self)
+        before = self.folder.first_evaluation() if self.folder is not None else self._before
+        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
+        self.plan.hooks.run_end(result)
+        return result
+
+    def check_start(self, prompts: Prompts) -> Preflight:
+        """The pre-flight check; the run folder is made once it has passed."""
+        self.preflight = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        if self.folder is not None:
+            self.folder.start(self)
+        return self.preflight
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; None when the run has no folder."""
+        if self.folder is None:
+            return None
+        state = checkpoint.State(self.done, self.kl_coef, self.shaper.state())
+        return checkpoint.save(
+            self.folder.checkpoints, self.bank, self.roles.trained, self.optimizer, state, keep=self.config.run.keep
+        )
+
+    def _prompts(self, step: int) -> Prompts:
+        assert self.data is not None
+        ppo = self.config.ppo
+        shuffle = self.config.data is not None and self.config.data.shuffle
+        return self.data.batch(step, ppo.batch // ppo.samples_per_prompt, self.config.run.seed, shuffle)
+
+    _before: Evaluation | None = None
+
+    def _evaluate(self) -> Evaluation | None:
+        """Evaluate on the held-out prompts and append it to the run folder."""
+        if self.heldout is None:
+            return None
+        evaluation = evaluate(self.plan, self.roles, self.heldout, self.stops, self.done)
+        self._before = self._before or evaluation
+        if self.folder is not None:
+            self.folder.add_evaluation(asdict(evaluation))
+        return evaluation
+
+    def _heldout(self) -> PromptData | None:
+        if self.config.eval.prompts is None:
+            return None
+        part = self.config.data or DataPart(prompts=self.config.eval.prompts)
+        return PromptData.load(part.model_copy(update={"prompts": self.config.eval.prompts}), self.bank.tokenizer)
+
+    def _resume(self) -> None:
+        if self.folder is None:
+            raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
+        found = self.folder.newest_checkpoint()
+        if found is None:
+            return
+        state = checkpoint.load(found, self.bank, self.roles.trained, self.optimizer)
+        self.done, self.kl_coef = state.step, state.kl_coef
+        self.shaper.restore(dict(state.shaper))
+        self.folder.rewind(self.done)
+
+    def _timed(self, phase: str) -> _Timer:
+        return _Timer(self._seconds, phase)
+
+
+class _Timer:
+    """Adds the seconds of a block to a phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self._seconds, self._phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + time.perf_counter() - self._start
