@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
+    from marl_core.bank.merge import merge_into
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
     from marl_core.config.load import dump_config, load_config
@@ -28,6 +29,7 @@ _HOMES = {
     "marl_core.config.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
     "marl_core.bank.adapters": ("AdapterBank",),
+    "marl_core.bank.merge": ("merge_into",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
@@ -60,6 +62,7 @@ __all__ = [
     "dump_config",
     "hookimpl",
     "load_config",
+    "merge_into",
     "read_adapter",
 ]
 

@@ -6,11 +6,15 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from marl_core.errors import MarlError
+from marl_core.errors import ConfigError, MarlError
+
+if TYPE_CHECKING:
+    from marl_core.config.run_config import RunConfig
+    from marl_core.registry.catalog import Catalog
 
 app = typer.Typer(
     name="marl",
@@ -23,14 +27,28 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML).")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable."),
 ]
+INTERRUPTED = 130
+Dtype = Literal["float32", "bfloat16", "float16"]
 OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from marl_core import __version__
+
+        typer.echo(f"marl-core {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of all commands; `main` reads --debug itself."""
 
@@ -43,30 +61,38 @@ def run(
     override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
 ) -> None:
     """Train the policy that FILE describes."""
-    from marl_core.config.load import load_config
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    config = load_config(file, sets or (), catalog, defaults=OBSERVERS)
+    config = _read(file, sets, catalog)
+    from marl_core.cli_show import show_start
+    from marl_core.config.plan import Plan
+
+    Plan.of(config, catalog).require()  # before the heavy imports: what can be known without weights is said at once
+    from marl_core.run.quiet import quiet_libraries
     from marl_core.run.runner import Runner
 
-    Runner(config, catalog=catalog, resume=resume, override=override).train()
+    quiet_libraries()
+    runner = Runner(config, catalog=catalog, resume=resume, override=override)
+    show_start(runner.plan, runner.prepare(), runner.folder.notes if runner.folder else [])
+    runner.train()
 
 
 @app.command()
 def check(
     file: File,
     sets: Sets = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")
+    ] = False,
 ) -> None:
     """Say everything about FILE that can be known without weights."""
     from marl_core.cli_show import show_memory, show_plan
-    from marl_core.config.load import load_config
     from marl_core.config.plan import Plan
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    plan = Plan.of(load_config(file, sets or (), catalog, defaults=OBSERVERS), catalog)
+    plan = Plan.of(_read(file, sets, catalog), catalog)
     plan.require()
     show_plan(plan)
     if memory:
@@ -99,13 +125,15 @@ def merge(
     model: Annotated[str, typer.Option("--model", help="Folder or hub name of the base model.")],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the PEFT adapter.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the merged model; must not exist yet.")],
-    dtype: Annotated[str, typer.Option("--dtype", help="Dtype of the merged weights: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Dtype of the merged weights.")] = "float32",
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
     from marl_core.bank.merge import merge_adapter
+    from marl_core.run.quiet import quiet_libraries
 
-    report = merge_adapter(model, adapter, out, dtype=dtype, revision=revision)
+    quiet_libraries()
+    report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
     typer.echo(
         f"{report.out}: merged in {report.seconds:.1f} s; against base + adapter the logits differ by at most "
         f"{report.max_logit_difference:.3g}, mean KL {report.mean_kl_nats:.3g} nats per token"
@@ -120,16 +148,27 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folde
     typer.echo(str(write_report(folder)))
 
 
+def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
+    """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
+    from marl_core.config.load import load_config
+
+    config = load_config(file, sets or (), catalog, defaults=OBSERVERS)
+    if config.data is None:
+        raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
+    return config
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Errors of the user's making are shown without a traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        return int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
+        code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
+        return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
         return _fail(f"marl: {error}", error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("marl: interrupted", 130, debug)
+        return _fail("marl: interrupted", INTERRUPTED, debug)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, in whichever click typer carries
             error.show()

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,8 @@ def split(reviews: Iterable[Review]) -> Parts:
     """
     parts: Parts = {name: [] for name in SHARES}
     for position, review in sorted((_position(review), review) for review in reviews):
-        edge = 0.0
-        for name, share in SHARES.items():
-            edge += share
-            if position < edge:
-                break
-        parts[name].append(review)
+        place = sum(position >= edge for edge in accumulate(SHARES.values()))
+        parts[list(SHARES)[min(place, len(SHARES) - 1)]].append(review)
     return parts
 
 

@@ -3,8 +3,6 @@
 `make quickstart` runs this. Finished stages are skipped; an interrupted PPO run is resumed.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +10,16 @@ from typing import Annotated, Any
 import typer
 from data import Parts, preference_pairs, read_reviews, split, write_prompts
 from fetch import fetch_model, fetch_text
-from stages import Stage, console, headline, key_of, run_stage
+from ppo import run_ppo
+from quiet import quiet
+from stages import Stage, console, headline, run_stage
 from table import show
 
-from marl_core.errors import DataError, MarlError
+from marl_core.errors import MarlError
 
-HERE = Path(__file__).parent
 FULL: dict[str, Any] = {
     "sft": {"steps": 160, "batch": 8, "learning_rate": 4e-4, "max_tokens": 48},
-    "reward": {"steps": 150, "batch": 8, "learning_rate": 3e-4, "max_tokens": 48, "cut_share": 0.6},
+    "reward": {"steps": 150, "batch": 8, "learning_rate": 3e-4, "max_tokens": 48, "cut_share": 0.5},
     "tested_pairs": 500,
     "tested_reviews": 256,
     "heldout_prompts": 128,
@@ -54,8 +53,13 @@ class Story:
             return train_sft(self.model, self.parts["train"], folder, settings)
 
         settings = self.settings["sft"] | {"seed": self.seed}
-        return Stage("Stage 1: SFT adapter on review snippets", self.inputs / "sft", settings | {"model": self.model},
-                     build, lambda result: f"trained on {result['reviews']:.0f} snippets, each ending in EOS")
+        return Stage(
+            "Stage 1: SFT adapter on review snippets",
+            self.inputs / "sft",
+            settings | {"model": self.model},
+            build,
+            lambda result: f"trained on {result['reviews']:.0f} snippets, each ending in EOS",
+        )
 
     def merged(self) -> Stage:
         """Stage 1b: base and SFT adapter merged, the one base of all that follows."""
@@ -66,10 +70,16 @@ class Story:
             return merge(self.model, self.sft().folder, folder, self.parts["eval"][:count])
 
         count = self.settings["tested_reviews"]
-        return Stage("Merge it into the base, in float32: the one base of the reward adapter and of PPO",
-                     self.inputs / "merged", {"sft": self.sft().key, "tested": count}, build,
-                     lambda result: f"perplexity on {count} held-out snippets: "
-                     f"{result['perplexity_before']:.1f} -> {result['perplexity_after']:.1f}")
+        return Stage(
+            "Merge it into the base, in float32: the base of all that follows",
+            self.inputs / "merged",
+            {"sft": self.sft().key, "tested": count},
+            build,
+            lambda result: (
+                f"perplexity on {count} held-out snippets: "
+                f"{result['perplexity_before']:.1f} -> {result['perplexity_after']:.1f}"
+            ),
+        )
 
     def reward(self) -> Stage:
         """Stage 2: the reward adapter, trained on exactly the weights that PPO will use."""
@@ -82,42 +92,27 @@ class Story:
             wanted = settings["steps"] * settings["batch"] * 3 // 2  # long reviews will be left out
             pairs = preference_pairs(self.parts["train"], wanted, self.seed)
             result = train_reward(self.merged().folder, pairs, folder, settings)
-            return result | finish(self.merged().folder, folder, preference_pairs(self.parts["eval"], tested, 0), GOLDEN)
+            heldout = preference_pairs(self.parts["eval"], tested, seed=0)
+            return result | finish(self.merged().folder, folder, heldout, GOLDEN)
 
-        return Stage("Stage 2: reward adapter on the merged base", self.inputs / "reward",
-                     settings | {"merged": self.merged().key, "tested": tested}, build,
-                     lambda result: f"held-out pairwise accuracy {result['accuracy']:.3f} on {result['tested']:.0f} pairs")
+        return Stage(
+            "Stage 2: reward adapter on the merged base",
+            self.inputs / "reward",
+            settings | {"merged": self.merged().key, "tested": tested},
+            build,
+            lambda result: f"held-out pairwise accuracy {result['accuracy']:.3f} on {result['tested']:.0f} pairs",
+        )
 
-
-def run_ppo(story: Story, run: Path, steps: int | None) -> None:
-    """Stage 3: `marl run`, in a process of its own; skipped when finished, resumed when interrupted."""
-    headline("Stage 3: PPO, with policy, reference, reward and value on one base")
-    inputs, config = story.inputs, HERE / "ppo.yaml"
-    key = key_of([story.reward().key, config.read_text(encoding="utf-8"), story.settings, story.seed, steps])
-    remembered = inputs / "ppo-key.txt"
-    if run.exists() and (not remembered.is_file() or remembered.read_text() != key):
-        raise DataError(f"{run} is a run with other settings or other inputs. Move or delete it, then start again.")
-    if (run / "final" / "policy" / "adapter_config.json").is_file():
-        console.print(f"done before: {run}")
-        return
-    remembered.write_text(key)
-    changes: dict[str, Any] = {
-        "model.path": story.model,
-        "reference.adapter": story.sft().folder,
-        "reward.path": story.reward().folder,
-        "data.prompts": inputs / "prompts.jsonl",
-        "eval.prompts": inputs / "heldout.jsonl",
-        "run.folder": run,
-        "run.seed": story.seed,
-    }
-    if steps is not None:
-        changes["ppo.steps"] = steps
-    command = [sys.executable, "-m", "marl_core.cli", "run", str(config)]
-    for name, value in changes.items():
-        command += ["--set", f"{name}={value}"]
-    done = subprocess.run([*command, *(["--resume"] if run.exists() else [])], check=False)
-    if done.returncode != 0:
-        raise typer.Exit(done.returncode)
+    def ppo_settings(self) -> dict[str, Any]:
+        """Keys of ppo.yaml that depend on what was made here."""
+        return {
+            "model.path": self.model,
+            "reference.adapter": self.sft().folder,  # merged into the base at load, in float32: the same weights again
+            "reward.path": self.reward().folder,
+            "data.prompts": self.inputs / "prompts.jsonl",
+            "eval.prompts": self.inputs / "heldout.jsonl",
+            "run.seed": self.seed,
+        }
 
 
 def main(
@@ -129,19 +124,29 @@ def main(
     """SFT adapter, reward adapter and PPO on one base; then a table of before and after."""
     run = Path("runs/quickstart-fast" if fast else "runs/quickstart")
     try:
-        headline("Fetch model and text (once)")
-        story = Story(fetch_model(model), split(read_reviews(fetch_text())), FAST if fast else FULL, seed,
-                      run.with_name(f"{run.name}-inputs"))
-        console.print(f"{story.model}; " + ", ".join(f"{len(rows)} snippets to {name}" for name, rows in story.parts.items()))
-        for stage in (story.sft(), story.merged(), story.reward()):
-            run_stage(stage)
-        prepare_prompts(story)
-        run_ppo(story, run, 2 if fast and steps is None else steps)
-        headline("Before and after")
-        show(run, console)
+        code = tell(run, model, seed, 2 if fast and steps is None else steps, FAST if fast else FULL)
     except MarlError as error:
         console.print(f"[red]quickstart:[/] {error}", soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+def tell(run: Path, model: str | None, seed: int, steps: int | None, settings: dict[str, Any]) -> int:
+    """The story from start to end; returns the exit code."""
+    quiet()
+    headline("Fetch model and text (once)")
+    parts = split(read_reviews(fetch_text()))
+    story = Story(fetch_model(model), parts, settings, seed, run.with_name(f"{run.name}-inputs"))
+    shares = ", ".join(f"{len(rows)} snippets for {name}" for name, rows in parts.items())
+    console.print(f"{story.model}; {shares}", soft_wrap=True)
+    for stage in (story.sft(), story.merged(), story.reward()):
+        run_stage(stage)
+    prepare_prompts(story)
+    code = run_ppo(run, story.ppo_settings() | ({} if steps is None else {"ppo.steps": steps}), story.reward().key)
+    if code == 0:
+        headline("Before and after")
+        show(run, console)
+    return code
 
 
 def prepare_prompts(story: Story) -> None:

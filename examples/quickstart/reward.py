@@ -11,29 +11,32 @@ from datasets import Dataset
 from peft import PeftModel
 from training import DTYPE, load_tokenizer, lora, shuffled_batches, train, trainer_settings
 from transformers import AutoModelForSequenceClassification
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # lazy exports
 
 from marl_core.bank.certificate import write_certificate
+
 
 def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train the adapter and its score head.
 
-    A whole review ends in EOS, as TRL trains it. Some of the longer ones are cut after 16 to 28 tokens and then have no
-    EOS, because PPO will also show the reward responses that ran into the length limit.
+    A whole review ends in EOS, as TRL trains it. Others are cut after 12 to 24 tokens and then have no EOS, because PPO
+    will also show the reward responses that ran into the length limit.
     """
     tokenizer = load_tokenizer(base)
     steps, batch, seed = settings["steps"], settings["batch"], settings["seed"]
     rows = encode_pairs(pairs, tokenizer, settings["max_tokens"], settings["cut_share"], seed)
     rows = shuffled_batches(rows, lambda row: max(map(len, row)), batch, seed)[: steps * batch]
-    model = load_classifier(base)
     trainer = RewardTrainer(
-        model=model,
+        model=load_classifier(base),
         args=RewardConfig(**trainer_settings(folder, steps, batch, settings["learning_rate"], seed)),
-        train_dataset=Dataset.from_dict({"chosen_ids": [row[0] for row in rows], "rejected_ids": [row[1] for row in rows]}),
+        train_dataset=Dataset.from_list(
+            [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in rows]
+        ),
         processing_class=tokenizer,
         peft_config=lora("SEQ_CLS"),
     )
-    for name, parameter in trainer.model.named_parameters():
+    model: Any = trainer.model
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad and "score" in name:
             parameter.data = parameter.data.float()  # bfloat16 would round the head's small updates away
     train(trainer, folder, "Reward adapter")
@@ -41,22 +44,27 @@ def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict
 
 
 def finish(base: Path, folder: Path, pairs: Sequence[Pair], golden: Sequence[str]) -> dict[str, float]:
-    """Test the saved adapter on held-out pairs, read back as transformers reads it, and certify its base and reading."""
+    """Test the saved adapter on held-out pairs through transformers' own classifier; certify its base and reading."""
     accuracy = pair_accuracy(load_classifier(base, folder), pairs, load_tokenizer(folder))
     write_certificate(folder, base, golden)
     return {"accuracy": accuracy, "tested": len(pairs)}
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_tokens: int, cut_share: float, seed: int) -> list[Any]:
-    """(chosen ids, rejected ids) of each pair; reviews over `max_tokens` are left out."""
+    """(chosen ids, rejected ids) of each pair; reviews over `max_tokens` are left out.
+
+    Of the pairs in `cut_share`, two thirds are cut on both sides (which of two unfinished texts is better?), and one
+    third on one side (so that ending a text is no merit and no fault by itself).
+    """
     rng = random.Random(seed)
-
-    def encode(text: str) -> list[int]:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        keep = rng.randint(16, 28)
-        return ids[:keep] if keep < len(ids) and rng.random() < cut_share else [*ids, tokenizer.eos_token_id]
-
-    rows = [(encode(pair.chosen.text), encode(pair.rejected.text)) for pair in pairs]
+    kinds = [(False, False), (True, True), (True, False), (False, True)]  # which sides are cut
+    weights = [1 - cut_share, cut_share * 2 / 3, cut_share / 6, cut_share / 6]
+    rows = []
+    for pair in pairs:
+        kind, keep = rng.choices(kinds, weights)[0], rng.randint(12, 24)
+        texts = [tokenizer.encode(review.text, add_special_tokens=False) for review in (pair.chosen, pair.rejected)]
+        ends = [ids[:keep] if cut else [*ids, tokenizer.eos_token_id] for ids, cut in zip(texts, kind, strict=True)]
+        rows.append(ends)
     return [row for row in rows if max(map(len, row)) <= max_tokens]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from training import DTYPE, load_tokenizer, lora, shuffled_batches, train, trainer_settings
 from transformers import AutoModelForCausalLM
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # lazy exports
 
 
 def train_sft(base: str, reviews: Sequence[Review], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
@@ -39,10 +40,9 @@ def merge(base: str, adapter: Path, folder: Path, heldout: Sequence[Review]) -> 
     nothing on other weights than those it was trained on. float32 first, because merging in bfloat16 rounds.
     """
     tokenizer = load_tokenizer(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    before = perplexity(model.to(DTYPE), tokenizer, heldout)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = perplexity(deepcopy(model).to(DTYPE), tokenizer, heldout)
+    merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     for config in (merged.config, merged.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
     merged.save_pretrained(folder)
@@ -58,7 +58,8 @@ def encode(reviews: Sequence[Review], tokenizer: Any, max_tokens: int) -> list[l
 
 def check_eos_is_learnt(trainer: SFTTrainer, eos: int) -> None:
     """Fail early if the collator took EOS for padding: such a model never learns to stop."""
-    examples = [trainer.train_dataset[0], trainer.train_dataset[len(trainer.train_dataset) - 1]]
+    rows: Any = trainer.train_dataset
+    examples = [rows[0], rows[len(rows) - 1]]
     labels = trainer.data_collator(examples)["labels"]
     if not bool((labels == eos).any(dim=1).all()):
         raise AssertionError("EOS carries no loss: the padding token must differ from EOS.")

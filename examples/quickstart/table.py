@@ -36,7 +36,7 @@ def read_evaluations(file: Path) -> list[Evaluation]:
         raise DataError(f"There is no {file}, so nothing can be compared. Let the run finish first.")
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(lines) < 2:
-        raise DataError(f"{file} holds {len(lines)} evaluation(s); a comparison needs one before and one after training.")
+        raise DataError(f"{file} holds {len(lines)} evaluation(s), a comparison needs two. Let the run finish first.")
     return lines
 
 
@@ -70,8 +70,10 @@ def continuations(before: Evaluation, after: Evaluation, count: int = 3) -> list
     """Rows of opening, continuation before, continuation after, for openings that both evaluations kept."""
     later = {sample["prompt"]: sample for sample in after["samples"]}
     both = [(sample, later[sample["prompt"]]) for sample in before["samples"] if sample["prompt"] in later]
-    return [[old["prompt"], *(f"{one['response'].strip()} ({one['score']:+.1f})" for one in (old, new))]
-            for old, new in both[:count]]
+    return [
+        [old["prompt"], *(f"{one['response'].strip()} ({one['score']:+.1f})" for one in (old, new))]
+        for old, new in both[:count]
+    ]
 
 
 def show(run: Path, console: Console) -> None:
@@ -79,8 +81,10 @@ def show(run: Path, console: Console) -> None:
     lines = read_evaluations(run / "evals.jsonl")
     before, after = lines[0], lines[-1]
     tables = [
-        (["on held-out openings", f"before (step {before['step']})", f"after (step {after['step']})", "change"],
-         comparison(before, after)),
+        (
+            ["on held-out openings", f"before (step {before['step']})", f"after (step {after['step']})", "change"],
+            comparison(before, after),
+        ),
         (["opening", "continuation before (score)", "continuation after (score)"], continuations(before, after)),
     ]
     for header, rows in tables:

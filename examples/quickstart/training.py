@@ -1,31 +1,17 @@
 """What both TRL stages share: model and tokenizer, LoRA, trainer settings, a progress bar, tidy outputs."""
 
-import logging
 import random
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import disable_progress_bars
 from peft import LoraConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback
-from transformers.utils.logging import disable_progress_bar
-from trl import RewardTrainer, SFTTrainer
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import RewardTrainer, SFTTrainer  # type: ignore[attr-defined]  # lazy exports
 
 DTYPE = torch.bfloat16  # of the frozen base; adapters and heads stay in float32
-
-
-def quiet() -> None:
-    """Silence, by name, what is known and harmless here."""
-    disable_progress_bar()  # of loading weights; training has its own bar
-    disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    for name in ("modeling_utils", "distributed.tensor_parallel"):  # a new score head; "layers were not sharded"
-        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # "Failed to load CPU gemm_4bit_forward": not used here
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -94,8 +80,9 @@ class Bar(TrainerCallback):
 
     def __init__(self, label: str) -> None:
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")
-        self.progress = Progress(TextColumn("{task.description}"), *columns, TimeElapsedColumn(),
-                                 TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(
+            TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        )
         self.label = label
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

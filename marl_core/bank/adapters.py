@@ -34,7 +34,12 @@ class AdapterBank:
     """One base model in memory and everything that is told apart by adapters and heads on it."""
 
     def __init__(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str = "", quantization: Quantization | None = None
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        source: str = "",
+        quantization: Quantization | None = None,
     ) -> None:
         """Take over `base`: all its weights are frozen, its dropout is switched off for good."""
         self.tokenizer = tokenizer
@@ -96,8 +101,12 @@ class AdapterBank:
 
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
         """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was."""
-        if not _NAME.fullmatch(name) or name.startswith("__"):
-            raise ConfigError(f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most.")
+        if (
+            not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_"
+        ):  # peft mistakes parts of its prefix for it
+            raise ConfigError(
+                f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
+            )
         if name in self.adapters or name in self.heads:
             raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -140,7 +149,12 @@ class AdapterBank:
         return name
 
     def load_reward(
-        self, path: str | Path, *, position: Position | None = None, pad_id: int | None = None, asked_by: str = "reward.path"
+        self,
+        path: str | Path,
+        *,
+        position: Position | None = None,
+        pad_id: int | None = None,
+        asked_by: str = "reward.path",
     ) -> ScoreView:
         """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen.
 
@@ -152,7 +166,9 @@ class AdapterBank:
         name = self.frozen(path, "reward", asked_by)
         self.heads[f"{name}-score"] = head.to(self.device)
         reading = Reading.of(files, self.tokenizer)
-        view = ScoreView(View(name), f"{name}-score", position or reading.position, pad_id if pad_id is not None else reading.pad_id)
+        view = ScoreView(
+            View(name), f"{name}-score", position or reading.position, pad_id if pad_id is not None else reading.pad_id
+        )
         self.reward_views[name] = view
         self.reward_checks[name] = check_reward(self, view, files, asked_by)
         return view
@@ -166,6 +182,8 @@ class AdapterBank:
 
     def remove(self, name: str) -> None:
         """Take an adapter out of the bank."""
+        if self._active == name:
+            self.activate(None)
         if self.adapters == [name]:
             self.peft.unload()
             self._peft = None
@@ -173,7 +191,6 @@ class AdapterBank:
             self.peft.delete_adapter(name)
         self._trainable.discard(name)
         self._paths.pop(name, None)
-        self._active = None if self._active == name else self._active
         self._switch = AdapterSwitch(self.base)
         self._restore()
 
@@ -193,16 +210,14 @@ class AdapterBank:
 
     @contextmanager
     def using(self, adapter: str | None, *, train: bool = False) -> Iterator[PreTrainedModel]:
-        """See the base through `adapter`; `train` switches its LoRA dropout on. Afterwards all is as it was."""
+        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was."""
         before = self._active
         self.activate(adapter)
+        dropped = self._switch.set_dropout(adapter, train)  # gradient checkpointing puts the whole model in train mode
         try:
-            if train and adapter is not None:
-                self._switch.set_dropout(adapter, True)
             yield self.base
         finally:
-            if train and adapter is not None:
-                self._switch.set_dropout(adapter, False)
+            self._switch.set_dropout(adapter, dropped)
             self.activate(before if before in self.adapters else None)
 
     def bare(self) -> Any:
@@ -226,7 +241,9 @@ class AdapterBank:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
         found = {key: value for key, value in self.base.named_parameters() if _belongs(key, name)}
         if not found:
-            raise ConfigError(f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}.")
+            raise ConfigError(
+                f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
+            )
         return found
 
     def _restore(self) -> None:
@@ -257,7 +274,11 @@ class AdapterBank:
         return heads.apply_head(self.heads[view.head], hidden[rows, places])
 
     def compute_reward_score(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, ppo_adapter_name: str | None = None, reward: ScoreView | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        ppo_adapter_name: str | None = None,
+        reward: ScoreView | None = None,
     ) -> Tensor:
         """The classic call: rewards [B] float32 of input_ids [B, L] from the reward adapter.
 
@@ -265,7 +286,9 @@ class AdapterBank:
         among several reward adapters.
         """
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
-            raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {', '.join(self.adapters)}.")
+            raise ConfigError(
+                f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {', '.join(self.adapters)}."
+            )
         view = reward or self._only_reward()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         scores = self.score(view, input_ids.to(self.device), mask.to(self.device))
@@ -276,7 +299,9 @@ class AdapterBank:
     def _only_reward(self) -> ScoreView:
         if len(self.reward_views) != 1:
             names = ", ".join(self.reward_views) or "none"
-            raise ConfigError(f"This bank has {len(self.reward_views)} reward adapters ({names}): load one with load_reward, or say which by reward=.")
+            raise ConfigError(
+                f"This bank has {len(self.reward_views)} reward adapters ({names}): load one with load_reward, or say which by reward=."
+            )
         return next(iter(self.reward_views.values()))
 
 

@@ -42,9 +42,17 @@ def load_bank(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
         options["attn_implementation"] = attention
-    words = load_tokenizer(tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision)
+    words = load_tokenizer(
+        tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
+    )
     full_first = prepare is not None
-    base = _load(path, "float32" if full_first else dtype, "cpu" if full_first else target, None if full_first else quantization, options)
+    base = _load(
+        path,
+        "float32" if full_first else dtype,
+        "cpu" if full_first else target,
+        None if full_first else quantization,
+        options,
+    )
     if prepare is not None:
         base = prepare(base) or base
     prints = fingerprint(base) if full_first or quantization.config is None else fingerprint_of_files(path)
@@ -58,12 +66,16 @@ def load_bank(
     return bank
 
 
-def load_base(path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> PreTrainedModel:
+def load_base(
+    path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+) -> PreTrainedModel:
     """The plain model, without a bank."""
     return _load(path, dtype, device, None, {"trust_remote_code": False, "revision": revision})
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
@@ -72,12 +84,15 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]  # transformers' factory is untyped
+    return tokenizer
 
 
-def _load(path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]) -> PreTrainedModel:
+def _load(
+    path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]
+) -> PreTrainedModel:
     if quantization is not None and quantization.config is not None:
         options = {**options, "quantization_config": quantization.config, "device_map": {"": device}}
+    base: Any
     try:
         base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True, **options)
     except (OSError, ValueError, ImportError) as error:
@@ -85,13 +100,18 @@ def _load(path: str, dtype: str, device: str, quantization: Quantization | None,
             f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
             "Give a folder with config.json and safetensors weights, or a hub name that this machine can reach."
         ) from error
-    return base if "device_map" in options else base.to(device)
+    model: PreTrainedModel = base if "device_map" in options else base.to(device)
+    return model
 
 
-def _finish(base: PreTrainedModel, dtype: str, device: str, quantization: Quantization, options: dict[str, Any]) -> PreTrainedModel:
+def _finish(
+    base: PreTrainedModel, dtype: str, device: str, quantization: Quantization, options: dict[str, Any]
+) -> PreTrainedModel:
     """Cast a prepared float32 base, or write it to a temporary folder and load it quantized."""
     if quantization.config is None:
-        return base.to(device=device, dtype=getattr(torch, dtype))
+        cast: Any = base
+        moved: PreTrainedModel = cast.to(device=device, dtype=getattr(torch, dtype))
+        return moved
     with tempfile.TemporaryDirectory(prefix="marl-merged-") as folder:
         base.save_pretrained(folder)
         del base
@@ -99,7 +119,8 @@ def _finish(base: PreTrainedModel, dtype: str, device: str, quantization: Quanti
 
 
 def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    rows = base.get_input_embeddings().weight.shape[0]
+    embedding: Any = base.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
     if len(tokenizer) > rows:
         first = tokenizer.convert_ids_to_tokens(rows)
         raise DataError(

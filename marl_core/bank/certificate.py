@@ -29,7 +29,9 @@ ALLOWED_SHARE = 0.05
 
 def _chosen(names: Sequence[str]) -> list[str]:
     """Up to 24 two-dimensional layer weights, spread over the depth."""
-    layers = sorted(name for name in names if ".layers." in name or ".h." in name or ".blocks." in name) or sorted(names)
+    layers = sorted(name for name in names if ".layers." in name or ".h." in name or ".blocks." in name) or sorted(
+        names
+    )
     step = max(1, len(layers) // 24)
     return layers[::step][:24]
 
@@ -76,7 +78,9 @@ def same_base(mine: Mapping[str, Sequence[float]], recorded: Mapping[str, Sequen
     return differing_share(mine, recorded) <= ALLOWED_SHARE
 
 
-def write_certificate(folder: str | Path, base: str | Path, texts: Sequence[str], *, append_eos: bool = True) -> dict[str, Any]:
+def write_certificate(
+    folder: str | Path, base: str | Path, texts: Sequence[str], *, append_eos: bool = True
+) -> dict[str, Any]:
     """Certify a reward adapter: score `texts` with transformers' classifier in float32 and record base and reading.
 
     `append_eos` scores each text with the EOS that TRL's RewardTrainer appends. Returns what was written.
@@ -87,7 +91,9 @@ def write_certificate(folder: str | Path, base: str | Path, texts: Sequence[str]
     from marl_core.bank.base import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else str(base))
-    model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     prints = fingerprint(model)
     model = PeftModel.from_pretrained(model, str(folder)).eval()

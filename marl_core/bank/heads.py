@@ -36,7 +36,9 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
         if biases:
             head.bias.copy_(tensors.get_tensor(biases[0]))
     if not all(bool(torch.isfinite(parameter).all()) for parameter in head.parameters()):
-        raise DataError(f"{asked_by}: the score head in {files.weights} holds NaN or infinite weights. Save the adapter again.")
+        raise DataError(
+            f"{asked_by}: the score head in {files.weights} holds NaN or infinite weights. Save the adapter again."
+        )
     return head.requires_grad_(False)
 
 

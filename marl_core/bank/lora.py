@@ -21,7 +21,9 @@ HEAD_NAMES = ("lm_head", "embed_out", "output")
 
 def linear_names(base: nn.Module, head: nn.Module | None) -> list[str]:
     """Full names of the base's linear layers but for its LM head, taken before any adapter is injected."""
-    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    return [
+        name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
 
 
 def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
@@ -43,7 +45,9 @@ def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
     return sorted(chosen)
 
 
-def make_config(r: int, alpha: float, targets: Any, dropout: float, extra: Mapping[str, Any], linears: Iterable[str]) -> LoraConfig:
+def make_config(
+    r: int, alpha: float, targets: Any, dropout: float, extra: Mapping[str, Any], linears: Iterable[str]
+) -> LoraConfig:
     """A LoraConfig for a trainable role; ConfigError names an option that peft doesn't know."""
     try:
         return LoraConfig(
@@ -78,12 +82,13 @@ def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
 
 def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> LoraConfig:
     """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py)."""
-    config = PeftConfig.from_pretrained(str(files.folder))
+    kind = files.config.get("peft_type")
+    config = PeftConfig.from_pretrained(str(files.folder)) if kind == "LORA" else None
     if not isinstance(config, LoraConfig):
-        raise DataError(f"{asked_by}: {files.folder} is a {config.peft_type} adapter; marl's bank holds LoRA adapters.")
+        raise DataError(f"{asked_by}: {files.folder} is a {kind} adapter; marl's bank holds LoRA adapters.")
     names = list(linears)
     try:
-        config.target_modules = set(expand_targets(config.target_modules, names))
+        config.target_modules = expand_targets(config.target_modules, names)
     except ConfigError as error:
         raise DataError(f"{asked_by}: {files.folder} was trained on another base. {error}") from error
     config.modules_to_save = None
@@ -109,7 +114,9 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
     tensors = {key: tensor for key, tensor in load_file(str(files.weights)).items() if key not in heads}
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise DataError(f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again.")
+        raise DataError(
+            f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again."
+        )
     set_peft_model_state_dict(peft, tensors, adapter_name=name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -38,14 +38,18 @@ def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adap
             f"{asked_by}: merging needs the full-precision (float32) base, this one is "
             f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    return attach(base, adapter, asked_by).merge_and_unload(safe_merge=True)  # type: ignore[no-any-return,operator]  # peft is loosely typed
+    unload: Any = attach(base, adapter, asked_by).merge_and_unload
+    merged: PreTrainedModel = unload(safe_merge=True)
+    return merged
 
 
 def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftModel:
     """The base with one adapter injected and active, every tensor in its place."""
     files = lora.find_adapter(adapter, asked_by)
     if files.score_keys:
-        raise DataError(f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head.")
+        raise DataError(
+            f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head."
+        )
     linears = lora.linear_names(base, base.get_output_embeddings())
     peft = PeftModel(base, lora.config_of(files, linears, asked_by), adapter_name="merged")
     lora.load_weights(peft, "merged", files, asked_by)
@@ -53,7 +57,9 @@ def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftMod
 
 
 @torch.no_grad()
-def merge_adapter(model: str, adapter: str, out: str | Path, dtype: str = "float32", revision: str | None = None) -> MergeReport:
+def merge_adapter(
+    model: str, adapter: str, out: str | Path, dtype: str = "float32", revision: str | None = None
+) -> MergeReport:
     """Merge `adapter` into `model` in float32, write a standalone model in `dtype` to `out`, measure the difference.
 
     The comparison is between base + adapter in float32 and what was written.
@@ -75,7 +81,9 @@ def merge_adapter(model: str, adapter: str, out: str | Path, dtype: str = "float
     if target.exists():
         target.rmdir()
     temporary.rename(target)
-    return MergeReport(target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start)
+    return MergeReport(
+        target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start
+    )
 
 
 def _probe(model: PeftModel) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from marl_core.bank.certificate import differing_share, fingerprint_of_files, read_certificate, same_base
+from marl_core.bank.certificate import FILE, differing_share, fingerprint_of_files, read_certificate, same_base
 from marl_core.bank.views import Position, ScoreView
 from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
@@ -68,11 +68,18 @@ def _recorded_base(files: AdapterFiles) -> dict[str, list[float]] | None:
     return fingerprint_of_files(files.base_name) if files.base_name and Path(files.base_name).is_dir() else None
 
 
-def _check_golden(bank: AdapterBank, view: ScoreView, certificate: dict[str, Any], files: AdapterFiles, asked_by: str) -> str:
+def _check_golden(
+    bank: AdapterBank, view: ScoreView, certificate: dict[str, Any], files: AdapterFiles, asked_by: str
+) -> str:
     rows = certificate["golden"]
     if not rows:
         return "no golden scores to compare"
-    scores = [bank.score(view, torch.tensor([row["ids"]], device=bank.device), torch.ones(1, len(row["ids"]), device=bank.device)) for row in rows]
+    scores = [
+        bank.score(
+            view, torch.tensor([row["ids"]], device=bank.device), torch.ones(1, len(row["ids"]), device=bank.device)
+        )
+        for row in rows
+    ]
     worst = max(abs(float(score) - row["score"]) for score, row in zip(scores, rows, strict=True))
     spread = max(1.0, max(row["score"] for row in rows) - min(row["score"] for row in rows))
     quantized = bank.quantization.config is not None
@@ -80,6 +87,11 @@ def _check_golden(bank: AdapterBank, view: ScoreView, certificate: dict[str, Any
     if worst > allowed and not quantized:
         raise DataError(
             f"{asked_by}: {files.folder} scores its own golden texts differently here (off by {worst:.3g}, allowed {allowed:.3g}). "
-            f"The score position ({view.position}, pad {view.pad_id}) or the base differs from its training; see {files.folder}/marl_certificate.json."
+            f"The score position ({view.position}, pad {view.pad_id}) or the base differs from its training; "
+            f"see {files.folder / FILE}."
         )
-    return f"{len(rows)} golden scores match within {worst:.2g}" if not quantized else f"golden scores differ by up to {worst:.2g} on this quantized base"
+    return (
+        f"{len(rows)} golden scores match within {worst:.2g}"
+        if not quantized
+        else f"golden scores differ by up to {worst:.2g} on this quantized base"
+    )

@@ -23,9 +23,11 @@ class AdapterSwitch:
             layer._disable_adapters = adapter is None
             layer._active_adapter = [] if adapter is None else [adapter]
 
-    def set_dropout(self, adapter: str, on: bool) -> None:
-        """Switch the LoRA dropout of one adapter."""
-        for layer in self._layers:
-            dropout = getattr(layer, "lora_dropout", {})
-            if adapter in dropout:
-                dropout[adapter].train(on)
+    def set_dropout(self, adapter: str | None, on: bool) -> bool:
+        """Switch the LoRA dropout of one adapter; whether it was on."""
+        dropouts = [getattr(layer, "lora_dropout", {}) for layer in self._layers]
+        mine = [dropout[adapter] for dropout in dropouts if adapter is not None and adapter in dropout]
+        was_on = any(module.training for module in mine)
+        for module in mine:
+            module.train(on)
+        return was_on

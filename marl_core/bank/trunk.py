@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,14 +28,24 @@ class Trunk:
         model.eval()
         self._body: nn.Module = getattr(model, model.base_model_prefix, model)
         self.head: nn.Module = model.get_output_embeddings()
-        self.hidden_size: int = self.head.weight.shape[1]  # type: ignore[assignment]  # torch types weight as Tensor | Module
+        weight: Any = self.head.weight
+        self.hidden_size: int = weight.shape[1]
         self._plain: bool | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the embeddings live."""
-        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]  # as above
-        return weight.device
+        device: torch.device = self._embedding.device
+        return device
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self._embedding.shape[0])
+
+    @property
+    def _embedding(self) -> Any:
+        return self.model.get_input_embeddings().weight
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype."""
@@ -51,31 +62,45 @@ class Trunk:
             with torch.no_grad():
                 whole = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 split = self.head(self.hidden(ids, mask))
-            self._plain = isinstance(self.head, nn.Linear) and torch.allclose(whole.float(), split.float(), atol=1e-3, rtol=1e-3)
+            self._plain = isinstance(self.head, nn.Linear) and torch.allclose(
+                whole.float(), split.float(), atol=1e-3, rtol=1e-3
+            )
         return self._plain
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:
-        """The model as `generate` wants it: a cache instead of gradient checkpointing."""
-        training = self.model.training
+        """The model as `generate` wants it: a cache instead of gradient checkpointing, and no sampling habits of its own.
+
+        A model folder may bring penalties or cut-offs in its generation_config.json; what they sample is not what is scored.
+        """
+        training, habits = self.model.training, self.model.generation_config
         self.model.eval()
+        self.model.generation_config = GenerationConfig()
         try:
             yield self.model
         finally:
+            self.model.generation_config = habits
             self.model.train(training)
 
     def logits(self, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         """Logits of the last `last` positions, [B, last, V]: the slow path for heads that aren't one matrix."""
         output = self.model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False, logits_to_keep=last
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=position_ids(mask),
+            use_cache=False,
+            logits_to_keep=last,
         )
         logits: Tensor = output.logits
         return logits
 
-
     def checkpoint_gradients(self) -> None:
         """Recompute activations in backward. transformers does so in train mode only, which is safe without dropout."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {"use_reentrant": False}
+        if hasattr(self.model, "activation_checkpointing_enable"):  # its name since transformers 5.2x
+            self.model.activation_checkpointing_enable(options)
+        else:
+            self.model.gradient_checkpointing_enable(options)
         self.model.train()
 
 

@@ -49,7 +49,9 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise DataError(f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}.")
+        raise DataError(
+            f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}."
+        )
     if not (path / CONFIG_FILE).is_file():
         inside = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
         hint = f"Did you mean {path / inside[0]}?" if inside else "Save it with PEFT's save_pretrained."
@@ -69,7 +71,9 @@ def _read_config(file: Path, asked_by: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{asked_by}: {file} is not valid JSON ({error}). Restore it from where the adapter was saved.") from error
+        raise DataError(
+            f"{asked_by}: {file} is not valid JSON ({error}). Restore it from where the adapter was saved."
+        ) from error
     if not isinstance(config, dict):
         raise DataError(f"{asked_by}: {file} holds a {type(config).__name__}, not a PEFT config.")
     return config
@@ -90,4 +94,6 @@ def read_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"it should have {8 + length + end} bytes and has {size}: truncated or damaged")
         return {name: tuple(entry["shape"]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{asked_by}: {file} is not a whole safetensors file: {error}. Copy or save it again.") from error
+        raise DataError(
+            f"{asked_by}: {file} is not a whole safetensors file: {error}. Copy or save it again."
+        ) from error

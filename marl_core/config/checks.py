@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ def core_findings(plan: Plan) -> list[MarlError]:
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
         *_folder(plan),
-        *_names(plan),
     ]
 
 
@@ -63,9 +61,11 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
             "Read it, then set model.trust_remote_code: true, or use a model that transformers knows."
         )
     if known.get("is_encoder_decoder"):
-        yield ConfigError(f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models.")
+        yield ConfigError(
+            f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models."
+        )
     limit = known.get("max_position_embeddings") or known.get("n_positions")
-    asked = (config.data.max_prompt_tokens if config.data else 0) + config.sampling.max_new_tokens
+    asked = ((config.data.max_prompt_tokens or 0) if config.data else 0) + config.sampling.max_new_tokens
     if isinstance(limit, int) and asked > limit:
         yield ConfigError(
             f"data.max_prompt_tokens + sampling.max_new_tokens: {asked} tokens are more than the {limit} positions "
@@ -112,30 +112,33 @@ def _folder(plan: Plan) -> Iterator[MarlError]:
         return
     for key, path in _inputs(plan):
         if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(folder):
-            yield ConfigError(f"run.folder: {name!r} is also {key}, which the run reads. Choose another folder to write to.")
+            yield ConfigError(
+                f"run.folder: {name!r} is also {key}, which the run reads. Choose another folder to write to."
+            )
     standing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     if not os.path.isdir(standing) or not os.access(standing, os.W_OK | os.X_OK):
-        yield ConfigError(f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder.")
+        yield ConfigError(
+            f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder."
+        )
 
 
 def _inputs(plan: Plan) -> Iterator[tuple[str, str]]:
     """Everything the run reads that may be a path, with its key."""
     config = plan.config
-    named = [("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer), ("policy.from", config.policy.source)]
+    named = [
+        ("model.path", config.model.path),
+        ("model.tokenizer", config.model.tokenizer),
+        ("policy.from", config.policy.source),
+    ]
     named += [("data.prompts", config.data.prompts if config.data else None), ("eval.prompts", config.eval.prompts)]
     yield from ((key, os.path.expanduser(path)) for key, path in named if path)
-    strategies = [plan.reference, *(strategy for _, strategy in plan.rewards), *(strategy for _, strategy in plan.judges.values())]
+    strategies = [
+        plan.reference,
+        *(strategy for _, strategy in plan.rewards),
+        *(strategy for _, strategy in plan.judges.values()),
+    ]
     for strategy in strategies:
         yield from ((f"{key} of {plan.hooks.origin(strategy)}", path) for key, path in path_options(strategy))
-
-
-def _names(plan: Plan) -> Iterator[MarlError]:
-    names = Counter(choice.name or choice.label for choice, _ in plan.rewards)
-    for name, times in names.items():
-        if times > 1:
-            yield ConfigError(f"reward: {times} sources are called {name!r} in the metrics. Give each its own `name`.")
-        elif name in plan.judges:
-            yield ConfigError(f"eval.judges.{name}: a reward is called {name!r} too. Rename one of them.")
 
 
 def _sampling_warnings(config: RunConfig) -> Iterator[str]:
@@ -143,8 +146,8 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
     for key, is_on in (("top_p", sampling.top_p < 1.0), ("top_k", sampling.top_k > 0)):
         if is_on:
             yield (
-                f"sampling.{key}: {getattr(sampling, key)} cuts the distribution that is sampled from, while log-probs are of the "
-                "whole one: ratio and KL are biased. Use temperature alone for unbiased PPO."
+                f"sampling.{key}: {getattr(sampling, key)} cuts the distribution that is sampled from, while "
+                "log-probs are of the whole one: ratio and KL are biased. Use temperature alone for unbiased PPO."
             )
     if config.policy.dropout > 0:
         yield (
@@ -152,13 +155,13 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
             "the ratio starts away from 1. Use 0 for PPO."
         )
     if config.policy.lora.get("use_dora") and config.model.dtype != "float32":
-        yield f"policy.lora.use_dora: a fresh DoRA on a {config.model.dtype} base rounds differently, so step-0 KL is not exactly 0."
+        yield f"policy.lora.use_dora: a fresh DoRA on a {config.model.dtype} base rounds: step-0 KL is not quite 0."
 
 
 def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     steps = config.ppo.steps
     if config.ppo.warmup_steps >= steps:
-        yield f"ppo.warmup_steps: {config.ppo.warmup_steps} of {steps} steps: the whole run is warm-up, the peak rate is never used."
+        yield f"ppo.warmup_steps: {config.ppo.warmup_steps} of {steps} steps: all of the run is warm-up."
     for key, every in (("run.checkpoint_every", config.run.checkpoint_every), ("eval.every", config.eval.every)):
         if every > steps:
             yield f"{key}: {every} is more than the {steps} steps of the run, so it never happens in between."
@@ -175,5 +178,9 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
 def _reference_warnings(plan: Plan) -> Iterator[str]:
     wrong = mismatch(plan)
     if wrong and plan.config.ppo.kl.coef > 0:
-        ending = "allowed by allow_mismatch" if plan.reference_choice.allow_mismatch else "refused at step 0 unless allow_mismatch: true"
+        ending = (
+            "allowed by allow_mismatch"
+            if plan.reference_choice.allow_mismatch
+            else "refused at step 0 unless allow_mismatch: true"
+        )
         yield f"reference: {wrong} ({ending})."

@@ -9,8 +9,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    InstanceOf,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     model_serializer,
     model_validator,
@@ -33,7 +33,7 @@ class Choice(BaseModel):
     )
     family: ClassVar[FamilyName]
 
-    use: str | Strategy = Field(union_mode="left_to_right")
+    use: str | InstanceOf[Strategy] = Field(union_mode="left_to_right")
     """Name of the strategy, `package/name` where two packages offer it, or (in Python) the strategy itself."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The strategy's own options; in YAML they stand beside `use`."""
@@ -98,15 +98,14 @@ class Choice(BaseModel):
         """Short name for logs: the strategy's name, or its class."""
         return self.use if isinstance(self.use, str) else type(self.use).__name__
 
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = handler(self)
-        options = plain.pop("options")
-        if isinstance(self.use, Strategy):  # pydantic would dump the declared type: an empty Strategy
-            kind = type(self.use)
-            plain["use"] = f"{kind.__module__}:{kind.__qualname__}"
-            options = self.use.model_dump(mode="json")
-        return {**plain, **options}
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in type(self).model_fields if name not in ("use", "options")}
+        if isinstance(self.use, str):
+            return {"use": self.use, **own, **self.options}
+        kind = type(self.use)  # an object has no name in a config: its class and options are for the reader
+        options = self.use.model_dump(mode="json", fallback=repr)
+        return {"use": f"{kind.__module__}:{kind.__qualname__}", **own, **options}
 
 
 class ReferenceChoice(Choice):
@@ -122,6 +121,7 @@ class RewardChoice(Choice):
 
     family = "reward"
     weight: float = Field(1.0, allow_inf_nan=False)
+    """Factor of this source's scores in the sum."""
     name: str | None = None
     """Name in metrics and samples; the strategy's name when absent."""
 

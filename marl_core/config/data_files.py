@@ -27,9 +27,13 @@ def look_at_prompts(name: str, field: str, asked_by: str) -> DataError | None:
             return None  # a datasets name
         return DataError(f"{asked_by}: there is no file {name!r}.{_near_file(path)}")
     if os.path.isdir(path):
-        return None if not name.startswith(".") else DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.")
+        return (
+            None if not name.startswith(".") else DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.")
+        )
     if suffix not in SUFFIXES:
-        return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
+        return DataError(
+            f"{asked_by}: {name!r} is of no known kind. Give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file."
+        )
     try:
         if os.path.getsize(path) == 0:
             return DataError(f"{asked_by}: {name!r} is empty. Give a file with one prompt per row.")
@@ -46,12 +50,16 @@ def _first_rows(path: Path, suffix: str) -> list[Any] | None:
         if suffix == ".csv":
             return list(islice(csv.DictReader(stream), FIRST_ROWS))
         if suffix == ".jsonl":
-            return [_json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()]
+            return [
+                _json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()
+            ]
         try:
             rows = json.load(stream)
         except json.JSONDecodeError:  # json lines are often called .json
             stream.seek(0)
-            rows = [_json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()]
+            rows = [
+                _json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()
+            ]
         return rows[:FIRST_ROWS] if isinstance(rows, list) else None
 
 
@@ -70,10 +78,14 @@ def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str) 
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             kind = type(row).__name__
-            return DataError(f"{asked_by}: row {number} of {name!r} is a {kind}, not a set of columns such as {{{field!r}: ...}}.")
+            return DataError(
+                f"{asked_by}: row {number} of {name!r} is a {kind}, not a set of columns such as {{{field!r}: ...}}."
+            )
         if field not in row:
             columns = ", ".join(str(column) for column in row)
-            return DataError(f"{asked_by}: row {number} of {name!r} has no column {field!r}. Set data.field to one of: {columns}.")
+            return DataError(
+                f"{asked_by}: row {number} of {name!r} has no column {field!r}. Set data.field to one of: {columns}."
+            )
     return None
 
 

@@ -26,7 +26,9 @@ class Setting:
 def settings_from_environment(env: Mapping[str, str]) -> list[Setting]:
     """Variables called MARL__SECTION__KEY, in order of name; values are YAML."""
     names = sorted(name for name in env if name.upper().startswith(PREFIX))
-    return [_setting(name[len(PREFIX) :].lower().split("__"), env[name], f"environment variable {name}") for name in names]
+    return [
+        _setting(name[len(PREFIX) :].lower().split("__"), env[name], f"environment variable {name}") for name in names
+    ]
 
 
 def settings_from_options(sets: Iterable[str]) -> list[Setting]:
@@ -76,7 +78,9 @@ def _key(holder: Any, part: str, setting: Setting) -> Any:
     is_last = part == setting.path[-1]
     if part.isdecimal() and int(part) < len(holder) + is_last:
         return int(part)
-    raise ConfigError(f"{setting.source}: the list has {len(holder)} entries, so {part!r} names none of them; count from 0.")
+    raise ConfigError(
+        f"{setting.source}: the list has {len(holder)} entries, so {part!r} names none of them; count from 0."
+    )
 
 
 def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
@@ -89,7 +93,9 @@ def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
         return {}
     long_form = _long_form(path, value)
     if long_form is None:
-        raise ConfigError(f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}.")
+        raise ConfigError(
+            f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}."
+        )
     return long_form
 
 
@@ -98,5 +104,9 @@ def _long_form(path: Path, value: Any) -> dict[str, Any] | None:
         return {"low": value, "high": value}
     if path == ("value",) and isinstance(value, str):
         return {"on": value}
-    named = path[0] in ("reference", "quantization", "reward", "observers") or path[:2] == ("eval", "judges")
+    named = (
+        path in (("reference",), ("quantization",), ("reward",))
+        or (path[0] in ("reward", "observers") and len(path) == 2)
+        or (path[:2] == ("eval", "judges") and len(path) == 3)
+    )
     return {"use": value} if named and isinstance(value, str) else None

@@ -36,7 +36,9 @@ def load_config(
     return parse_config(written, str(path), catalog or Catalog.installed(), settings)
 
 
-def parse_config(written: Mapping[str, Any], whose: str, catalog: Catalog, settings: Iterable[Setting] = ()) -> RunConfig:
+def parse_config(
+    written: Mapping[str, Any], whose: str, catalog: Catalog, settings: Iterable[Setting] = ()
+) -> RunConfig:
     """Validate a config given as plain dicts and lists; ConfigError naming `whose`, with one line per problem."""
     try:
         return RunConfig.model_validate(written, context={"catalog": catalog})
@@ -54,7 +56,9 @@ def dump_config(config: RunConfig) -> str:
     try:
         return dump_yaml(config.model_dump(mode="json", by_alias=True))
     except PydanticSerializationError as error:
-        raise ConfigError(f"this config can't be written as YAML: {error}. Use plain texts and numbers as options.") from error
+        raise ConfigError(
+            f"this config can't be written as YAML: {error}. Use plain texts and numbers as options."
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -65,7 +69,9 @@ def _read(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"{path}: can't read the config: {reason}. Give the path of a YAML file.") from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes, so it isn't a config. Give the path of a YAML file.")
+        raise ConfigError(
+            f"{path}: larger than {MAX_BYTES:,} bytes, so it isn't a config. Give the path of a YAML file."
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,7 +79,9 @@ def _read(path: Path) -> dict[str, Any]:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         kind = "empty" if value is None else f"a {type(value).__name__}"
-        raise ConfigError(f"{path}: the config is {kind}; it must be a mapping with keys such as model, reference and reward.")
+        raise ConfigError(
+            f"{path}: the config is {kind}; it must be a mapping with keys such as model, reference and reward."
+        )
     return value
 
 

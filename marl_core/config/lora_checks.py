@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from marl_core.config.run_config import LoraPart, RunConfig
@@ -27,6 +28,8 @@ def _findings(part: LoraPart, key: str) -> Iterator[str]:
             yield f"{key}.lora.{name}: write {key}.{OWN_KEYS[name]} instead; it would be given twice."
         elif name in SET_BY_MARL:
             yield f"{key}.lora.{name}: marl sets this itself. Remove it."
+        elif isinstance(lora[name], float) and not isfinite(lora[name]):
+            yield f"{key}.lora.{name}: {lora[name]} is not a finite number."
     yield from _initialization(lora, key)
     if lora.get("bias", "none") != "none":
         yield f"{key}.lora.bias: {lora['bias']!r} trains biases of the base, which all roles share. Use bias: none."
@@ -37,8 +40,8 @@ def _findings(part: LoraPart, key: str) -> Iterator[str]:
     for target in targets:
         if target.rsplit(".", 1)[-1] in SHARED_MODULES:
             yield (
-                f"{key}.targets: {target!r} is the embedding or the output layer, often one tensor for both and shared by "
-                "all roles. Adapt the layers between them."
+                f"{key}.targets: {target!r} is the embedding or the output layer, often one tensor for both and "
+                "shared by all roles. Adapt the layers between them."
             )
     if not targets:
         yield f"{key}.targets: the list is empty, so nothing would be trained. Name modules, or use all-linear."
@@ -48,10 +51,11 @@ def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
     start = lora.get("init_lora_weights", True)
     if isinstance(start, str) and start.startswith(REWRITING):
         yield (
-            f"{key}.lora.init_lora_weights: {start!r} rewrites the base's weights, so the other roles would no longer see "
-            "the model they were trained on, nor the reference the model the policy starts from. Use true or gaussian."
+            f"{key}.lora.init_lora_weights: {start!r} rewrites the base's weights, so the other roles would no "
+            "longer see the model they were trained on, nor the reference the model the policy starts from. Use "
+            "true or gaussian."
         )
     elif start == "eva":
-        yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data of its own, which marl doesn't run. Use true or gaussian."
+        yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl hasn't. Use true or gaussian."
     elif start is False:
-        yield f"{key}.lora.init_lora_weights: false starts away from the base, so step-0 KL isn't 0. Use true or gaussian."
+        yield f"{key}.lora.init_lora_weights: false starts away from the base: step-0 KL isn't 0. Use true or gaussian."

@@ -39,7 +39,9 @@ class ModelFiles:
         try:
             files = self.weight_files
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"model.path: {self.folder / INDEX_FILE} can't be read: {error!r}. Copy the folder again.") from error
+            raise DataError(
+                f"model.path: {self.folder / INDEX_FILE} can't be read: {error!r}. Copy the folder again."
+            ) from error
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             what = f"lacks {', '.join(missing)}" if missing else "has no safetensors weights"
@@ -55,11 +57,17 @@ def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
         if not looks_like_hub_name(path):
-            raise DataError(f"model.path: there is no folder {path!r}. Give a folder with {CONFIG_FILE}, or a hub name.")
+            raise DataError(
+                f"model.path: there is no folder {path!r}. Give a folder with {CONFIG_FILE}, or a hub name."
+            )
         return _cached(path, revision)
     if not (folder / CONFIG_FILE).is_file():
-        hint = " It is an adapter: give the base it was trained on." if (folder / "adapter_config.json").is_file() else ""
-        raise DataError(f"model.path: the folder {path!r} holds no {CONFIG_FILE}, so it is no model.{hint or ' Check the path.'}")
+        hint = (
+            " It is an adapter: give the base it was trained on." if (folder / "adapter_config.json").is_file() else ""
+        )
+        raise DataError(
+            f"model.path: the folder {path!r} holds no {CONFIG_FILE}, so it is no model.{hint or ' Check the path.'}"
+        )
     return ModelFiles(folder, _read_config(folder / CONFIG_FILE))
 
 
@@ -74,7 +82,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"model.path: {file} is not valid JSON ({error}). Copy the model again.") from error
     if not isinstance(config, dict):
-        raise DataError(f"model.path: {file} holds a {type(config).__name__}, not a model's config. Copy the model again.")
+        raise DataError(
+            f"model.path: {file} holds a {type(config).__name__}, not a model's config. Copy the model again."
+        )
     return config
 
 
@@ -88,4 +98,6 @@ def _cached(name: str, revision: str | None) -> ModelFiles | None:
     except OSError:
         commit = revision or ""
     folder = repository / "snapshots" / commit
-    return ModelFiles(folder, _read_config(folder / CONFIG_FILE)) if commit and (folder / CONFIG_FILE).is_file() else None
+    return (
+        ModelFiles(folder, _read_config(folder / CONFIG_FILE)) if commit and (folder / CONFIG_FILE).is_file() else None
+    )

@@ -18,7 +18,6 @@ from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
 
-
 Place = tuple[str | int, ...]
 
 

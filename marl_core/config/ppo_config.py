@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from marl_core.config.part import Fraction, Part
 
@@ -28,7 +36,9 @@ class KLPart(Part):
         if self.target is not None and self.coef == 0:
             raise ValueError("an adaptive coefficient (target) can't start from coef 0: it would stay 0")
         if self.into == "loss" and self.estimator == "k1":
-            raise ValueError("k1 in the loss has zero expected gradient of the KL; use estimator k2 or k3 with into: loss")
+            raise ValueError(
+                "k1 in the loss has zero expected gradient of the KL; use estimator k2 or k3 with into: loss"
+            )
         return self
 
 
@@ -70,7 +80,9 @@ class PPOPart(Part):
     """PPO steps of linear warm-up."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW weight decay."""
-    adam_betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(default_factory=lambda: [0.9, 0.999])
+    adam_betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.999]
+    )
     """AdamW betas."""
     adam_eps: PositiveFloat = 1e-5
     """AdamW epsilon."""
@@ -86,7 +98,9 @@ class PPOPart(Part):
     """Whiten advantages over the batch (gae)."""
     kl: KLPart = Field(default_factory=KLPart)
     """Penalty for leaving the reference."""
-    clip: Annotated[ClipPart, BeforeValidator(_clip_from_number, json_schema_input_type=ClipPart | float)] = Field(default_factory=ClipPart)
+    clip: Annotated[ClipPart, BeforeValidator(_clip_from_number, json_schema_input_type=ClipPart | float)] = Field(
+        default_factory=ClipPart
+    )
     """A number, or {low, high}."""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
     """Bound of the loss for negative advantages (Ye et al. 2020)."""
@@ -109,7 +123,9 @@ class PPOPart(Part):
             if b is not None and a % b:
                 raise ValueError(f"{piece} {b} does not divide {whole} {a} (remainder {a % b})")
         if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
-            raise ValueError(f"advantage {self.advantage} compares responses to one prompt: samples_per_prompt must be 2 or more")
+            raise ValueError(
+                f"advantage {self.advantage} compares responses to one prompt: samples_per_prompt must be 2 or more"
+            )
         return self
 
 

@@ -70,7 +70,7 @@ def _line(place: Path, found: list[ErrorDetails], config: Mapping[str, Any], cat
 def _wanted(message: str) -> str:
     text = message.replace("Input should", "should")
     text = re.sub(r"a valid dictionary or instance of \w+", "a section (a mapping with keys)", text)
-    text = re.sub(r" or should be .*instance of Strategy", "", text)
+    text = re.sub(r" or should be an instance of Strategy", "", text)
     return text[:1].lower() + text[1:]
 
 

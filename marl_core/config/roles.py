@@ -45,23 +45,25 @@ def describe_roles(plan: Plan) -> list[Role]:
 
 
 def mismatch(plan: Plan) -> str | None:
-    """Why the reference isn't the model the policy starts from, as far as the options show; None if it is, or may be."""
+    """Why the reference isn't the model the policy starts from, as far as options show; None if it is, or may be."""
     source = plan.config.policy.source
-    adapters = [path for _, path in _adapter_options(plan)]
+    adapters = [path for _, path in adapter_options(plan.reference)]
     prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")
     if source is None:
         if adapters and not prepares:
             return (
-                f"the policy starts as the base, the reference is the adapter {adapters[0]}: KL pulls towards another model "
-                "than the start. Let the policy continue that adapter, or merge it into the base"
+                f"the policy starts as the base, the reference is the adapter {adapters[0]}: KL pulls towards "
+                "another model than the start. Let the policy continue that adapter, or merge it into the base"
             )
         return None
     if prepares and adapters:
-        return f"the policy continues {source} on a base that already has {adapters[0]} merged in. Start a new policy there"
+        return (
+            f"the policy continues {source} on a base that already has {adapters[0]} merged in. Start a new one there"
+        )
     if not any(_same(source, path) for _, path in path_options(plan.reference)):
         return (
-            f"the policy continues {source}, which the reference doesn't name: KL pulls towards a model that never saw its "
-            "training data. Use a reference that is this adapter, frozen"
+            f"the policy continues {source}, which the reference doesn't name: KL pulls towards a model that never "
+            "saw its training data. Use a reference that is this adapter, frozen"
         )
     return None
 
@@ -74,20 +76,15 @@ def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
             yield name, os.path.expanduser(os.fspath(value))
 
 
+def adapter_options(strategy: Strategy) -> list[tuple[str, str]]:
+    """Those options that name an adapter folder on this machine."""
+    return [(name, path) for name, path in path_options(strategy) if os.path.isfile(os.path.join(path, CONFIG_FILE))]
+
+
 def summary(strategy_class: type[Strategy]) -> str:
     """The first line of its docstring; empty when it has none of its own."""
     text = strategy_class.__doc__ if "__doc__" in vars(strategy_class) else None
     return (text or "").strip().split("\n", 1)[0].rstrip(".")
-
-
-def _adapter_options(plan: Plan) -> list[tuple[str, str]]:
-    """Those options of the reference that name an adapter folder on this machine, or the policy's source."""
-    source = plan.config.policy.source
-    return [
-        (name, path)
-        for name, path in path_options(plan.reference)
-        if os.path.isfile(os.path.join(path, CONFIG_FILE)) or (source is not None and _same(path, source))
-    ]
 
 
 def _same(one: str, other: str) -> bool:

@@ -39,6 +39,7 @@ __all__ = [
     "ValuePart",
 ]
 
+
 class ModelPart(Part):
     """The one base model."""
 
@@ -94,7 +95,7 @@ class ValuePart(LoraPart):
     """The value function."""
 
     on: Literal["policy", "own", "none"] | None = None
-    """`policy`: a head on the policy's trunk. `own`: an adapter of its own. `none`. Default: policy for gae, else none."""
+    """`policy`: a head on its trunk. `own`: an adapter of its own. `none`. Default: policy for gae, else none."""
     learning_rate: PositiveFloat | None = None
     """Learning rate of head and own adapter; `ppo.learning_rate` when absent."""
 
@@ -108,8 +109,8 @@ class DataPart(Part):
     """Split, for a datasets name."""
     field: str = "prompt"
     """Column with the prompt: a text, or a list of chat messages."""
-    max_prompt_tokens: PositiveInt = 512
-    """Longest prompt allowed, in tokens."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Longest prompt allowed, in tokens; what the model's positions leave beside max_new_tokens when absent."""
     on_long: Literal["error", "drop", "truncate-left"] = "error"
     """What to do with a longer prompt."""
     on_empty: Literal["error", "drop"] = "error"
@@ -175,12 +176,17 @@ class RunPart(Part):
     """Checkpoints kept."""
 
 
+_OneOrMany = Annotated[list[RewardChoice], Field(min_length=1)] | RewardChoice
+
+
 class RunConfig(Part):
     """One run. Sections are explained in docs/config.md."""
 
     model: ModelPart
     """The one base model."""
-    quantization: QuantizationChoice = Field(default_factory=lambda: QuantizationChoice(use="none"), validate_default=True)
+    quantization: QuantizationChoice = Field(
+        default_factory=lambda: QuantizationChoice(use="none"), validate_default=True
+    )
     """How the base's weights are held."""
     policy: PolicyPart = Field(default_factory=PolicyPart)
     """The trained adapter."""
@@ -205,7 +211,7 @@ class RunConfig(Part):
     run: RunPart = Field(default_factory=RunPart)
     """Where and how."""
 
-    @field_validator("reward", mode="wrap", json_schema_input_type=list[RewardChoice] | RewardChoice)
+    @field_validator("reward", mode="wrap", json_schema_input_type=_OneOrMany)
     @classmethod
     def _one_or_many(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if isinstance(value, list):
@@ -221,9 +227,13 @@ class RunConfig(Part):
     def _value_fits_advantage(self) -> Self:
         critic_free = self.ppo.advantage != "gae"
         if self.value.on == "none" and not critic_free:
-            raise ValueError("value: none with ppo.advantage gae: GAE needs a value function; use value: policy, or advantage rloo")
+            raise ValueError(
+                "value: none with ppo.advantage gae: GAE needs a value function; use value: policy, or advantage rloo"
+            )
         if self.value.on in ("policy", "own") and critic_free:
-            raise ValueError(f"value: {self.value.on} is never used with ppo.advantage {self.ppo.advantage}; write value: none")
+            raise ValueError(
+                f"value: {self.value.on} is never used with ppo.advantage {self.ppo.advantage}; write value: none"
+            )
         return self
 
     @property

@@ -21,7 +21,13 @@ class _ChosenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = ctx.needs_input_grad[0]
         count = len(hidden)
@@ -62,7 +68,12 @@ class _ChosenLogprobs(torch.autograd.Function):
 
 
 def chosen_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target token, and the entropy of each distribution (zeros unless asked for).
 
@@ -73,7 +84,9 @@ def chosen_logprobs(
     return result
 
 
-def logits_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False) -> tuple[Tensor, Tensor]:
+def logits_logprobs(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor]:
     """The same from ready logits [N, V], for heads that are more than one matrix (soft caps, scaling)."""
     scaled = logits.float() / temperature
     normalizer = scaled.logsumexp(dim=-1)

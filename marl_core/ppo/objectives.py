@@ -43,7 +43,9 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: fl
     return torch.where(mask, whitened if shift_mean else whitened + mean, torch.zeros_like(values))
 
 
-def aggregate(values: Tensor, mask: Tensor, how: Literal["token", "sequence"] = "token", total: Tensor | float | None = None) -> Tensor:
+def aggregate(
+    values: Tensor, mask: Tensor, how: Literal["token", "sequence"] = "token", total: Tensor | float | None = None
+) -> Tensor:
     """One loss from per-token losses [B, T].
 
     `token`: sum over tokens / number of tokens. `sequence`: sum over responses of their token means / number of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: int | Sequence[int] | None) -> list[int]:
+def stop_ids(
+    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: int | Sequence[int] | None
+) -> list[int]:
     """All tokens that end a response: the tokenizer's EOS, the model's own list, and `sampling.stop`."""
     ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     ids |= set(model_eos) if isinstance(model_eos, list | tuple) else set()
     for text in sampling.stop:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         if len(tokens) != 1:
-            raise ConfigError(f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token.")
+            raise ConfigError(
+                f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token."
+            )
         ids.add(tokens[0])
     if not ids:
         raise ConfigError("sampling: this tokenizer has no EOS token; name one in sampling.stop.")
@@ -41,7 +45,12 @@ def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def generate(
-    bank: AdapterBank, adapter: str | None, prompts: Prompts, sampling: SamplingPart, stops: Sequence[int], seed: int | None = None
+    bank: AdapterBank,
+    adapter: str | None,
+    prompts: Prompts,
+    sampling: SamplingPart,
+    stops: Sequence[int],
+    seed: int | None = None,
 ) -> Rollout:
     """Sample one response to each prompt through `adapter`; with a `seed`, from it alone.
 
@@ -64,9 +73,8 @@ def generate(
         if seed is not None:
             torch.manual_seed(seed)
         with bank.using(adapter), bank.trunk.generating() as model:
-            whole = model.generate(
-                input_ids=prompts.ids, attention_mask=prompts.mask.long(), generation_config=config
-            )
+            sample: Any = model.generate
+            whole: Tensor = sample(input_ids=prompts.ids, attention_mask=prompts.mask.long(), generation_config=config)
     ids = whole[:, prompts.ids.shape[1] :]
     mask, finished = response_mask(ids, stops)
     width = int(mask.any(dim=0).sum())

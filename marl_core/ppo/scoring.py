@@ -17,6 +17,9 @@ from marl_core.errors import MarlError, NumericError, PluginError
 from marl_core.ppo.logprobs import chosen_logprobs, logits_logprobs
 from marl_core.ppo.types import Rollout
 
+LARGEST = torch.finfo(torch.float32).max
+"""Scores are kept in float32: beyond this a Python float or int would become infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -44,7 +47,9 @@ def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:
     return hidden[:, start : start + rollout.ids.shape[1]]
 
 
-def forward(bank: AdapterBank, rollout: Rollout, temperature: float, *, value_head: str | None = None, entropy: bool = False) -> Passed:
+def forward(
+    bank: AdapterBank, rollout: Rollout, temperature: float, *, value_head: str | None = None, entropy: bool = False
+) -> Passed:
     """Log-probs of the response through the active view, with values when a head is named. Keeps the graph if there is one."""
     mask = rollout.mask
     hidden = response_hidden(bank, rollout)
@@ -69,11 +74,21 @@ def pieces(rollout: Rollout, size: int) -> Iterator[Rollout]:
 
 @torch.no_grad()
 def view_logprobs(
-    bank: AdapterBank, view: View, rollout: Rollout, temperature: float, microbatch: int, *, value_head: str | None = None, entropy: bool = False
+    bank: AdapterBank,
+    view: View,
+    rollout: Rollout,
+    temperature: float,
+    microbatch: int,
+    *,
+    value_head: str | None = None,
+    entropy: bool = False,
 ) -> Passed:
     """`forward` through one view without gradient, `microbatch` responses at a time."""
     with bank.view(view):
-        parts = [forward(bank, piece, temperature, value_head=value_head, entropy=entropy) for piece in pieces(rollout, microbatch)]
+        parts = [
+            forward(bank, piece, temperature, value_head=value_head, entropy=entropy)
+            for piece in pieces(rollout, microbatch)
+        ]
     return Passed(
         torch.cat([part.logprobs for part in parts]),
         torch.cat([part.entropy for part in parts]),
@@ -90,19 +105,28 @@ def view_values(bank: AdapterBank, adapter: str, head: str, rollout: Rollout, mi
 
 
 def reference_logprobs(
-    bank: AdapterBank, reference: View | ReferenceFunction, rollout: Rollout, temperature: float, microbatch: int, origin: str = "reference"
+    bank: AdapterBank,
+    reference: View | ReferenceFunction,
+    rollout: Rollout,
+    temperature: float,
+    microbatch: int,
+    origin: str = "reference",
 ) -> Tensor:
     """The reference's log-probs [B, T] float32: a view of the base, or a callable's answer, checked."""
     if isinstance(reference, View):
         return view_logprobs(bank, reference, rollout, temperature, microbatch).logprobs
     found = _call(reference, rollout, origin)
     if not isinstance(found, Tensor) or found.shape != rollout.ids.shape:
-        raise PluginError(f"{origin}: the reference must give log-probs of shape {list(rollout.ids.shape)}, it gave {_describe(found)}.")
+        raise PluginError(
+            f"{origin}: the reference must give log-probs of shape {list(rollout.ids.shape)}, it gave {_describe(found)}."
+        )
     found = found.detach().float().to(rollout.ids.device)
     return torch.where(rollout.mask, found, torch.zeros_like(found))
 
 
-def score_sources(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+def score_sources(
+    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int
+) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Weighted sum [B] of all sources, and each source's own scores [B] (NaN where a source abstained)."""
     parts = {source.name: _score(bank, source, rollout, microbatch) for source in sources}
     total = torch.zeros(len(rollout), device=rollout.ids.device)
@@ -114,7 +138,9 @@ def score_sources(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout
     if not bool(judged.all()):
         row = int((~judged).nonzero()[0])
         names = ", ".join(source.name for source in sources)
-        raise PluginError(f"reward: no source ({names}) gave response {row} a score; its text begins {rollout.texts[row][:80]!r}.")
+        raise PluginError(
+            f"reward: no source ({names}) gave response {row} a score; its text begins {rollout.texts[row][:80]!r}."
+        )
     return total, parts
 
 
@@ -122,10 +148,14 @@ def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int)
     who = f"reward {source.name!r}" + (f" ({source.origin})" if source.origin else "")
     if isinstance(source.score, ScoreView):
         view = source.score
-        scores = torch.cat([bank.score(view, piece.sequence_ids, piece.sequence_mask) for piece in pieces(rollout, microbatch)])
+        scores = torch.cat(
+            [bank.score(view, piece.sequence_ids, piece.sequence_mask) for piece in pieces(rollout, microbatch)]
+        )
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])
-            raise NumericError(f"{who}: response {row} got {scores[row].item()}; its text begins {rollout.texts[row][:80]!r}.")
+            raise NumericError(
+                f"{who}: response {row} got {scores[row].item()}; its text begins {rollout.texts[row][:80]!r}."
+            )
         return scores
     return as_scores(_call(source.score, rollout, who), rollout, who)
 
@@ -143,8 +173,10 @@ def as_scores(found: object, rollout: Rollout, who: str) -> Tensor:
         raise PluginError(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
     for row, value in enumerate(values):
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(float(value))):  # type: ignore[arg-type]  # a Real here
-            raise PluginError(f"{who}: response {row} got {value!r}, not a finite number; its text begins {rollout.texts[row][:80]!r}.")
+        if value is not None and not (number and abs(value) <= LARGEST):  # type: ignore[arg-type]  # a Real here; NaN fails too
+            raise PluginError(
+                f"{who}: response {row} got {value!r:.80}, not a finite number; its text begins {rollout.texts[row][:80]!r}."
+            )
     numbers_only = [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]  # checked above
     return torch.tensor(numbers_only, dtype=torch.float32, device=rollout.ids.device)
 

@@ -58,7 +58,11 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, tokens: Sequence[Sequence[int]], pad: int, rows: Sequence[Mapping[str, Any]] | None = None, texts: Sequence[Any] = ()
+        cls,
+        tokens: Sequence[Sequence[int]],
+        pad: int,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        texts: Sequence[Any] = (),
     ) -> Prompts:
         """Prompts from token lists."""
         ids, mask = pad_rows(tokens, pad, "left")
@@ -135,7 +139,9 @@ class Rollout:
         """Some of the responses."""
         index = torch.arange(len(self))[rows].tolist()
         p = self.prompts
-        prompts = Prompts(p.ids[rows], p.mask[rows], [p.rows[i] for i in index], [p.texts[i] for i in index] if p.texts else ())
+        prompts = Prompts(
+            p.ids[rows], p.mask[rows], [p.rows[i] for i in index], [p.texts[i] for i in index] if p.texts else ()
+        )
         return Rollout(prompts, self.ids[rows], self.mask[rows], [self.texts[i] for i in index], self.finished[rows])
 
 
@@ -247,7 +253,9 @@ class Evaluation:
     reward_std: float
     kl: float
     """KL to the reference, nats per response; 0 when there is no reference."""
+    kl_std: float
     length: float
+    length_std: float
     finished: float
     judges: Mapping[str, Mapping[str, float]]
     samples: Sequence[Mapping[str, Any]]

@@ -59,7 +59,9 @@ class Batch:
             return None if tensor is None else tensor[rows]
 
         s, a = self.scored, self.advantages
-        scored = ScoredRollout(s.rollout.select(rows), s.logprobs[rows], pick(s.ref_logprobs), pick(s.values), s.scores[rows])
+        scored = ScoredRollout(
+            s.rollout.select(rows), s.logprobs[rows], pick(s.ref_logprobs), pick(s.values), s.scores[rows]
+        )
         return Batch(scored, Advantages(a.kl[rows], a.rewards[rows], a.advantages[rows], pick(a.returns)))
 
 
@@ -138,7 +140,7 @@ def _minibatch(
             with bank.using(trained.value_adapter, train=True):
                 values = apply_head(bank.heads[trained.value_head], response_hidden(bank, piece.scored.rollout))
                 _backward(_value_terms(values, piece, ppo, total, tally))
-        log_ratio = (passed.logprobs.detach() - piece.scored.logprobs)
+        log_ratio = passed.logprobs.detach() - piece.scored.logprobs
         approxkl += float(masked_sum(log_ratio.square() / 2, piece.scored.rollout.mask) / mask.sum())
     if tally.first_ratio_error is None:
         tally.first_ratio_error = max(abs(tally.ratio_min - 1), abs(tally.ratio_max - 1))
@@ -188,14 +190,17 @@ def _value_terms(values: Tensor, piece: Batch, ppo: PPOPart, total: float, tally
 def _backward(loss: Tensor) -> None:
     if not bool(loss.isfinite()):
         raise NumericError(
-            f"update: the loss is {float(loss)}; no optimizer step was taken with it. Usual causes: a learning rate too high, "
+            f"update: the loss is {loss.item()}; no optimizer step was taken with it. Usual causes: a learning rate too high, "
             "float16 without scaling, or rewards far outside [-10, 10] (see shaping.clip)."
         )
-    loss.backward()  # type: ignore[no-untyped-call]  # torch
+    loss.backward()
 
 
 def _optimizer_step(
-    roles: Mapping[str, Mapping[str, nn.Parameter]], optimizer: torch.optim.Optimizer, max_norm: float | None, tally: Tally
+    roles: Mapping[str, Mapping[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float | None,
+    tally: Tally,
 ) -> None:
     """Clip each role by itself, check that every gradient is finite, step."""
     for role, parameters in roles.items():

@@ -53,8 +53,8 @@ class LoadedStrategy:
             raise
         except Exception as error:
             raise PluginError(
-                f"{self.listing.family} strategy {self.listing.display_name} failed while reading its options: {error!r}. "
-                "That is a fault of the plugin; report it to its authors."
+                f"{self.listing.family} strategy {self.listing.display_name} failed while reading its options: "
+                f"{error!r}. That is a fault of the plugin; report it to its authors."
             ) from error
 
 
@@ -81,9 +81,9 @@ class Catalog:
         """
         if not self._listings:
             raise PluginError(
-                f"{family} strategy {name!r} was asked for, but no strategies of any kind are installed: marl-core's own are "
-                "found by its package metadata, so it isn't installed in this environment. Run `pip install -e .` in the "
-                "checkout, or `pip install marl-core`."
+                f"{family} strategy {name!r} was asked for, but no strategies of any kind are installed: marl-core's "
+                "own are found by its package metadata, so it isn't installed in this environment. Run `pip install "
+                "-e .` in the checkout, or `pip install marl-core`."
             )
         package, _, plain = name.rpartition("/")
         offers = [listing for listing in self.listings(family) if listing.name == plain]
@@ -123,7 +123,9 @@ def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
     """`found` as a strategy class that has its family's required hook; PluginError naming `whose` otherwise."""
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        raise PluginError(f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy.")
+        raise PluginError(
+            f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy."
+        )
     hook = FAMILIES[family].required_hook
     if hook is None:
         return found
@@ -148,11 +150,14 @@ def _import(listing: Listing) -> object:
         raise
     except BaseException as error:
         raise PluginError(
-            f"{whose} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another {listing.family}."
+            f"{whose} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another "
+            f"{listing.family}."
         ) from error
     if printed.getvalue():
         first_line = printed.getvalue().strip().splitlines()[:1]
-        warnings.warn(f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", RuntimeWarning, stacklevel=3
+        )
     return found
 
 

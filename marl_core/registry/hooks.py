@@ -103,9 +103,9 @@ class Hooks:
             raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
 
-    def run_start(self, plan: Plan) -> None:
+    def run_start(self, plan: Plan, done: int) -> None:
         """Tell the observers that the run begins."""
-        self._tell("marl_run_start", plan=plan)
+        self._tell("marl_run_start", plan=plan, done=done)
 
     def step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """Tell the observers that a step ended."""
@@ -143,10 +143,14 @@ class Hooks:
 
     def _choose(self, strategy: Strategy, hook: str, **arguments: Any) -> Any:
         if not self.implements(strategy, hook):
-            raise PluginError(f"{self._origins[strategy]} has no {hook} hook, so it can't be used here. See docs/hooks.md.")
+            raise PluginError(
+                f"{self._origins[strategy]} has no {hook} hook, so it can't be used here. See docs/hooks.md."
+            )
         result = self._first(strategy, hook, **arguments)
         if result is None:
-            raise PluginError(f"{self._origins[strategy]}: {hook} gave None, but this hook must give a result. See docs/hooks.md.")
+            raise PluginError(
+                f"{self._origins[strategy]}: {hook} gave None, but this hook must give a result. See docs/hooks.md."
+            )
         return result
 
     def _tell(self, hook: str, **arguments: Any) -> None:

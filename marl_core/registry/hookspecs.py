@@ -32,12 +32,12 @@ class MarlSpecs:
         """Say why this run can't work, before any weight is read.
 
         Family: any.
-        Called: once per strategy, by `marl check` and at the start of every run. Must be quick and import nothing heavy.
+        Called: once per strategy, by `marl check` and at the start of every run. Be quick, import nothing heavy.
 
         Arguments:
             plan: the whole config with its strategies; no model exists yet.
 
-        Result: one sentence for each reason, naming the config key; None or nothing means this strategy sees no obstacle.
+        Result: a sentence for each reason, naming the config key; None or nothing means it sees no obstacle.
 
         Example:
             class Patient(Strategy):
@@ -52,7 +52,7 @@ class MarlSpecs:
         """Say how transformers loads the base, and what the loaded base can do.
 
         Family: quantization, which must have it.
-        Called: once, when the plan's `quantization` is first read, before the base is loaded. Heavy imports belong inside.
+        Called: once, when the plan's `quantization` is first read, before the base is loaded. Import backends inside.
 
         Arguments:
             compute_dtype: `model.dtype` of the config: "float32", "bfloat16" or "float16".
@@ -71,7 +71,7 @@ class MarlSpecs:
         """Change the base before anything else is built on it, e.g. merge an adapter into it.
 
         Family: reference.
-        Called: once, only on strategies that implement it, with the full-precision float32 base on the CPU, before it is
+        Called: once, only on strategies that implement it, with the full-precision float32 base, before it is
         quantized, cast or given adapters. The core quantizes and casts the result.
 
         Arguments:
@@ -107,9 +107,7 @@ class MarlSpecs:
         """
 
     @hookspec(firstresult=True)
-    def marl_reward(
-        self, bank: AdapterBank, tokenizer: PreTrainedTokenizerBase
-    ) -> ScoreView | RewardFunction | None:
+    def marl_reward(self, bank: AdapterBank, tokenizer: PreTrainedTokenizerBase) -> ScoreView | RewardFunction | None:
         """Say what scores a response.
 
         Family: reward, which must have it.
@@ -131,7 +129,7 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_run_start(self, plan: Plan) -> None:
+    def marl_run_start(self, plan: Plan, done: int) -> None:
         """Watch a run begin.
 
         Family: observer (any other may listen too).
@@ -139,6 +137,7 @@ class MarlSpecs:
 
         Arguments:
             plan: the config, its strategies and the quantization.
+            done: steps already done: 0, or more after a resume.
 
         Result: ignored; None by convention.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError
@@ -36,7 +36,9 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def save(folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2) -> Path:
+def save(
+    folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2
+) -> Path:
     """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`."""
     target = folder / name_of(state.step)
     with new_folder(target) as temporary:
@@ -73,7 +75,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def newest(folder: Path) -> tuple[Path, list[str]]:
     """The newest whole checkpoint, and a sentence for each damaged one that was passed over. DataError if none is whole."""
-    notes = []
+    notes: list[str] = []
     for checkpoint in sorted(folder.glob("step-*"), reverse=True):
         wrong = damage(checkpoint)
         if wrong is None:
@@ -88,17 +90,23 @@ def load(checkpoint: Path, bank: AdapterBank, trained: Trained, optimizer: torch
     try:
         _fill(bank.tensors(trained.policy), load_file(checkpoint / "policy" / "adapter_model.safetensors"), checkpoint)
         if trained.value_adapter:
-            _fill(bank.tensors(trained.value_adapter), load_file(checkpoint / "value" / "adapter_model.safetensors"), checkpoint)
+            _fill(
+                bank.tensors(trained.value_adapter),
+                load_file(checkpoint / "value" / "adapter_model.safetensors"),
+                checkpoint,
+            )
         if trained.value_head:
             _fill(_head_tensors(bank, trained.value_head), load_file(checkpoint / "heads.safetensors"), checkpoint)
         _restore_optimizer(optimizer, _names(bank, trained), load_file(checkpoint / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"resume: {checkpoint} doesn't fit this config ({error}). Resume with the config the run was started with.") from error
+        raise DataError(
+            f"resume: {checkpoint} doesn't fit this config ({error}). Resume with the config the run was started with."
+        ) from error
     return State(state["step"], state["kl_coef"], state["shaper"])
 
 
-def _names(bank: AdapterBank, trained: Trained) -> dict[nn.Parameter, str]:
+def _names(bank: AdapterBank, trained: Trained) -> dict[Tensor, str]:
     return {p: f"{role}/{name}" for role, found in trained.parameters(bank).items() for name, p in found.items()}
 
 
@@ -116,7 +124,7 @@ def _fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], checkpoint: 
         tensor.copy_(theirs[name])
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     return {
         f"{names[parameter]}|{key}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
@@ -124,7 +132,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Param
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]) -> None:
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
     optimizer.state.clear()
     for parameter, name in names.items():
         state = {key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name}

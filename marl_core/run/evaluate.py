@@ -28,14 +28,20 @@ def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], s
         rows: list[dict[str, Any]] = []
         for start in range(0, count, chunk):
             prompts = data.take(range(start, min(start + chunk, count)))
-            rollout = generate(roles.bank, roles.trained.policy, prompts, plan.config.sampling, stops, derive_seed("eval", seed, start))
+            rollout = generate(
+                roles.bank, roles.trained.policy, prompts, plan.config.sampling, stops, derive_seed("eval", seed, start)
+            )
             rows += _rows(plan, roles, rollout)
         per_seed.append(_means(rows))
         samples = samples or rows[: part.samples]
     means = {name: statistics.fmean(run[name] for run in per_seed) for name in per_seed[0]}
-    spread = {name: statistics.stdev(run[name] for run in per_seed) if len(per_seed) > 1 else 0.0 for name in per_seed[0]}
+    spread = {
+        name: statistics.stdev(run[name] for run in per_seed) if len(per_seed) > 1 else 0.0 for name in per_seed[0]
+    }
     judges = {name: {"mean": means[f"judge/{name}"], "std": spread[f"judge/{name}"]} for name in part.judges}
-    return Evaluation(step, means["reward"], spread["reward"], means["kl"], means["length"], means["finished"], judges, samples)
+    return Evaluation(
+        step, means["reward"], spread["reward"], means["kl"], means["length"], means["finished"], judges, samples
+    )
 
 
 def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> list[dict[str, Any]]:
@@ -64,4 +70,6 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> list[dict[str, Any]]:
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     means = {name: statistics.fmean(row[name] for row in rows) for name in ("kl", "length", "finished")}
     means["reward"] = statistics.fmean(row["score"] for row in rows)
-    return means | {f"judge/{name}": statistics.fmean(row["judges"][name] for row in rows) for name in rows[0]["judges"]}
+    return means | {
+        f"judge/{name}": statistics.fmean(row["judges"][name] for row in rows) for name in rows[0]["judges"]
+    }

@@ -42,7 +42,9 @@ class RunFolder:
         folder = cls(Path(config.run.folder).expanduser())
         used = (folder.path / "config.yaml").exists()
         if used and not resume:
-            raise ConfigError(f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder.")
+            raise ConfigError(
+                f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder."
+            )
         if resume and used and not override:
             folder._refuse_changes(config)
         return folder
@@ -62,7 +64,9 @@ class RunFolder:
         serious = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in HARMLESS)]
         if serious:
             lines = "\n".join(f"  {key}: {was.get(key)!r} -> {now.get(key)!r}" for key in serious)
-            raise ConfigError(f"resume: the config changed the run's mathematics since it was started:\n{lines}\nRestore it, or resume with --override.")
+            raise ConfigError(
+                f"resume: the config changed the run's mathematics since it was started:\n{lines}\nRestore it, or resume with --override."
+            )
 
     def start(self, runner: Runner) -> None:
         """Write config, provenance and pre-flight result."""
@@ -105,7 +109,10 @@ class RunFolder:
 
         with new_folder(self.path / "final") as temporary:
             runner.bank.save(runner.roles.trained.policy, temporary / "policy")
-            write_json(temporary / "policy" / "marl.json", {"base": runner.bank.source, "base_prepared_by": runner.bank.prepared})
+            write_json(
+                temporary / "policy" / "marl.json",
+                {"base": runner.bank.source, "base_prepared_by": runner.bank.prepared},
+            )
         write_curves(self.path)
         write_report(self.path)
 
@@ -116,7 +123,11 @@ def _provenance(runner: Runner) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
         "seed": runner.config.run.seed,
-        "base": {"source": runner.bank.source, "prepared_by": runner.bank.prepared, "fingerprint": _short(runner.bank.fingerprint)},
+        "base": {
+            "source": runner.bank.source,
+            "prepared_by": runner.bank.prepared,
+            "fingerprint": _short(runner.bank.fingerprint),
+        },
         "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
         "hardware": {
             "machine": platform.machine(),
@@ -144,7 +155,11 @@ def _short(fingerprint: dict[str, list[float]] | None) -> str | None:
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{place}.{name}" if place else str(name)).items()}
+        return {
+            key: leaf
+            for name, inner in value.items()
+            for key, leaf in _flat(inner, f"{place}.{name}" if place else str(name)).items()
+        }
     if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         return {key: leaf for i, inner in enumerate(value) for key, leaf in _flat(inner, f"{place}.{i}").items()}
     return {place: value}

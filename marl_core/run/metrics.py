@@ -11,7 +11,12 @@ from marl_core.ppo.types import Advantages, ScoredRollout, StepStats, UpdateStat
 
 
 def step_stats(
-    step: int, scored: ScoredRollout, advantages: Advantages, update: UpdateStats, kl_coef: float, seconds: Mapping[str, float]
+    step: int,
+    scored: ScoredRollout,
+    advantages: Advantages,
+    update: UpdateStats,
+    kl_coef: float,
+    seconds: Mapping[str, float],
 ) -> StepStats:
     """All metrics of one step. KL is in nats per response unless the name says otherwise; times are in seconds."""
     mask, rollout = scored.rollout.mask, scored.rollout
@@ -48,7 +53,12 @@ def _kl(scored: ScoredRollout) -> dict[str, float]:
     mask = scored.rollout.mask
     each = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in ("k1", "k2", "k3")}
     sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in each.items()}
-    return {"objective/kl": sums["k1"], "objective/kl_k2": sums["k2"], "objective/kl_k3": sums["k3"], "objective/kl_per_token": _mean(each["k1"], mask)}
+    return {
+        "objective/kl": sums["k1"],
+        "objective/kl_k2": sums["k2"],
+        "objective/kl_k3": sums["k3"],
+        "objective/kl_per_token": _mean(each["k1"], mask),
+    }
 
 
 def _update(update: UpdateStats) -> dict[str, float]:

@@ -19,7 +19,9 @@ def make_optimizer(roles: Mapping[str, Mapping[str, nn.Parameter]], config: RunC
         rate = rates.get(role, config.ppo.learning_rate)
         groups.append({"params": list(parameters.values()), "lr": rate, "initial_lr": rate, "role": role})
     first, second = config.ppo.adam_betas
-    return torch.optim.AdamW(groups, betas=(first, second), eps=config.ppo.adam_eps, weight_decay=config.ppo.weight_decay)
+    return torch.optim.AdamW(
+        groups, betas=(first, second), eps=config.ppo.adam_eps, weight_decay=config.ppo.weight_decay
+    )
 
 
 def learning_rate_factor(step: int, ppo: PPOPart) -> float:

@@ -56,15 +56,30 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
     `fresh` is false after a resume: then the policy has moved and is not compared with the reference.
     """
     size = plan.config.ppo.microbatch or plan.config.ppo.minibatch
-    some = Prompts.of([row[keep].tolist() for row, keep in zip(prompts.ids[:size], prompts.mask[:size], strict=True)],
-                      roles.bank.tokenizer.pad_token_id or 0, list(prompts.rows[:size]), list(prompts.texts[:size]))
+    some = Prompts.of(
+        [row[keep].tolist() for row, keep in zip(prompts.ids[:size], prompts.mask[:size], strict=True)],
+        roles.bank.tokenizer.pad_token_id or 0,
+        list(prompts.rows[:size]),
+        list(prompts.texts[:size]),
+    )
     before = _gradient(roles, some, plan)
-    limits = plan.config.sampling.model_copy(update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0})
-    rollout = generate(roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight"))
+    limits = plan.config.sampling.model_copy(
+        update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0}
+    )
+    rollout = generate(
+        roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight")
+    )
     checks = [_trainable(roles)]
     checks += [_reference(plan, roles, rollout, size)] if fresh and plan.config.ppo.kl.coef > 0 else []
-    checks += [_ratio(plan, roles, rollout, size), _gradient_after(before, _gradient(roles, some, plan)), _rows(plan, roles, rollout)]
-    checks += [Check(f"reward adapter {name}", "can't verify" not in detail, detail) for name, detail in roles.bank.reward_checks.items()]
+    checks += [
+        _ratio(plan, roles, rollout, size),
+        _gradient_after(before, _gradient(roles, some, plan)),
+        _rows(plan, roles, rollout),
+    ]
+    checks += [
+        Check(f"reward adapter {name}", "can't verify" not in detail, detail)
+        for name, detail in roles.bank.reward_checks.items()
+    ]
     return Preflight(tuple(checks))
 
 
@@ -75,14 +90,26 @@ def _trainable(roles: Roles) -> Check:
     allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
     mine = {name for parameters in trained.values() for name in parameters}
     wrong = sorted(learning ^ allowed) or sorted(
-        name for parameters in trained.values() for name, p in parameters.items() if not p.requires_grad or p.dtype != torch.float32
+        name
+        for parameters in trained.values()
+        for name, p in parameters.items()
+        if not p.requires_grad or p.dtype != torch.float32
     )
     if wrong:
-        raise ConfigError(f"pre-flight: the trainable set is not what the roles say; first: {wrong[:3]}. Something outside marl changed requires_grad or dtype.")
+        raise ConfigError(
+            f"pre-flight: the trainable set is not what the roles say; first: {wrong[:3]}. "
+            "Something outside marl changed requires_grad or dtype."
+        )
     counts = {role: float(sum(p.numel() for p in parameters.values())) for role, parameters in trained.items()}
     words = ", ".join(f"{role} {int(count):,}" for role, count in counts.items())
     others = len(learning - mine)
-    return Check("trainable", True, f"trainable parameters: {words}; the base is frozen" + (f"; {others} tensors of other policies" if others else ""), counts)
+    return Check(
+        "trainable",
+        True,
+        f"trainable parameters: {words}; the base is frozen"
+        + (f"; {others} tensors of other policies" if others else ""),
+        counts,
+    )
 
 
 def _start(plan: Plan, bank: AdapterBank) -> str:
@@ -94,7 +121,9 @@ def _start(plan: Plan, bank: AdapterBank) -> str:
 def _seen(roles: Roles) -> str:
     if not isinstance(roles.reference, View):
         return "weights held elsewhere"
-    return f"the frozen adapter {roles.reference.adapter!r}" if roles.reference.adapter else "the bare base, adapters off"
+    return (
+        f"the frozen adapter {roles.reference.adapter!r}" if roles.reference.adapter else "the bare base, adapters off"
+    )
 
 
 def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
@@ -119,7 +148,9 @@ def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
         "the reference is not the model the policy starts from, and the KL penalty would pull towards a model that never saw its training"
     )
     if not plan.config.reference.allow_mismatch:
-        raise ConfigError(f"pre-flight: {sentence}. {_remedy(plan)} If you mean it, set reference.allow_mismatch: true.")
+        raise ConfigError(
+            f"pre-flight: {sentence}. {_remedy(plan)} If you mean it, set reference.allow_mismatch: true."
+        )
     return Check("reference", False, f"{sentence}; allowed by reference.allow_mismatch", numbers)
 
 
@@ -139,7 +170,11 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
     with roles.bank.using(roles.trained.policy, train=True):
         new = torch.cat([forward(roles.bank, piece, temperature).logprobs.detach() for piece in pieces(rollout, size)])
     error = float((torch.exp(new - old) - 1).abs().max())
-    detail = "ratio on the first minibatch is bitwise 1" if error == 0 else f"ratio on the first minibatch is off by up to {error:.2g}"
+    detail = (
+        "ratio on the first minibatch is bitwise 1"
+        if error == 0
+        else f"ratio on the first minibatch is off by up to {error:.2g}"
+    )
     if error > 0.35 and plan.config.policy.dropout == 0:
         raise NumericError(
             f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
@@ -151,7 +186,7 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
 def _gradient(roles: Roles, prompts: Prompts, plan: Plan) -> Tensor:
     """Policy gradient of the mean log-prob of fixed random tokens after two prompts, as one vector."""
     bank = roles.bank
-    vocabulary = bank.base.get_input_embeddings().weight.shape[0]
+    vocabulary = bank.trunk.vocabulary
     two = Prompts(prompts.ids[:2], prompts.mask[:2], list(prompts.rows[:2])).to(bank.device)
     ids = torch.randint(0, vocabulary, (len(two), 8), generator=generator("probe")).to(bank.device)
     everything = torch.ones_like(ids, dtype=torch.bool)
@@ -160,7 +195,9 @@ def _gradient(roles: Roles, prompts: Prompts, plan: Plan) -> Tensor:
     with bank.using(roles.trained.policy):
         loss = -forward(bank, rollout, plan.config.sampling.temperature).logprobs.mean()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(grads, parameters, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(grads, parameters, strict=True)]
+    )
 
 
 def _gradient_after(before: Tensor, after: Tensor) -> Check:
@@ -170,12 +207,14 @@ def _gradient_after(before: Tensor, after: Tensor) -> Check:
     error = float((after - before).norm()) / norm if norm > 0 else float("nan")
     if norm == 0.0 or not cosine > GRADIENT_COSINE:
         raise NumericError(
-            f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error {error:.3g}, norm "
-            f"{norm:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel without backward; "
+            f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error {error:.3g}, "
+            f"norm {norm:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel without backward; "
             "use the built-in quantization strategies, or quantization: none."
         )
     words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
-    return Check("gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error})
+    return Check(
+        "gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error}
+    )
 
 
 @torch.no_grad()
@@ -188,4 +227,6 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
     gap = float((together - alone).abs().max())
     ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
     tail = "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
-    return Check("batch", ok, f"a row alone and in its batch differ by up to {gap:.2g} nats{tail}", {"max_difference": gap})
+    return Check(
+        "batch", ok, f"a row alone and in its batch differ by up to {gap:.2g} nats{tail}", {"max_difference": gap}
+    )

@@ -35,8 +35,9 @@ class PromptData:
         return len(self.rows)
 
     @classmethod
-    def load(cls, data: DataPart, tokenizer: PreTrainedTokenizerBase) -> PromptData:
-        """Read, check and tokenize; DataError with row numbers for what can't be used."""
+    def load(cls, data: DataPart, tokenizer: PreTrainedTokenizerBase, room: int) -> PromptData:
+        """Read, check and tokenize; DataError with row numbers for what can't be used. `room`: positions left for a prompt."""
+        limit = min(data.max_prompt_tokens or room, room)
         rows = read_rows(data.prompts, data.split)
         texts = [_prompt(row, data.field, data.prompts, index) for index, row in enumerate(rows)]
         kept: list[tuple[Row, Any, list[int]]] = []
@@ -47,23 +48,36 @@ class PromptData:
             if not tokens or (isinstance(text, str) and not text.strip()):
                 empty.append(index)
                 continue
-            if len(tokens) > data.max_prompt_tokens:
+            if len(tokens) > limit:
                 long.append(index)
                 if data.on_long != "truncate-left":
                     continue
-                tokens = tokens[-data.max_prompt_tokens :]
+                tokens = tokens[-limit:]
             kept.append((row, text, tokens))
         _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
-        longest = f"exceed {data.max_prompt_tokens} tokens"
-        _complain(long, data.on_long == "error", longest, "data.max_prompt_tokens, or data.on_long: drop or truncate-left", data.prompts)
+        longest = f"exceed {limit} tokens"
+        _complain(
+            long,
+            data.on_long == "error",
+            longest,
+            "a larger data.max_prompt_tokens, or data.on_long: drop or truncate-left",
+            data.prompts,
+        )
         if not kept:
-            raise DataError(f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {data.field!r}.")
+            raise DataError(
+                f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {data.field!r}."
+            )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad)
 
     def take(self, indices: Sequence[int]) -> Prompts:
         """The prompts at these places, as one batch."""
-        return Prompts.of([self.tokens[i] for i in indices], self.pad, [self.rows[i] for i in indices], [self.texts[i] for i in indices])
+        return Prompts.of(
+            [self.tokens[i] for i in indices],
+            self.pad,
+            [self.rows[i] for i in indices],
+            [self.texts[i] for i in indices],
+        )
 
     def batch(self, step: int, count: int, seed: int, shuffle: bool = True) -> Prompts:
         """The `count` prompts of step `step` (0-based): each epoch in a new order that depends on the seed alone."""
@@ -83,15 +97,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt).input_ids)
     if tokenizer.chat_template is None:
-        raise DataError("data: the prompts are chat messages, but this model's tokenizer has no chat template. Use plain texts.")
+        raise DataError(
+            "data: the prompts are chat messages, but this model's tokenizer has no chat template. Use plain texts."
+        )
     return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
 
 
 def _prompt(row: Row, field: str, source: str, index: int) -> Any:
     if field not in row:
-        raise DataError(f"data.field: row {index} of {source} has no {field!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
+        raise DataError(
+            f"data.field: row {index} of {source} has no {field!r}; it has: {', '.join(map(str, row)) or 'nothing'}."
+        )
     value = row[field]
-    messages = isinstance(value, list) and value and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+    messages = (
+        isinstance(value, list)
+        and value
+        and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+    )
     if not isinstance(value, str) and not messages:
         raise DataError(
             f"data.field: row {index} of {source} has a {type(value).__name__} as {field!r}; "
@@ -102,7 +124,9 @@ def _prompt(row: Row, field: str, source: str, index: int) -> Any:
 
 def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
     if rows and refuse:
-        raise DataError(f"data.prompts: {len(rows)} prompts of {source} {what} (rows {', '.join(map(str, rows[:5]))}). Mend them, or set {way_out}.")
+        raise DataError(
+            f"data.prompts: {len(rows)} prompts of {source} {what} (rows {', '.join(map(str, rows[:5]))}). Mend them, or set {way_out}."
+        )
 
 
 def read_rows(source: str, split: str = "train") -> list[Row]:
@@ -120,7 +144,10 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
         raise DataError(f"data.prompts: {source} could not be read: {error}") from error
     bad = [index for index, row in enumerate(rows) if not isinstance(row, Mapping)]
     if bad or not rows:
-        raise DataError(f"data.prompts: {source} must hold rows of named columns; " + (f"row {bad[0]} is none." if bad else "it holds no row."))
+        raise DataError(
+            f"data.prompts: {source} must hold rows of named columns; "
+            + (f"row {bad[0]} is none." if bad else "it holds no row.")
+        )
     return rows
 
 

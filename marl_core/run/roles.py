@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from peft import LoraConfig
+
 from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.base import load_bank
@@ -35,7 +37,9 @@ def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Rol
     """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards."""
     bank = _bank(plan, bank)
     if policy in bank.adapters:
-        raise ConfigError(f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...').")
+        raise ConfigError(
+            f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...')."
+        )
     _add_policy(plan, bank, policy)
     value_adapter, value_head = _add_value(plan, bank, policy)
     if plan.config.model.gradient_checkpointing:
@@ -46,7 +50,11 @@ def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Rol
         reference=plan.hooks.reference(plan.reference, bank),
         reference_origin=plan.hooks.origin(plan.reference),
         rewards=_sources(plan, bank, plan.rewards),
-        judges=_sources(plan, bank, [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()]),
+        judges=_sources(
+            plan,
+            bank,
+            [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()],
+        ),
     )
 
 
@@ -56,7 +64,8 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
     if bank is not None:
         if bank.prepared != prepared:
             raise ConfigError(
-                f"reference: this run's base must be prepared by [{prepared or 'nothing'}], the bank you share was by [{bank.prepared or 'nothing'}]. "
+                f"reference: this run's base must be prepared by [{prepared or 'nothing'}], "
+                f"the bank you share was by [{bank.prepared or 'nothing'}]. "
                 "Runners that share a bank need references that leave the base the same."
             )
         return bank
@@ -97,11 +106,15 @@ def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, 
     return adapter, f"{policy}-value-head"
 
 
-def _lora(part: LoraPart, bank: AdapterBank) -> lora.LoraConfig:
+def _lora(part: LoraPart, bank: AdapterBank) -> LoraConfig:
     return lora.make_config(part.r, part.alpha, part.targets, part.dropout, part.lora, bank.linears)
 
 
-def _sources(plan: Plan, bank: AdapterBank, chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]]) -> tuple[Source, ...]:
+def _sources(
+    plan: Plan,
+    bank: AdapterBank,
+    chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]],
+) -> tuple[Source, ...]:
     labels = [choice.name or choice.label for choice, _ in chosen]
     doubled = {label for label, count in Counter(labels).items() if count > 1}
     sources = []

@@ -18,7 +18,16 @@ from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef
 from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs, view_values
-from marl_core.ppo.types import Advantages, Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats, UpdateStats
+from marl_core.ppo.types import (
+    Advantages,
+    Evaluation,
+    Prompts,
+    Rollout,
+    RunResult,
+    ScoredRollout,
+    StepStats,
+    UpdateStats,
+)
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import checkpoint
@@ -60,7 +69,7 @@ class Runner:
         self.roles = build_roles(self.plan, policy, bank)
         self.bank = self.roles.bank
         self.stops = stop_ids(self.bank.tokenizer, config.sampling, self.bank.base.generation_config.eos_token_id)
-        self.data = PromptData.load(config.data, self.bank.tokenizer) if config.data else None
+        self.data = PromptData.load(config.data, self.bank.tokenizer, self._room()) if config.data else None
         self.heldout = self._heldout()
         self.optimizer = make_optimizer(self.roles.trained.parameters(self.bank), config)
         self.shaper = Shaper(config.shaping)
@@ -127,13 +136,17 @@ class Runner:
         trained, temperature = self.roles.trained, self.config.sampling.temperature
         size = self.config.ppo.microbatch or self.config.ppo.minibatch
         head = trained.value_head if trained.value_on_policy else None
-        policy = view_logprobs(self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True)
+        policy = view_logprobs(
+            self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
+        )
         values = policy.values
         if trained.value_adapter and trained.value_head:
             values = view_values(self.bank, trained.value_adapter, trained.value_head, rollout, size)
         reference = None
         if self.config.ppo.kl.coef > 0:
-            reference = reference_logprobs(self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin)
+            reference = reference_logprobs(
+                self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin
+            )
         parts: dict[str, torch.Tensor] = {}
         if scores is None:
             scores, found = score_sources(self.bank, self.roles.rewards, rollout, size)
@@ -145,10 +158,7 @@ class Runner:
 
     def steps(self) -> Iterator[StepStats]:
         """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
-        if self.data is None:
-            raise ConfigError("data: this config names no prompts, so steps() has nothing to run on. Add data.prompts, or call step(prompts).")
-        if self.preflight is None:
-            self.check_start(self._prompts(self.done))
+        self.prepare()
         self.plan.hooks.run_start(self.plan, self.done)
         if self.done == 0:
             self._evaluate()
@@ -163,9 +173,9 @@ class Runner:
 
     def train(self) -> RunResult:
         """Run to the end: steps, last evaluation, final adapter, observers' farewell."""
-        last = None
-        for last in self.steps():
-            pass
+        last: StepStats | None = None
+        for stats in self.steps():
+            last = stats
         after = self._evaluate()
         if self.folder is not None:
             self.folder.finish(self)
@@ -173,6 +183,10 @@ class Runner:
         result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
         self.plan.hooks.run_end(result)
         return result
+
+    def prepare(self) -> Preflight:
+        """The pre-flight check on the next step's prompts, once."""
+        return self.preflight or self.check_start(self._prompts(self.done))
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; the run folder is made once it has passed."""
@@ -191,9 +205,11 @@ class Runner:
         )
 
     def _prompts(self, step: int) -> Prompts:
-        assert self.data is not None
-        ppo = self.config.ppo
-        shuffle = self.config.data is not None and self.config.data.shuffle
+        if self.data is None or self.config.data is None:
+            raise ConfigError(
+                "data: this config names no prompts, so there is nothing to run on. Add data.prompts, or call step(prompts)."
+            )
+        ppo, shuffle = self.config.ppo, self.config.data.shuffle
         return self.data.batch(step, ppo.batch // ppo.samples_per_prompt, self.config.run.seed, shuffle)
 
     _before: Evaluation | None = None
@@ -212,7 +228,14 @@ class Runner:
         if self.config.eval.prompts is None:
             return None
         part = self.config.data or DataPart(prompts=self.config.eval.prompts)
-        return PromptData.load(part.model_copy(update={"prompts": self.config.eval.prompts}), self.bank.tokenizer)
+        return PromptData.load(
+            part.model_copy(update={"prompts": self.config.eval.prompts}), self.bank.tokenizer, self._room()
+        )
+
+    def _room(self) -> int:
+        """Positions that the model leaves for a prompt."""
+        positions = getattr(self.bank.base.config.get_text_config(), "max_position_embeddings", None) or 2**20
+        return max(1, positions - self.config.sampling.max_new_tokens)
 
     def _resume(self) -> None:
         if self.folder is None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from marl_core import PluginError, Quantization, Strategy, hookimpl
 from pydantic import Field
+
+from marl_core import PluginError, Quantization, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from marl_core import Plan
@@ -27,7 +28,8 @@ class _BitsAndBytes(Strategy):
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The backend must be installed."""
         if find_spec("bitsandbytes") is None:
-            yield f"quantization: {plan.config.quantization.label} needs bitsandbytes; install it with: pip install 'marl-core[bitsandbytes]'"
+            yield f"quantization: {plan.config.quantization.label} needs bitsandbytes; "
+                "install it with: pip install 'marl-core[bitsandbytes]'"
 
 
 class Bnb8Bit(_BitsAndBytes):
@@ -61,7 +63,9 @@ class Bnb4Bit(_BitsAndBytes):
 
     type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type.")
     double: bool = Field(False, description="Quantize the quantization constants too.")
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Dtype of the products; auto: model.dtype.")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Dtype of the products; auto: model.dtype."
+    )
 
     @hookimpl
     def marl_quantization(self, compute_dtype: str) -> Quantization:
@@ -83,7 +87,9 @@ def _config(**options: Any) -> Any:
         import bitsandbytes as _bitsandbytes  # noqa: F401  # fails here, with the extra's name, rather than inside transformers
         from transformers import BitsAndBytesConfig
     except ImportError as error:
-        raise PluginError(f"quantization: bitsandbytes can't be imported ({error}); install it with: pip install 'marl-core[bitsandbytes]'") from error
+        raise PluginError(
+            f"quantization: bitsandbytes can't be imported ({error}); install it with: pip install 'marl-core[bitsandbytes]'"
+        ) from error
     return BitsAndBytesConfig(**options)
 
 

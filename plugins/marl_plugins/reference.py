@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from marl_core import Strategy, hookimpl, read_adapter
 from pydantic import Field
 
+from marl_core import Strategy, hookimpl, read_adapter
+
 if TYPE_CHECKING:
-    from marl_core import AdapterBank, Plan, View
     from transformers import PreTrainedModel
+
+    from marl_core import AdapterBank, Plan, View
 
 
 class DisabledAdapter(Strategy):

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from marl_core import Strategy, hookimpl, read_adapter
 from pydantic import Field, PositiveInt
 
+from marl_core import Strategy, hookimpl, read_adapter
+
 if TYPE_CHECKING:
-    from marl_core import AdapterBank, Plan, RewardFunction, ScoreView
     from transformers import PreTrainedTokenizerBase
+
+    from marl_core import AdapterBank, Plan, RewardFunction, ScoreView
 
 
 class AdapterReward(Strategy):
@@ -19,9 +21,12 @@ class AdapterReward(Strategy):
 
     path: str = Field(min_length=1, description="Folder of the reward adapter, score head included.")
     position: Literal["auto", "last-attended", "last-non-pad"] = Field(
-        "auto", description="Token that is scored; auto: as recorded with the adapter, which is how transformers' classifier reads it."
+        "auto",
+        description="Token that is scored; auto: as recorded with the adapter, which is how transformers' classifier reads it.",
     )
-    pad_token_id: int | None = Field(None, description="Pad id for last-non-pad, when it isn't recorded with the adapter.")
+    pad_token_id: int | None = Field(
+        None, description="Pad id for last-non-pad, when it isn't recorded with the adapter."
+    )
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
@@ -49,9 +54,12 @@ class ModelReward(Strategy):
     revision: str | None = Field(None, description="Hub revision.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the reward model.")
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages."
+        "auto",
+        description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages.",
     )
-    append_eos: bool = Field(True, description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them.")
+    append_eos: bool = Field(
+        True, description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them."
+    )
     batch: PositiveInt = Field(16, description="Texts per forward pass.")
     max_tokens: PositiveInt = Field(2048, description="Texts are cut on the left to this many tokens.")
 

@@ -102,9 +102,16 @@ def columns(rollout: Rollout) -> dict[str, Any]:
     """Keyword arguments of a reward function: each a list with one entry for each response."""
     prompts = list(rollout.prompts.texts)
     chat = bool(prompts) and isinstance(prompts[0], list)
-    completions: list[Any] = [[{"role": "assistant", "content": text}] for text in rollout.texts] if chat else list(rollout.texts)
+    completions: list[Any] = (
+        [[{"role": "assistant", "content": text}] for text in rollout.texts] if chat else list(rollout.texts)
+    )
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
-    names = {name for row in rollout.prompts.rows for name in row} - {"prompt", "prompts", "completions", "completion_ids"}
+    names = {name for row in rollout.prompts.rows for name in row} - {
+        "prompt",
+        "prompts",
+        "completions",
+        "completion_ids",
+    }
     extra = {name: [row.get(name) for row in rollout.prompts.rows] for name in sorted(names)}
     return {"prompts": prompts, "completions": completions, "completion_ids": ids, **extra}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from marl_core import DataError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from marl_core import DataError
 
 if TYPE_CHECKING:
     from marl_core import Rollout
@@ -20,7 +21,9 @@ class RewardModel:
         """Load both; DataError when the model has no trained head with one label."""
         self._options, self._device = options, device
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(options.path, revision=options.revision, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                options.path, revision=options.revision, trust_remote_code=False
+            )
             self._model, report = AutoModelForSequenceClassification.from_pretrained(
                 options.path,
                 revision=options.revision,
@@ -31,7 +34,9 @@ class RewardModel:
             )
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            raise DataError(f"reward.path: {options.path!r} could not be loaded as a sequence-classification model: {first}") from error
+            raise DataError(
+                f"reward.path: {options.path!r} could not be loaded as a sequence-classification model: {first}"
+            ) from error
         self._check_head(report)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

@@ -1,0 +1,57 @@
+# marl: `make quickstart` runs the whole story on a real model, `make test` the full suite.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint unit real wheel third-party clean
+.DELETE_ON_ERROR:
+
+.venv/base:
+	$(PYTHON) -m venv .venv
+	@echo "installing torch (once)"
+	$(INSTALL) torch==2.13.0
+	@touch $@
+
+.venv/quickstart: .venv/base pyproject.toml constraints.txt
+	@echo "installing marl and what the quickstart needs"
+	$(INSTALL) -e '.[quickstart]'
+	@touch $@
+
+.venv/test: .venv/base pyproject.toml constraints.txt
+	@echo "installing marl and what the tests need"
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+quickstart: .venv/quickstart
+	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
+
+test: lint unit real third-party wheel
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/test
+	$(BIN)/python -m pytest -m "not real"
+
+real: .venv/test
+	$(BIN)/python examples/quickstart/quickstart.py --fast
+	$(BIN)/python -m pytest -m real tests
+
+# A stranger's package, really installed, named by a config.
+third-party: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation ./examples/third_party
+	$(BIN)/python -m pytest -m installed tests
+	$(BIN)/python -m pip uninstall --quiet --yes acme-marl
+
+# The suite once more, against the built wheel instead of the checkout.
+wheel: .venv/test
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	cp -r tests examples docs pyproject.toml README.md CHANGELOG.md build/wheel/
+	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not house"
+
+clean:
+	rm -rf .venv dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,106 @@
+"""Tables for the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from marl_core.config.roles import summary
+from marl_core.errors import PluginError
+from marl_core.registry.catalog import Catalog, Listing
+from marl_core.registry.strategy import FAMILIES
+
+if TYPE_CHECKING:
+    from marl_core.config.memory import MemoryEstimate
+    from marl_core.config.plan import Plan
+    from marl_core.run.preflight import Preflight
+
+PIPE_WIDTH = 160
+
+
+def show_plan(plan: Plan) -> None:
+    """Each role with its weights, then the warnings."""
+    table = _table("role", "weights", "note")
+    for role in plan.describe():
+        table.add_row(role.name, Text(role.weights), Text(role.note))
+    console = _console()
+    console.print(table)
+    for warning in plan.warnings():
+        console.print(Text(f"warning: {warning}", "yellow"))
+
+
+def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
+    """What a run says before its first step: roles, what was found in the run folder, the pre-flight check."""
+    show_plan(plan)
+    console = _console()
+    for note in notes:
+        console.print(Text(note))
+    for check in preflight.checks:
+        mark = Text("ok    " if check.ok else "note  ", "green" if check.ok else "yellow")
+        console.print(Text("pre-flight  ") + mark + Text(check.detail), soft_wrap=True)
+
+
+def show_memory(memory: MemoryEstimate) -> None:
+    """Bytes per role: this run, and the same with four models."""
+    table = _table("memory (estimate)", "this run", "four models", "what")
+    for role in memory.roles:
+        table.add_row(role.name, _size(role.shared), _size(role.separate), Text(role.what))
+    table.add_row(
+        "sum",
+        _size(memory.shared),
+        _size(memory.separate),
+        f"{memory.separate / max(memory.shared, 1):.1f} times as much",
+    )
+    _console().print(table)
+
+
+def show_plugins(catalog: Catalog) -> None:
+    """Every strategy that is installed, with its first line of documentation or the reason why it can't be used."""
+    table = _table("name", "family", "package", "version", "what it is")
+    for family in FAMILIES:
+        for listing in catalog.listings(family):
+            about, is_broken = _about(catalog, listing)
+            style = "red" if is_broken else ""
+            row = (listing.name, family, listing.package, listing.version, about)
+            table.add_row(*(Text(cell, style) for cell in row))
+    _console().print(table)
+
+
+def _about(catalog: Catalog, listing: Listing) -> tuple[str, bool]:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = catalog.load(listing.family, listing.qualified_name)
+    except PluginError as error:
+        return f"broken: {error}", True
+    except Exception as error:
+        return f"broken: {error!r}", True
+    remarks = [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
+    doubled = sum(other.name == listing.name for other in catalog.listings(listing.family)) > 1
+    if doubled:
+        remarks.append(f"offered twice: write {listing.qualified_name}")
+    return "; ".join([summary(loaded.strategy_class) or "(no docstring)", *remarks]), False
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in ("this run", "four models") else "left")
+    return table
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,215 @@
+"""A memory estimate from shapes alone: what each role of a run holds, and what four separate models would.
+
+Rough on purpose. Weights, gradients and optimizer states are counted; activations follow the formulas below.
+Fragmentation, the backend's own buffers and what other programs hold come on top.
+Letters: h hidden size, f feed-forward size, V vocabulary, L layers, N tokens of a microbatch (prompt and response),
+T response tokens of a microbatch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from marl_core.config.adapter_files import read_adapter
+from marl_core.config.model_files import ModelFiles, read_model
+from marl_core.config.roles import adapter_options, path_options
+from marl_core.config.run_config import LoraPart
+from marl_core.errors import DataError
+from marl_core.registry.strategy import Strategy
+
+if TYPE_CHECKING:
+    from marl_core.config.plan import Plan
+
+Shapes = Mapping[str, tuple[int, ...]]
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
+FROZEN = 4  # adapters and heads stay float32
+ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
+EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleMemory:
+    """Bytes one role needs on the shared base, and as a model of its own."""
+
+    name: str
+    shared: float
+    separate: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """All roles of a plan."""
+
+    roles: tuple[RoleMemory, ...]
+
+    @property
+    def shared(self) -> float:
+        """Bytes of this run, everything on one base."""
+        return sum(role.shared for role in self.roles)
+
+    @property
+    def separate(self) -> float:
+        """Bytes of the same run with a model for each of policy, reference, reward and value."""
+        return sum(role.separate for role in self.roles)
+
+
+def estimate(plan: Plan) -> MemoryEstimate:
+    """Per-role bytes from config.json and safetensors headers. DataError when the model isn't on this machine."""
+    model = plan.config.model
+    files = read_model(model.path, model.revision)
+    if files is None:
+        raise DataError(
+            f"model.path: {model.path!r} isn't on this machine, so its shapes aren't known. "
+            "Download it first, or give a folder, to estimate memory."
+        )
+    shapes = _counted_once(files)
+    base = _base_bytes(plan, shapes)
+    return MemoryEstimate(
+        (
+            _base(plan, shapes, base),
+            _policy(plan, shapes, base),
+            _reference(plan, base),
+            *(_scorer(f"reward {choice.name or choice.label}", strategy, base) for choice, strategy in plan.rewards),
+            *(_scorer(f"judge {name}", strategy, 0.0) for name, (_, strategy) in plan.judges.items()),
+            _value(plan, files, shapes, base),
+            _sampling(plan, files),
+            _update(plan, files),
+        )
+    )
+
+
+def lora_parameters(part: LoraPart, shapes: Shapes) -> int:
+    """Parameters of a LoRA: r (in + out) for each linear weight that its targets match."""
+    return sum(part.r * sum(shape) for name, shape in _linears(shapes) if _matches(part.targets, name))
+
+
+def _linears(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, shape in shapes.items():
+        if name.endswith(".weight") and len(shape) == 2 and not any(word in name for word in EMBEDDINGS):
+            yield name.removesuffix(".weight"), shape
+
+
+def _matches(targets: str | list[str], name: str) -> bool:
+    if isinstance(targets, list):
+        return any(name == target or name.endswith("." + target) for target in targets)
+    return targets == "all-linear" or name.endswith("." + targets) or re.fullmatch(targets, name) is not None
+
+
+def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
+    """All shapes; an output layer tied to the embedding is not a second tensor."""
+    shapes = files.shapes()
+    if files.config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def _base_bytes(plan: Plan, shapes: Shapes) -> float:
+    plain = DTYPE_BYTES[plan.config.model.dtype]
+    linear = plan.quantization.bytes_per_weight or plain
+    in_linears = sum(prod(shape) for _, shape in _linears(shapes))
+    return in_linears * linear + (sum(prod(shape) for shape in shapes.values()) - in_linears) * plain
+
+
+def _base(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
+    what = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
+    if plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        full = 4 * sum(prod(shape) for shape in shapes.values())
+        what += f"; while it is prepared in float32, {full / 2**20:,.0f} MiB"
+    return RoleMemory("base", base, 0.0, what)
+
+
+def _policy(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
+    source = plan.config.policy.source
+    count = _adapter_parameters(source) if source else lora_parameters(plan.config.policy, shapes)
+    trained = count * TRAINED
+    return RoleMemory(
+        "policy", trained, base + trained, f"{count:,} trained parameters, gradients and AdamW in float32"
+    )
+
+
+def _reference(plan: Plan, base: float) -> RoleMemory:
+    if plan.config.ppo.kl.coef == 0:
+        return RoleMemory("reference", 0.0, base, "not evaluated: ppo.kl.coef is 0")
+    if plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        return RoleMemory("reference", 0.0, base, "the base itself")
+    return _scorer("reference", plan.reference, base)
+
+
+def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
+    """What a strategy's weights take, by the folders its options name: an adapter, a model, or neither."""
+    adapters = [path for _, path in adapter_options(strategy)]
+    if adapters:
+        held = sum(_adapter_parameters(path) for path in adapters) * FROZEN
+        return RoleMemory(name, held, base + held, "an adapter on the base, frozen, float32")
+    for _, path in path_options(strategy):
+        try:
+            model = read_model(path)
+            count = sum(prod(shape) for shape in model.shapes().values()) if model else 0
+        except DataError:
+            continue
+        if count:
+            held = count * DTYPE_BYTES.get(getattr(strategy, "dtype", "float32"), 4)
+            return RoleMemory(name, held, held, f"a model of its own, {count:,} parameters")
+    return RoleMemory(name, 0.0, base if name == "reference" else 0.0, "no weights of its own that its options show")
+
+
+def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
+    where = plan.config.value_on
+    if where == "none":
+        return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage} needs none")
+    head = _size(files, "hidden_size", "n_embd") + 1
+    own = lora_parameters(plan.config.value, shapes) if where == "own" else 0
+    separate = own or lora_parameters(plan.config.policy, shapes)
+    what = "a head on the policy's trunk" if where == "policy" else f"{own:,} trained parameters and a head"
+    return RoleMemory("value", (own + head) * TRAINED, base + (separate + head) * TRAINED, what)
+
+
+def _sampling(plan: Plan, files: ModelFiles) -> RoleMemory:
+    """KV cache: 2 L kv_heads head_dim bytes for each token of the whole batch at once."""
+    heads = _size(files, "num_attention_heads", "n_head")
+    kv_heads = files.config.get("num_key_value_heads") or heads
+    head_dim = files.config.get("head_dim") or _size(files, "hidden_size", "n_embd") // max(heads, 1)
+    tokens = plan.config.ppo.batch * _sequence(plan)
+    layers = _size(files, "num_hidden_layers", "n_layer")
+    held = float(2 * layers * kv_heads * head_dim * tokens * DTYPE_BYTES[plan.config.model.dtype])
+    return RoleMemory("sampling", held, held, f"KV cache of {plan.config.ppo.batch} responses; gone before the update")
+
+
+def _update(plan: Plan, files: ModelFiles) -> RoleMemory:
+    """Activations for backward, N L (12 h + 3 f) values (N L h with checkpointing), and 3 T V float32 of logits."""
+    micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch
+    hidden, layers = _size(files, "hidden_size", "n_embd"), _size(files, "num_hidden_layers", "n_layer")
+    feed_forward = files.config.get("intermediate_size") or 4 * hidden
+    inside = 12 * hidden + 3 * feed_forward
+    per_token = layers * hidden + inside if plan.config.model.gradient_checkpointing else layers * inside
+    activations = micro * _sequence(plan) * per_token * DTYPE_BYTES[plan.config.model.dtype]
+    logits = 3 * micro * plan.config.sampling.max_new_tokens * _size(files, "vocab_size") * 4
+    return RoleMemory(
+        "update",
+        float(activations + logits),
+        float(activations + logits),
+        f"activations and logits of {micro} responses",
+    )
+
+
+def _sequence(plan: Plan) -> int:
+    prompt = (plan.config.data.max_prompt_tokens or ASSUMED_PROMPT) if plan.config.data else 0
+    return prompt + plan.config.sampling.max_new_tokens
+
+
+def _size(files: ModelFiles, *names: str) -> int:
+    for name in names:
+        value: Any = files.config.get(name)
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def _adapter_parameters(path: str) -> int:
+    return sum(prod(shape) for shape in read_adapter(path, "adapter").shapes.values())

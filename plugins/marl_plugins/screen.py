@@ -1,0 +1,70 @@
+"""What the console observer draws: a progress bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from marl_core import RunResult, ScoredRollout, StepStats
+
+HEADER = "  step   reward      KL   clip  entropy  length   EOS   tok/s    left"
+
+
+class Screen:
+    """One run's output."""
+
+    def __init__(self, steps: int, done: int, samples_every: int) -> None:
+        self._steps, self._samples_every = steps, samples_every
+        self._console = Console()
+        self._start, self._first = time.perf_counter(), done
+        self._console.print(HEADER, style="bold")
+        self._bar = Progress(
+            TextColumn("PPO"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("ppo", total=steps, completed=done)
+        self._bar.start()
+
+    def step(self, stats: StepStats, scored: ScoredRollout) -> None:
+        """The step's line, and a sample now and then."""
+        m = stats.metrics
+        spent = (time.perf_counter() - self._start) / max(1, stats.step - self._first)
+        left = spent * (self._steps - stats.step)
+        line = (
+            f"{stats.step:>6} {m['objective/scores']:>8.3f} {m['objective/kl']:>7.2f} {m['policy/clipfrac']:>6.3f}"
+            f" {m['objective/entropy']:>8.2f}"
+            f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%} {m['perf/tokens_per_second']:>7.0f} {left // 60:>4.0f}:{left % 60:02.0f}"
+        )
+        self._bar.console.print(line, highlight=False)
+        if self._samples_every and stats.step % self._samples_every == 0:
+            prompt = scored.rollout.prompts.texts[0] if scored.rollout.prompts.texts else ""
+            shown = f"[dim]{escape(str(prompt))}[/dim]{escape(scored.rollout.texts[0])}"
+            self._bar.console.print(
+                f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}", highlight=False
+            )
+        self._bar.update(self._task, completed=stats.step)
+
+    def close(self, result: RunResult) -> None:
+        """The bar's end and where the results are."""
+        self._bar.stop()
+        if result.before and result.after:
+            b, a = result.before, result.after
+            self._console.print(
+                f"held out: reward {b.reward:.3f} -> {a.reward:.3f}, KL {b.kl:.2f} -> {a.kl:.2f} nats per response",
+                highlight=False,
+            )
+        if result.folder:
+            self._console.print(
+                f"run folder: {result.folder} (final adapter in {result.folder}/final/policy)", highlight=False
+            )

@@ -1,0 +1,152 @@
+"""What many tests share: one thread, a tiny model on disk with adapters for it, and configs that name them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Write = Callable[..., str]
+MakeConfig = Callable[..., Any]
+
+BREVITY = "def brevity(prompts, completions, completion_ids, **columns):\n    return [-float(len(ids)) for ids in completion_ids]\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bitwise comparisons need a fixed number of threads, and a shared machine is quicker with one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model and its tokenizer as a model folder."""
+    from marl_core.testing import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def write_sft_adapter() -> Write:
+    """Write a LoRA adapter with random weights, none of them zero, as SFTTrainer would save it."""
+
+    def write(base: str, folder: Path, seed: int = 1, scale: float = 0.1, **options: Any) -> str:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base)
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+        _save_with_noise(get_peft_model(model, LoraConfig(**settings)), folder, seed, scale)
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_reward_adapter() -> Write:
+    """Write a SEQ_CLS reward adapter with random weights and its head, as TRL's RewardTrainer saves it."""
+
+    def write(base: str, folder: Path, seed: int = 2, scale: float = 0.1, labels: int = 1, **options: Any) -> str:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "SEQ_CLS", **options}
+        _save_with_noise(get_peft_model(model, LoraConfig(**settings)), folder, seed, scale)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sft_adapter(tiny_folder: str, write_sft_adapter: Write, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An SFT adapter on `tiny_folder`."""
+    return write_sft_adapter(tiny_folder, tmp_path_factory.mktemp("adapters") / "sft")
+
+
+@pytest.fixture(scope="session")
+def reward_adapter(tiny_folder: str, write_reward_adapter: Write, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reward adapter on `tiny_folder`."""
+    return write_reward_adapter(tiny_folder, tmp_path_factory.mktemp("adapters") / "reward")
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six short prompts with a further column."""
+    file = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    texts = ["A good", "It was", "The cast", "Bad", "I never", "What a film"]
+    file.write_text("".join(json.dumps({"prompt": text, "label": i}) + "\n" for i, text in enumerate(texts)), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def brevity(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Target of a reward function that pays for short responses."""
+    file = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    file.write_text(BREVITY, encoding="utf-8")
+    return f"{file}:brevity"
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_folder: str, prompts_file: str, brevity: str) -> MakeConfig:
+    """A small RunConfig as YAML would give it; keyword arguments are laid over its sections."""
+
+    def make(**changes: Any) -> Any:
+        from marl_core import Catalog
+        from marl_core.config.load import parse_config
+
+        written = {
+            "model": {"path": tiny_folder, "dtype": "float32"},
+            "policy": {"r": 4, "alpha": 8},
+            "reference": "disabled-adapter",
+            "reward": {"use": "function", "target": brevity},
+            "value": "policy",
+            "data": {"prompts": prompts_file},
+            "sampling": {"max_new_tokens": 6},
+            "ppo": {"steps": 2, "batch": 4, "minibatch": 2, "epochs": 2, "learning_rate": 1e-2},
+            "run": {"device": "cpu", "seed": 0},
+        }
+        return parse_config(_merged(written, changes), "test", Catalog.installed())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base_state() -> Callable[[Any], dict[str, Any]]:
+    """The frozen base's tensors, packed bytes included, by name: for comparisons before and after training."""
+
+    def state(bank: Any) -> dict[str, Any]:
+        tensors = {**dict(bank.base.named_parameters()), **dict(bank.base.named_buffers())}
+        return {name: tensor.detach().clone() for name, tensor in tensors.items() if "lora_" not in name}
+
+    return state
+
+
+def _save_with_noise(peft: Any, folder: Path, seed: int, scale: float) -> None:
+    import torch
+
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=noise) * scale)
+    peft.save_pretrained(str(folder))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        old = result.get(key)
+        is_choice = isinstance(value, dict) and "use" in value
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) and not is_choice else value
+    return result

@@ -1,0 +1,73 @@
+"""The light half stays light: measured in a fresh interpreter, not only read from the source."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "numpy", "accelerate", "safetensors")
+SECONDS = 0.7
+
+CONFIG = """
+model: {path: owner/model}
+reference: disabled-adapter
+reward: {use: function, target: "mine.py:score"}
+data: {prompts: prompts.jsonl}
+"""
+
+PROBE = """
+import json, sys
+from marl_core.cli import main
+code = main(sys.argv[1:])
+print()
+print(json.dumps([code, sorted(name for name in sys.modules if "." not in name)]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run.yaml").write_text(CONFIG, encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "def score(prompts, completions, **columns):\n    return [0.0]\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+COMMANDS = (["--help"], ["plugins"], ["check", "run.yaml"], ["schema"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_import_nothing_heavy_and_answer_quickly(folder: Path, command: list[str]) -> None:
+    fastest = float("inf")
+    for _ in range(3):  # a busy machine may be slow once, not three times
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, *command], cwd=folder, capture_output=True, text=True, check=True
+        )
+        fastest = min(fastest, time.perf_counter() - start)
+        if fastest < SECONDS:
+            break
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    assert not set(HEAVY) & set(modules)
+    assert fastest < SECONDS
+
+
+def test_built_in_strategies_load_without_heavy_libraries(folder: Path) -> None:
+    probe = (
+        "import sys, marl_core\n"
+        "catalog = marl_core.Catalog.installed()\n"
+        "for family in ('reference', 'reward', 'quantization', 'observer'):\n"
+        "    for listing in catalog.listings(family):\n"
+        "        if listing.package == 'marl-core':\n"
+        "            catalog.load(family, listing.qualified_name).strategy_class.model_json_schema()\n"
+        "print(*(name for name in sys.modules if '.' not in name))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=folder, capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stdout.split())

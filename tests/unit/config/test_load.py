@@ -1,0 +1,135 @@
+"""load_config: every problem on a line of its own with path, value and what is allowed; dump_config is its inverse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import Catalog, ConfigError, PluginError, RunConfig, dump_config, load_config
+from marl_core.config.load import parse_config
+from marl_core.config.run_config import ClipPart
+
+
+def test_file_environment_set_weakest_first(config_file: Path, catalog: Catalog) -> None:
+    env = {"MARL__PPO__KL__COEF": "0.3", "MARL__PPO__BATCH": "16"}
+    config = load_config(
+        config_file, ["ppo.kl.coef=1e-3", "ppo.clip=0.1"], catalog, env, defaults={"observers": ["quiet"]}
+    )
+    assert config.ppo.kl.coef == 1e-3
+    assert config.ppo.batch == 16
+    assert config.ppo.clip == ClipPart(low=0.1, high=0.1)
+    assert [choice.use for choice in config.observers] == ["quiet"]
+    assert config.reward[0].options == {"target": 8}
+
+
+def test_a_config_built_in_python_reads_no_environment(
+    monkeypatch: pytest.MonkeyPatch, written: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("MARL__PPO__BATCH", "64")
+    assert RunConfig.model_validate(written).ppo.batch == 32
+
+
+def test_dump_loads_back_to_an_equal_config(config_file: Path, catalog: Catalog, tmp_path: Path) -> None:
+    sets = [
+        "policy={start: continue, from: x}",
+        "value=own",
+        "ppo.max_grad_norm=null",
+        "model.path='1e-4'",
+        "reward.0.name=on",
+    ]
+    config = load_config(config_file, sets, catalog, {})
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(again, (), catalog, {}) == config
+    assert load_config(again, ["reward.0.target=9"], catalog, {}) != config
+
+
+@pytest.mark.parametrize(
+    ("sets", "line"),
+    [
+        (["ppo.batch=0"], "ppo.batch: should be greater than 0, but 0 was given. (given by --set ppo.batch=0)"),
+        (["ppo.batch='3'"], "ppo.batch: should be a valid integer, but '3' was given."),
+        (["ppo.batch=true"], "ppo.batch: should be a valid integer, but True was given."),
+        (["ppo.batch=3.5"], "ppo.batch: should be a valid integer"),
+        (["ppo.learning_rate=.nan"], "ppo.learning_rate: should be a finite number, but nan was given."),
+        (["ppo.gamma=1.5"], "ppo.gamma: should be less than or equal to 1, but 1.5 was given."),
+        (["ppo.advantage=gea"], "ppo.advantage: should be 'gae', 'rloo' or 'grpo', but 'gea' was given."),
+        (["ppo.batc=4"], "ppo.batc: unknown key. Did you mean 'batch'?"),
+        (["ppo.learning-rate=4"], "ppo.learning-rate: unknown key. Did you mean 'learning_rate'?"),
+        (["ppo.kl.coeff=4"], "ppo.kl.coeff: unknown key. Did you mean 'coef'?"),
+        (["reward.traget=4"], "reward.traget: unknown key. Did you mean 'target'?"),
+        (["reward=[{use: short, wieght: 2}]"], "reward.0.wieght: unknown key. Did you mean 'weight'?"),
+        (["temperature=4"], "temperature: unknown key. It belongs in sampling."),
+        (["reward.target=0"], "reward.target: should be greater than 0, but 0 was given."),
+        (
+            ["reward.use=shrot"],
+            "reward: no reward strategy is called 'shrot'; did you mean 'short'? Installed: broken, short.",
+        ),
+        (["reference=short"], "reference: no reference strategy is called 'short'; 'short' is a reward strategy."),
+        (["reference=merged"], "reference.adapter: is required and wasn't given."),
+        (["reference=3"], "reference: give a strategy's name, or {use: name, option: value}; this is 3."),
+        (["reference.use=3"], "reference.use: should be a valid string, but 3 was given."),
+        (["reference.options=3"], "reference.options: should be a valid dictionary, but 3 was given."),
+        (["reward=[]"], "reward: list should have at least 1 item"),
+        (["model=3"], "model: should be a section (a mapping with keys), but 3 was given."),
+        (["model={}"], "model.path: is required and wasn't given."),
+        (["policy.targets=3"], "policy.targets: should be a valid string or should be a valid list, but 3 was given."),
+        (["ppo.minibatch=5"], "ppo: minibatch 5 does not divide batch 32 (remainder 2)."),
+        (["value=none"], "config: value: none with ppo.advantage gae: GAE needs a value function"),
+        (["quantization=nine"], "quantization: no quantization strategy is called 'nine'; did you mean 'none'?"),
+        (["eval.judges.j.use=shrot"], "eval.judges.j: no reward strategy is called 'shrot'"),
+    ],
+)
+def test_problem_lines(config_file: Path, catalog: Catalog, sets: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(line)) as caught:
+        load_config(config_file, sets, catalog, {})
+    assert str(caught.value).startswith(f"{config_file}: 1 problem in the config:\n  ")
+
+
+def test_all_problems_come_at_once_and_name_the_environment(config_file: Path, catalog: Catalog) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, ["reward.target=0"], catalog, {"MARL__RUN__SEED": "-1"})
+    assert "2 problems" in str(caught.value)
+    assert "(given by environment variable MARL__RUN__SEED)" in str(caught.value)
+
+
+def test_a_broken_plugin_is_a_plugin_error(config_file: Path, catalog: Catalog) -> None:
+    with pytest.raises(PluginError, match=r"broken of broken-marl 0\.1 .* could not be imported"):
+        load_config(config_file, ["reward=broken"], catalog, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the config is empty"),
+        (b"null", "the config is empty"),
+        (b"- a", "the config is a list"),
+        (b"text", "the config is a str"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b"a: 1\n" * 300_000, "larger than"),
+        (b"a: [", "line 1"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, catalog: Catalog, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, (), catalog, {})
+
+
+def test_missing_files(tmp_path: Path, catalog: Catalog) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("missing.yaml", ".", "dangling", "a\0b", "x" * 5000):
+        with pytest.raises(ConfigError, match="can't read the config"):
+            load_config(tmp_path / name, (), catalog, {})
+
+
+def test_deep_nesting_is_refused(written: dict[str, Any], catalog: Catalog) -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ConfigError):
+        parse_config({**written, "policy": {"lora": {"x": deep}}, "model": 3}, "f", catalog)

@@ -1,0 +1,100 @@
+"""The memory estimate against sums worked out by hand for the model of the fixture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import Catalog, DataError
+from marl_core.config.load import parse_config
+from marl_core.config.memory import MemoryEstimate, RoleMemory, estimate
+from marl_core.config.plan import Plan
+
+# embedding 40 + q 16 + up 32 + norm 4 (the tied output layer isn't counted again)
+WEIGHTS, IN_LINEARS = 92, 48
+
+
+@pytest.fixture
+def config(written: dict[str, Any], model_folder: Path) -> dict[str, Any]:
+    return {**written, "model": {"path": str(model_folder)}, "policy": {"r": 2}, "sampling": {"max_new_tokens": 8}}
+
+
+def estimate_of(config: dict[str, Any], catalog: Catalog) -> MemoryEstimate:
+    return estimate(Plan.of(parse_config(config, "f", catalog), catalog))
+
+
+def row(memory: MemoryEstimate, name: str) -> RoleMemory:
+    return next(role for role in memory.roles if role.name == name)
+
+
+def test_base_in_its_dtype_and_quantized(config: dict[str, Any], catalog: Catalog) -> None:
+    assert row(estimate_of(config, catalog), "base").shared == 2 * WEIGHTS
+    assert row(estimate_of({**config, "quantization": "eight"}, catalog), "base").shared == IN_LINEARS + 2 * (
+        WEIGHTS - IN_LINEARS
+    )
+
+
+def test_the_policy_is_r_times_in_plus_out_with_gradient_and_two_moments(
+    config: dict[str, Any], catalog: Catalog
+) -> None:
+    all_linear = 2 * (4 + 4) + 2 * (8 + 4)
+    policy = row(estimate_of(config, catalog), "policy")
+    assert policy.shared == 16 * all_linear
+    assert policy.separate == 2 * WEIGHTS + 16 * all_linear
+    for targets in (["q_proj"], "q_proj", r".*\.q_proj"):
+        changed = {**config, "policy": {"r": 2, "targets": targets}}
+        assert row(estimate_of(changed, catalog), "policy").shared == 16 * 2 * (4 + 4)
+
+
+def test_adapters_are_counted_from_their_files(config: dict[str, Any], catalog: Catalog, adapter_folder: Path) -> None:
+    path = str(adapter_folder)
+    policy, reference = {"start": "continue", "from": path}, {"use": "frozen", "adapter": path}
+    memory = estimate_of(
+        {**config, "policy": policy, "reference": reference, "reward": {"use": "short", "path": path}}, catalog
+    )
+    assert row(memory, "policy").shared == 16 * 16
+    assert row(memory, "reference").shared == row(memory, "reward short").shared == 4 * 16
+    assert row(memory, "reward short").separate == 2 * WEIGHTS + 4 * 16
+
+
+def test_a_reference_that_is_the_base_costs_nothing(
+    config: dict[str, Any], catalog: Catalog, adapter_folder: Path
+) -> None:
+    reference = {"use": "merged", "adapter": str(adapter_folder)}
+    memory = estimate_of({**config, "reference": reference}, catalog)
+    assert row(memory, "reference").shared == 0
+    assert row(memory, "reference").separate == 2 * WEIGHTS
+    assert "float32" in row(memory, "base").what
+    assert row(estimate_of({**config, "ppo": {"kl": {"coef": 0.0}}}, catalog), "reference").shared == 0
+
+
+def test_a_separate_reward_model_costs_the_same_either_way(
+    config: dict[str, Any], catalog: Catalog, model_folder: Path
+) -> None:
+    reward = row(
+        estimate_of({**config, "reward": {"use": "short", "path": str(model_folder)}}, catalog), "reward short"
+    )
+    assert reward.shared == reward.separate == 4 * (WEIGHTS + 40)
+
+
+def test_value(config: dict[str, Any], catalog: Catalog) -> None:
+    assert row(estimate_of(config, catalog), "value").shared == 16 * (4 + 1)
+    own = {**config, "value": {"on": "own", "r": 1, "targets": ["q_proj"]}}
+    assert row(estimate_of(own, catalog), "value").shared == 16 * (8 + 5)
+    critic_free = {**config, "ppo": {"advantage": "rloo", "samples_per_prompt": 2}}
+    assert row(estimate_of(critic_free, catalog), "value").separate == 0
+
+
+def test_cache_and_activations(config: dict[str, Any], catalog: Catalog) -> None:
+    memory = estimate_of({**config, "ppo": {"batch": 4, "minibatch": 2}}, catalog)
+    assert row(memory, "sampling").shared == 2 * 1 * 1 * 2 * (4 * 8) * 2
+    assert row(memory, "update").shared == 2 * 8 * (12 * 4 + 3 * 8) * 2 + 3 * 2 * 8 * 10 * 4
+    assert memory.shared == sum(role.shared for role in memory.roles)
+    assert memory.separate > memory.shared
+
+
+def test_a_model_that_is_not_here_has_no_estimate(config: dict[str, Any], catalog: Catalog) -> None:
+    with pytest.raises(DataError, match="isn't on this machine"):
+        estimate_of({**config, "model": {"path": "owner/not-here"}}, catalog)

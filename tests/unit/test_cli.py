@@ -1,0 +1,156 @@
+"""The command line in process: exit codes, what goes to which stream, nothing but one message for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from marl_core import ConfigError, DataError, NumericError, PluginError
+from marl_core.cli import main
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "mine.py").write_text(
+        "def score(prompts, completions, **columns):\n    return [0.0 for _ in completions]\n"
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model: {path: owner/model}\nreference: disabled-adapter\nreward: {use: function, target: 'mine.py:score'}\n"
+        "data: {prompts: prompts.jsonl}\nrun: {folder: runs/x}\n"
+    )
+    return file
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A Runner that notes how it was made, and may be told to raise."""
+    noted: dict[str, Any] = {"error": None}
+
+    class Runner:
+        def __init__(self, config: Any, **options: Any) -> None:
+            noted.update(options, config=config)
+
+        def train(self) -> None:
+            if noted["error"] is not None:
+                raise noted["error"]
+
+    module = ModuleType("marl_core.run.runner")
+    module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
+    monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
+    return noted
+
+
+def test_run_hands_the_config_on(config: Path, runner: dict[str, Any]) -> None:
+    assert main(["run", str(config), "--set", "ppo.steps=3", "--set", "run.seed=7", "--resume"]) == 0
+    assert runner["config"].ppo.steps == 3
+    assert runner["config"].run.seed == 7
+    assert (runner["resume"], runner["override"]) == (True, False)
+    assert [choice.use for choice in runner["config"].observers] == ["console", "json-lines"]
+
+
+def test_observers_that_are_named_stay(config: Path, runner: dict[str, Any]) -> None:
+    assert main(["run", str(config), "--set", "observers=[]", "--override"]) == 0
+    assert runner["config"].observers == []
+    assert runner["override"] is True
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ConfigError("a"), 2, "marl: a"),
+        (PluginError("b"), 3, "marl: b"),
+        (DataError("c"), 4, "marl: c"),
+        (NumericError("d"), 5, "marl: d"),
+        (KeyboardInterrupt(), 130, "marl: interrupted"),
+        (ZeroDivisionError("e"), 1, "marl: a bug in marl: ZeroDivisionError('e'). Run again with --debug"),
+    ],
+)
+def test_exit_codes(
+    config: Path, runner: dict[str, Any], capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
+) -> None:
+    runner["error"] = error
+    assert main(["run", str(config)]) == code
+    streams = capsys.readouterr()
+    assert streams.err.startswith(text)
+    assert "Traceback" not in streams.err + streams.out
+
+
+def test_debug_shows_the_traceback(config: Path, runner: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    runner["error"] = ZeroDivisionError("e")
+    assert main(["run", str(config), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_check_says_who_is_who(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(config), "--set", "sampling.top_p=0.9"]) == 0
+    out = capsys.readouterr().out
+    assert "reward function" in out
+    assert "warning: sampling.top_p: 0.9" in out
+    assert out.rstrip().endswith("nothing speaks against this run.")
+    assert not (config.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--set", "reward.use=functoin"], 2, "did you mean 'function'"),
+        (["--set", "ppo.batch=x"], 2, "ppo.batch"),
+        (["--set", "data.prompts=no.jsonl"], 4, "there is no file 'no.jsonl'"),
+        (["--set", "data=null"], 2, "data: is needed"),
+        (["--set", "policy.lora={bias: all}"], 2, "policy.lora.bias"),
+        (["--memory"], 4, "isn't on this machine"),
+    ],
+)
+def test_check_refuses(
+    config: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, text: str
+) -> None:
+    assert main(["check", str(config), *options]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "marl run"
+
+
+def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    merge, report = ModuleType("marl_core.bank.merge"), ModuleType("marl_core.run.report")
+    given: dict[str, Any] = {}
+
+    def merge_adapter(model: str, adapter: str, out: Path, **options: Any) -> Any:
+        given.update(options, model=model, adapter=adapter)
+        return SimpleNamespace(out=out, seconds=1.0, max_logit_difference=1e-5, mean_kl_nats=1e-9)
+
+    merge.merge_adapter = merge_adapter  # type: ignore[attr-defined]  # a module made for the test
+    report.write_report = lambda run: run / "report.html"  # type: ignore[attr-defined]  # a module made for the test
+    monkeypatch.setitem(sys.modules, "marl_core.bank.merge", merge)
+    monkeypatch.setitem(sys.modules, "marl_core.run.report", report)
+    assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "bfloat16"]) == 0
+    assert given == {"model": "m", "adapter": "a", "dtype": "bfloat16", "revision": None}
+    assert main(["report", "runs/x"]) == 0
+    out = capsys.readouterr().out
+    assert "logits differ by at most 1e-05" in out
+    assert "runs/x/report.html" in out
+    assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "int8"]) == 2
+
+
+@pytest.mark.parametrize("arguments", [["frob"], ["run"], ["check", "x", "--nope"], []])
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "Usage: marl" in "".join(capsys.readouterr())
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert "check" in out
+    assert "marl-core " in out
