@@ -11,8 +11,9 @@ from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.lora_checks import lora_findings
 from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model
+from marl_core.config.part import Part
 from marl_core.config.roles import mismatch, path_options
-from marl_core.config.run_config import RunConfig
+from marl_core.config.run_config import LoraPart, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 
 if TYPE_CHECKING:
@@ -165,14 +166,20 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     for key, every in (("run.checkpoint_every", config.run.checkpoint_every), ("eval.every", config.eval.every)):
         if every > steps:
             yield f"{key}: {every} is more than the {steps} steps of the run, so it never happens in between."
-    if "horizon" in config.ppo.kl.model_fields_set and config.ppo.kl.target is None:
+    if _changed(config.ppo.kl, "horizon") and config.ppo.kl.target is None:
         yield "ppo.kl.horizon has no effect without ppo.kl.target: the coefficient is fixed."
     for index, choice in enumerate(config.reward):
         if choice.weight == 0:
             yield f"reward.{index}.weight: 0: this source is measured and never trained on."
-    unused = sorted(config.value.model_fields_set - {"on", "learning_rate"})
+    unused = [name for name in LoraPart.model_fields if _changed(config.value, name)]
     if unused and config.value_on != "own":
         yield f"value: {', '.join(unused)} have no effect with value on {config.value_on!r}; they are for `on: own`."
+
+
+def _changed(part: Part, name: str) -> bool:
+    """Whether a key has another value than its default; a config that was written out names them all."""
+    default: object = type(part).model_fields[name].get_default(call_default_factory=True, validated_data={})
+    return bool(getattr(part, name) != default)
 
 
 def _reference_warnings(plan: Plan) -> Iterator[str]:

@@ -48,7 +48,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _RESOLVERS  # quotes exactly the texts that our loader would read as something else
+    # quotes every text that our loader, or one of YAML 1.1, would read as something else
+    yaml_implicit_resolvers = {
+        letter: _RESOLVERS.get(letter, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(letter, [])
+        for letter in {*_RESOLVERS, *yaml.SafeDumper.yaml_implicit_resolvers}
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

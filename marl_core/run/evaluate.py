@@ -40,7 +40,16 @@ def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], s
     }
     judges = {name: {"mean": means[f"judge/{name}"], "std": spread[f"judge/{name}"]} for name in part.judges}
     return Evaluation(
-        step, means["reward"], spread["reward"], means["kl"], means["length"], means["finished"], judges, samples
+        step=step,
+        reward=means["reward"],
+        reward_std=spread["reward"],
+        kl=means["kl"],
+        kl_std=spread["kl"],
+        length=means["length"],
+        length_std=spread["length"],
+        finished=means["finished"],
+        judges=judges,
+        samples=samples,
     )
 
 

@@ -208,7 +208,8 @@ def _gradient_after(before: Tensor, after: Tensor) -> Check:
     if norm == 0.0 or not cosine > GRADIENT_COSINE:
         raise NumericError(
             f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error {error:.3g}, "
-            f"norm {norm:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel without backward; "
+            f"norm {norm:.3g}): training would follow a wrong direction. "
+            "Known cause: 4-bit weights repacked by a CPU kernel without backward; "
             "use the built-in quantization strategies, or quantization: none."
         )
     words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"

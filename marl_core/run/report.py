@@ -53,7 +53,8 @@ def write_report(folder: str | Path) -> Path:
         "<!doctype html><meta charset='utf-8'><title>marl report</title>",
         "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}"
-        "td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}pre{background:#f6f6f6;padding:1rem;overflow:auto}</style>",
+        "td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}"
+        "pre{background:#f6f6f6;padding:1rem;overflow:auto}</style>",
         f"<h1>{html.escape(path.name)}</h1>",
         _picture(path / "curves.png"),
         _checks(path / "preflight.json"),

@@ -28,8 +28,8 @@ class _BitsAndBytes(Strategy):
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The backend must be installed."""
         if find_spec("bitsandbytes") is None:
-            yield f"quantization: {plan.config.quantization.label} needs bitsandbytes; "
-                "install it with: pip install 'marl-core[bitsandbytes]'"
+            label = plan.config.quantization.label
+            yield f"quantization: {label} needs bitsandbytes; install it with: pip install 'marl-core[bitsandbytes]'"
 
 
 class Bnb8Bit(_BitsAndBytes):

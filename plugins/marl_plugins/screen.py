@@ -44,7 +44,8 @@ class Screen:
         line = (
             f"{stats.step:>6} {m['objective/scores']:>8.3f} {m['objective/kl']:>7.2f} {m['policy/clipfrac']:>6.3f}"
             f" {m['objective/entropy']:>8.2f}"
-            f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%} {m['perf/tokens_per_second']:>7.0f} {left // 60:>4.0f}:{left % 60:02.0f}"
+            f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%}"
+            f" {m['perf/tokens_per_second']:>7.0f} {left // 60:>4.0f}:{left % 60:02.0f}"
         )
         self._bar.console.print(line, highlight=False)
         if self._samples_every and stats.step % self._samples_every == 0:
@@ -66,5 +67,7 @@ class Screen:
             )
         if result.folder:
             self._console.print(
-                f"run folder: {result.folder} (final adapter in {result.folder}/final/policy)", highlight=False
+                f"run folder: {result.folder} (final adapter in {result.folder}/final/policy)",
+                highlight=False,
+                soft_wrap=True,
             )

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from marl_core import Catalog
+from marl_core import Catalog, dump_config
 from marl_core.config.load import parse_config
 from marl_core.config.plan import Plan
+from marl_core.config.yaml_text import parse_yaml
 
 
 def findings(config: dict[str, Any], catalog: Catalog) -> list[str]:
@@ -159,6 +160,11 @@ def test_evaluation_needs_prompts(written: dict[str, Any], catalog: Catalog, pro
     assert "Set eval.prompts" in only(findings({**written, "eval": {"judges": {"j": "short"}}}, catalog))
     assert findings({**written, "eval": {"every": 3, "prompts": str(prompts_file)}}, catalog) == []
     assert "eval.prompts: there is no file" in only(findings({**written, "eval": {"prompts": "no.jsonl"}}, catalog))
+
+
+def test_a_config_that_was_written_out_is_not_warned_of_its_defaults(written: dict[str, Any], catalog: Catalog) -> None:
+    full = parse_yaml(dump_config(parse_config(written, "f", catalog)), "f")
+    assert warned(full, catalog) == []
 
 
 @pytest.mark.parametrize(

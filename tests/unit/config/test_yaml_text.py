@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,11 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_dump_and_parse_are_inverse(value: Any) -> None:
     assert parse_yaml(dump_yaml(value), "f") == value
+
+
+def test_what_is_dumped_means_the_same_to_readers_of_yaml_1_1() -> None:
+    value = {"on": "yes", "folder": "2024-01-01", "x": "1_000", "y": "010", "rate": 1e-5, "n": None, "b": True}
+    assert yaml.safe_load(dump_yaml(value)) == value
 
 
 @given(st.text())
