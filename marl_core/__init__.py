@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.bank.merge import merge_into
+    from marl_core.bank.certify import write_certificate
+    from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
     from marl_core.config.load import dump_config, load_config
@@ -29,7 +30,8 @@ _HOMES = {
     "marl_core.config.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
     "marl_core.bank.adapters": ("AdapterBank",),
-    "marl_core.bank.merge": ("merge_into",),
+    "marl_core.bank.certify": ("write_certificate",),
+    "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
@@ -62,8 +64,10 @@ __all__ = [
     "dump_config",
     "hookimpl",
     "load_config",
+    "merge_adapter",
     "merge_into",
     "read_adapter",
+    "write_certificate",
 ]
 
 

@@ -68,13 +68,14 @@ def run(
     from marl_core.cli_show import show_start
     from marl_core.config.plan import Plan
 
-    Plan.of(config, catalog).require()  # before the heavy imports: what can be known without weights is said at once
+    plan = Plan.of(config, catalog)
+    plan.require()  # before the heavy imports: what can be known without weights is said at once
     from marl_core.run.quiet import quiet_libraries
     from marl_core.run.runner import Runner
 
     quiet_libraries()
-    runner = Runner(config, catalog=catalog, resume=resume, override=override)
-    show_start(runner.plan, runner.prepare(), runner.folder.notes if runner.folder else [])
+    runner = Runner(plan, resume=resume, override=override)
+    show_start(plan, runner.prepare(), runner.folder.notes if runner.folder else [])
     runner.train()
 
 

@@ -13,7 +13,26 @@ import pytest
 Write = Callable[..., str]
 MakeConfig = Callable[..., Any]
 
-BREVITY = "def brevity(prompts, completions, completion_ids, **columns):\n    return [-float(len(ids)) for ids in completion_ids]\n"
+REWARDS = """
+def odd(completion_ids, **columns):
+    return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def brevity(prompts, completions, completion_ids, **columns):
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+async def labels(completions, label, **columns):
+    return [float(value) for value in label]
+
+
+def nan(completions, **columns):
+    return [float("nan")] * len(completions)
+
+
+def one_too_few(completions, **columns):
+    return [0.0] * (len(completions) - 1)
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,20 +104,22 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Six short prompts with a further column."""
     file = tmp_path_factory.mktemp("data") / "prompts.jsonl"
     texts = ["A good", "It was", "The cast", "Bad", "I never", "What a film"]
-    file.write_text("".join(json.dumps({"prompt": text, "label": i}) + "\n" for i, text in enumerate(texts)), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps({"prompt": text, "label": i}) + "\n" for i, text in enumerate(texts)), encoding="utf-8"
+    )
     return str(file)
 
 
 @pytest.fixture(scope="session")
-def brevity(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Target of a reward function that pays for short responses."""
+def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Reward functions: `odd` (share of odd tokens), `brevity`, `labels` (async, a column), `nan`, `one_too_few`."""
     file = tmp_path_factory.mktemp("rewards") / "rewards.py"
-    file.write_text(BREVITY, encoding="utf-8")
-    return f"{file}:brevity"
+    file.write_text(REWARDS, encoding="utf-8")
+    return str(file)
 
 
 @pytest.fixture(scope="session")
-def make_config(tiny_folder: str, prompts_file: str, brevity: str) -> MakeConfig:
+def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeConfig:
     """A small RunConfig as YAML would give it; keyword arguments are laid over its sections."""
 
     def make(**changes: Any) -> Any:
@@ -109,7 +130,7 @@ def make_config(tiny_folder: str, prompts_file: str, brevity: str) -> MakeConfig
             "model": {"path": tiny_folder, "dtype": "float32"},
             "policy": {"r": 4, "alpha": 8},
             "reference": "disabled-adapter",
-            "reward": {"use": "function", "target": brevity},
+            "reward": {"use": "function", "target": f"{rewards_file}:odd"},
             "value": "policy",
             "data": {"prompts": prompts_file},
             "sampling": {"max_new_tokens": 6},
@@ -148,5 +169,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     for key, value in above.items():
         old = result.get(key)
         is_choice = isinstance(value, dict) and "use" in value
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) and not is_choice else value
+        result[key] = (
+            _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) and not is_choice else value
+        )
     return result

@@ -13,7 +13,7 @@ from training import DTYPE, load_tokenizer, lora, shuffled_batches, train, train
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # lazy exports
 
-from marl_core.bank.certificate import write_certificate
+from marl_core import write_certificate
 
 
 def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict[str, Any]) -> dict[str, float]:

@@ -16,8 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from marl_core.bank import heads, lora
-from marl_core.bank.reward_check import Reading, check_reward
+from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
@@ -161,17 +160,7 @@ class AdapterBank:
         Which token is scored comes from the adapter's certificate, else from the tokenizer saved beside it, as
         transformers' classifier would read it. DataError when the adapter was trained on other weights than these.
         """
-        files = lora.find_adapter(path, asked_by)
-        head = heads.read_score_head(files, self.trunk.hidden_size, asked_by)
-        name = self.frozen(path, "reward", asked_by)
-        self.heads[f"{name}-score"] = head.to(self.device)
-        reading = Reading.of(files, self.tokenizer)
-        view = ScoreView(
-            View(name), f"{name}-score", position or reading.position, pad_id if pad_id is not None else reading.pad_id
-        )
-        self.reward_views[name] = view
-        self.reward_checks[name] = check_reward(self, view, files, asked_by)
-        return view
+        return reward_adapter.load(self, path, position, pad_id, asked_by)
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
@@ -181,7 +170,7 @@ class AdapterBank:
         return self.heads[name]
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the bank."""
+        """Take an adapter out of the bank, and a reward adapter's score head with it."""
         if self._active == name:
             self.activate(None)
         if self.adapters == [name]:
@@ -190,7 +179,9 @@ class AdapterBank:
         else:
             self.peft.delete_adapter(name)
         self._trainable.discard(name)
-        self._paths.pop(name, None)
+        for known in (self._paths, self.reward_views, self.reward_checks):
+            known.pop(name, None)
+        self.heads.pop(f"{name}-score", None)
         self._switch = AdapterSwitch(self.base)
         self._restore()
 
@@ -264,14 +255,9 @@ class AdapterBank:
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def score(self, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32."""
-        with self.view(view.view):
-            hidden = self.trunk.hidden(ids, mask)
-        places = heads.score_positions(ids, mask, view.position, view.pad_id)
-        rows = torch.arange(len(ids), device=ids.device)
-        return heads.apply_head(self.heads[view.head], hidden[rows, places])
+        return reward_adapter.score(self, view, ids, mask)
 
     def compute_reward_score(
         self,
@@ -286,23 +272,14 @@ class AdapterBank:
         among several reward adapters.
         """
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
-            raise ConfigError(
-                f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {', '.join(self.adapters)}."
-            )
-        view = reward or self._only_reward()
+            have = ", ".join(self.adapters)
+            raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        view = reward or reward_adapter.only(self)
         scores = self.score(view, input_ids.to(self.device), mask.to(self.device))
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)
         return scores
-
-    def _only_reward(self) -> ScoreView:
-        if len(self.reward_views) != 1:
-            names = ", ".join(self.reward_views) or "none"
-            raise ConfigError(
-                f"This bank has {len(self.reward_views)} reward adapters ({names}): load one with load_reward, or say which by reward=."
-            )
-        return next(iter(self.reward_views.values()))
 
 
 def _belongs(parameter: str, adapter: str) -> bool:

@@ -78,43 +78,6 @@ def same_base(mine: Mapping[str, Sequence[float]], recorded: Mapping[str, Sequen
     return differing_share(mine, recorded) <= ALLOWED_SHARE
 
 
-def write_certificate(
-    folder: str | Path, base: str | Path, texts: Sequence[str], *, append_eos: bool = True
-) -> dict[str, Any]:
-    """Certify a reward adapter: score `texts` with transformers' classifier in float32 and record base and reading.
-
-    `append_eos` scores each text with the EOS that TRL's RewardTrainer appends. Returns what was written.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    from marl_core.bank.base import load_tokenizer
-
-    tokenizer = load_tokenizer(str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else str(base))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    prints = fingerprint(model)
-    model = PeftModel.from_pretrained(model, str(folder)).eval()
-    golden = []
-    for text in texts:
-        ids = tokenizer(text).input_ids + ([tokenizer.eos_token_id] if append_eos else [])
-        with torch.no_grad():
-            score = model(input_ids=torch.tensor([ids])).logits.item()
-        golden.append({"ids": ids, "score": score})
-    certificate = {
-        "version": 1,
-        "base": prints,
-        "pad_token_id": tokenizer.pad_token_id,
-        "position": "last-non-pad",
-        "append_eos": append_eos,
-        "golden": golden,
-    }
-    (Path(folder) / FILE).write_text(json.dumps(certificate), encoding="utf-8")
-    return certificate
-
-
 def read_certificate(folder: str | Path) -> dict[str, Any] | None:
     """The certificate beside an adapter, None if there is none."""
     file = Path(folder) / FILE

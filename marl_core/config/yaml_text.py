@@ -49,13 +49,21 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     # quotes every text that our loader, or one of YAML 1.1, would read as something else
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  # the name and its type are the library's
         letter: _RESOLVERS.get(letter, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(letter, [])
         for letter in {*_RESOLVERS, *yaml.SafeDumper.yaml_implicit_resolvers}
     }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """In double quotes, with escapes, where line ends and other marks would be folded away."""
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_yaml(text: str, whose: str) -> Any:

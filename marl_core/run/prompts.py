@@ -132,12 +132,13 @@ def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: st
 def read_rows(source: str, split: str = "train") -> list[Row]:
     """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
     path = Path(source).expanduser()
-    if path.suffix not in (".json", ".jsonl", ".csv", ".parquet"):
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
         return _from_datasets(source, split)
     if not path.is_file():
         raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
     try:
-        rows = _READERS[path.suffix](path)
+        rows = read(path)
     except UnicodeDecodeError as error:
         raise DataError(f"data.prompts: {source} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     except (ValueError, csv.Error, OSError) as error:
@@ -153,7 +154,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -163,14 +164,17 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError:  # JSON lines are often called .json
+        return _read_jsonl(path)
     if not isinstance(found, list):
         raise ValueError(f"it holds a {type(found).__name__}, not a list of rows")
     return found
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream))
 
 

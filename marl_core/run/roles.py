@@ -36,6 +36,18 @@ class Roles:
 def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Roles:
     """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards."""
     bank = _bank(plan, bank)
+    before = {*bank.adapters, *bank.heads}
+    try:
+        return _roles(plan, policy, bank)
+    except BaseException:
+        for name in [name for name in bank.adapters if name not in before]:
+            bank.remove(name)  # a shared bank is as it was
+        for name in [name for name in bank.heads if name not in before]:
+            del bank.heads[name]
+        raise
+
+
+def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     if policy in bank.adapters:
         raise ConfigError(
             f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...')."

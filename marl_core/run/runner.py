@@ -38,7 +38,7 @@ from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 from marl_core.run.preflight import Preflight, preflight
 from marl_core.run.prompts import PromptData
 from marl_core.run.roles import build_roles
-from marl_core.run.seeds import derive_seed, generator
+from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
 
 
@@ -51,7 +51,7 @@ class Runner:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: RunConfig | Plan,
         *,
         bank: AdapterBank | None = None,
         policy: str = "policy",
@@ -59,10 +59,16 @@ class Runner:
         resume: bool = False,
         override: bool = False,
     ) -> None:
-        """Check the config, load the base, build the roles. Nothing is written before the pre-flight check has passed."""
-        self.config = config
-        self.plan = Plan.of(config, catalog)
-        self.plan.require()
+        """Check the config, load the base, build the roles. Nothing is written before the pre-flight check has passed.
+
+        A Plan instead of a config has been checked by whoever made it.
+        """
+        if isinstance(config, RunConfig):
+            self.plan = Plan.of(config, catalog)
+            self.plan.require()
+        else:
+            self.plan = config
+        self.config = config = self.plan.config
         self.folder = RunFolder.open(config, resume=resume, override=override)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
@@ -106,7 +112,8 @@ class Runner:
         """Train policy and value on a scored rollout. The pre-flight check runs before the first update."""
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
-        with self._timed("update"):
+        seed = self.config.run.seed
+        with self._timed("update"), seeded(self.bank.device, seed, "dropout", self.done):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
@@ -118,7 +125,7 @@ class Runner:
                 self.config.ppo,
                 temperature=self.config.sampling.temperature,
                 kl_coef=self.kl_coef,
-                generator=generator(self.config.run.seed, "minibatches", self.done),
+                generator=generator(seed, "minibatches", self.done),
             )
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,3 +18,11 @@ def derive_seed(*parts: object) -> int:
 def generator(*parts: object) -> torch.Generator:
     """A CPU generator seeded from the parts."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def seeded(device: torch.device, *parts: object) -> Iterator[None]:
+    """Draw from a global random state seeded from the parts (LoRA dropout does); afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*parts))
+        yield

@@ -40,7 +40,9 @@ class TestGAE:
 
     def test_rewards_advantages_and_returns(self) -> None:
         # k1 = 0.2 a token, coefficient 0.5: -0.1 a token, and the score on the last
-        found = estimate_advantages(scored(torch.full(MASK.shape, 0.2), self.values), ppo(whiten=False, kl={"coef": 0.5}))
+        found = estimate_advantages(
+            scored(torch.full(MASK.shape, 0.2), self.values), ppo(whiten=False, kl={"coef": 0.5})
+        )
         torch.testing.assert_close(found.kl, torch.full(MASK.shape, 0.2).masked_fill(~MASK, 0.0))
         expected = torch.tensor([[-0.1, -0.1, 3.9], [-0.1, 1.9, 0.0], [0.9, 0.0, 0.0], [-0.1, -0.1, -1.1]])
         torch.testing.assert_close(found.rewards, expected)
@@ -77,7 +79,9 @@ class TestCriticFree:
 
     def test_the_penalty_of_the_whole_response_counts(self) -> None:
         # k1 = 1 a token, coefficient 1: totals 4-3, 2-2, 1-1, -1-3: groups (1, 0) and (0, -4)
-        found = estimate_advantages(scored(torch.ones(MASK.shape)), ppo(advantage="rloo", samples_per_prompt=2, kl={"coef": 1.0}))
+        found = estimate_advantages(
+            scored(torch.ones(MASK.shape)), ppo(advantage="rloo", samples_per_prompt=2, kl={"coef": 1.0})
+        )
         assert torch.equal(found.advantages, torch.tensor([[1.0], [-1.0], [4.0], [-4.0]]) * MASK)
 
     def test_grpo_by_hand(self) -> None:
@@ -94,7 +98,9 @@ class TestKL:
         assert found.kl[MASK].tolist() == pytest.approx([0.3678794] * 9)  # r = e^-1: e^-1 - 1 + 1
 
     def test_the_adaptive_coefficient_replaces_the_configured_one(self) -> None:
-        found = estimate_advantages(scored(torch.ones(MASK.shape), torch.zeros(MASK.shape)), ppo(kl={"coef": 0.5}), kl_coef=2.0)
+        found = estimate_advantages(
+            scored(torch.ones(MASK.shape), torch.zeros(MASK.shape)), ppo(kl={"coef": 0.5}), kl_coef=2.0
+        )
         assert found.rewards[0].tolist() == [-2.0, -2.0, 2.0]
 
     def test_without_a_reference_it_is_zero(self) -> None:
@@ -103,7 +109,9 @@ class TestKL:
 
     def test_garbage_under_the_mask_changes_nothing(self) -> None:
         good = scored(torch.ones(MASK.shape), torch.zeros(MASK.shape))
-        dirty = [t.masked_fill(~MASK, float("nan")) for t in (good.logprobs, good.ref_logprobs, good.values) if t is not None]
+        dirty = [
+            t.masked_fill(~MASK, float("nan")) for t in (good.logprobs, good.ref_logprobs, good.values) if t is not None
+        ]
         expected = estimate_advantages(good, ppo())
         found = estimate_advantages(ScoredRollout(ROLLOUT, dirty[0], dirty[1], dirty[2], SCORES), ppo())
         for name in ("kl", "rewards", "advantages", "returns"):

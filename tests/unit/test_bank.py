@@ -24,7 +24,9 @@ Write = Callable[..., str]
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 
 
-def config(bank: AdapterBank, r: int = 4, dropout: float = 0.0, targets: Any = "all-linear", **extra: Any) -> LoraConfig:
+def config(
+    bank: AdapterBank, r: int = 4, dropout: float = 0.0, targets: Any = "all-linear", **extra: Any
+) -> LoraConfig:
     return make_config(r, 8, targets, dropout, extra, bank.linears)
 
 
@@ -49,7 +51,15 @@ def flags(bank: AdapterBank) -> tuple[Any, ...]:
     """Everything that looking through an adapter must leave as it was."""
     gradients = {name: parameter.requires_grad for name, parameter in bank.base.named_parameters()}
     modes = {name: module.training for name, module in bank.base.named_modules()}
-    return bank.active, bank.trainable, bank.adapters, list(bank.heads), gradients, modes, torch.get_rng_state().tolist()
+    return (
+        bank.active,
+        bank.trainable,
+        bank.adapters,
+        list(bank.heads),
+        gradients,
+        modes,
+        torch.get_rng_state().tolist(),
+    )
 
 
 @pytest.fixture
@@ -73,7 +83,9 @@ class TestSwitch:
         with torch.no_grad():
             for name in ("one", "two"):
                 peft.set_adapter(name)
-                AdapterSwitch(bank.base).set(name)  # PEFT's call alone leaves the layers switched off by our `bare` before
+                AdapterSwitch(bank.base).set(
+                    name
+                )  # PEFT's call alone leaves the layers switched off by our `bare` before
                 assert torch.equal(mine[name], peft(IDS).logits), name
             with peft.disable_adapter():
                 assert torch.equal(mine[None], peft(IDS).logits)
@@ -169,7 +181,9 @@ class TestUsing:
             assert not model(IDS).logits.requires_grad
         with bank.using("one") as model:
             model(IDS).logits.sum().backward()
-        assert all((p.grad is not None) == ("lora" in name and ".one." in name) for name, p in bank.base.named_parameters())
+        assert all(
+            (p.grad is not None) == ("lora" in name and ".one." in name) for name, p in bank.base.named_parameters()
+        )
 
 
 class TestWhoIsTrained:
@@ -306,13 +320,22 @@ class TestTargets:
         bank = tiny_bank()
         add(bank, "one")
         add(bank, "two")
-        shapes = [{key.replace(f".{name}.", ".X."): p.shape for key, p in bank.parameters(name).items()} for name in ("one", "two")]
+        shapes = [
+            {key.replace(f".{name}.", ".X."): p.shape for key, p in bank.parameters(name).items()}
+            for name in ("one", "two")
+        ]
         assert shapes[0] == shapes[1]
         assert len(shapes[0]) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
 
     @pytest.mark.parametrize(
         ("targets", "tensors"),
-        [(["q_proj"], 4), (["q_proj", "v_proj"], 8), ("q_proj", 4), (r".*layers\.0\..*_proj", 14), (["model.layers.1.mlp.up_proj"], 2)],
+        [
+            (["q_proj"], 4),
+            (["q_proj", "v_proj"], 8),
+            ("q_proj", 4),
+            (r".*layers\.0\..*_proj", 14),
+            (["model.layers.1.mlp.up_proj"], 2),
+        ],
     )
     def test_names_and_patterns(self, targets: Any, tensors: int) -> None:
         bank = tiny_bank()
@@ -345,7 +368,9 @@ class TestFiles:
         assert not any(file.suffix in (".bin", ".pt", ".pkl") for file in (tmp_path / "one").iterdir())
 
     @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
-    def test_plain_peft_and_transformers_give_the_same(self, tiny_folder: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    def test_plain_peft_and_transformers_give_the_same(
+        self, tiny_folder: str, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
@@ -402,15 +427,29 @@ def drop_layer(folder: Path) -> None:
 
 
 def add_layer(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors | {k.replace("layers.1.", "layers.7."): t.clone() for k, t in tensors.items() if "layers.1." in k})
+    rewrite(
+        folder,
+        lambda tensors: (
+            tensors | {k.replace("layers.1.", "layers.7."): t.clone() for k, t in tensors.items() if "layers.1." in k}
+        ),
+    )
 
 
 def widen(folder: Path) -> None:
-    rewrite(folder, lambda tensors: {k: torch.zeros(*t.shape[:-1], t.shape[-1] + 1) if k.endswith("lora_A.weight") else t for k, t in tensors.items()})
+    rewrite(
+        folder,
+        lambda tensors: {
+            k: torch.zeros(*t.shape[:-1], t.shape[-1] + 1) if k.endswith("lora_A.weight") else t
+            for k, t in tensors.items()
+        },
+    )
 
 
 def poison(folder: Path) -> None:
-    rewrite(folder, lambda tensors: {k: torch.full_like(t, float("nan")) if "layers.1" in k else t for k, t in tensors.items()})
+    rewrite(
+        folder,
+        lambda tensors: {k: torch.full_like(t, float("nan")) if "layers.1" in k else t for k, t in tensors.items()},
+    )
 
 
 def truncate(folder: Path) -> None:
@@ -430,18 +469,29 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN weights": (poison, "holds NaN or infinite weights"),
     "a truncated file": (truncate, "not a whole safetensors file"),
     "a pickle": (pickled, "is a pickle, which can run code"),
-    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has a config but no adapter_model.safetensors"),
+    "no weights": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        "has a config but no adapter_model.safetensors",
+    ),
     "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     "a config that isn't JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not valid JSON"),
     "no folder": (shutil.rmtree, "there is no adapter folder"),
-    "targets of another model": (lambda folder: edit_config(folder, target_modules=["c_attn"]), "was trained on another base"),
-    "another kind of adapter": (lambda folder: edit_config(folder, peft_type="IA3"), "is a IA3 adapter; marl's bank holds LoRA"),
+    "targets of another model": (
+        lambda folder: edit_config(folder, target_modules=["c_attn"]),
+        "was trained on another base",
+    ),
+    "another kind of adapter": (
+        lambda folder: edit_config(folder, peft_type="IA3"),
+        "is a IA3 adapter; marl's bank holds LoRA",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 @pytest.mark.parametrize("others", [True, False])
-def test_what_can_not_be_loaded_leaves_the_bank_as_it_was(bank: AdapterBank, tmp_path: Path, what: str, others: bool) -> None:
+def test_what_can_not_be_loaded_leaves_the_bank_as_it_was(
+    bank: AdapterBank, tmp_path: Path, what: str, others: bool
+) -> None:
     bank.save("one", tmp_path / "bad")
     spoil, message = BROKEN[what]
     spoil(tmp_path / "bad")
@@ -459,9 +509,15 @@ def test_what_can_not_be_loaded_leaves_the_bank_as_it_was(bank: AdapterBank, tmp
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"hidden_size": 64}, "this base needs"), ({"num_hidden_layers": 3}, "tensors are missing"), ({"num_hidden_layers": 1}, "have no place")],
+    [
+        ({"hidden_size": 64}, "this base needs"),
+        ({"num_hidden_layers": 3}, "tensors are missing"),
+        ({"num_hidden_layers": 1}, "have no place"),
+    ],
 )
-def test_an_adapter_of_another_base(tiny_folder: str, write_sft_adapter: Write, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_adapter_of_another_base(
+    tiny_folder: str, write_sft_adapter: Write, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     adapter = write_sft_adapter(tiny_folder, tmp_path / "sft", target_modules=["q_proj", "v_proj"])
     other = AdapterBank.from_pretrained(write_tiny_model(tmp_path / "other", **changes), device="cpu")
     with pytest.raises(DataError, match=message):
@@ -485,7 +541,9 @@ class TestGradientCheckpointing:
         add(bank, "two", seed=2)
         plain = self.gradient(bank)
         bank.trunk.checkpoint_gradients()
-        assert any(getattr(module, "gradient_checkpointing", False) for module in bank.base.modules())  # it is really on
+        assert any(
+            getattr(module, "gradient_checkpointing", False) for module in bank.base.modules()
+        )  # it is really on
         again = self.gradient(bank)
         assert float((again - plain).norm() / plain.norm()) < 1e-6
 
@@ -518,7 +576,10 @@ def test_the_bases_own_dropout_is_off_for_good() -> None:
         assert torch.equal(bank.base(IDS).logits, bank.base(IDS).logits)
 
 
-@pytest.mark.parametrize(("path", "message"), [("nowhere/at/all", "could not be loaded|no tokenizer"), (".", "could not be loaded|no tokenizer")])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nowhere/at/all", "could not be loaded|no tokenizer"), (".", "could not be loaded|no tokenizer")],
+)
 def test_a_model_that_is_not_there(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         AdapterBank.from_pretrained(str(tmp_path / path))

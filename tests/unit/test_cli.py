@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from marl_core import ConfigError, DataError, NumericError, PluginError
+from marl_core import ConfigError, DataError, NumericError, Plan, PluginError
 from marl_core.cli import main
 
 
@@ -37,6 +37,11 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Runner:
         def __init__(self, config: Any, **options: Any) -> None:
             noted.update(options, config=config)
+            self.plan = Plan.of(config)
+            self.folder = None
+
+        def prepare(self) -> None:
+            """Nothing to load."""
 
         def train(self) -> None:
             if noted["error"] is not None:
@@ -44,7 +49,11 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     module = ModuleType("marl_core.run.runner")
     module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
+    quiet = ModuleType("marl_core.run.quiet")
+    quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
+    monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
+    monkeypatch.setattr("marl_core.cli_show.show_start", lambda *shown: None)
     return noted
 
 
@@ -131,6 +140,9 @@ def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     merge.merge_adapter = merge_adapter  # type: ignore[attr-defined]  # a module made for the test
     report.write_report = lambda run: run / "report.html"  # type: ignore[attr-defined]  # a module made for the test
+    quiet = ModuleType("marl_core.run.quiet")
+    quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
+    monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
     monkeypatch.setitem(sys.modules, "marl_core.bank.merge", merge)
     monkeypatch.setitem(sys.modules, "marl_core.run.report", report)
     assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "bfloat16"]) == 0

@@ -20,18 +20,21 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
     return hidden, weight, bias, torch.randint(0, VOCABULARY, (TOKENS,), generator=random)
 
 
-def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """The textbook: all logits at once."""
     logits = hidden @ weight.T + (0 if bias is None else bias)
     logp = (logits / temperature).log_softmax(-1)
     return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
 
 
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("chunk_rows", [1, 4, TOKENS, 1000])
-def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool, temperature: float) -> None:
+def test_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool, temperature: float
+) -> None:
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
     hidden, weight, bias, targets = inputs()
     mine = hidden.clone().requires_grad_()
@@ -41,7 +44,9 @@ def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, chunk_rows: int, 
     expected = plain(truth, weight.double(), None if used is None else used.double(), targets, temperature)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
-    pull = torch.randn(2, TOKENS, generator=torch.Generator().manual_seed(1))  # any upstream gradient, both outputs at once
+    pull = torch.randn(
+        2, TOKENS, generator=torch.Generator().manual_seed(1)
+    )  # any upstream gradient, both outputs at once
     (gradient,) = torch.autograd.grad((found[0] * pull[0]).sum() + (found[1] * pull[1]).sum(), mine)
     (wanted,) = torch.autograd.grad((expected[0] * pull[0]).sum() + (expected[1] * pull[1]).sum(), truth)
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-5, atol=2e-5)
@@ -92,7 +97,9 @@ def test_ready_logits_give_the_same(temperature: float) -> None:
     hidden, weight, bias, targets = inputs()
     logits = hidden @ weight.T + bias
     found = logits_logprobs(logits, targets, temperature, entropy=True)
-    for one, other in zip(found, chosen_logprobs(hidden, weight, bias, targets, temperature, entropy=True), strict=True):
+    for one, other in zip(
+        found, chosen_logprobs(hidden, weight, bias, targets, temperature, entropy=True), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert torch.count_nonzero(logits_logprobs(logits, targets)[1]) == 0
 

@@ -141,7 +141,9 @@ class TestGAE:
     def test_against_the_double_sum(self, seed: int, gamma: float, lam: float) -> None:
         rewards, values, mask = random_case(seed)
         expected = naive_gae(rewards, values, mask, gamma, lam)
-        for mine, naive in zip(generalized_advantage_estimation(rewards, values, mask, gamma, lam), expected, strict=True):
+        for mine, naive in zip(
+            generalized_advantage_estimation(rewards, values, mask, gamma, lam), expected, strict=True
+        ):
             torch.testing.assert_close(mine, naive, rtol=0, atol=1e-12)
 
     def test_float32_at_128_tokens(self) -> None:
@@ -220,7 +222,9 @@ class TestCriticFree:
         scores = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         for group in (2, 3, 4, 6):
             loop = [
-                float(scores[i]) - sum(float(scores[j]) for j in range(i // group * group, i // group * group + group) if j != i) / (group - 1)
+                float(scores[i])
+                - sum(float(scores[j]) for j in range(i // group * group, i // group * group + group) if j != i)
+                / (group - 1)
                 for i in range(12)
             ]
             close(rloo_advantages(scores, group), torch.tensor(loop, dtype=torch.float64))
@@ -361,13 +365,18 @@ class TestFiniteDifferences:
     @pytest.mark.parametrize("dual_clip", [None, 1.5])
     def test_policy_loss(self, how: Any, dual_clip: float | None) -> None:
         def loss(logprobs: Tensor) -> Tensor:
-            return aggregate(policy_loss(logprobs, self.old, self.other, self.mask, 0.2, 0.3, dual_clip)[0], self.mask, how)
+            return aggregate(
+                policy_loss(logprobs, self.old, self.other, self.mask, 0.2, 0.3, dual_clip)[0], self.mask, how
+            )
 
         self.check(loss, self.logprobs)
 
     @pytest.mark.parametrize("clip", [None, 0.2])
     def test_value_loss(self, clip: float | None) -> None:
-        self.check(lambda values: aggregate(value_loss(values, self.old, self.other, self.mask, clip)[0], self.mask), self.logprobs)
+        self.check(
+            lambda values: aggregate(value_loss(values, self.old, self.other, self.mask, clip)[0], self.mask),
+            self.logprobs,
+        )
 
     @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
     def test_kl(self, kind: Any) -> None:

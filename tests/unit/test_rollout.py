@@ -64,9 +64,13 @@ class TestGenerate:
         rollout = generate(bank, None, many, SamplingPart(max_new_tokens=8), stops, seed=1)
         is_stop = torch.isin(rollout.ids, torch.tensor(stops)) & rollout.mask
         assert 0 < int(rollout.finished.sum()) < len(many)
-        assert torch.equal(is_stop.sum(1), rollout.finished.long())  # one stop in each finished response, none in others
+        assert torch.equal(
+            is_stop.sum(1), rollout.finished.long()
+        )  # one stop in each finished response, none in others
         last = rollout.lengths - 1
-        assert torch.equal(is_stop.gather(1, last[:, None]).squeeze(1), rollout.finished)  # and it is the last that counts
+        assert torch.equal(
+            is_stop.gather(1, last[:, None]).squeeze(1), rollout.finished
+        )  # and it is the last that counts
         assert int(rollout.lengths[~rollout.finished].min()) == rollout.ids.shape[1]
 
     def test_pad_equal_to_eos_still_counts_the_stop(self, prompts: Prompts) -> None:
@@ -77,7 +81,9 @@ class TestGenerate:
         assert torch.equal(rollout.mask, same.mask)
         assert torch.equal(rollout.ids[rollout.mask], same.ids[same.mask])
 
-    def test_a_seed_fixes_the_result_and_leaves_the_global_random_state(self, bank: AdapterBank, prompts: Prompts) -> None:
+    def test_a_seed_fixes_the_result_and_leaves_the_global_random_state(
+        self, bank: AdapterBank, prompts: Prompts
+    ) -> None:
         before = torch.get_rng_state()
         one = generate(bank, None, prompts, SamplingPart(max_new_tokens=8), [EOS], seed=5)
         assert torch.equal(torch.get_rng_state(), before)
@@ -114,7 +120,9 @@ def first_token_frequencies(bank: AdapterBank, sampling: SamplingPart, count: in
     rollout = generate(bank, None, prompts, sampling, [EOS], seed=11)
     frequencies = torch.bincount(rollout.ids[:, 0], minlength=260) / count
     first = rollout.select(slice(0, 260))
-    each = type(first)(first.prompts, torch.arange(260)[:, None], torch.ones(260, 1, dtype=torch.bool), first.texts, first.finished)
+    each = type(first)(
+        first.prompts, torch.arange(260)[:, None], torch.ones(260, 1, dtype=torch.bool), first.texts, first.finished
+    )
     return frequencies, view_logprobs(bank, View(None), each, sampling.temperature, 260).logprobs[:, 0].exp()
 
 
@@ -126,12 +134,16 @@ def test_what_is_sampled_is_what_is_scored(bank: AdapterBank, temperature: float
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
     likely = probabilities > 0.01
     spread = (probabilities * (1 - probabilities) / count).sqrt()
-    assert float(((frequencies - probabilities).abs() / spread)[likely].max()) < 4.5  # standard errors, over about 50 tokens
+    assert (
+        float(((frequencies - probabilities).abs() / spread)[likely].max()) < 4.5
+    )  # standard errors, over about 50 tokens
     # A distribution of another temperature is told apart by the same test.
     assert float((frequencies - probabilities).abs().sum()) < 0.35
 
 
-@pytest.mark.parametrize("habit", [{"repetition_penalty": 50.0}, {"top_k": 1, "do_sample": False}, {"top_p": 0.01}, {"min_p": 0.9}])
+@pytest.mark.parametrize(
+    "habit", [{"repetition_penalty": 50.0}, {"top_k": 1, "do_sample": False}, {"top_p": 0.01}, {"min_p": 0.9}]
+)
 def test_a_models_own_sampling_habits_are_ignored(bank: AdapterBank, habit: dict[str, Any], prompts: Prompts) -> None:
     """A model folder may bring a generation_config.json; sampling from it would not be what is scored."""
     expected = generate(bank, None, prompts.repeat(4), SamplingPart(max_new_tokens=12), [EOS], seed=2)

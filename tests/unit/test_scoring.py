@@ -40,7 +40,9 @@ def padded(rollout: Rollout, left: int, right: int) -> Rollout:
     ids = torch.nn.functional.pad(p.ids, (left, 0), value=77)
     prompts = Prompts(ids, torch.nn.functional.pad(p.mask, (left, 0)), p.rows, p.texts)
     response = torch.nn.functional.pad(rollout.ids, (0, right), value=77)
-    return Rollout(prompts, response, torch.nn.functional.pad(rollout.mask, (0, right)), rollout.texts, rollout.finished)
+    return Rollout(
+        prompts, response, torch.nn.functional.pad(rollout.mask, (0, right)), rollout.texts, rollout.finished
+    )
 
 
 def numbers(bank: AdapterBank, rollout: Rollout, size: int = 8) -> list[Tensor]:
@@ -113,15 +115,25 @@ class TestLogprobs:
         """Granite scales its logits: then the model's own logits are used."""
         from transformers import GraniteConfig, GraniteForCausalLM
 
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        sizes = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }
         torch.manual_seed(0)
-        model = GraniteForCausalLM(GraniteConfig(vocab_size=260, logits_scaling=4.0, initializer_range=0.3, **sizes)).eval()
+        model = GraniteForCausalLM(
+            GraniteConfig(vocab_size=260, logits_scaling=4.0, initializer_range=0.3, **sizes)
+        ).eval()
         scaled = AdapterBank(model, tiny_tokenizer())
         assert not scaled.trunk.plain_head
         rollout = fake_rollout(PAIRS[:1])
         found = view_logprobs(scaled, View(None), rollout, 1.0, 8, entropy=True)
         logp = model(rollout.sequence_ids).logits[0, rollout.prompts.ids.shape[1] - 1 : -1].log_softmax(-1)
-        torch.testing.assert_close(found.logprobs[0], logp.gather(1, rollout.ids[0][:, None]).squeeze(1), rtol=0, atol=5e-6)
+        torch.testing.assert_close(
+            found.logprobs[0], logp.gather(1, rollout.ids[0][:, None]).squeeze(1), rtol=0, atol=5e-6
+        )
         torch.testing.assert_close(found.entropy[0], -(logp.exp() * logp).sum(-1), rtol=0, atol=5e-6)
 
     def test_learned_positions_are_not_shifted_by_padding(self) -> None:
@@ -129,7 +141,10 @@ class TestLogprobs:
 
         torch.manual_seed(0)
         sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
-        gpt = AdapterBank(GPT2LMHeadModel(GPT2Config(vocab_size=260, bos_token_id=1, eos_token_id=2, **sizes)).eval(), tiny_tokenizer())
+        gpt = AdapterBank(
+            GPT2LMHeadModel(GPT2Config(vocab_size=260, bos_token_id=1, eos_token_id=2, **sizes)).eval(),
+            tiny_tokenizer(),
+        )
         rollout = fake_rollout(PAIRS)
         one = view_logprobs(gpt, View(None), rollout, 1.0, 8).logprobs[rollout.mask]
         two = view_logprobs(gpt, View(None), padded(rollout, 6, 0), 1.0, 8).logprobs[rollout.mask]
@@ -234,7 +249,9 @@ class TestRewards:
 
     @pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError("by zero"), ValueError("bad")])
     def test_what_it_raises_is_chained_and_named(self, bank: AdapterBank, error: Exception) -> None:
-        with pytest.raises(PluginError, match=f"reward 'judge' .* failed on a batch of 3: {type(error).__name__}") as caught:
+        with pytest.raises(
+            PluginError, match=f"reward 'judge' .* failed on a batch of 3: {type(error).__name__}"
+        ) as caught:
             total(bank, source(error))
         assert caught.value.__cause__ is error
 

@@ -120,7 +120,13 @@ def test_scored_rollout_checks_each_tensor() -> None:
     good, scores = torch.zeros(rollout.ids.shape), torch.zeros(len(rollout))
     ScoredRollout(rollout, good, None, None, scores)
     for name in ("logprobs", "ref_logprobs", "values", "entropy"):
-        parts: dict[str, Any] = {"logprobs": good, "ref_logprobs": good, "values": good, "scores": scores, name: good[:, :-1]}
+        parts: dict[str, Any] = {
+            "logprobs": good,
+            "ref_logprobs": good,
+            "values": good,
+            "scores": scores,
+            name: good[:, :-1],
+        }
         with pytest.raises(DataError, match=rf"ScoredRollout.{name}"):
             ScoredRollout(rollout, **parts)
     with pytest.raises(DataError, match=r"ScoredRollout.scores: expected float \[3\]"):

@@ -19,14 +19,24 @@ from marl_core.run.optimizer import make_optimizer
 from marl_core.testing import fake_rollout, tiny_bank
 
 # Uneven lengths: 13, 3, 1 and 7 tokens, so that a mean of microbatch means is not the mean.
-ROLLOUT = fake_rollout([("A good", " little film."), ("Bad", "!!"), ("It", ""), ("What a", " surprise")]).select(torch.tensor([0, 1, 2, 3]))
+ROLLOUT = fake_rollout([("A good", " little film."), ("Bad", "!!"), ("It", ""), ("What a", " surprise")]).select(
+    torch.tensor([0, 1, 2, 3])
+)
 SCORES = torch.tensor([2.0, -1.0, 0.5, -3.0])
 TEMPERATURE = 0.9
 
 
 def ppo(**options: Any) -> PPOPart:
     """One epoch over one minibatch, without gradient clipping, unless `options` say otherwise."""
-    given = {"batch": 4, "minibatch": 4, "epochs": 1, "learning_rate": 1e-2, "max_grad_norm": None, "kl": {"coef": 0.0}, **options}
+    given = {
+        "batch": 4,
+        "minibatch": 4,
+        "epochs": 1,
+        "learning_rate": 1e-2,
+        "max_grad_norm": None,
+        "kl": {"coef": 0.0},
+        **options,
+    }
     return PPOPart.model_validate(given)
 
 
@@ -63,7 +73,9 @@ class Case:
         scored = ScoredRollout(ROLLOUT, passed.logprobs, reference, values, scores)
         return Batch(scored, estimate_advantages(scored, ppo))
 
-    def update(self, ppo: PPOPart, optimizer: torch.optim.Optimizer | None = None, batch: Batch | None = None) -> UpdateStats:
+    def update(
+        self, ppo: PPOPart, optimizer: torch.optim.Optimizer | None = None, batch: Batch | None = None
+    ) -> UpdateStats:
         generator = torch.Generator().manual_seed(0)
         return update_epochs(
             self.bank, self.trained, batch or self.score(ppo), optimizer or self.optimizer(ppo), ppo,
@@ -72,7 +84,13 @@ class Case:
 
     def optimizer(self, ppo: PPOPart, **value: Any) -> torch.optim.AdamW:
         config = RunConfig.model_validate(
-            {"model": {"path": "tiny"}, "reference": "disabled-adapter", "reward": "function", "ppo": ppo, "value": value}
+            {
+                "model": {"path": "tiny"},
+                "reference": "disabled-adapter",
+                "reward": "function",
+                "ppo": ppo,
+                "value": value,
+            }
         )
         return make_optimizer(self.trained.parameters(self.bank), config)
 
@@ -101,7 +119,9 @@ def flat(gradients: dict[str, Tensor]) -> Tensor:
 
 
 class TestRatio:
-    @pytest.mark.parametrize("options", [{}, {"microbatch": 2}, {"minibatch": 2}, {"minibatch": 1}, {"minibatch": 2, "microbatch": 1}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"microbatch": 2}, {"minibatch": 2}, {"minibatch": 1}, {"minibatch": 2, "microbatch": 1}]
+    )
     @pytest.mark.parametrize("own_value", [False, True])
     def test_is_bitwise_one_in_the_first_minibatch(self, options: dict[str, Any], own_value: bool) -> None:
         stats = Case(own_value).update(ppo(epochs=3, **options))
@@ -128,7 +148,11 @@ class TestGradient:
     @pytest.mark.parametrize("microbatch", [1, 2])
     @pytest.mark.parametrize("own_value", [False, True])
     def test_of_microbatches_is_that_of_the_minibatch(self, aggregation: str, microbatch: int, own_value: bool) -> None:
-        options: dict[str, Any] = {"aggregation": aggregation, "entropy_coef": 0.1, "kl": {"coef": 0.3, "into": "loss", "estimator": "k3"}}
+        options: dict[str, Any] = {
+            "aggregation": aggregation,
+            "entropy_coef": 0.1,
+            "kl": {"coef": 0.3, "into": "loss", "estimator": "k3"},
+        }
         whole = Case(own_value).gradients(ppo(**options))
         parts = Case(own_value).gradients(ppo(microbatch=microbatch, **options))
         assert set(whole) == set(parts)
@@ -144,7 +168,9 @@ class TestGradient:
         found = case.gradients(settings)
         advantages = case.score(settings).advantages.advantages
         with case.bank.using("policy") as model:
-            logits = model(input_ids=ROLLOUT.sequence_ids, attention_mask=ROLLOUT.sequence_mask.long(), position_ids=positions()).logits
+            logits = model(
+                input_ids=ROLLOUT.sequence_ids, attention_mask=ROLLOUT.sequence_mask.long(), position_ids=positions()
+            ).logits
             start = ROLLOUT.prompts.ids.shape[1] - 1
             logp = (logits[:, start:-1] / TEMPERATURE).log_softmax(-1).gather(2, ROLLOUT.ids[:, :, None]).squeeze(2)
             loss = -(advantages * logp)[ROLLOUT.mask].mean()
@@ -180,7 +206,13 @@ class TestGradient:
 
     def test_kl_in_the_loss_pulls_to_the_reference(self) -> None:
         """With no advantage at all, the step is towards the reference."""
-        settings = ppo(kl={"coef": 1.0, "into": "loss", "estimator": "k3"}, learning_rate=1e-3, epochs=5, whiten=False, value_coef=0.0)
+        settings = ppo(
+            kl={"coef": 1.0, "into": "loss", "estimator": "k3"},
+            learning_rate=1e-3,
+            epochs=5,
+            whiten=False,
+            value_coef=0.0,
+        )
         case = Case(value=False)
         settings = settings.model_copy(update={"advantage": "rloo", "samples_per_prompt": 2})
         batch = case.score(settings, torch.zeros(4))
@@ -214,7 +246,9 @@ def distance(case: Case) -> float:
 
 
 def entropy(case: Case) -> float:
-    return float(view_logprobs(case.bank, View("policy"), ROLLOUT, TEMPERATURE, 4, entropy=True).entropy[ROLLOUT.mask].mean())
+    return float(
+        view_logprobs(case.bank, View("policy"), ROLLOUT, TEMPERATURE, 4, entropy=True).entropy[ROLLOUT.mask].mean()
+    )
 
 
 class TestWhoMoves:
@@ -281,7 +315,9 @@ class TestStopping:
         batch = case.score(settings)
         s = batch.scored
         with pytest.raises(ValueError, match="scored without values"):
-            case.update(settings, batch=Batch(ScoredRollout(s.rollout, s.logprobs, None, None, s.scores), batch.advantages))
+            case.update(
+                settings, batch=Batch(ScoredRollout(s.rollout, s.logprobs, None, None, s.scores), batch.advantages)
+            )
 
 
 class TestStats:

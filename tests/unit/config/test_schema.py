@@ -8,26 +8,28 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from marl_core import Catalog
+from marl_core.config.load import parse_config
 from marl_core.config.schema import json_schema
+from marl_core.config.yaml_text import parse_yaml
 
-DESIGN: dict[str, Any] = {
-    "model": {"path": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "bfloat16"},
-    "quantization": "none",
-    "policy": {"start": "new", "r": 16, "alpha": 32, "targets": "all-linear"},
-    "reference": {"use": "merged-base", "adapter": "path/to/sft-adapter"},
-    "reward": {"use": "adapter", "path": "path/to/reward-adapter"},
-    "value": {"on": "policy"},
-    "data": {"prompts": "prompts.jsonl", "field": "prompt", "max_prompt_tokens": 64},
-    "sampling": {"max_new_tokens": 48, "temperature": 1.0},
-    "ppo": {"steps": 50, "advantage": "gae", "kl": {"estimator": "k1", "into": "reward", "coef": 0.05}, "clip": 0.2},
-    "eval": {
-        "every": 10,
-        "prompts": "heldout.jsonl",
-        "judges": {"vader": {"use": "function", "target": "judges.py:vader"}},
-    },
-    "observers": ["console", "json-lines"],
-    "run": {"folder": "runs/first", "seed": 0, "checkpoint_every": 10},
-}
+DESIGN: dict[str, Any] = parse_yaml(
+    """
+model: {path: HuggingFaceTB/SmolLM2-135M-Instruct, dtype: bfloat16}
+quantization: none                         # short for {use: none}
+policy: {start: new, r: 16, alpha: 32, targets: all-linear}    # or {start: continue, from: path/to/sft-adapter}
+reference: {use: merged-base, adapter: path/to/sft-adapter}
+reward: {use: adapter, path: path/to/reward-adapter}           # or a list, each with a weight
+value: {on: policy}                        # head on the policy's trunk | own (an adapter of its own) | none
+data: {prompts: prompts.jsonl, field: prompt, max_prompt_tokens: 64}
+sampling: {max_new_tokens: 48, temperature: 1.0}
+ppo: {steps: 50, batch: 32, minibatch: 8, epochs: 4, learning_rate: 1.0e-4, advantage: gae,
+      kl: {estimator: k1, into: reward, coef: 0.05}, clip: 0.2}
+eval: {every: 10, prompts: heldout.jsonl, judges: {vader: {use: function, target: "judges.py:vader"}}}
+observers: [console, json-lines]
+run: {folder: runs/first, seed: 0, checkpoint_every: 10}
+""",
+    "the design",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,7 @@ def installed() -> Draft202012Validator:
 )
 def test_the_designs_example_is_valid(installed: Draft202012Validator, change: dict[str, Any]) -> None:
     installed.validate({**DESIGN, **change})
+    assert parse_config({**DESIGN, **change}, "the design", Catalog.installed()).data
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ SCALARS = (
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]))
+    | st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
 )
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text("abcon01-e", min_size=1), inner), max_leaves=8

@@ -1,0 +1,58 @@
+"""Reward adapters on the shared base: loaded with head and reading, checked against the base, applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from marl_core.bank import heads, lora
+from marl_core.bank.reward_check import Reading, check_reward
+from marl_core.bank.views import Position, ScoreView, View
+from marl_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from marl_core.bank.adapters import AdapterBank
+
+
+def load(
+    bank: AdapterBank, path: str | Path, position: Position | None, pad_id: int | None, asked_by: str
+) -> ScoreView:
+    """See AdapterBank.load_reward. The bank is as it was when this fails."""
+    files = lora.find_adapter(path, asked_by)
+    head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
+    name = bank.frozen(path, "reward", asked_by)
+    bank.heads[f"{name}-score"] = head.to(bank.device)
+    reading = Reading.of(files, bank.tokenizer)
+    pad = pad_id if pad_id is not None else reading.pad_id
+    view = ScoreView(View(name), f"{name}-score", position or reading.position, pad)
+    try:
+        bank.reward_checks[name] = check_reward(bank, view, files, asked_by)
+    except DataError:
+        bank.remove(name)
+        raise
+    bank.reward_views[name] = view
+    return view
+
+
+@torch.no_grad()
+def score(bank: AdapterBank, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
+    """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32. The LM head is never run."""
+    with bank.view(view.view):
+        hidden = bank.trunk.hidden(ids, mask)
+    places = heads.score_positions(ids, mask, view.position, view.pad_id)
+    rows = torch.arange(len(ids), device=ids.device)
+    return heads.apply_head(bank.heads[view.head], hidden[rows, places])
+
+
+def only(bank: AdapterBank) -> ScoreView:
+    """The bank's one reward adapter; ConfigError when it has none or several."""
+    if len(bank.reward_views) != 1:
+        names = ", ".join(bank.reward_views) or "none"
+        raise ConfigError(
+            f"This bank has {len(bank.reward_views)} reward adapters ({names}): load one with load_reward, "
+            "or say which by reward=."
+        )
+    return next(iter(bank.reward_views.values()))
