@@ -147,8 +147,9 @@ def base_state() -> Callable[[Any], dict[str, Any]]:
     """The frozen base's tensors, packed bytes included, by name: for comparisons before and after training."""
 
     def state(bank: Any) -> dict[str, Any]:
-        tensors = {**dict(bank.base.named_parameters()), **dict(bank.base.named_buffers())}
-        return {name: tensor.detach().clone() for name, tensor in tensors.items() if "lora_" not in name}
+        found = bank.base.state_dict()  # of quantized layers: packed bytes, scales and code books
+        tensors = {name: value for name, value in found.items() if "lora_" not in name and hasattr(value, "clone")}
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     return state
 

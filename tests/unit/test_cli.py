@@ -35,9 +35,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     noted: dict[str, Any] = {"error": None}
 
     class Runner:
-        def __init__(self, config: Any, **options: Any) -> None:
-            noted.update(options, config=config)
-            self.plan = Plan.of(config)
+        def __init__(self, plan: Plan, **options: Any) -> None:
+            noted.update(options, config=plan.config)
             self.folder = None
 
         def prepare(self) -> None:
