@@ -18,6 +18,10 @@ def odd(completion_ids, **columns):
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
 
+def low(completion_ids, **columns):
+    return [sum(4 <= token < 36 for token in ids) / len(ids) for ids in completion_ids]
+
+
 def brevity(prompts, completions, completion_ids, **columns):
     return [-float(len(ids)) for ids in completion_ids]
 
@@ -112,7 +116,7 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Reward functions: `odd` (share of odd tokens), `brevity`, `labels` (async, a column), `nan`, `one_too_few`."""
+    """Reward functions: `odd` and `low` (shares of certain tokens), `brevity`, `labels` (async, a column), `nan`, `one_too_few`."""
     file = tmp_path_factory.mktemp("rewards") / "rewards.py"
     file.write_text(REWARDS, encoding="utf-8")
     return str(file)

@@ -21,6 +21,10 @@ LARGEST = torch.finfo(torch.float32).max
 """Scores are kept in float32: beyond this a Python float or int would become infinite."""
 
 
+WITHOUT_GRADIENT = 32
+"""Responses per pass where no ratio is taken from it: rewards and evaluation may use larger pieces than the update."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One reward source: its name in metrics, its weight, what gives the scores, and whose it is."""

@@ -10,7 +10,7 @@ from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.rollout import generate
-from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.scoring import WITHOUT_GRADIENT, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Evaluation, Rollout
 from marl_core.run.prompts import PromptData
 from marl_core.run.roles import Roles
@@ -54,7 +54,8 @@ def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], s
 
 
 def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> list[dict[str, Any]]:
-    size, temperature = plan.config.ppo.microbatch or plan.config.ppo.minibatch, plan.config.sampling.temperature
+    size = max(plan.config.ppo.microbatch or plan.config.ppo.minibatch, WITHOUT_GRADIENT)
+    temperature = plan.config.sampling.temperature
     total, _ = score_sources(roles.bank, roles.rewards, rollout, size)
     judged = {j.name: score_sources(roles.bank, [j], rollout, size)[0] for j in roles.judges}
     kl = 0.0 * total

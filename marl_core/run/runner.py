@@ -17,7 +17,7 @@ from marl_core.errors import ConfigError
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef
 from marl_core.ppo.rollout import generate, stop_ids
-from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs, view_values
+from marl_core.ppo.scoring import WITHOUT_GRADIENT, reference_logprobs, score_sources, view_logprobs, view_values
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -156,7 +156,7 @@ class Runner:
             )
         parts: dict[str, torch.Tensor] = {}
         if scores is None:
-            scores, found = score_sources(self.bank, self.roles.rewards, rollout, size)
+            scores, found = score_sources(self.bank, self.roles.rewards, rollout, max(size, WITHOUT_GRADIENT))
             parts = dict(found)
         shaped = self.shaper(scores.to(rollout.ids.device), rollout.finished)
         return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, scores, policy.entropy)

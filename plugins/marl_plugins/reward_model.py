@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from marl_core import DataError
@@ -56,30 +57,33 @@ class RewardModel:
                 "Use a function reward to pick a label."
             )
 
+    def _is_chat(self, prompt: Any) -> bool:
+        return self._options.template == "chat" or (self._options.template == "auto" and isinstance(prompt, list))
+
     def text(self, prompt: Any, response: str) -> str:
         """One text as the reward model wants it, special tokens included."""
-        chat = self._options.template == "chat" or (self._options.template == "auto" and isinstance(prompt, list))
-        if chat:
+        if self._is_chat(prompt):
             messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
             whole = [*messages, {"role": "assistant", "content": response}]
             return str(self._tokenizer.apply_chat_template(whole, tokenize=False))
         joined = (prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)) + response
         return joined + (self._tokenizer.eos_token or "" if self._options.append_eos else "")
 
+    def _encode(self, prompt: Any, response: str) -> torch.Tensor:
+        """Tokens of one text; a chat template writes its special tokens itself. The end is kept: it is what is judged."""
+        own = not self._is_chat(prompt)
+        ids = self._tokenizer(self.text(prompt, response), add_special_tokens=own).input_ids
+        return torch.tensor(ids[-self._options.max_tokens :], device=self._device)
+
     @torch.no_grad()
     def __call__(self, rollout: Rollout) -> torch.Tensor:
         """Scores [B] float32."""
         prompts = rollout.prompts.texts or [""] * len(rollout)
-        texts = [self.text(prompt, response) for prompt, response in zip(prompts, rollout.texts, strict=True)]
+        rows = [self._encode(prompt, response) for prompt, response in zip(prompts, rollout.texts, strict=True)]
         scores = []
-        for start in range(0, len(texts), self._options.batch):
-            batch = self._tokenizer(
-                texts[start : start + self._options.batch],
-                padding=True,
-                truncation=True,
-                max_length=self._options.max_tokens,
-                return_tensors="pt",
-            )
-            inputs = {key: batch[key].to(self._device) for key in ("input_ids", "attention_mask")}
-            scores.append(self._model(**inputs).logits.float().squeeze(-1))
+        for start in range(0, len(rows), self._options.batch):
+            piece = rows[start : start + self._options.batch]
+            ids = pad_sequence(piece, batch_first=True, padding_value=self._tokenizer.pad_token_id)
+            mask = pad_sequence([torch.ones_like(row) for row in piece], batch_first=True)
+            scores.append(self._model(input_ids=ids, attention_mask=mask).logits.float().squeeze(-1))
         return torch.cat(scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -12,10 +13,11 @@ import pytest
 import torch
 from marl_core import RunConfig, Runner, Strategy
 from marl_core.bank.merge import merge_adapter
-from marl_core.testing import write_tiny_model
+from marl_core.testing import fake_rollout, write_tiny_model
 from marl_plugins.quantization import Bnb4Bit, Bnb8Bit, NoQuantization
 from marl_plugins.reference import DisabledAdapter, MergedBase, PeftAdapter
 from marl_plugins.reward import AdapterReward, FunctionReward, ModelReward
+from marl_plugins.reward_model import RewardModel
 from torch import Tensor
 
 MakeConfig = Callable[..., RunConfig]
@@ -54,7 +56,9 @@ def material(tmp_path_factory: pytest.TempPathFactory, write_sft_adapter: Write,
     base = write_tiny_model(folder / "base", hidden_size=64, intermediate_size=128, num_attention_heads=2)
     sft = write_sft_adapter(base, folder / "sft")
     merged = str(merge_adapter(base, sft, folder / "merged").out)
-    judge = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
     judge.save_pretrained(folder / "judge")
     AutoTokenizer.from_pretrained(base).save_pretrained(folder / "judge")
     return Material(
@@ -186,11 +190,8 @@ class TestModelReward:
                 expected = model(torch.tensor([words(prompt + text + "<eos>").input_ids])).logits[0, 0]
             torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-5)
 
-    def test_a_long_text_keeps_its_end(self, make_config: MakeConfig, material: Material) -> None:
+    def test_a_long_text_keeps_its_end(self, material: Material) -> None:
         """The response is what is judged: a text that is too long loses its beginning."""
-        from marl_core.testing import fake_rollout
-        from marl_plugins.reward_model import RewardModel
-
         reward = RewardModel(ModelReward(path=material.judge, max_tokens=8), "cpu")
         same_end = reward(fake_rollout([("one beginning of", " the same end"), ("another one of", " the same end")]))
         torch.testing.assert_close(same_end[0], same_end[1])
@@ -199,9 +200,6 @@ class TestModelReward:
 
     def test_a_chat_is_not_given_two_beginnings(self, material: Material, tmp_path: Path) -> None:
         """A template that writes <bos> and a tokenizer that adds it would give two."""
-        import shutil
-
-        from marl_plugins.reward_model import RewardModel
         from tokenizers.processors import TemplateProcessing
         from transformers import PreTrainedTokenizerFast
 
@@ -213,8 +211,6 @@ class TestModelReward:
         reward = RewardModel(ModelReward(path=str(folder)), "cpu")
         seen: list[Tensor] = []
         reward._model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
-        from marl_core.testing import fake_rollout
-
         rollout = fake_rollout([("hi", " you")])
         messages = [{"role": "user", "content": "hi"}]
         chat = type(rollout)(
