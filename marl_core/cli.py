@@ -71,9 +71,10 @@ def run(
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     from marl_core.run.quiet import quiet_libraries
+
+    quiet_libraries()  # before the libraries are imported: some speak then
     from marl_core.run.runner import Runner
 
-    quiet_libraries()
     runner = Runner(plan, resume=resume, override=override)
     show_start(plan, runner.prepare(), runner.folder.notes if runner.folder else [])
     runner.train()
@@ -130,10 +131,10 @@ def merge(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
-    from marl_core.bank.merge import merge_adapter
     from marl_core.run.quiet import quiet_libraries
 
     quiet_libraries()
+    from marl_core.bank.merge import merge_adapter
     report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
     typer.echo(
         f"{report.out}: merged in {report.seconds:.1f} s; against base + adapter the logits differ by at most "

@@ -167,6 +167,6 @@ def _fingerprint(bank: AdapterBank) -> tuple[object, ...]:
         bank.trainable,
         bank.base.training,
         grads,
-        torch.get_rng_state().sum().item(),
+        torch.get_rng_state().numpy().tobytes(),
         torch.is_grad_enabled(),
     )

@@ -62,6 +62,7 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
         list(prompts.rows[:size]),
         list(prompts.texts[:size]),
     )
+    checks = [_trainable(roles)]
     before = _gradient(roles, some, plan)
     limits = plan.config.sampling.model_copy(
         update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0}
@@ -69,7 +70,6 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
     rollout = generate(
         roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight")
     )
-    checks = [_trainable(roles)]
     checks += [_reference(plan, roles, rollout, size)] if fresh and plan.config.ppo.kl.coef > 0 else []
     checks += [
         _ratio(plan, roles, rollout, size),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from marl_core import RunConfig, Runner, Strategy
 from marl_core.bank.merge import merge_adapter
-from marl_core.testing import fake_rollout, write_tiny_model
+from marl_core.testing import fake_rollout
 from marl_plugins.quantization import Bnb4Bit, Bnb8Bit, NoQuantization
 from marl_plugins.reference import DisabledAdapter, MergedBase, PeftAdapter
 from marl_plugins.reward import AdapterReward, FunctionReward, ModelReward
@@ -39,7 +39,7 @@ def test_the_cases_cover_every_pair() -> None:
 
 @dataclass(frozen=True)
 class Material:
-    """Folders of a model that bitsandbytes can pack, and of what was trained on it."""
+    """Folders of the base, and of what was trained on it."""
 
     base: str
     sft: str
@@ -49,11 +49,11 @@ class Material:
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory, write_sft_adapter: Write, write_reward_adapter: Write) -> Material:
+def material(wide_folder: str, tmp_path_factory: pytest.TempPathFactory, write_sft_adapter: Write, write_reward_adapter: Write) -> Material:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("material")
-    base = write_tiny_model(folder / "base", hidden_size=64, intermediate_size=128, num_attention_heads=2)
+    base = wide_folder
     sft = write_sft_adapter(base, folder / "sft")
     merged = str(merge_adapter(base, sft, folder / "merged").out)
     with torch.random.fork_rng(devices=[]):
