@@ -135,6 +135,7 @@ def merge(
 
     quiet_libraries()
     from marl_core.bank.merge import merge_adapter
+
     report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
     typer.echo(
         f"{report.out}: merged in {report.seconds:.1f} s; against base + adapter the logits differ by at most "

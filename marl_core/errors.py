@@ -34,3 +34,7 @@ class NumericError(MarlError):
     """A number that must be finite or equal isn't: training would go on with wrong mathematics."""
 
     exit_code = 5
+
+
+class MarlWarning(UserWarning):
+    """A run will do what was asked, and that may not be what was meant."""

@@ -149,7 +149,10 @@ def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeC
             "ppo": {"steps": 2, "batch": 4, "minibatch": 2, "epochs": 2, "learning_rate": 1e-2},
             "run": {"device": "cpu", "seed": 0},
         }
-        return parse_config(_merged(written, changes), "test", Catalog.installed())
+        merged = _merged(written, changes)
+        if merged["policy"].get("start") == "continue":  # rank and alpha are the adapter's
+            merged["policy"] = {key: value for key, value in merged["policy"].items() if key not in ("r", "alpha")}
+        return parse_config(merged, "test", Catalog.installed())
 
     return make
 

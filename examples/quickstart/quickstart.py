@@ -18,7 +18,7 @@ from table import show
 from marl_core.errors import MarlError
 
 FULL: dict[str, Any] = {
-    "sft": {"steps": 160, "batch": 8, "learning_rate": 4e-4, "max_tokens": 48},
+    "sft": {"steps": 120, "batch": 8, "learning_rate": 4e-4, "max_tokens": 48, "min_tokens": 18},
     "reward": {"steps": 150, "batch": 8, "learning_rate": 3e-4, "max_tokens": 48, "cut_share": 0.5},
     "tested_pairs": 500,
     "tested_reviews": 256,

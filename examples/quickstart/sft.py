@@ -16,10 +16,13 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # lazy expo
 
 
 def train_sft(base: str, reviews: Sequence[Review], folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Train the adapter on whole reviews, each ending in EOS, all of whose tokens carry loss."""
+    """Train the adapter on whole reviews, each ending in EOS, all of whose tokens carry loss.
+
+    Very short reviews are left out: a continuation should have room to say something.
+    """
     tokenizer = load_tokenizer(base)
     steps, batch, seed = settings["steps"], settings["batch"], settings["seed"]
-    rows = encode(reviews, tokenizer, settings["max_tokens"])
+    rows = encode(reviews, tokenizer, settings["max_tokens"], settings["min_tokens"])
     rows = shuffled_batches(rows, len, batch, seed)[: steps * batch]
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=DTYPE),
@@ -50,10 +53,10 @@ def merge(base: str, adapter: Path, folder: Path, heldout: Sequence[Review]) -> 
     return {"perplexity_before": before, "perplexity_after": perplexity(merged.to(DTYPE), tokenizer, heldout)}
 
 
-def encode(reviews: Sequence[Review], tokenizer: Any, max_tokens: int) -> list[list[int]]:
-    """Token ids of each review and EOS; longer ones are left out (a cut review has no end to learn)."""
+def encode(reviews: Sequence[Review], tokenizer: Any, max_tokens: int, min_tokens: int = 1) -> list[list[int]]:
+    """Token ids of each review and EOS; longer ones are left out (a cut review has no end to learn), shorter ones too."""
     rows = [[*tokenizer.encode(review.text, add_special_tokens=False), tokenizer.eos_token_id] for review in reviews]
-    return [row for row in rows if len(row) <= max_tokens]
+    return [row for row in rows if min_tokens <= len(row) <= max_tokens]
 
 
 def check_eos_is_learnt(trainer: SFTTrainer, eos: int) -> None:

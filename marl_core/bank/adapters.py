@@ -6,7 +6,6 @@ one indivisible block: with gradient checkpointing, backward recomputes through 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
+from marl_core.bank.reward_check import refuse_other_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
@@ -25,8 +25,6 @@ from marl_core.registry.strategy import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class AdapterBank:
@@ -100,35 +98,48 @@ class AdapterBank:
 
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
         """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was."""
-        if (
-            not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_"
-        ):  # peft mistakes parts of its prefix for it
-            raise ConfigError(
-                f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
-            )
-        if name in self.adapters or name in self.heads:
-            raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
+        lora.check_name(name, {*self.adapters, *self.heads})
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             if seed is not None:
                 torch.manual_seed(seed)
-            if self._peft is None:
-                self._peft = PeftModel(self.base, config, adapter_name=name)
-            else:
-                self._peft.add_adapter(name, config)
+            try:
+                self._peft = lora.inject(self._peft, self.base, name, config)
+            finally:
+                self._restore()
         if trainable:
             self._trainable.add(name)
         self._switch = AdapterSwitch(self.base)
         self._restore()
 
-    def load(self, name: str, path: str | Path, *, trainable: bool = False, asked_by: str = "adapter") -> None:
-        """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place."""
+    def load(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        trainable: bool = False,
+        dropout: float | None = None,
+        asked_by: str = "adapter",
+    ) -> None:
+        """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place.
+
+        `dropout` replaces the LoRA dropout that the adapter was trained with.
+        """
         files = lora.find_adapter(path, asked_by)
         config = lora.config_of(files, self.linears, asked_by)
+        lora.refuse_rewriting(config, files, asked_by)
+        if trainable and files.score_keys:
+            raise DataError(
+                f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
+            )
         if trainable:
             config.task_type = "CAUSAL_LM"
+        if dropout is not None:
+            config.lora_dropout = dropout
         self.add(name, config, trainable=trainable, seed=0)
         try:
             lora.load_weights(self.peft, name, files, asked_by)
+            if not files.score_keys:  # a reward adapter has a check of its own
+                refuse_other_base(self, files, asked_by)
         except DataError:
             self.remove(name)
             raise
@@ -164,8 +175,7 @@ class AdapterBank:
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
-        if name in self.heads or name in self.adapters:
-            raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
+        lora.check_name(name, {*self.adapters, *self.heads})
         self.heads[name] = heads.new_value_head(self.trunk.hidden_size, self.device)
         return self.heads[name]
 
@@ -250,8 +260,11 @@ class AdapterBank:
         return lora.adapter_tensors(self.peft, name)
 
     def save(self, name: str, folder: Path) -> None:
-        """Write an adapter in PEFT's own format, loadable without marl."""
-        lora.write_adapter(self.peft, name, folder, self.source)
+        """Write an adapter in PEFT's own format, loadable without marl.
+
+        On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
+        """
+        lora.write_adapter(self.peft, name, folder, None if self.prepared else self.source)
 
     # -- scores ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.certificate import fingerprint, fingerprint_of_files
-from marl_core.errors import DataError
+from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def load_bank(
     """
     quantization = quantization or Quantization()
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if target.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device: cuda was asked for, but torch sees no CUDA device here. Use device: auto or cpu."
+        )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
         options["attn_implementation"] = attention
@@ -94,12 +98,21 @@ def _load(
         options = {**options, "quantization_config": quantization.config, "device_map": {"": device}}
     base: Any
     try:
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError) as error:
+        load: Any = AutoModelForCausalLM.from_pretrained
+        base, report = load(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
         raise DataError(
             f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
             "Give a folder with config.json and safetensors weights, or a hub name that this machine can reach."
         ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise DataError(
+            f"model.path: {path!r} lacks {len(missing)} weights (first: {missing[:3]}); they would be random. "
+            "Its config.json and its weights don't belong together, or a file is missing: copy the whole folder again."
+        )
     model: PreTrainedModel = base if "device_map" in options else base.to(device)
     return model
 
@@ -130,5 +143,5 @@ def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from marl_core.errors import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -78,10 +80,30 @@ def same_base(mine: Mapping[str, Sequence[float]], recorded: Mapping[str, Sequen
     return differing_share(mine, recorded) <= ALLOWED_SHARE
 
 
+def _validate(found: Any) -> None:
+    """ValueError unless it is what write_certificate writes."""
+    if not isinstance(found, dict) or found.get("version") != 1:
+        raise ValueError("it is no certificate of version 1")
+    if found.get("position") not in ("last-non-pad", "last-attended") or not isinstance(found.get("pad_token_id"), int):
+        raise ValueError("position or pad_token_id is not what write_certificate writes")
+    if not isinstance(found.get("base"), dict) or not isinstance(found.get("golden"), list):
+        raise ValueError("base or golden is missing")
+    for row in found["golden"]:
+        ids, score = row["ids"], row["score"]
+        if not (isinstance(ids, list) and ids and all(isinstance(i, int) for i in ids) and math.isfinite(score)):
+            raise ValueError("a golden row isn't token ids with a finite score")
+
+
 def read_certificate(folder: str | Path) -> dict[str, Any] | None:
     """The certificate beside an adapter, None if there is none."""
     file = Path(folder) / FILE
     if not file.is_file():
         return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _validate(found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{file} is damaged ({error}). Write it again with marl_core.write_certificate, or delete it to go without."
+        ) from error
     return found

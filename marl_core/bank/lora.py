@@ -16,7 +16,19 @@ from transformers.pytorch_utils import Conv1D
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.errors import ConfigError, DataError
 
-HEAD_NAMES = ("lm_head", "embed_out", "output")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_name(name: str, taken: Iterable[str]) -> None:
+    """ConfigError unless `name` can be a new adapter's or head's."""
+    if (
+        not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_"
+    ):  # peft mistakes parts of its prefix for it
+        raise ConfigError(
+            f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
+        )
+    if name in taken:
+        raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
 
 
 def linear_names(base: nn.Module, head: nn.Module | None) -> list[str]:
@@ -32,7 +44,12 @@ def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
     if targets == "all-linear":
         return sorted({name.rsplit(".", 1)[-1] for name in names})
     if isinstance(targets, str):
-        chosen = [name for name in names if re.fullmatch(targets, name)]
+        try:
+            chosen = [name for name in names if re.fullmatch(targets, name)]
+        except re.error as error:
+            raise ConfigError(
+                f"LoRA targets {targets!r} is neither a module name nor a regular expression: {error}."
+            ) from error
         chosen = chosen or [name for name in names if name.rsplit(".", 1)[-1] == targets]
     else:
         chosen = [t for t in targets if any(name == t or name.endswith("." + t) for name in names)]
@@ -80,20 +97,60 @@ def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
     return read_adapter(folder, asked_by)
 
 
+REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def refuse_rewriting(config: LoraConfig, files: AdapterFiles, asked_by: str) -> None:
+    """DataError when injecting this adapter would change the base that all roles share."""
+    start = config.init_lora_weights
+    wrong = None
+    if isinstance(start, str) and start.startswith(REWRITING):
+        wrong = f"init_lora_weights {start!r} rewrites the base's weights when it is loaded"
+    elif config.trainable_token_indices or config.layer_replication:
+        wrong = "trainable_token_indices or layer_replication change the base"
+    if wrong:
+        raise DataError(
+            f"{asked_by}: {files.folder}: {wrong}, and all roles share the base. Convert it to a plain LoRA (PEFT: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it (reference: merged-base, marl merge)."
+        )
+
+
 def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> LoraConfig:
     """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py)."""
     kind = files.config.get("peft_type")
-    config = PeftConfig.from_pretrained(str(files.folder)) if kind == "LORA" else None
+    try:
+        config = PeftConfig.from_pretrained(str(files.folder)) if kind == "LORA" else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{asked_by}: peft can't read the config of {files.folder}: {error}. Save it again.") from error
     if not isinstance(config, LoraConfig):
         raise DataError(f"{asked_by}: {files.folder} is a {kind} adapter; marl's bank holds LoRA adapters.")
+    if config.bias != "none":
+        raise DataError(
+            f"{asked_by}: {files.folder} was trained with bias: {config.bias!r}, which changes the base's own biases. "
+            "Train it again with bias='none'."
+        )
     names = list(linears)
     try:
         config.target_modules = expand_targets(config.target_modules, names)
     except ConfigError as error:
-        raise DataError(f"{asked_by}: {files.folder} was trained on another base. {error}") from error
+        raise DataError(
+            f"{asked_by}: {files.folder} adapts layers that can't be adapted here: it was trained on another base, or on the "
+            f"embedding or output layer. {error}"
+        ) from error
     config.modules_to_save = None
     config.inference_mode = False
     return config
+
+
+def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> PeftModel:
+    """Add an adapter to the base; ConfigError when peft can't, e.g. for layers_to_transform that match nothing."""
+    try:
+        if peft is None:
+            return PeftModel(base, config, adapter_name=name)
+        peft.add_adapter(name, config)
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}") from error
+    return peft
 
 
 def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str) -> None:
@@ -126,7 +183,7 @@ def adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def write_adapter(peft: PeftModel, name: str, folder: Path, base_name: str) -> None:
+def write_adapter(peft: PeftModel, name: str, folder: Path, base_name: str | None) -> None:
     """Write the adapter in PEFT's format, so that plain peft, transformers and vLLM load it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = peft.peft_config[name]

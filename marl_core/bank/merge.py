@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from marl_core.bank import lora
+from marl_core.bank.certificate import fingerprint, fingerprint_of_files, same_base
 from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -51,7 +52,14 @@ def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftMod
             f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head."
         )
     linears = lora.linear_names(base, base.get_output_embeddings())
-    peft = PeftModel(base, lora.config_of(files, linears, asked_by), adapter_name="merged")
+    config = lora.config_of(files, linears, asked_by)
+    recorded = fingerprint_of_files(files.base_name) if files.base_name and Path(files.base_name).is_dir() else None
+    if recorded is not None and not same_base(fingerprint(base), recorded):
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's. "
+            "Use that base, or an adapter of this one."
+        )
+    peft = PeftModel(base, config, adapter_name="merged")
     lora.load_weights(peft, "merged", files, asked_by)
     return peft.eval()
 

@@ -23,17 +23,20 @@ def load(
     """See AdapterBank.load_reward. The bank is as it was when this fails."""
     files = lora.find_adapter(path, asked_by)
     head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
+    before = set(bank.adapters)
     name = bank.frozen(path, "reward", asked_by)
-    bank.heads[f"{name}-score"] = head.to(bank.device)
+    bank.heads.setdefault(f"{name}-score", head.to(bank.device))
     reading = Reading.of(files, bank.tokenizer)
     pad = pad_id if pad_id is not None else reading.pad_id
     view = ScoreView(View(name), f"{name}-score", position or reading.position, pad)
     try:
-        bank.reward_checks[name] = check_reward(bank, view, files, asked_by)
+        checked = check_reward(bank, view, files, asked_by)
     except DataError:
-        bank.remove(name)
+        if name not in before:
+            bank.remove(name)
         raise
-    bank.reward_views[name] = view
+    bank.reward_checks.setdefault(name, checked)
+    bank.reward_views.setdefault(name, view)
     return view
 
 

@@ -42,7 +42,10 @@ def _pad_token(folder: Path) -> str | None:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return None
-    token = json.loads(file.read_text(encoding="utf-8")).get("pad_token")
+    try:
+        token = json.loads(file.read_text(encoding="utf-8")).get("pad_token")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is damaged ({error}). Copy the tokenizer's files again.") from error
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -62,6 +65,17 @@ def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_
     if certificate is None:
         return f"trained on these weights (compared with {files.base_name})"
     return f"trained on these weights; {_check_golden(bank, view, certificate, files, asked_by)}"
+
+
+def refuse_other_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> None:
+    """DataError when the base an adapter names is here and has other weights than this one."""
+    recorded = _recorded_base(files)
+    if recorded is not None and bank.fingerprint is not None and not same_base(bank.fingerprint, recorded):
+        share = differing_share(bank.fingerprint, recorded)
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
+            f"({share:.0%} of the sampled ones differ). Use that base, or an adapter of this one."
+        )
 
 
 def _recorded_base(files: AdapterFiles) -> dict[str, list[float]] | None:
@@ -84,7 +98,7 @@ def _check_golden(
     spread = max(1.0, max(row["score"] for row in rows) - min(row["score"] for row in rows))
     quantized = bank.quantization.config is not None
     allowed = GOLDEN_TOLERANCE.get(str(bank.base.dtype).removeprefix("torch."), 0.25) * spread
-    if worst > allowed and not quantized:
+    if not worst <= allowed and not quantized:  # NaN included
         raise DataError(
             f"{asked_by}: {files.folder} scores its own golden texts differently here (off by {worst:.3g}, allowed {allowed:.3g}). "
             f"The score position ({view.position}, pad {view.pad_id}) or the base differs from its training; "

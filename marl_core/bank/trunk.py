@@ -109,6 +109,6 @@ def _remove_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_rate"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
                 setattr(module, name, 0.0)

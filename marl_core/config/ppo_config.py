@@ -35,10 +35,6 @@ class KLPart(Part):
     def _adaptive_needs_a_start(self) -> Self:
         if self.target is not None and self.coef == 0:
             raise ValueError("an adaptive coefficient (target) can't start from coef 0: it would stay 0")
-        if self.into == "loss" and self.estimator == "k1":
-            raise ValueError(
-                "k1 in the loss has zero expected gradient of the KL; use estimator k2 or k3 with into: loss"
-            )
         return self
 
 
@@ -75,12 +71,12 @@ class PPOPart(Part):
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate of the policy adapter."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning-rate schedule over all optimizer steps, after warm-up."""
+    """Learning-rate schedule over all PPO steps, after warm-up."""
     warmup_steps: NonNegativeInt = 0
     """PPO steps of linear warm-up."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW weight decay."""
-    adam_betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+    adam_betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.999]
     )
     """AdamW betas."""
@@ -107,7 +103,7 @@ class PPOPart(Part):
     value_clip: PositiveFloat | None = 0.2
     """Clip range of the value update."""
     value_coef: NonNegativeFloat = 0.1
-    """Weight of the value loss."""
+    """Weight of the value loss beside the policy's, for value: policy; an adapter of its own has its own loss."""
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     aggregation: Literal["token", "sequence"] = "token"
@@ -122,6 +118,11 @@ class PPOPart(Part):
             a, b = getattr(self, whole), getattr(self, piece)
             if b is not None and a % b:
                 raise ValueError(f"{piece} {b} does not divide {whole} {a} (remainder {a % b})")
+        if self.kl.target is not None and self.kl.horizon <= 0.2 * self.batch:
+            raise ValueError(
+                f"kl.horizon {self.kl.horizon:g} is too short for batch {self.batch}: the adaptive coefficient could turn "
+                f"negative; use more than {0.2 * self.batch:g}"
+            )
         if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
             raise ValueError(
                 f"advantage {self.advantage} compares responses to one prompt: samples_per_prompt must be 2 or more"

@@ -88,6 +88,10 @@ class PolicyPart(LoraPart):
             raise ValueError("start: continue needs `from: path/to/adapter`")
         if self.start == "new" and self.source:
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
+        plain = LoraPart()
+        ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
+        if self.start == "continue" and ignored:
+            raise ValueError(f"start: continue takes {', '.join(ignored)} from the adapter; remove them here")
         return self
 
 

@@ -1,5 +1,6 @@
 """The algorithm: data of a step, the mathematics, rollout, scoring, update."""
 
+from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import (
     adapt_kl_coef,
     aggregate,
@@ -20,6 +21,7 @@ from marl_core.ppo.objectives import (
 __all__ = [
     "adapt_kl_coef",
     "aggregate",
+    "estimate_advantages",
     "explained_variance",
     "generalized_advantage_estimation",
     "group_advantages",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from marl_core.config.run_config import PPOPart
+from marl_core.errors import ConfigError
 from marl_core.ppo.objectives import (
     generalized_advantage_estimation,
     group_advantages,
@@ -32,10 +33,15 @@ def estimate_advantages(scored: ScoredRollout, ppo: PPOPart, kl_coef: float | No
     rewards = token_rewards(scored.scores, kl, mask, into_reward)
     if ppo.advantage == "gae":
         if scored.values is None:
-            raise ValueError("advantage gae needs values; score with a value function, or use rloo or grpo")
+            raise ConfigError("advantage gae needs values; score with a value function, or use rloo or grpo.")
         advantages, returns = generalized_advantage_estimation(rewards, scored.values, mask, ppo.gamma, ppo.lam)
         return Advantages(kl, rewards, masked_whiten(advantages, mask) if ppo.whiten else advantages, returns)
     totals = masked_sum(rewards, mask, dim=1)
+    if len(totals) % ppo.samples_per_prompt:
+        raise ConfigError(
+            f"advantage {ppo.advantage}: {len(totals)} responses can't be grouped by samples_per_prompt "
+            f"{ppo.samples_per_prompt}; give each prompt's responses one after the other, the same number for each."
+        )
     estimate = rloo_advantages if ppo.advantage == "rloo" else group_advantages
     per_response = estimate(totals, ppo.samples_per_prompt)
     return Advantages(kl, rewards, per_response[:, None] * mask, None)

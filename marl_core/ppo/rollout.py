@@ -23,7 +23,9 @@ def stop_ids(
 ) -> list[int]:
     """All tokens that end a response: the tokenizer's EOS, the model's own list, and `sampling.stop`."""
     ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    ids |= set(model_eos) if isinstance(model_eos, list | tuple) else set()
+    ids |= (
+        set(model_eos) if isinstance(model_eos, list | tuple) else set() if model_eos is None else {int(str(model_eos))}
+    )
     for text in sampling.stop:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         if len(tokens) != 1:
@@ -56,7 +58,7 @@ def generate(
 
     The global random state is left as it was when a seed is given.
     """
-    prompts = prompts.to(bank.device)
+    prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens or None,

@@ -56,16 +56,21 @@ def forward(
 ) -> Passed:
     """Log-probs of the response through the active view, with values when a head is named. Keeps the graph if there is one."""
     mask = rollout.mask
-    hidden = response_hidden(bank, rollout)
     targets = rollout.ids[mask]
-    if bank.trunk.plain_head:
+    plain = bank.trunk.plain_head
+    hidden = response_hidden(bank, rollout) if plain or value_head else None
+    if plain and hidden is not None:
         weight, bias = bank.trunk.head.weight, getattr(bank.trunk.head, "bias", None)
         logprobs, entropies = chosen_logprobs(hidden[mask], weight, bias, targets, temperature, entropy)  # type: ignore[arg-type]  # torch types weight loosely
     else:
         width = rollout.ids.shape[1] + 1
         logits = bank.trunk.logits(rollout.sequence_ids, rollout.sequence_mask, width)[:, :-1]
         logprobs, entropies = logits_logprobs(logits[mask], targets, temperature, entropy)
-    values = apply_head(bank.heads[value_head], hidden).masked_fill(~mask, 0.0) if value_head else None
+    values = (
+        apply_head(bank.heads[value_head], hidden).masked_fill(~mask, 0.0)
+        if value_head and hidden is not None
+        else None
+    )
     empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     return Passed(empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropies), values)
 
@@ -125,7 +130,13 @@ def reference_logprobs(
             f"{origin}: the reference must give log-probs of shape {list(rollout.ids.shape)}, it gave {_describe(found)}."
         )
     found = found.detach().float().to(rollout.ids.device)
-    return torch.where(rollout.mask, found, torch.zeros_like(found))
+    found = torch.where(rollout.mask, found, torch.zeros_like(found))
+    if not bool(found.isfinite().all()):
+        row = int((~found.isfinite()).any(dim=1).nonzero()[0])
+        raise PluginError(
+            f"{origin}: the reference gave a log-prob that isn't finite for response {row}: {rollout.texts[row][:80]!r}."
+        )
+    return found
 
 
 def score_sources(
@@ -168,6 +179,8 @@ def as_scores(found: object, rollout: Rollout, who: str) -> Tensor:
     """What a reward function gave, as a tensor [B]; None becomes NaN (it abstains). PluginError unless lossless."""
     count = len(rollout)
     if isinstance(found, Tensor):
+        if found.is_meta:
+            raise PluginError(f"{who} gave a tensor without data (device meta); return numbers.")
         values: list[object] = found.detach().cpu().tolist() if found.dim() == 1 else [found]
     elif isinstance(found, list | tuple):
         values = list(found)
@@ -191,7 +204,7 @@ def _call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> 
             return function(rollout)
     except MarlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise PluginError(f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}") from error
 
 

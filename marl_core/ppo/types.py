@@ -52,6 +52,8 @@ class Prompts:
         shape = (len(self.rows), self.ids.shape[-1])
         _expect("Prompts", self.ids, "ids", shape, "int")
         _expect("Prompts", self.mask, "mask", shape, "bool")
+        if not bool(self.mask[:, -1:].all()) or bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
+            raise DataError("Prompts: pad on the left: each row's tokens must end at the last column, without holes.")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,6 +69,13 @@ class Prompts:
         """Prompts from token lists."""
         ids, mask = pad_rows(tokens, pad, "left")
         return cls(ids, mask, rows if rows is not None else [{} for _ in tokens], texts)
+
+    def with_texts(self, tokenizer: Any) -> Prompts:
+        """The same prompts; texts that nobody gave are decoded from the tokens, so that rewards can read them."""
+        if self.texts:
+            return self
+        rows = [row[keep].tolist() for row, keep in zip(self.ids, self.mask, strict=True)]
+        return Prompts(self.ids, self.mask, self.rows, tokenizer.batch_decode(rows, skip_special_tokens=True))
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row: groups for rloo and grpo."""
@@ -118,7 +127,7 @@ class Rollout:
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
         device = prompts.ids.device
-        return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
+        return cls(prompts.with_texts(tokenizer), ids.to(device), mask.to(device), texts, finished.to(device))
 
     @property
     def sequence_ids(self) -> Tensor:
@@ -134,6 +143,12 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Response tokens that count, [B] int64."""
         return self.mask.sum(dim=1)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout with its tensors on `device`."""
+        return Rollout(
+            self.prompts.to(device), self.ids.to(device), self.mask.to(device), self.texts, self.finished.to(device)
+        )
 
     def select(self, rows: Tensor | slice) -> Rollout:
         """Some of the responses."""

@@ -100,6 +100,7 @@ def update_epochs(
     tally = Tally()
     roles = trained.parameters(bank)
     steps, stopped = 0, False
+    optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
     for epoch in range(ppo.epochs):
         for rows in minibatches(len(batch.scored.rollout), ppo.minibatch, None if epoch == 0 else generator):
             approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally)

@@ -170,6 +170,8 @@ def _find_installed() -> Iterator[Listing]:
             package, version = (distribution.metadata["Name"], distribution.version) if points else ("", "")
         except Exception:  # unreadable metadata of some other package is not this run's business
             continue
+        if points and not package:  # damaged metadata: named, so that the listing can show it
+            package, version = str(getattr(distribution, "_path", "a package without a name")), version or "unknown"
         if not points or _normal(package) in seen:  # the first on sys.path is the one that gets imported
             continue
         seen.add(_normal(package))

@@ -87,9 +87,9 @@ class Hooks:
             raise self._wrong(strategy, "marl_prepare_base", result, "a model, or None to leave the base as it is")
         return result  # type: ignore[no-any-return]  # a model by duck: its class would import transformers
 
-    def reference(self, strategy: Strategy, bank: AdapterBank) -> View | ReferenceFunction:
+    def reference(self, strategy: Strategy, bank: AdapterBank, temperature: float = 1.0) -> View | ReferenceFunction:
         """Which weights are the reference."""
-        result = self._choose(strategy, "marl_reference", bank=bank)
+        result = self._choose(strategy, "marl_reference", bank=bank, temperature=temperature)
         if not (callable(result) or hasattr(result, "adapter")):
             raise self._wrong(strategy, "marl_reference", result, "a View or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: View lives in a heavier storey

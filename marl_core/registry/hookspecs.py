@@ -87,7 +87,7 @@ class MarlSpecs:
         """
 
     @hookspec(firstresult=True)
-    def marl_reference(self, bank: AdapterBank) -> View | ReferenceFunction | None:
+    def marl_reference(self, bank: AdapterBank, temperature: float) -> View | ReferenceFunction | None:
         """Say which weights are the reference policy.
 
         Family: reference, which must have it.
@@ -95,6 +95,7 @@ class MarlSpecs:
 
         Arguments:
             bank: the shared base and its adapters.
+            temperature: sampling temperature; a function's log-probs must use it too (a View's do).
 
         Result: a `View` of the shared base, which the core may evaluate together with others, or, for weights that live
         elsewhere, a function from a `Rollout` to log-probs [B, T]. None is refused.

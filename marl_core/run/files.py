@@ -37,10 +37,11 @@ def append_line(file: Path, value: Any) -> None:
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_bytes().split(b"\n"):  # not splitlines: texts may hold other line ends
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                if line.strip():
+                    yield json.loads(line)
+            except ValueError:  # cut inside JSON, or inside a character
                 return
 
 
@@ -67,6 +68,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
                     os.fsync(stream.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+        parent = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

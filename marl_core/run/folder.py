@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from marl_core.config.load import dump_config
@@ -17,14 +14,15 @@ from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError
 from marl_core.ppo.types import Evaluation
 from marl_core.run import checkpoint
-from marl_core.run.files import append_line, keep_lines, new_folder, read_lines, sha256, write_json, write_text
+from marl_core.run.files import append_line, keep_lines, new_folder, read_lines, write_json, write_text
+from marl_core.run.provenance import provenance
 
 if TYPE_CHECKING:
+    from marl_core.run.preflight import Preflight
     from marl_core.run.runner import Runner
 
-PACKAGES = ("marl-core", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "pydantic", "pluggy")
-HARMLESS = ("observers", "run.checkpoint_every", "run.keep", "run.folder", "ppo.steps", "eval")
-"""Keys that may change on resume without changing the mathematics of a step."""
+HARMLESS = ("observers", "run.checkpoint_every", "run.keep", "run.folder", "run.threads", "ppo.steps", "eval")
+"""Keys that may change on resume without changing the mathematics of a step (ppo.steps: with a constant schedule)."""
 
 
 @dataclass
@@ -61,20 +59,44 @@ class RunFolder:
             raise DataError(f"resume: {self.path / 'config.yaml'} can't be read ({error}).") from error
         now = _flat(yaml.safe_load(dump_config(config)))
         changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        serious = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in HARMLESS)]
+        harmless = [name for name in HARMLESS if name != "ppo.steps" or config.ppo.schedule == "constant"]
+        serious = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in harmless)]
         if serious:
             lines = "\n".join(f"  {key}: {was.get(key)!r} -> {now.get(key)!r}" for key in serious)
             raise ConfigError(
                 f"resume: the config changed the run's mathematics since it was started:\n{lines}\nRestore it, or resume with --override."
             )
 
-    def start(self, runner: Runner) -> None:
-        """Write config, provenance and pre-flight result."""
+    def start(self, runner: Runner, preflight: Preflight) -> None:
+        """Write config, provenance and pre-flight result; on resume the first pre-flight result stays."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", dump_config(runner.config))
-        write_json(self.path / "provenance.json", _provenance(runner))
-        if runner.preflight is not None:
-            write_json(self.path / "preflight.json", runner.preflight.as_dict())
+        write_json(self.path / "provenance.json", provenance(runner))
+        first = self.path / "preflight.json"
+        again = self.path / f"preflight-step-{runner.done}.json"
+        write_json(again if first.exists() and runner.done else first, preflight.as_dict())
+
+    def refuse_other_inputs(self, runner: Runner) -> None:
+        """ConfigError when the data, an adapter or the base is not what the run was started with."""
+        file = self.path / "provenance.json"
+        if not file.is_file():
+            return
+        was, now = json.loads(file.read_text(encoding="utf-8")), provenance(runner)
+        names = [
+            f"{kind} {name}"
+            for kind in ("data", "adapters")
+            for name in was.get(kind, {})
+            if now[kind].get(name) != was[kind][name]
+        ]
+        names += ["the base's weights"] if was["base"]["fingerprint"] != now["base"]["fingerprint"] else []
+        if names:
+            raise ConfigError(
+                f"resume: changed since the run was started: {', '.join(names)}. Put back what was there, or resume with --override."
+            )
+        if was["hardware"]["threads"] != now["hardware"]["threads"]:
+            self.notes.append(
+                f"{now['hardware']['threads']} threads instead of {was['hardware']['threads']}: the numbers may differ in their last bits"
+            )
 
     def newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; None when the run was stopped before its first."""
@@ -115,42 +137,6 @@ class RunFolder:
             )
         write_curves(self.path)
         write_report(self.path)
-
-
-def _provenance(runner: Runner) -> dict[str, Any]:
-    hooks = runner.plan.hooks
-    return {
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
-        "seed": runner.config.run.seed,
-        "base": {
-            "source": runner.bank.source,
-            "prepared_by": runner.bank.prepared,
-            "fingerprint": _short(runner.bank.fingerprint),
-        },
-        "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "device": str(runner.bank.device),
-            "gpu": torch.cuda.get_device_name() if runner.bank.device.type == "cuda" else None,
-        },
-        "python": platform.python_version(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _short(fingerprint: dict[str, list[float]] | None) -> str | None:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16] if fingerprint else None
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:

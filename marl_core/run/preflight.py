@@ -4,12 +4,10 @@ frozen, does a gradient survive a rollout, does the reward fit this base. Second
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
@@ -17,26 +15,16 @@ from marl_core.config.plan import Plan
 from marl_core.errors import ConfigError, NumericError
 from marl_core.ppo.objectives import masked_mean, masked_sum
 from marl_core.ppo.rollout import generate
-from marl_core.ppo.scoring import forward, pieces, reference_logprobs, view_logprobs
+from marl_core.ppo.scoring import forward, pieces, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Prompts, Rollout
+from marl_core.run.gradient_check import Check
 from marl_core.run.roles import Roles
-from marl_core.run.seeds import derive_seed, generator
+from marl_core.run.seeds import derive_seed
 
-GRADIENT_COSINE = 0.9999
 CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""
 ROW_TOLERANCE = 0.5
 """Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding: what was checked, whether it holds, in words and in numbers."""
-
-    name: str
-    ok: bool
-    detail: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +51,6 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
         list(prompts.texts[:size]),
     )
     checks = [_trainable(roles)]
-    before = _gradient(roles, some, plan)
     limits = plan.config.sampling.model_copy(
         update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0}
     )
@@ -71,11 +58,11 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
         roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight")
     )
     checks += [_reference(plan, roles, rollout, size)] if fresh and plan.config.ppo.kl.coef > 0 else []
-    checks += [
-        _ratio(plan, roles, rollout, size),
-        _gradient_after(before, _gradient(roles, some, plan)),
-        _rows(plan, roles, rollout),
-    ]
+    checks += [_ratio(plan, roles, rollout, size), roles.gradient, _rows(plan, roles, rollout)]
+    score_sources(
+        roles.bank, roles.rewards, rollout, size
+    )  # a reward that can't be used should say so before anything is written
+    score_sources(roles.bank, roles.judges, rollout, size) if roles.judges else None
     checks += [
         Check(f"reward adapter {name}", "can't verify" not in detail, detail)
         for name, detail in roles.bank.reward_checks.items()
@@ -181,41 +168,6 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
             "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
         )
     return Check("ratio", error < 1e-4 or plan.config.model.dtype != "float32", detail, {"max_error": error})
-
-
-def _gradient(roles: Roles, prompts: Prompts, plan: Plan) -> Tensor:
-    """Policy gradient of the mean log-prob of fixed random tokens after two prompts, as one vector."""
-    bank = roles.bank
-    vocabulary = bank.trunk.vocabulary
-    two = Prompts(prompts.ids[:2], prompts.mask[:2], list(prompts.rows[:2])).to(bank.device)
-    ids = torch.randint(0, vocabulary, (len(two), 8), generator=generator("probe")).to(bank.device)
-    everything = torch.ones_like(ids, dtype=torch.bool)
-    rollout = Rollout(two, ids, everything, [""] * len(two), everything[:, 0])
-    parameters = list(bank.parameters(roles.trained.policy).values())
-    with bank.using(roles.trained.policy):
-        loss = -forward(bank, rollout, plan.config.sampling.temperature).logprobs.mean()
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(grads, parameters, strict=True)]
-    )
-
-
-def _gradient_after(before: Tensor, after: Tensor) -> Check:
-    """The same gradient before and after a rollout: some quantized kernels lose it without a word."""
-    norm = float(before.norm())
-    cosine = float(torch.nn.functional.cosine_similarity(before, after, dim=0)) if norm > 0 else 0.0
-    error = float((after - before).norm()) / norm if norm > 0 else float("nan")
-    if norm == 0.0 or not cosine > GRADIENT_COSINE:
-        raise NumericError(
-            f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error {error:.3g}, "
-            f"norm {norm:.3g}): training would follow a wrong direction. "
-            "Known cause: 4-bit weights repacked by a CPU kernel without backward; "
-            "use the built-in quantization strategies, or quantization: none."
-        )
-    words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
-    return Check(
-        "gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error}
-    )
 
 
 @torch.no_grad()

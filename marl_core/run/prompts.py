@@ -81,11 +81,9 @@ class PromptData:
 
     def batch(self, step: int, count: int, seed: int, shuffle: bool = True) -> Prompts:
         """The `count` prompts of step `step` (0-based): each epoch in a new order that depends on the seed alone."""
-        indices = []
-        for place in range(step * count, (step + 1) * count):
-            epoch, offset = divmod(place, len(self))
-            indices.append(self._order(epoch, seed)[offset] if shuffle else offset)
-        return self.take(indices)
+        places = [divmod(place, len(self)) for place in range(step * count, (step + 1) * count)]
+        orders = {epoch: self._order(epoch, seed) for epoch, _ in places} if shuffle else {}
+        return self.take([orders[epoch][offset] if shuffle else offset for epoch, offset in places])
 
     def _order(self, epoch: int, seed: int) -> list[int]:
         order: list[int] = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
@@ -141,7 +139,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
         rows = read(path)
     except UnicodeDecodeError as error:
         raise DataError(f"data.prompts: {source} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except (ValueError, csv.Error, OSError) as error:
+    except (ValueError, csv.Error, OSError, RecursionError) as error:
         raise DataError(f"data.prompts: {source} could not be read: {error}") from error
     bad = [index for index, row in enumerate(rows) if not isinstance(row, Mapping)]
     if bad or not rows:
@@ -175,7 +173,11 @@ def _read_json(path: Path) -> list[Row]:
 
 def _read_csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
+        rows: list[Row] = list(csv.DictReader(stream, strict=True))
+    long = [number for number, row in enumerate(rows) if None in row]
+    if long:
+        raise ValueError(f"row {long[0]} has more cells than the header has columns")
+    return rows
 
 
 def _read_parquet(path: Path) -> list[Row]:

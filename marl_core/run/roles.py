@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft import LoraConfig
 
@@ -18,6 +18,7 @@ from marl_core.errors import ConfigError
 from marl_core.ppo.scoring import Source
 from marl_core.ppo.update import Trained
 from marl_core.registry.strategy import Strategy
+from marl_core.run.gradient_check import Check, gradient_survives
 from marl_core.run.seeds import derive_seed
 
 
@@ -31,6 +32,14 @@ class Roles:
     reference_origin: str
     rewards: tuple[Source, ...]
     judges: tuple[Source, ...]
+    gradient: Check
+    """What the gradient check found, right after the policy was added."""
+    added: tuple[str, ...] = ()
+    """Names of the adapters and heads that building these roles added to the bank."""
+
+    def discard(self) -> None:
+        """Take what was added out of the bank again: a shared bank is as it was."""
+        _remove(self.bank, set(self.added))
 
 
 def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Roles:
@@ -38,13 +47,18 @@ def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Rol
     bank = _bank(plan, bank)
     before = {*bank.adapters, *bank.heads}
     try:
-        return _roles(plan, policy, bank)
+        roles = _roles(plan, policy, bank)
     except BaseException:
-        for name in [name for name in bank.adapters if name not in before]:
-            bank.remove(name)  # a shared bank is as it was
-        for name in [name for name in bank.heads if name not in before]:
-            del bank.heads[name]
+        _remove(bank, {*bank.adapters, *bank.heads} - before)
         raise
+    return replace(roles, added=tuple({*bank.adapters, *bank.heads} - before))
+
+
+def _remove(bank: AdapterBank, names: set[str]) -> None:
+    for name in [name for name in bank.adapters if name in names]:
+        bank.remove(name)
+    for name in [name for name in bank.heads if name in names]:
+        del bank.heads[name]
 
 
 def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
@@ -52,16 +66,23 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
         raise ConfigError(
             f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...')."
         )
+    if plan.config.model.gradient_checkpointing and not bank.quantization.same_kernels:
+        raise ConfigError(
+            "model.gradient_checkpointing: this quantization uses different kernels in train and eval mode, checkpointing needs "
+            "train mode and sampling eval mode, so old and new log-probs would differ. Use another quantization, or no checkpointing."
+        )
     _add_policy(plan, bank, policy)
+    gradient = gradient_survives(bank, policy)
     value_adapter, value_head = _add_value(plan, bank, policy)
     if plan.config.model.gradient_checkpointing:
         bank.trunk.checkpoint_gradients()
     return Roles(
         bank=bank,
         trained=Trained(policy, value_head, value_adapter),
-        reference=plan.hooks.reference(plan.reference, bank),
+        reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature),
         reference_origin=plan.hooks.origin(plan.reference),
         rewards=_sources(plan, bank, plan.rewards),
+        gradient=gradient,
         judges=_sources(
             plan,
             bank,
@@ -80,6 +101,7 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
                 f"the bank you share was by [{bank.prepared or 'nothing'}]. "
                 "Runners that share a bank need references that leave the base the same."
             )
+        _same_base(plan, bank)
         return bank
     model = plan.config.model
     bank = load_bank(
@@ -97,10 +119,29 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
     return bank
 
 
+def _same_base(plan: Plan, bank: AdapterBank) -> None:
+    """ConfigError when the config asks for another base than the shared bank holds."""
+    model, quantized = plan.config.model, bank.quantization.config is not None
+    wrong = [f"model.path is {model.path!r}, the bank's base {bank.source!r}"] if model.path != bank.source else []
+    have = str(bank.base.dtype).removeprefix("torch.")
+    wrong += [f"model.dtype is {model.dtype}, the bank's {have}"] if not quantized and model.dtype != have else []
+    asked = plan.quantization.config
+    mine, theirs = (
+        str(config.to_dict()) if config is not None else "none" for config in (asked, bank.quantization.config)
+    )
+    wrong += (
+        [f"quantization is {plan.config.quantization.label}, the bank was loaded otherwise"] if mine != theirs else []
+    )
+    if wrong:
+        raise ConfigError(
+            f"bank: the bank you share holds another base: {'; '.join(wrong)}. Make the configs agree, or load a bank of its own."
+        )
+
+
 def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
     part = plan.config.policy
     if part.start == "continue":
-        bank.load(name, part.source or "", trainable=True, asked_by="policy.from")
+        bank.load(name, part.source or "", trainable=True, dropout=part.dropout, asked_by="policy.from")
     else:
         bank.add(name, _lora(part, bank), seed=derive_seed(plan.config.run.seed, "policy"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +14,18 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
-from marl_core.ppo.objectives import adapt_kl_coef
+from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
-from marl_core.ppo.scoring import WITHOUT_GRADIENT, reference_logprobs, score_sources, view_logprobs, view_values
+from marl_core.ppo.scoring import (
+    WITHOUT_GRADIENT,
+    as_scores,
+    reference_logprobs,
+    score_sources,
+    view_logprobs,
+    view_values,
+)
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -40,6 +48,7 @@ from marl_core.run.prompts import PromptData
 from marl_core.run.roles import build_roles
 from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
+from marl_core.run.timing import timed
 
 
 class Runner:
@@ -66,14 +75,26 @@ class Runner:
         if isinstance(config, RunConfig):
             self.plan = Plan.of(config, catalog)
             self.plan.require()
+            for warning in self.plan.warnings():
+                warnings.warn(warning, MarlWarning, stacklevel=2)
         else:
             self.plan = config
         self.config = config = self.plan.config
+        self._override = override
         self.folder = RunFolder.open(config, resume=resume, override=override)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.roles = build_roles(self.plan, policy, bank)
         self.bank = self.roles.bank
+        try:
+            self._open(resume)
+        except BaseException:
+            self.roles.discard()
+            raise
+
+    def _open(self, resume: bool) -> None:
+        """Data, optimizer and counters; then, on resume, the checkpoint."""
+        config = self.config
         self.stops = stop_ids(self.bank.tokenizer, config.sampling, self.bank.base.generation_config.eos_token_id)
         self.data = PromptData.load(config.data, self.bank.tokenizer, self._room()) if config.data else None
         self.heldout = self._heldout()
@@ -83,6 +104,8 @@ class Runner:
         self.done = 0
         self.preflight: Preflight | None = None
         self._seconds: dict[str, float] = {}
+        self._rollouts = 0
+        self._coef_used = self.kl_coef
         if resume:
             self._resume()
 
@@ -100,16 +123,20 @@ class Runner:
         """Sample `samples_per_prompt` responses to each prompt from the policy."""
         with self._timed("generate"):
             many = prompts.repeat(self.config.ppo.samples_per_prompt)
-            seed = derive_seed(self.config.run.seed, "rollout", self.done)
+            seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
+            self._rollouts += 1
             return generate(self.bank, self.roles.trained.policy, many, self.config.sampling, self.stops, seed)
 
-    def score(self, rollout: Rollout, scores: torch.Tensor | None = None) -> ScoredRollout:
+    def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
         with self._timed("score"):
-            return self._score(rollout, scores)
+            return self._score(rollout.to(self.bank.device), scores)
 
     def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
-        """Train policy and value on a scored rollout. The pre-flight check runs before the first update."""
+        """Train policy and value on a scored rollout; this ends the step: `done` counts up, the KL coefficient adapts.
+
+        The pre-flight check runs before the first update.
+        """
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
         seed = self.config.run.seed
@@ -117,7 +144,7 @@ class Runner:
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
-            return update_epochs(
+            stats = update_epochs(
                 self.bank,
                 self.roles.trained,
                 Batch(scored, chosen),
@@ -127,19 +154,24 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
             )
+        self._advance(scored)
+        return stats
+
+    def _advance(self, scored: ScoredRollout) -> None:
+        self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
+        kl = self.config.ppo.kl
+        if kl.target is not None and scored.ref_logprobs is not None:
+            gap = masked_sum(scored.logprobs - scored.ref_logprobs, scored.rollout.mask, dim=1)
+            self.kl_coef = adapt_kl_coef(self.kl_coef, float(gap.mean()), kl.target, kl.horizon, len(gap))
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
-        """Close the step: metrics, adaptive KL coefficient, observers."""
-        self.done += 1
-        stats = step_stats(self.done, scored, advantages, update, self.kl_coef, self._seconds)
-        kl = self.config.ppo.kl
-        if kl.target is not None:
-            self.kl_coef = adapt_kl_coef(self.kl_coef, stats.kl_nats, kl.target, kl.horizon, len(scored.rollout))
+        """The metrics of the step that `update` ended; observers hear of them."""
+        stats = step_stats(self.done, scored, advantages, update, self._coef_used, self._seconds)
         self._seconds = {}
         self.plan.hooks.step_end(stats, scored)
         return stats
 
-    def _score(self, rollout: Rollout, scores: torch.Tensor | None) -> ScoredRollout:
+    def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
         trained, temperature = self.roles.trained, self.config.sampling.temperature
         size = self.config.ppo.microbatch or self.config.ppo.minibatch
         head = trained.value_head if trained.value_on_policy else None
@@ -155,18 +187,19 @@ class Runner:
                 self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin
             )
         parts: dict[str, torch.Tensor] = {}
-        if scores is None:
-            scores, found = score_sources(self.bank, self.roles.rewards, rollout, max(size, WITHOUT_GRADIENT))
+        if scores is not None:
+            total = as_scores(scores, rollout, "scores")
+        else:
+            total, found = score_sources(self.bank, self.roles.rewards, rollout, max(size, WITHOUT_GRADIENT))
             parts = dict(found)
-        shaped = self.shaper(scores.to(rollout.ids.device), rollout.finished)
-        return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, scores, policy.entropy)
+        shaped = self.shaper(total, rollout.finished)
+        return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, total, policy.entropy)
 
     # -- the run --------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[StepStats]:
         """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
         self.prepare()
-        self.plan.hooks.run_start(self.plan, self.done)
         if self.done == 0:
             self._evaluate()
         while self.done < self.config.ppo.steps:
@@ -196,16 +229,19 @@ class Runner:
         return self.preflight or self.check_start(self._prompts(self.done))
 
     def check_start(self, prompts: Prompts) -> Preflight:
-        """The pre-flight check; the run folder is made once it has passed."""
-        self.preflight = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
+        found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        self.preflight = found
         if self.folder is not None:
-            self.folder.start(self)
-        return self.preflight
+            self.folder.start(self, found)
+        self.plan.hooks.run_start(self.plan, self.done)
+        return found
 
     def save(self) -> Path | None:
         """Write a checkpoint; None when the run has no folder."""
         if self.folder is None:
             return None
+        self.prepare()
         state = checkpoint.State(self.done, self.kl_coef, self.shaper.state())
         return checkpoint.save(
             self.folder.checkpoints, self.bank, self.roles.trained, self.optimizer, state, keep=self.config.run.keep
@@ -247,6 +283,8 @@ class Runner:
     def _resume(self) -> None:
         if self.folder is None:
             raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
+        if not self._override:
+            self.folder.refuse_other_inputs(self)
         found = self.folder.newest_checkpoint()
         if found is None:
             return
@@ -255,18 +293,5 @@ class Runner:
         self.shaper.restore(dict(state.shaper))
         self.folder.rewind(self.done)
 
-    def _timed(self, phase: str) -> _Timer:
-        return _Timer(self._seconds, phase)
-
-
-class _Timer:
-    """Adds the seconds of a block to a phase."""
-
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self._seconds, self._phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + time.perf_counter() - self._start
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return timed(self._seconds, phase)

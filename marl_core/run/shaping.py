@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from marl_core.config.run_config import ShapingPart
@@ -52,8 +51,3 @@ class Shaper:
     def restore(self, state: dict[str, float]) -> None:
         """Take over a checkpoint's state."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
-
-
-def variance_is_zero(scores: Tensor) -> bool:
-    """Whether all scores are equal: then there is nothing to learn from this batch."""
-    return len(scores) > 1 and bool(torch.all(scores == scores[0]))

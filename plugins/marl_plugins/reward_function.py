@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from marl_core import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from marl_core import RewardFunction, Rollout
+
+
+RESERVED = {"prompts", "completions", "completion_ids"}
 
 
 def problems(target: str) -> Iterable[str]:
@@ -32,7 +36,8 @@ def problems(target: str) -> Iterable[str]:
             yield f"reward.target: {place} is not Python: {error}"
             return
         names = _defined(tree)
-        if name not in names:
+        computed = any(isinstance(node, ast.If | ast.Try | ast.For | ast.With | ast.AnnAssign) for node in tree.body)
+        if name not in names and not computed and "*" not in names:
             yield f"reward.target: {place} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
     elif not _module_exists(place):
         yield f"reward.target: there is no module {place!r} in this environment; for a file write {place}.py:{name}"
@@ -89,6 +94,13 @@ def wrap(target: str, arguments: Mapping[str, Any]) -> RewardFunction:
     """A reward from a function: prompts, completions, completion_ids and the data's columns, as TRL passes them."""
     function = load(target)
     accepted = _accepted(function)
+    unknown = sorted(set(arguments) - accepted) if accepted is not None else []
+    reserved = sorted(set(arguments) & RESERVED)
+    if unknown or reserved:
+        raise ConfigError(
+            f"reward.arguments: {target} can't be given {', '.join(unknown or reserved)}: "
+            + (f"it takes {', '.join(sorted(accepted or ()))}." if unknown else "marl passes these itself.")
+        )
 
     def score(rollout: Rollout) -> Any:
         given = {**columns(rollout), **arguments}
@@ -128,4 +140,9 @@ def _wait(awaitable: Any) -> Any:
     async def run() -> Any:
         return await awaitable
 
-    return asyncio.run(run())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:  # a loop is running already, as in a notebook
+        return pool.submit(asyncio.run, run()).result()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from marl_core import ConfigError, DataError, NumericError, Prompts, Rollout, RunConfig, Runner, RunResult
+from marl_core import ConfigError, NumericError, PluginError, Prompts, Rollout, RunConfig, Runner, RunResult
 from marl_core.ppo.advantages import estimate_advantages
 
 MakeConfig = Callable[..., RunConfig]
@@ -82,19 +82,43 @@ def test_own_scores_are_shaped_too(make_config: MakeConfig) -> None:
     assert scored.raw_scores.tolist() == [5.0, 1.0]
 
 
-@pytest.mark.parametrize("scores", [[1.0, float("nan"), 0.0, 0.0], [float("inf"), 0.0, 0.0, 0.0]])
-def test_own_scores_that_are_not_finite_never_reach_the_weights(runner: Runner, scores: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.tensor([1.0, float("nan"), 0.0, 0.0]), "scores: response 1 got nan, not a finite number"),
+        ([1.0, 0.0, float("inf"), 0.0], "scores: response 2 got inf"),
+        ([1.0, 0.0], "scores gave 2 rewards for 4 responses"),
+        (torch.zeros(4, 1), "scores gave"),
+    ],
+)
+def test_own_scores_must_be_one_finite_number_for_each(runner: Runner, scores: Any, message: str) -> None:
     rollout = runner.generate(prompts_of(runner, "A", "B", "C", "D"))
+    with pytest.raises(PluginError, match=message):
+        runner.score(rollout, scores)
+
+
+def test_own_advantages_that_are_not_finite_never_reach_the_weights(runner: Runner) -> None:
+    scored = runner.score(runner.generate(prompts_of(runner, "A", "B", "C", "D")), [1.0, 2.0, 3.0, 4.0])
+    good = estimate_advantages(scored, runner.config.ppo)
+    bad = type(good)(good.kl, good.rewards, good.advantages * float("nan"), good.returns)
     before = weights(runner)
-    with pytest.raises(NumericError, match="not finite|is nan|is inf"):
-        runner.update(runner.score(rollout, torch.tensor(scores)))
+    with pytest.raises(NumericError, match="the loss is nan"):
+        runner.update(scored, bad)
     assert all(torch.equal(value, before[name]) for name, value in weights(runner).items())
 
 
-def test_wrongly_many_own_scores(runner: Runner) -> None:
-    rollout = runner.generate(prompts_of(runner, "A", "B"))
-    with pytest.raises(DataError, match=r"scores: expected float \[2\]"):
-        runner.score(rollout, torch.zeros(3))
+def test_a_loop_of_ones_own_goes_on_from_step_to_step(runner: Runner) -> None:
+    """Without `finish`: `update` ends the step, so that each rollout is sampled anew."""
+    prompts = prompts_of(runner, "A", "B", "C", "D")
+    seen = []
+    for _ in range(3):
+        rollout = runner.generate(prompts)
+        seen.append(rollout.ids.tolist())
+        runner.update(runner.score(rollout, [1.0, 2.0, 3.0, 4.0]))
+    assert runner.done == 3
+    assert seen[0] != seen[1] != seen[2]
+    again, other = runner.generate(prompts), runner.generate(prompts)
+    assert again.ids.tolist() != other.ids.tolist()  # two rollouts for one step differ too
 
 
 def test_steps_need_data(runner: Runner) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from marl_core import ConfigError, NumericError, Quantization, ReferenceFunction, Rollout, RunConfig, Runner, Strategy, View, hookimpl
-from marl_core.run.preflight import Check
+from marl_core.bank.lora import make_config as make_lora
+from marl_core.run.gradient_check import Check, gradient_survives
+from marl_core.testing import tiny_bank
 from marl_plugins.quantization import Bnb4Bit
 
 MakeConfig = Callable[..., RunConfig]
@@ -154,29 +157,24 @@ class TestQuantized:
         """bitsandbytes repacks 4-bit weights at the first pass without gradient, on CPUs with AVX512-BF16."""
         config = make_config(model={"path": wide_folder, "dtype": "bfloat16"})
         config = config.model_copy(update={"quantization": type(config.quantization).model_validate({"use": Packing()})})
-        runner = Runner(config)
-        if not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in runner.bank.base.modules()):
+        if not has_avx512bf16():
             pytest.skip("this CPU has no AVX512-BF16, so nothing is repacked")
-        assert runner.data is not None
         with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it.*4-bit weights repacked"):
-            runner.check_start(runner.data.batch(0, 4, 0))
+            Runner(config)
 
-    def test_any_spoiled_gradient_is_caught(self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The same without that CPU: a base that changes at the first rollout."""
-        from marl_core.run import preflight as module
+    def test_any_spoiled_gradient_is_caught(self) -> None:
+        """The same without that CPU: a base whose weights change at its first pass without gradient."""
+        bank = tiny_bank()
+        bank.add("policy", make_lora(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        assert gradient_survives(bank, "policy").numbers["relative_error"] == 0.0
 
-        runner = Runner(make_config())
-        generate = module.generate
+        def spoil(*_: Any) -> None:
+            if not torch.is_grad_enabled():
+                bank.base.get_input_embeddings().weight.mul_(-1.5)
 
-        def spoil(*args: Any, **options: Any) -> Rollout:
-            with torch.no_grad():
-                runner.bank.base.get_input_embeddings().weight.mul_(-1)
-            return generate(*args, **options)
-
-        monkeypatch.setattr(module, "generate", spoil)
-        assert runner.data is not None
+        bank.base.register_forward_pre_hook(spoil)
         with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it"):
-            runner.check_start(runner.data.batch(0, 4, 0))
+            gradient_survives(bank, "policy")
 
     def test_batch_dependence_of_int8_outliers_is_said(self, make_config: MakeConfig, wide_folder: str) -> None:
         found = check(make_config(model={"path": wide_folder}, quantization={"use": "bnb-8bit", "threshold": 6.0}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_core import ScoredRollout
+from marl_core import ConfigError, ScoredRollout
 from marl_core.config.run_config import PPOPart
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_whiten
@@ -66,7 +66,7 @@ class TestGAE:
         assert torch.equal(white.returns, plain.returns)
 
     def test_values_are_needed(self) -> None:
-        with pytest.raises(ValueError, match="gae needs values"):
+        with pytest.raises(ConfigError, match="gae needs values"):
             estimate_advantages(scored(), ppo())
 
 
@@ -88,6 +88,11 @@ class TestCriticFree:
         # both groups are mean +- 1, std sqrt(2): 1 / (1.41421356 + 1e-4) = 0.70705678
         found = estimate_advantages(scored(), ppo(advantage="grpo", samples_per_prompt=2))
         torch.testing.assert_close(found.advantages, 0.70705678 * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]) * MASK)
+
+
+    def test_groups_must_be_whole(self) -> None:
+        with pytest.raises(ConfigError, match=r"4 responses can't be grouped by samples_per_prompt 3"):
+            estimate_advantages(scored(), ppo(advantage="rloo", samples_per_prompt=3, batch=6, minibatch=6))
 
 
 class TestKL:

@@ -354,7 +354,7 @@ class TestTargets:
 
     def test_a_config_that_peft_refuses_leaves_the_bank_as_it_was(self, bank: AdapterBank) -> None:
         before = flags(bank)
-        with pytest.raises(ValueError, match="nowhere"):
+        with pytest.raises(ConfigError, match="adapter 'three': peft can't add it to this base: .*nowhere"):
             bank.add("three", LoraConfig(target_modules=["nowhere"]))
         assert flags(bank) == before
         logits(bank, "one")
@@ -520,9 +520,21 @@ def test_an_adapter_of_another_base(
 ) -> None:
     adapter = write_sft_adapter(tiny_folder, tmp_path / "sft", target_modules=["q_proj", "v_proj"])
     other = AdapterBank.from_pretrained(write_tiny_model(tmp_path / "other", **changes), device="cpu")
+    edit_config(tmp_path / "sft", base_model_name_or_path="/gone")  # only the shapes can tell
     with pytest.raises(DataError, match=message):
         other.load("sft", adapter)
     assert other.adapters == []
+
+
+def test_an_adapter_of_another_base_of_the_same_shapes(tiny_folder: str, sft_adapter: str, tmp_path: Path) -> None:
+    """PEFT can't tell; the folder that the adapter names can."""
+    other = AdapterBank.from_pretrained(write_tiny_model(tmp_path / "other", seed=5), device="cpu")
+    with pytest.raises(DataError, match="whose weights are not this base's"):
+        other.load("sft", sft_adapter)
+    assert other.adapters == []
+    copy = AdapterBank.from_pretrained(write_tiny_model(tmp_path / "copy"), dtype="bfloat16", device="cpu")
+    copy.load("sft", sft_adapter)  # the same weights elsewhere, cast
+    assert copy.adapters == ["sft"]
 
 
 class TestGradientCheckpointing:

@@ -52,7 +52,7 @@ def installed() -> Draft202012Validator:
         },
         {"ppo": {"clip": {"low": 0.1, "high": 0.3}}},
         {"value": "own"},
-        {"policy": {"start": "continue", "from": "x", "lora": {"use_dora": True}}},
+        {"policy": {"start": "continue", "from": "x"}},
         {"reference": {"use": "peft-adapter", "adapter": "x", "allow_mismatch": True}},
         {"quantization": {"use": "bnb-4bit", "type": "fp4"}},
     ],

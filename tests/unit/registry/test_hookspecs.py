@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, Any] = {
     "compute_dtype": "float32",
     "base": Model(),
     "bank": object(),
+    "temperature": 1.0,
     "tokenizer": object(),
     "done": 0,
     "stats": SimpleNamespace(step=1),

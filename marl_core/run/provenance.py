@@ -1,0 +1,55 @@
+"""Where a run's numbers come from: packages, strategies, weights, data, seed, hardware."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from marl_core.run.files import sha256
+
+if TYPE_CHECKING:
+    from marl_core.run.runner import Runner
+
+PACKAGES = ("marl-core", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "pydantic", "pluggy")
+
+
+def provenance(runner: Runner) -> dict[str, Any]:
+    """Everything that is needed to tell whether two runs are comparable."""
+    hooks, data = runner.plan.hooks, runner.config.data
+    return {
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
+        "seed": runner.config.run.seed,
+        "base": {
+            "source": runner.bank.source,
+            "prepared_by": runner.bank.prepared,
+            "fingerprint": _short(runner.bank.fingerprint),
+        },
+        "data": {data.prompts: sha256(Path(data.prompts))} if data and Path(data.prompts).is_file() else {},
+        "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "device": str(runner.bank.device),
+            "gpu": torch.cuda.get_device_name() if runner.bank.device.type == "cuda" else None,
+        },
+        "python": platform.python_version(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _short(fingerprint: dict[str, list[float]] | None) -> str | None:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16] if fingerprint else None
