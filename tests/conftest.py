@@ -63,7 +63,9 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model whose layers bitsandbytes' packed kernels accept: sizes divisible by 64."""
     from marl_core.testing import write_tiny_model
 
-    return write_tiny_model(tmp_path_factory.mktemp("wide") / "model", hidden_size=64, intermediate_size=128, num_attention_heads=2)
+    return write_tiny_model(
+        tmp_path_factory.mktemp("wide") / "model", hidden_size=64, intermediate_size=128, num_attention_heads=2
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from marl_core import AdapterBank, ConfigError, RunConfig, Runner
 from marl_core.bank.merge import merge_adapter
 from marl_core.ppo.types import pad_rows
-from torch import Tensor
 
 pytestmark = pytest.mark.real
 MakeConfig = Callable[..., RunConfig]
@@ -55,7 +56,9 @@ def snippets() -> list[str]:
 @pytest.fixture(scope="session")
 def sft(real_model: str, write_sft_adapter: Write, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An SFT adapter with weights about as large as a short training leaves them."""
-    return write_sft_adapter(real_model, tmp_path_factory.mktemp("real") / "sft", scale=0.02, target_modules=["q_proj", "v_proj"])
+    return write_sft_adapter(
+        real_model, tmp_path_factory.mktemp("real") / "sft", scale=0.02, target_modules=["q_proj", "v_proj"]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +86,12 @@ LINES = ["a new LoRA on the base", "a new LoRA on the merged base", "a copy of t
 
 def line(name: str, sft: str) -> dict[str, Any]:
     """The right lines of design section 7."""
-    return {
+    lines: dict[str, dict[str, Any]] = {
         LINES[0]: {"reference": "disabled-adapter"},
         LINES[1]: {"reference": {"use": "merged-base", "adapter": sft}},
         LINES[2]: {"reference": {"use": "peft-adapter", "adapter": sft}, "policy": {"start": "continue", "from": sft}},
-    }[name]
+    }
+    return lines[name]
 
 
 class TestReference:
@@ -108,9 +112,13 @@ class TestReference:
         policy = {"start": "continue", "from": sft}
         with pytest.raises(ConfigError, match="the reference never saw that adapter's training"):
             Runner(small(model={"dtype": dtype}, policy=policy))
-        runner = Runner(small(model={"dtype": dtype}, policy=policy, reference={"use": "disabled-adapter", "allow_mismatch": True}))
+        runner = Runner(
+            small(model={"dtype": dtype}, policy=policy, reference={"use": "disabled-adapter", "allow_mismatch": True})
+        )
         assert runner.data is not None
-        found = next(check for check in runner.check_start(runner.data.take([0, 1])).checks if check.name == "reference")
+        found = next(
+            check for check in runner.check_start(runner.data.take([0, 1])).checks if check.name == "reference"
+        )
         assert not found.ok
         assert found.numbers["mean_difference"] > 0.01
 
@@ -159,7 +167,9 @@ class TestFrozen:
     def test_weights_are_bitwise_unchanged_after_training(
         self, small: MakeConfig, reward: str, quantization: str, base_state: Callable[[Any], dict[str, Tensor]]
     ) -> None:
-        config = small(model={"dtype": "bfloat16"}, quantization=quantization, reward={"use": "adapter", "path": reward})
+        config = small(
+            model={"dtype": "bfloat16"}, quantization=quantization, reward={"use": "adapter", "path": reward}
+        )
         runner = Runner(config)
         before = base_state(runner.bank)
         judge = {name: tensor.clone() for name, tensor in runner.bank.tensors("reward").items()}
@@ -194,8 +204,13 @@ class TestEachStrategyOnce:
         assert stats["val/grad_norm"] > 0
 
     @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
-    def test_function_reward_without_a_value_function(self, small: MakeConfig, advantage: str, rewards_file: str) -> None:
-        reward = [{"use": "function", "target": f"{rewards_file}:odd"}, {"use": "function", "target": f"{rewards_file}:labels", "weight": 0.1}]
+    def test_function_reward_without_a_value_function(
+        self, small: MakeConfig, advantage: str, rewards_file: str
+    ) -> None:
+        reward = [
+            {"use": "function", "target": f"{rewards_file}:odd"},
+            {"use": "function", "target": f"{rewards_file}:labels", "weight": 0.1},
+        ]
         ppo = {"advantage": advantage, "samples_per_prompt": 2, "batch": 4}
         (stats,) = Runner(small(model={"dtype": "bfloat16"}, reward=reward, ppo=ppo, value="none")).steps()
         assert stats["policy/grad_norm"] > 0
@@ -205,7 +220,10 @@ class TestEachStrategyOnce:
     ) -> None:
         """The quickstart's own set-up, 4-bit: merge in full precision, quantize, reward of the merged weights."""
         merged = str(merge_adapter(real_model, sft, tmp_path / "merged").out)
-        reward = {"use": "adapter", "path": write_reward_adapter(merged, tmp_path / "reward", scale=0.02, target_modules=["q_proj"])}
+        reward = {
+            "use": "adapter",
+            "path": write_reward_adapter(merged, tmp_path / "reward", scale=0.02, target_modules=["q_proj"]),
+        }
         reference = {"use": "merged-base", "adapter": sft}
         runner = Runner(small(quantization={"use": "bnb-4bit", "double": True}, reference=reference, reward=reward))
         (stats,) = runner.steps()

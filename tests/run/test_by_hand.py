@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from marl_core import ConfigError, NumericError, PluginError, Prompts, Rollout, RunConfig, Runner, RunResult
 from marl_core.ppo.advantages import estimate_advantages
 
@@ -145,8 +146,16 @@ def test_train_gives_a_result_and_a_run_folder(make_config: MakeConfig, prompts_
     assert (result.before.step, result.after.step) == (0, 2)
     assert set(result.after.judges) == {"short"}
     assert {path.name for path in folder.iterdir()} >= {
-        "config.yaml", "provenance.json", "preflight.json", "steps.jsonl", "samples.jsonl", "evals.jsonl", "checkpoints", "final", "report.html",
-    }  # fmt: skip
+        "config.yaml",
+        "provenance.json",
+        "preflight.json",
+        "steps.jsonl",
+        "samples.jsonl",
+        "evals.jsonl",
+        "checkpoints",
+        "final",
+        "report.html",
+    }
     assert (folder / "final" / "policy" / "adapter_model.safetensors").is_file()
     assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".bin", ".pt", ".pkl")]
 
@@ -155,7 +164,11 @@ def test_the_metrics_are_consistent(make_config: MakeConfig) -> None:
     """Score minus penalty is the logged total (k1 in the reward), and times add up."""
     for stats in Runner(make_config(ppo={"steps": 3, "kl": {"coef": 0.3}})).steps():
         m: dict[str, Any] = dict(stats.metrics)
-        assert m["objective/rlhf_reward"] == pytest.approx(m["objective/shaped_scores"] - 0.3 * m["objective/kl"], abs=1e-5)
-        assert m["perf/seconds"] == pytest.approx(sum(m[f"perf/seconds_{phase}"] for phase in ("generate", "score", "update")))
+        assert m["objective/rlhf_reward"] == pytest.approx(
+            m["objective/shaped_scores"] - 0.3 * m["objective/kl"], abs=1e-5
+        )
+        assert m["perf/seconds"] == pytest.approx(
+            sum(m[f"perf/seconds_{phase}"] for phase in ("generate", "score", "update"))
+        )
         assert m["reward/function"] == m["objective/scores"]
         assert 1 <= m["tokens/mean_length"] <= 6

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
-from marl_core import ConfigError, NumericError, Quantization, ReferenceFunction, Rollout, RunConfig, Runner, Strategy, View, hookimpl
+
+from marl_core import (
+    ConfigError,
+    NumericError,
+    Quantization,
+    ReferenceFunction,
+    Rollout,
+    RunConfig,
+    Runner,
+    Strategy,
+    View,
+    hookimpl,
+)
 from marl_core.bank.lora import make_config as make_lora
 from marl_core.run.gradient_check import Check, gradient_survives
 from marl_core.testing import tiny_bank
@@ -63,7 +75,10 @@ def lines(sft: str) -> dict[str, dict[str, Any]]:
     return {
         "a new LoRA on the base": {"reference": "disabled-adapter"},
         "a new LoRA on the merged base": {"reference": {"use": "merged-base", "adapter": sft}},
-        "a copy of the SFT adapter": {"reference": {"use": "peft-adapter", "adapter": sft}, "policy": {"start": "continue", "from": sft}},
+        "a copy of the SFT adapter": {
+            "reference": {"use": "peft-adapter", "adapter": sft},
+            "policy": {"start": "continue", "from": sft},
+        },
     }
 
 
@@ -73,8 +88,12 @@ def trap(sft: str, **reference: Any) -> dict[str, Any]:
 
 class TestReference:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("line", ["a new LoRA on the base", "a new LoRA on the merged base", "a copy of the SFT adapter"])
-    def test_the_right_ones_have_a_step_0_kl_of_bitwise_zero(self, make_config: MakeConfig, sft_adapter: str, line: str, dtype: str) -> None:
+    @pytest.mark.parametrize(
+        "line", ["a new LoRA on the base", "a new LoRA on the merged base", "a copy of the SFT adapter"]
+    )
+    def test_the_right_ones_have_a_step_0_kl_of_bitwise_zero(
+        self, make_config: MakeConfig, sft_adapter: str, line: str, dtype: str
+    ) -> None:
         found = check(make_config(model={"dtype": dtype}, **lines(sft_adapter)[line]))
         assert found["reference"].ok
         assert found["reference"].numbers == {"kl_nats": 0.0, "max_difference": 0.0, "mean_difference": 0.0}
@@ -82,14 +101,24 @@ class TestReference:
         assert found["ratio"].numbers["max_error"] == 0.0
         assert all(one.ok for one in found.values())
 
-    def test_the_classic_trap_is_refused_before_a_weight_is_read(self, make_config: MakeConfig, sft_adapter: str) -> None:
-        with pytest.raises(ConfigError, match=r"with adapters off the reference never saw that adapter's training.*peft-adapter, adapter"):
+    def test_the_classic_trap_is_refused_before_a_weight_is_read(
+        self, make_config: MakeConfig, sft_adapter: str
+    ) -> None:
+        with pytest.raises(
+            ConfigError,
+            match=r"with adapters off the reference never saw that adapter's training.*peft-adapter, adapter",
+        ):
             Runner(make_config(**trap(sft_adapter)))
 
-    def test_the_trap_is_measured_where_a_stranger_says_nothing(self, make_config: MakeConfig, sft_adapter: str) -> None:
+    def test_the_trap_is_measured_where_a_stranger_says_nothing(
+        self, make_config: MakeConfig, sft_adapter: str
+    ) -> None:
         config = make_config(policy={"start": "continue", "from": sft_adapter})
         config = config.model_copy(update={"reference": type(config.reference).model_validate({"use": Trap()})})
-        with pytest.raises(ConfigError, match=r"pre-flight: .*Before any update they differ by .* the reference is not the model the policy starts") as caught:
+        with pytest.raises(
+            ConfigError,
+            match=r"pre-flight: .*Before any update they differ by .* the reference is not the model the policy starts",
+        ) as caught:
             check(config)
         assert "set reference.allow_mismatch: true" in str(caught.value)
         assert f"Use the frozen adapter {sft_adapter} as reference" in str(caught.value)
@@ -100,11 +129,22 @@ class TestReference:
         assert "allowed by reference.allow_mismatch" in found["reference"].detail
         assert found["reference"].numbers["mean_difference"] > 0.01
 
-    @pytest.mark.parametrize(("wrong", "message"), [
-        ({"reference": {"use": "peft-adapter", "adapter": "SFT"}}, "the policy starts as a new LoRA on the bare base"),
-        ({"reference": {"use": "merged-base", "adapter": "SFT"}, "policy": {"start": "continue", "from": "SFT"}}, "policy and reference differ from the start"),
-    ])  # fmt: skip
-    def test_the_other_wrong_lines_are_refused_too(self, make_config: MakeConfig, sft_adapter: str, wrong: dict[str, Any], message: str) -> None:
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (
+                {"reference": {"use": "peft-adapter", "adapter": "SFT"}},
+                "the policy starts as a new LoRA on the bare base",
+            ),
+            (
+                {"reference": {"use": "merged-base", "adapter": "SFT"}, "policy": {"start": "continue", "from": "SFT"}},
+                "policy and reference differ from the start",
+            ),
+        ],
+    )
+    def test_the_other_wrong_lines_are_refused_too(
+        self, make_config: MakeConfig, sft_adapter: str, wrong: dict[str, Any], message: str
+    ) -> None:
         changes = json.loads(json.dumps(wrong).replace("SFT", sft_adapter))
         with pytest.raises(ConfigError, match=message):
             Runner(make_config(**changes))
@@ -113,13 +153,17 @@ class TestReference:
         assert "reference" not in check(make_config(ppo={"kl": {"coef": 0.0}}))
 
     @pytest.mark.parametrize(("error", "right"), [(0.0, True), (1e-4, True), (0.1, False)])
-    def test_a_reference_elsewhere_may_round_differently(self, make_config: MakeConfig, error: float, right: bool) -> None:
+    def test_a_reference_elsewhere_may_round_differently(
+        self, make_config: MakeConfig, error: float, right: bool
+    ) -> None:
         config = make_config()
-        config = config.model_copy(update={"reference": type(config.reference).model_validate({"use": Elsewhere(error=error)})})
+        config = config.model_copy(
+            update={"reference": type(config.reference).model_validate({"use": Elsewhere(error=error)})}
+        )
         if right:
             assert check(config)["reference"].ok
         else:
-            with pytest.raises(ConfigError, match="Before any update they differ by 0.1 nats per token"):
+            with pytest.raises(ConfigError, match=r"Before any update they differ by 0.1 nats per token"):
                 check(config)
 
 
@@ -147,7 +191,9 @@ class TestTrainable:
 class TestQuantized:
     @pytest.mark.parametrize("quantization", ["bnb-8bit", "bnb-4bit"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_the_built_ins_keep_their_gradient(self, make_config: MakeConfig, wide_folder: str, quantization: str, dtype: str) -> None:
+    def test_the_built_ins_keep_their_gradient(
+        self, make_config: MakeConfig, wide_folder: str, quantization: str, dtype: str
+    ) -> None:
         found = check(make_config(model={"path": wide_folder, "dtype": dtype}, quantization=quantization))
         assert found["gradient"].numbers["cosine"] > 0.9999
         assert found["reference"].numbers["max_difference"] == 0.0
@@ -156,21 +202,27 @@ class TestQuantized:
     def test_a_gradient_that_a_rollout_spoils_is_caught(self, make_config: MakeConfig, wide_folder: str) -> None:
         """bitsandbytes repacks 4-bit weights at the first pass without gradient, on CPUs with AVX512-BF16."""
         config = make_config(model={"path": wide_folder, "dtype": "bfloat16"})
-        config = config.model_copy(update={"quantization": type(config.quantization).model_validate({"use": Packing()})})
-        if not has_avx512bf16():
+        config = config.model_copy(
+            update={"quantization": type(config.quantization).model_validate({"use": Packing()})}
+        )
+        if not has_avx512bf16():  # type: ignore[no-untyped-call]  # bitsandbytes is untyped
             pytest.skip("this CPU has no AVX512-BF16, so nothing is repacked")
-        with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it.*4-bit weights repacked"):
+        with pytest.raises(
+            NumericError, match=r"the gradient after a rollout is not the gradient before it.*4-bit weights repacked"
+        ):
             Runner(config)
 
     def test_any_spoiled_gradient_is_caught(self) -> None:
-        """The same without that CPU: a base whose weights change at its first pass without gradient."""
+        """The same without that CPU: weights that change at the first pass without gradient."""
         bank = tiny_bank()
         bank.add("policy", make_lora(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
         assert gradient_survives(bank, "policy").numbers["relative_error"] == 0.0
 
+        weight = bank.parameters("policy")["model.layers.0.mlp.up_proj.lora_A.policy.weight"]
+
         def spoil(*_: Any) -> None:
             if not torch.is_grad_enabled():
-                bank.base.get_input_embeddings().weight.mul_(-1.5)
+                weight.mul_(-1.5)
 
         bank.base.register_forward_pre_hook(spoil)
         with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it"):
@@ -184,12 +236,21 @@ class TestQuantized:
 
 
 def test_the_result_is_in_the_run_folder(make_config: MakeConfig, reward_adapter: str, tmp_path: Path) -> None:
-    runner = Runner(make_config(run={"folder": str(tmp_path / "run")}, reward={"use": "adapter", "path": reward_adapter}))
+    runner = Runner(
+        make_config(run={"folder": str(tmp_path / "run")}, reward={"use": "adapter", "path": reward_adapter})
+    )
     assert not (tmp_path / "run").exists()
     next(runner.steps())
     written = json.loads((tmp_path / "run" / "preflight.json").read_text(encoding="utf-8"))
     assert written["ok"] is True
-    assert [one["name"] for one in written["checks"]] == ["trainable", "reference", "ratio", "gradient", "batch", "reward adapter reward"]
+    assert [one["name"] for one in written["checks"]] == [
+        "trainable",
+        "reference",
+        "ratio",
+        "gradient",
+        "batch",
+        "reward adapter reward",
+    ]
     assert "trained on these weights" in written["checks"][-1]["detail"]
 
 

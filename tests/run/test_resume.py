@@ -168,7 +168,7 @@ class TestRefused:
     def test_a_folder_that_holds_a_run(
         self, make_config: MakeConfig, prompts_file: str, whole: tuple[Path, dict[str, Tensor]]
     ) -> None:
-        with pytest.raises(ConfigError, match="already holds a run. Go on with it by --resume"):
+        with pytest.raises(ConfigError, match=r"already holds a run. Go on with it by --resume"):
             Runner(config(make_config, whole[0], prompts_file))
 
     def test_a_folder_that_holds_none(self, make_config: MakeConfig, prompts_file: str, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ class TestRefused:
         assert not (tmp_path / "none").exists()
 
     def test_no_folder(self, make_config: MakeConfig) -> None:
-        with pytest.raises(ConfigError, match="no run.folder"):
+        with pytest.raises(ConfigError, match=r"no run.folder"):
             Runner(make_config(), resume=True)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from marl_core import RunConfig, Runner, Strategy
 from marl_core.bank.merge import merge_adapter
 from marl_core.testing import fake_rollout
@@ -18,7 +20,6 @@ from marl_plugins.quantization import Bnb4Bit, Bnb8Bit, NoQuantization
 from marl_plugins.reference import DisabledAdapter, MergedBase, PeftAdapter
 from marl_plugins.reward import AdapterReward, FunctionReward, ModelReward
 from marl_plugins.reward_model import RewardModel
-from torch import Tensor
 
 MakeConfig = Callable[..., RunConfig]
 Write = Callable[..., str]
@@ -28,7 +29,10 @@ REWARDS = ("adapter", "model", "function")
 LEARNING = ("gae, value on policy", "gae, value of its own", "rloo", "grpo")
 QUANTIZATIONS = ("none", "bnb-8bit", "nf4", "fp4", "double")
 # Every pair of choices occurs: (q + l, q + 2l) mod 3 runs through all pairs as q and l do.
-CASES = [(REFERENCES[(q + v) % 3], REWARDS[(q + 2 * v) % 3], LEARNING[v], QUANTIZATIONS[q]) for q, v in product(range(5), range(4))]
+CASES = [
+    (REFERENCES[(q + v) % 3], REWARDS[(q + 2 * v) % 3], LEARNING[v], QUANTIZATIONS[q])
+    for q, v in product(range(5), range(4))
+]
 
 
 def test_the_cases_cover_every_pair() -> None:
@@ -49,7 +53,9 @@ class Material:
 
 
 @pytest.fixture(scope="module")
-def material(wide_folder: str, tmp_path_factory: pytest.TempPathFactory, write_sft_adapter: Write, write_reward_adapter: Write) -> Material:
+def material(
+    wide_folder: str, tmp_path_factory: pytest.TempPathFactory, write_sft_adapter: Write, write_reward_adapter: Write
+) -> Material:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("material")
@@ -62,27 +68,47 @@ def material(wide_folder: str, tmp_path_factory: pytest.TempPathFactory, write_s
     judge.save_pretrained(folder / "judge")
     AutoTokenizer.from_pretrained(base).save_pretrained(folder / "judge")
     return Material(
-        base, sft, write_reward_adapter(base, folder / "reward"), write_reward_adapter(merged, folder / "reward-on-merged"), str(folder / "judge")
+        base,
+        sft,
+        write_reward_adapter(base, folder / "reward"),
+        write_reward_adapter(merged, folder / "reward-on-merged"),
+        str(folder / "judge"),
     )
 
 
-def choices(case: tuple[str, str, str, str], m: Material, rewards_file: str) -> tuple[dict[str, Any], dict[str, Strategy]]:
+def choices(
+    case: tuple[str, str, str, str], m: Material, rewards_file: str
+) -> tuple[dict[str, Any], dict[str, Strategy]]:
     """The case's strategies as a config names them, and as Python makes them."""
     reference, reward, _, quantization = case
     path = m.reward_on_merged if reference == "merged-base" else m.reward
     target = f"{rewards_file}:odd"
     named: dict[str, dict[str, Any]] = {
-        "disabled-adapter": {"use": "disabled-adapter"}, "merged-base": {"use": "merged-base", "adapter": m.sft},
+        "disabled-adapter": {"use": "disabled-adapter"},
+        "merged-base": {"use": "merged-base", "adapter": m.sft},
         "peft-adapter": {"use": "peft-adapter", "adapter": m.sft},
-        "adapter": {"use": "adapter", "path": path}, "model": {"use": "model", "path": m.judge}, "function": {"use": "function", "target": target},
-        "none": {"use": "none"}, "bnb-8bit": {"use": "bnb-8bit"}, "nf4": {"use": "bnb-4bit"}, "fp4": {"use": "bnb-4bit", "type": "fp4"},
+        "adapter": {"use": "adapter", "path": path},
+        "model": {"use": "model", "path": m.judge},
+        "function": {"use": "function", "target": target},
+        "none": {"use": "none"},
+        "bnb-8bit": {"use": "bnb-8bit"},
+        "nf4": {"use": "bnb-4bit"},
+        "fp4": {"use": "bnb-4bit", "type": "fp4"},
         "double": {"use": "bnb-4bit", "double": True},
-    }  # fmt: skip
+    }
     made: dict[str, Callable[[], Strategy]] = {
-        "disabled-adapter": DisabledAdapter, "merged-base": lambda: MergedBase(adapter=m.sft), "peft-adapter": lambda: PeftAdapter(adapter=m.sft),
-        "adapter": lambda: AdapterReward(path=path), "model": lambda: ModelReward(path=m.judge), "function": lambda: FunctionReward(target=target),
-        "none": NoQuantization, "bnb-8bit": Bnb8Bit, "nf4": Bnb4Bit, "fp4": lambda: Bnb4Bit(type="fp4"), "double": lambda: Bnb4Bit(double=True),
-    }  # fmt: skip
+        "disabled-adapter": DisabledAdapter,
+        "merged-base": lambda: MergedBase(adapter=m.sft),
+        "peft-adapter": lambda: PeftAdapter(adapter=m.sft),
+        "adapter": lambda: AdapterReward(path=path),
+        "model": lambda: ModelReward(path=m.judge),
+        "function": lambda: FunctionReward(target=target),
+        "none": NoQuantization,
+        "bnb-8bit": Bnb8Bit,
+        "nf4": Bnb4Bit,
+        "fp4": lambda: Bnb4Bit(type="fp4"),
+        "double": lambda: Bnb4Bit(double=True),
+    }
     keys = {"reference": reference, "reward": reward, "quantization": quantization}
     return {key: named[name] for key, name in keys.items()}, {key: made[name]() for key, name in keys.items()}
 
@@ -102,7 +128,10 @@ def run(config: RunConfig, base_state: Callable[[Any], dict[str, Tensor]]) -> tu
     before = {name: {key: t.clone() for key, t in tensors.items()} for name, tensors in frozen.items()}
     heads = {name: head.weight.detach().clone() for name, head in bank.heads.items()}
     base = base_state(bank)
-    steps = [{name: value for name, value in stats.metrics.items() if not name.startswith("perf/")} for stats in runner.steps()]
+    steps = [
+        {name: value for name, value in stats.metrics.items() if not name.startswith("perf/")}
+        for stats in runner.steps()
+    ]
     after = base_state(bank)
     assert after.keys() == base.keys()
     assert [name for name in base if not torch.equal(after[name], base[name])] == []
@@ -116,12 +145,16 @@ def test_by_config_and_by_python(
     case: tuple[str, str, str, str], material: Material, make_config: MakeConfig, rewards_file: str, base_state: Any
 ) -> None:
     by_name, by_object = choices(case, material, rewards_file)
-    policy = {"start": "continue", "from": material.sft} if case[0] == "peft-adapter" else {"targets": ["q_proj", "v_proj"]}
+    policy = (
+        {"start": "continue", "from": material.sft} if case[0] == "peft-adapter" else {"targets": ["q_proj", "v_proj"]}
+    )
     config = make_config(model={"path": material.base}, policy=policy, **by_name, **learning(case))
     runner, steps = run(config, base_state)
     assert len(steps) == 2
     assert runner.preflight is not None
-    assert "step-0 KL is bitwise 0" in next(check.detail for check in runner.preflight.checks if check.name == "reference")
+    assert "step-0 KL is bitwise 0" in next(
+        check.detail for check in runner.preflight.checks if check.name == "reference"
+    )
     assert steps[0]["objective/kl"] == 0.0
     assert steps[0]["policy/first_ratio_error"] == 0.0
     assert steps[0]["policy/grad_norm"] > 0
@@ -142,7 +175,9 @@ def drop_labels(step: dict[str, float]) -> dict[str, float]:
 
 
 class TestWeightedList:
-    def test_each_source_is_logged_and_weighted(self, make_config: MakeConfig, material: Material, rewards_file: str) -> None:
+    def test_each_source_is_logged_and_weighted(
+        self, make_config: MakeConfig, material: Material, rewards_file: str
+    ) -> None:
         rewards = [
             {"use": "function", "target": f"{rewards_file}:odd", "weight": 2.0, "name": "odd"},
             {"use": "function", "target": f"{rewards_file}:labels", "weight": -0.5, "name": "labels"},
@@ -156,7 +191,10 @@ class TestWeightedList:
     def test_two_of_one_name_are_numbered(self, make_config: MakeConfig, rewards_file: str) -> None:
         source = {"use": "function", "target": f"{rewards_file}:odd"}
         stats = next(Runner(make_config(reward=[source, source])).steps())
-        assert {name for name in stats.metrics if name.startswith("reward/")} == {"reward/function-1", "reward/function-2"}
+        assert {name for name in stats.metrics if name.startswith("reward/")} == {
+            "reward/function-1",
+            "reward/function-2",
+        }
 
 
 class TestFunctionReward:
@@ -169,8 +207,12 @@ class TestFunctionReward:
     def test_async_with_a_column(self, make_config: MakeConfig, rewards_file: str) -> None:
         assert self.score(f"{rewards_file}:labels", make_config) == [0.0, 1.0, 2.0, 3.0]
 
-    def test_a_package_and_arguments(self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "acme_rewards.py").write_text("def constant(completions, value): return [value] * len(completions)\n", encoding="utf-8")
+    def test_a_package_and_arguments(
+        self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "acme_rewards.py").write_text(
+            "def constant(completions, value): return [value] * len(completions)\n", encoding="utf-8"
+        )
         monkeypatch.syspath_prepend(tmp_path)
         assert self.score("acme_rewards:constant", make_config, arguments={"value": 1.5}) == [1.5] * 4
 
@@ -195,7 +237,9 @@ class TestModelReward:
         reward = RewardModel(ModelReward(path=material.judge, max_tokens=8), "cpu")
         same_end = reward(fake_rollout([("one beginning of", " the same end"), ("another one of", " the same end")]))
         torch.testing.assert_close(same_end[0], same_end[1])
-        other_end = reward(fake_rollout([("one beginning of", " the same end"), ("one beginning of", " another close")]))
+        other_end = reward(
+            fake_rollout([("one beginning of", " the same end"), ("one beginning of", " another close")])
+        )
         assert float((other_end[0] - other_end[1]).abs()) > 1e-3
 
     def test_a_chat_is_not_given_two_beginnings(self, material: Material, tmp_path: Path) -> None:
@@ -215,8 +259,11 @@ class TestModelReward:
         messages = [{"role": "user", "content": "hi"}]
         chat = type(rollout)(
             type(rollout.prompts)(rollout.prompts.ids, rollout.prompts.mask, rollout.prompts.rows, [messages]),
-            rollout.ids, rollout.mask, rollout.texts, rollout.finished,
-        )  # fmt: skip
+            rollout.ids,
+            rollout.mask,
+            rollout.texts,
+            rollout.finished,
+        )
         reward(chat)
         reward(rollout)
         assert [int((ids == 1).sum()) for ids in seen] == [1, 1]

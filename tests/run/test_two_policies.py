@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from marl_core import ConfigError, RunConfig, Runner, StepStats
 from torch import Tensor
+
+from marl_core import ConfigError, RunConfig, Runner, StepStats
 
 MakeConfig = Callable[..., RunConfig]
 
 
 def numbers(runner: Runner) -> dict[str, Tensor]:
     """Weights and optimizer state of one policy and its value function."""
-    named = {f"{role}/{name}": p for role, found in runner.roles.trained.parameters(runner.bank).items() for name, p in found.items()}
+    named = {
+        f"{role}/{name}": p
+        for role, found in runner.roles.trained.parameters(runner.bank).items()
+        for name, p in found.items()
+    }
     moments = {f"{name}|{key}": value for name, p in named.items() for key, value in runner.optimizer.state[p].items()}
     return {name: tensor.detach().clone() for name, tensor in {**named, **moments}.items()}
 
@@ -34,7 +39,9 @@ def configs(make_config: MakeConfig, rewards_file: str, reward_adapter: str) -> 
     ]  # fmt: skip
 
 
-def test_training_in_turn_is_training_alone(configs: list[RunConfig], base_state: Callable[[Any], dict[str, Tensor]]) -> None:
+def test_training_in_turn_is_training_alone(
+    configs: list[RunConfig], base_state: Callable[[Any], dict[str, Tensor]]
+) -> None:
     names = ["left", "right"]
     alone = [Runner(config, policy=name) for config, name in zip(configs, names, strict=True)]
     alone_stats = [[plain(stats) for stats in runner.steps()] for runner in alone]
@@ -72,7 +79,9 @@ def test_a_policys_name_is_taken_once(configs: list[RunConfig]) -> None:
     assert first.bank.adapters == ["policy", "reward"]
 
 
-def test_a_reference_that_needs_another_base_is_refused(configs: list[RunConfig], make_config: MakeConfig, sft_adapter: str) -> None:
+def test_a_reference_that_needs_another_base_is_refused(
+    configs: list[RunConfig], make_config: MakeConfig, sft_adapter: str
+) -> None:
     first = Runner(configs[0])
     merged = make_config(reference={"use": "merged-base", "adapter": sft_adapter})
     with pytest.raises(ConfigError, match="Runners that share a bank need references that leave the base the same"):
@@ -81,5 +90,7 @@ def test_a_reference_that_needs_another_base_is_refused(configs: list[RunConfig]
 
 def test_two_runners_on_a_merged_base(make_config: MakeConfig, sft_adapter: str) -> None:
     first = Runner(make_config(reference={"use": "merged-base", "adapter": sft_adapter}))
-    second = Runner(make_config(reference={"use": "merged-base", "adapter": sft_adapter}), bank=first.bank, policy="other")
+    second = Runner(
+        make_config(reference={"use": "merged-base", "adapter": sft_adapter}), bank=first.bank, policy="other"
+    )
     assert len(list(second.steps())) == 2

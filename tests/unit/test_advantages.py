@@ -89,7 +89,6 @@ class TestCriticFree:
         found = estimate_advantages(scored(), ppo(advantage="grpo", samples_per_prompt=2))
         torch.testing.assert_close(found.advantages, 0.70705678 * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]) * MASK)
 
-
     def test_groups_must_be_whole(self) -> None:
         with pytest.raises(ConfigError, match=r"4 responses can't be grouped by samples_per_prompt 3"):
             estimate_advantages(scored(), ppo(advantage="rloo", samples_per_prompt=3, batch=6, minibatch=6))

@@ -40,6 +40,12 @@ def add(bank: AdapterBank, name: str, seed: int = 0, **options: Any) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.1)
 
 
+def cast_model(dtype: torch.dtype) -> Any:
+    """The tiny model in another dtype."""
+    model: Any = tiny_model()
+    return model.to(dtype)
+
+
 @torch.no_grad()
 def logits(bank: AdapterBank, adapter: str | None) -> Tensor:
     with bank.using(adapter) as model:
@@ -111,7 +117,7 @@ class TestSwitch:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_bare_is_the_base_as_it_was_before_any_adapter(self, dtype: torch.dtype) -> None:
-        model = tiny_model().to(dtype)
+        model = cast_model(dtype)
         with torch.no_grad():
             fresh = model(IDS).logits
         bank = AdapterBank(model, tiny_bank().tokenizer)
@@ -122,7 +128,7 @@ class TestSwitch:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
     def test_a_new_adapter_is_bitwise_the_base(self, dtype: torch.dtype, options: dict[str, Any]) -> None:
-        bank = AdapterBank(tiny_model().to(dtype), tiny_bank().tokenizer)
+        bank = AdapterBank(cast_model(dtype), tiny_bank().tokenizer)
         bank.add("new", config(bank, **options), seed=0)
         assert torch.equal(logits(bank, "new"), logits(bank, None))
 
@@ -242,7 +248,7 @@ class TestWhoIsTrained:
         assert bank.adapters == ["again"]
 
     def test_adapters_and_heads_are_float32_on_a_bfloat16_base(self) -> None:
-        bank = AdapterBank(tiny_model().to(torch.bfloat16), tiny_bank().tokenizer)
+        bank = AdapterBank(cast_model(torch.bfloat16), tiny_bank().tokenizer)
         add(bank, "one")
         add(bank, "two")
         bank.add_value_head("head")
@@ -354,7 +360,7 @@ class TestTargets:
 
     def test_a_config_that_peft_refuses_leaves_the_bank_as_it_was(self, bank: AdapterBank) -> None:
         before = flags(bank)
-        with pytest.raises(ConfigError, match="adapter 'three': peft can't add it to this base: .*nowhere"):
+        with pytest.raises(ConfigError, match=r"adapter 'three': peft can't add it to this base: .*nowhere"):
             bank.add("three", LoraConfig(target_modules=["nowhere"]))
         assert flags(bank) == before
         logits(bank, "one")
@@ -541,7 +547,7 @@ class TestGradientCheckpointing:
     def gradient(self, bank: AdapterBank) -> Tensor:
         with bank.using("one", train=True):
             loss = forward(bank, fake_rollout(), 1.0).logprobs.sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in bank.parameters("one").values() if p.grad is not None])
         for parameter in bank.parameters("one").values():
             parameter.grad = None
@@ -569,7 +575,7 @@ class TestGradientCheckpointing:
             loss = forward(bank, fake_rollout(), 1.0).logprobs.sum()
             logits(bank, "two")
             logits(bank, None)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            loss.backward()
         found = torch.cat([p.grad.flatten() for p in bank.parameters("one").values() if p.grad is not None])
         assert torch.equal(found, plain)
 

@@ -35,7 +35,7 @@ def make(seed: int = 0, steps: int = 2) -> tuple[AdapterBank, torch.optim.AdamW]
                 passed = forward(bank, fake_rollout(), 1.0, value_head="value-head")
                 assert passed.values is not None
                 loss = passed.logprobs.sum() + (passed.values - 1).square().sum()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return bank, optimizer
@@ -124,6 +124,12 @@ def another_format(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
+def empty(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, r"policy/adapter_model.safetensors: hash differs"),
     "flipped bit": (flip_a_bit, "optimizer.safetensors: hash differs"),
@@ -136,7 +142,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest or state can't be read",
     ),
     "another format": (another_format, "state.json is of another format"),
-    "empty folder": (lambda path: [file.unlink() for file in path.rglob("*") if file.is_file()], "can't be read"),
+    "empty folder": (empty, "can't be read"),
 }
 
 
@@ -211,7 +217,7 @@ class TestFiles:
         def crash(_: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(files.os, "fsync", crash)
+        monkeypatch.setattr("os.fsync", crash)
         with pytest.raises(OSError, match="No space left"):
             files.write_json(file, {"n": 2})
         assert json.loads(file.read_text(encoding="utf-8")) == {"n": 1}

@@ -52,7 +52,7 @@ def test_half_precision_is_refused(tiny_folder: str, sft_adapter: str) -> None:
 
 def test_a_quantized_base_is_refused(sft_adapter: str) -> None:
     base: Any = SimpleNamespace(is_quantized=True, dtype=torch.float32)
-    with pytest.raises(ConfigError, match="this one is quantized. Merge first, quantize or cast afterwards"):
+    with pytest.raises(ConfigError, match=r"this one is quantized. Merge first, quantize or cast afterwards"):
         merge_into(base, sft_adapter)
 
 

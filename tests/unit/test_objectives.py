@@ -386,8 +386,9 @@ class TestFiniteDifferences:
 GARBAGE = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -3.0, 0.0])
 
 
-def objectives(a: Tensor, b: Tensor, c: Tensor, mask: Tensor) -> list[Tensor]:
+def objectives(tensors: list[Tensor], mask: Tensor) -> list[Tensor]:
     """Everything that takes a mask, and the gradients of the losses."""
+    a, b, c = tensors
     mine = a.clone().requires_grad_()
     losses, clipped = policy_loss(mine, b, c, mask, dual_clip=2.0)
     (policy_gradient,) = torch.autograd.grad(aggregate(losses, mask), mine)
@@ -410,5 +411,5 @@ def test_garbage_under_the_mask_changes_nothing_bitwise(garbage: list[tuple[floa
     dirty = [tensor.clone() for tensor in clean]
     for tensor, values in zip(dirty, zip(*garbage, strict=True), strict=True):
         tensor[~mask] = torch.tensor(values)
-    for number, (found, expected) in enumerate(zip(objectives(*dirty, mask), objectives(*clean, mask), strict=True)):
+    for number, (found, expected) in enumerate(zip(objectives(dirty, mask), objectives(clean, mask), strict=True)):
         assert torch.equal(found, expected), f"objective {number} looks under the mask"

@@ -81,3 +81,29 @@ def _same(shown: Any, runs: Any) -> bool:
     if isinstance(shown, dict) and isinstance(runs, dict):
         return all(name in runs and _same(value, runs[name]) for name, value in shown.items())
     return bool(shown == runs)
+
+
+def test_the_pages_examples_of_rewards_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    function, certify = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(function, "docs/rewards.md", "exec"), names)
+    assert names["brevity"](["a"], ["b"], [[1, 2, 3, 4]], 2, other=[0]) == [0.5]
+
+    monkeypatch.chdir(tmp_path)
+    write_tiny_model("my-base")
+    classifier = AutoModelForSequenceClassification.from_pretrained("my-base", num_labels=1)
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained("my-reward-adapter")
+    exec(compile(certify, "docs/rewards.md", "exec"), {})
+    bank = AdapterBank.from_pretrained("my-base")
+    bank.load_reward("my-reward-adapter")
+    assert "2 golden scores match" in bank.reward_checks["reward"]
+
+    (tmp_path / "rewards.py").write_text(function, encoding="utf-8")
+    (listed,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    written = {"model": {"path": "my-base"}, "reference": "disabled-adapter", **parse_yaml(listed, "docs/rewards.md")}
+    plan = Plan.of(parse_config(written, "docs/rewards.md", Catalog.installed()))
+    assert [choice.weight for choice, _ in plan.rewards] == [1.0, 0.2]

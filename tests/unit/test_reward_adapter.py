@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def tokens(append_eos: bool) -> list[list[int]]:
 @pytest.fixture(scope="module", params=[False, True], ids=["pad", "pad-is-eos"])
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_reward_adapter: Write
-) -> Iterator[tuple[str, str, int]]:
+) -> tuple[str, str, int]:
     """Base, reward adapter and pad id."""
     folder = tmp_path_factory.mktemp("reward")
     base = write_tiny_model(folder / "base", pad_is_eos=request.param)
-    yield base, write_reward_adapter(base, folder / "adapter"), 2 if request.param else 0
+    return base, write_reward_adapter(base, folder / "adapter"), 2 if request.param else 0
 
 
 class TestAgainstTheClassifier:
@@ -139,7 +139,7 @@ class TestPosition:
         scores = []
         for position in ("last-attended", "last-non-pad"):
             bank = AdapterBank.from_pretrained(base, device="cpu")
-            bank.load_reward(adapter, position=position)  # type: ignore[arg-type]  # one of the two
+            bank.load_reward(adapter, position=position)
             scores.append(bank.compute_reward_score(ids, mask))
         assert torch.equal(scores[0], scores[1]) == (pad == 0)
 

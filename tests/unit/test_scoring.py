@@ -115,7 +115,7 @@ class TestLogprobs:
         """Granite scales its logits: then the model's own logits are used."""
         from transformers import GraniteConfig, GraniteForCausalLM
 
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 1,
@@ -140,7 +140,7 @@ class TestLogprobs:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(0)
-        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
+        sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
         gpt = AdapterBank(
             GPT2LMHeadModel(GPT2Config(vocab_size=260, bos_token_id=1, eos_token_id=2, **sizes)).eval(),
             tiny_tokenizer(),
@@ -176,7 +176,7 @@ class TestReference:
 
     def test_what_it_raises_is_the_plugins_fault(self, bank: AdapterBank) -> None:
         with pytest.raises(PluginError, match="acme failed on a batch of 3: KeyError"):
-            reference_logprobs(bank, lambda _: {}["x"], fake_rollout(), 1.0, 2, "acme")
+            reference_logprobs(bank, lambda rollout: rollout.prompts.rows[0]["x"], fake_rollout(), 1.0, 2, "acme")
 
 
 def source(result: Any, name: str = "judge", weight: float = 1.0) -> Source:
