@@ -26,6 +26,10 @@ def brevity(prompts, completions, completion_ids, **columns):
     return [-float(len(ids)) for ids in completion_ids]
 
 
+def letters(completions, **columns):
+    return [sum(map(ord, text)) / 100 / (len(text) + 1) for text in completions]
+
+
 async def labels(completions, label, **columns):
     return [float(value) for value in label]
 
@@ -126,7 +130,7 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Reward functions: `odd` and `low` (shares of certain tokens), `brevity`, `labels` (async, a column), `nan`, `one_too_few`."""
+    """A file of reward functions, good and bad ones: see REWARDS."""
     file = tmp_path_factory.mktemp("rewards") / "rewards.py"
     file.write_text(REWARDS, encoding="utf-8")
     return str(file)
@@ -152,8 +156,10 @@ def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeC
             "run": {"device": "cpu", "seed": 0},
         }
         merged = _merged(written, changes)
-        if merged["policy"].get("start") == "continue":  # rank and alpha are the adapter's
-            merged["policy"] = {key: value for key, value in merged["policy"].items() if key not in ("r", "alpha")}
+        if merged["policy"].get("start") == "continue":  # its shape is the adapter's
+            merged["policy"] = {
+                key: value for key, value in merged["policy"].items() if key not in ("r", "alpha", "targets")
+            }
         return parse_config(merged, "test", Catalog.installed())
 
     return make

@@ -150,11 +150,6 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
                 f"sampling.{key}: {getattr(sampling, key)} cuts the distribution that is sampled from, while "
                 "log-probs are of the whole one: ratio and KL are biased. Use temperature alone for unbiased PPO."
             )
-    if sampling.min_new_tokens > 0:
-        yield (
-            f"sampling.min_new_tokens: {sampling.min_new_tokens} forbids EOS in the first tokens, while log-probs are of the whole "
-            "distribution: ratio and KL are slightly biased."
-        )
     if config.ppo.kl.into == "loss" and config.ppo.kl.estimator == "k1":
         yield "ppo.kl: the gradient of k1 in the loss is zero in expectation, so it pulls nowhere. Use k2 or k3 with into: loss."
     if config.policy.dropout > 0:

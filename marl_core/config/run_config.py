@@ -129,7 +129,7 @@ class SamplingPart(Part):
     max_new_tokens: PositiveInt = 48
     """Longest response, in tokens."""
     min_new_tokens: NonNegativeInt = 0
-    """No stop before this many tokens."""
+    """No stop before this many tokens; log-probs leave the stop tokens out there too."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; all log-probs use it too."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -7,13 +7,24 @@ multiplication and stores [tokens, hidden] instead of [tokens, vocabulary].
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 2**23  # float32 logits held at once: 32 MiB
+NEVER = -1e9  # logit of a token that could not be sampled: probability 0, and no NaN in the entropy
+
+Banned: TypeAlias = tuple[Tensor, Tensor]
+"""Where which tokens could not be sampled: places [N] bool, token ids [S] int64."""
+
+
+def _ban(logits: Tensor, banned: Banned | None, rows: slice) -> Tensor:
+    if banned is not None:
+        places, tokens = banned
+        logits[places[rows].nonzero(), tokens] = NEVER
+    return logits
 
 
 class _ChosenLogprobs(torch.autograd.Function):
@@ -28,6 +39,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         entropy: bool,
+        banned: Banned | None,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = ctx.needs_input_grad[0]
         count = len(hidden)
@@ -39,6 +51,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
             logits = torch.nn.functional.linear(hidden[rows], weight, bias).float().div_(temperature)
+            logits = _ban(logits, banned, rows)
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             logprobs[rows] = (logits.gather(1, targets[rows, None]) - normalizer).squeeze(1)
             if not (entropy or wants_grad):
@@ -64,7 +77,7 @@ class _ChosenLogprobs(torch.autograd.Function):
         total = slopes * grads[0][:, None]
         if entropy_slopes is not None:
             total = total + entropy_slopes * grads[1][:, None]
-        return total.to(ctx.dtype), None, None, None, None, None
+        return total.to(ctx.dtype), None, None, None, None, None, None
 
 
 def chosen_logprobs(
@@ -74,21 +87,23 @@ def chosen_logprobs(
     targets: Tensor,
     temperature: float = 1.0,
     entropy: bool = False,
+    banned: Banned | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target token, and the entropy of each distribution (zeros unless asked for).
 
     hidden [N, H], weight [V, H] and bias [V] frozen, targets [N] int64 -> logprobs [N], entropy [N], float32, nats.
-    The logits are divided by `temperature` first, so that what is scored is what was sampled.
+    The logits are divided by `temperature` and `banned` tokens left out first: what is scored is what was sampled.
     """
-    result: tuple[Tensor, Tensor] = _ChosenLogprobs.apply(hidden, weight, bias, targets, temperature, entropy)  # type: ignore[no-untyped-call]  # torch
+    apply: Any = _ChosenLogprobs.apply
+    result: tuple[Tensor, Tensor] = apply(hidden, weight, bias, targets, temperature, entropy, banned)
     return result
 
 
 def logits_logprobs(
-    logits: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False, banned: Banned | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same from ready logits [N, V], for heads that are more than one matrix (soft caps, scaling)."""
-    scaled = logits.float() / temperature
+    scaled = _ban(logits.float() / temperature, banned, slice(None))
     normalizer = scaled.logsumexp(dim=-1)
     logprobs = scaled.gather(1, targets[:, None]).squeeze(1) - normalizer
     if not entropy:

@@ -83,4 +83,4 @@ def generate(
     ids, mask = ids[:, :width], mask[:, :width]
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return Rollout(prompts, ids.contiguous(), mask.contiguous(), texts, finished)
+    return Rollout(prompts, ids.contiguous(), mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops))

@@ -14,7 +14,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
 from marl_core.errors import MarlError, NumericError, PluginError
-from marl_core.ppo.logprobs import chosen_logprobs, logits_logprobs
+from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
 from marl_core.ppo.types import Rollout
 
 LARGEST = torch.finfo(torch.float32).max
@@ -56,16 +56,16 @@ def forward(
 ) -> Passed:
     """Log-probs of the response through the active view, with values when a head is named. Keeps the graph if there is one."""
     mask = rollout.mask
-    targets = rollout.ids[mask]
+    targets, banned = rollout.ids[mask], _banned(rollout)
     plain = bank.trunk.plain_head
     hidden = response_hidden(bank, rollout) if plain or value_head else None
     if plain and hidden is not None:
         weight, bias = bank.trunk.head.weight, getattr(bank.trunk.head, "bias", None)
-        logprobs, entropies = chosen_logprobs(hidden[mask], weight, bias, targets, temperature, entropy)  # type: ignore[arg-type]  # torch types weight loosely
+        logprobs, entropies = chosen_logprobs(hidden[mask], weight, bias, targets, temperature, entropy, banned)  # type: ignore[arg-type]  # torch types weight loosely
     else:
         width = rollout.ids.shape[1] + 1
         logits = bank.trunk.logits(rollout.sequence_ids, rollout.sequence_mask, width)[:, :-1]
-        logprobs, entropies = logits_logprobs(logits[mask], targets, temperature, entropy)
+        logprobs, entropies = logits_logprobs(logits[mask], targets, temperature, entropy, banned)
     values = (
         apply_head(bank.heads[value_head], hidden).masked_fill(~mask, 0.0)
         if value_head and hidden is not None
@@ -73,6 +73,14 @@ def forward(
     )
     empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     return Passed(empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropies), values)
+
+
+def _banned(rollout: Rollout) -> Banned | None:
+    """The stop tokens at the first places, where `sampling.min_new_tokens` kept them from being sampled."""
+    if not rollout.min_tokens or not rollout.stops:
+        return None
+    early = torch.arange(rollout.ids.shape[1], device=rollout.ids.device) < rollout.min_tokens
+    return early.expand_as(rollout.mask)[rollout.mask], torch.tensor(rollout.stops, device=rollout.ids.device)
 
 
 def pieces(rollout: Rollout, size: int) -> Iterator[Rollout]:

@@ -7,7 +7,7 @@ mean "this token counts".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,8 @@ class Rollout:
     """Responses: ids[B, T] int64, mask[B, T] bool (true up to and including the stop token), their texts.
 
     `finished[B]` bool says which responses ended with a stop token. The mask comes from where sampling
-    stopped, never from a pad id.
+    stopped, never from a pad id. No token of `stops` could be sampled at the first `min_tokens` places, and log-probs
+    are of that distribution: what is sampled and what is scored stay one.
     """
 
     prompts: Prompts
@@ -101,6 +102,8 @@ class Rollout:
     mask: Tensor
     texts: Sequence[str]
     finished: Tensor
+    min_tokens: int = 0
+    stops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.prompts), self.ids.shape[-1])
@@ -146,18 +149,22 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with its tensors on `device`."""
-        return Rollout(
-            self.prompts.to(device), self.ids.to(device), self.mask.to(device), self.texts, self.finished.to(device)
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("prompts", "ids", "mask", "finished")}
+        return replace(self, **moved)
 
     def select(self, rows: Tensor | slice) -> Rollout:
         """Some of the responses."""
         index = torch.arange(len(self))[rows].tolist()
         p = self.prompts
-        prompts = Prompts(
-            p.ids[rows], p.mask[rows], [p.rows[i] for i in index], [p.texts[i] for i in index] if p.texts else ()
+        texts = [p.texts[i] for i in index] if p.texts else ()
+        return replace(
+            self,
+            prompts=Prompts(p.ids[rows], p.mask[rows], [p.rows[i] for i in index], texts),
+            ids=self.ids[rows],
+            mask=self.mask[rows],
+            texts=[self.texts[i] for i in index],
+            finished=self.finished[rows],
         )
-        return Rollout(prompts, self.ids[rows], self.mask[rows], [self.texts[i] for i in index], self.finished[rows])
 
 
 def _up_to_stop(row: list[int], stops: set[int]) -> list[int]:

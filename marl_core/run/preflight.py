@@ -52,7 +52,10 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
     )
     checks = [_trainable(roles)]
     limits = plan.config.sampling.model_copy(
-        update={"max_new_tokens": min(16, plan.config.sampling.max_new_tokens), "min_new_tokens": 0}
+        update={
+            "max_new_tokens": min(16, plan.config.sampling.max_new_tokens),
+            "min_new_tokens": min(8, plan.config.sampling.min_new_tokens),
+        }
     )
     rollout = generate(
         roles.bank, roles.trained.policy, some, limits, stops, seed=derive_seed(plan.config.run.seed, "preflight")

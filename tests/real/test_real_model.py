@@ -208,7 +208,7 @@ class TestEachStrategyOnce:
         self, small: MakeConfig, advantage: str, rewards_file: str
     ) -> None:
         reward = [
-            {"use": "function", "target": f"{rewards_file}:odd"},
+            {"use": "function", "target": f"{rewards_file}:letters"},
             {"use": "function", "target": f"{rewards_file}:labels", "weight": 0.1},
         ]
         ppo = {"advantage": advantage, "samples_per_prompt": 2, "batch": 4}

@@ -109,3 +109,45 @@ def test_huge_logits_stay_finite() -> None:
     logp, entropy = chosen_logprobs(hidden.requires_grad_(), weight, None, torch.tensor([0, 1]), entropy=True)
     assert logp.tolist() == [0.0, -2e4]
     assert entropy.tolist() == [0.0, 0.0]
+
+
+def test_banned_tokens_have_no_probability() -> None:
+    """Against a log-softmax whose banned columns are -inf, gradients included."""
+    noise = torch.Generator().manual_seed(3)
+    hidden = torch.randn(5, 8, generator=noise, dtype=torch.float32)
+    weight = torch.randn(11, 8, generator=noise)
+    targets = torch.tensor([3, 4, 5, 6, 7])
+    places, tokens = torch.tensor([True, False, True, False, True]), torch.tensor([0, 2])
+    mine = hidden.clone().requires_grad_()
+    found, _ = chosen_logprobs(mine, weight, None, targets, 0.7, False, (places, tokens))
+    plain = hidden.clone().requires_grad_()
+    logits = plain @ weight.T / 0.7
+    ban = torch.zeros_like(logits)
+    ban[places.nonzero(), tokens] = -torch.inf
+    expected = (logits + ban).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1), atol=1e-3)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(mine.grad, plain.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
+    """Sampled frequencies of the first token equal the scored probabilities, with the stop token left out."""
+    from marl_core.config.run_config import SamplingPart
+    from marl_core.ppo.rollout import generate
+    from marl_core.ppo.scoring import forward
+    from marl_core.ppo.types import Prompts
+    from marl_core.testing import tiny_bank
+
+    bank = tiny_bank()
+    count = 2000
+    prompts = Prompts.of([[5, 6]] * count, 0)
+    rollout = generate(bank, None, prompts, SamplingPart(max_new_tokens=1, min_new_tokens=1), [2], seed=0)
+    with torch.no_grad():
+        scored = forward(bank, rollout, 1.0).logprobs[:, 0].exp()
+    token = int(rollout.ids[:, 0].mode().values)
+    share = float((rollout.ids[:, 0] == token).float().mean())
+    probability = float(scored[rollout.ids[:, 0] == token][0])
+    assert abs(share - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
+    assert not bool((rollout.ids == 2).any())

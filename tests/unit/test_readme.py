@@ -96,7 +96,9 @@ def test_the_pages_examples_of_rewards_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     write_tiny_model("my-base")
     classifier = AutoModelForSequenceClassification.from_pretrained("my-base", num_labels=1)
-    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained("my-reward-adapter")
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(
+        "my-reward-adapter"
+    )
     exec(compile(certify, "docs/rewards.md", "exec"), {})
     bank = AdapterBank.from_pretrained("my-base")
     bank.load_reward("my-reward-adapter")
