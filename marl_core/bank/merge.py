@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def merge_adapter(
     from marl_core.bank.base import load_base, load_tokenizer
 
     start, target = time.perf_counter(), Path(out)
-    if target.exists() and any(target.iterdir()):
+    if target.is_file() or (target.exists() and any(target.iterdir())):
         raise DataError(f"--out {target} exists and isn't empty; give a new folder, nothing is overwritten.")
     tokenizer = load_tokenizer(model, revision=revision)
     peft = attach(load_base(model, revision=revision), adapter, "--adapter")
@@ -83,12 +84,15 @@ def merge_adapter(
     before = peft(input_ids=probe).logits.float()
     merged = peft.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
     after = merged(input_ids=probe).logits.float()
-    temporary = target.with_name(target.name + ".tmp")
-    merged.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if target.exists():
-        target.rmdir()
-    temporary.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            whole = Path(temporary) / "model"
+            merged.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            whole.rename(target)  # over an empty folder, if there is one
+    except OSError as error:
+        raise DataError(f"--out {target} can't be written ({error}). Give another folder.") from error
     return MergeReport(
         target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start
     )

@@ -166,13 +166,13 @@ class EvalPart(Part):
 class RunPart(Part):
     """Where and how."""
 
-    folder: str | None = None
+    folder: str | None = Field(None, min_length=1)
     """Run folder; without one nothing is written."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialization, sampling and data order."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the base lives."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; torch's default when absent. Exact resume needs the same number."""
     checkpoint_every: NonNegativeInt = 0
     """Save every this many steps; 0: only at the end."""

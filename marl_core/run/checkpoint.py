@@ -20,6 +20,7 @@ from marl_core.ppo.update import Trained
 from marl_core.run.files import new_folder, sha256, write_json
 
 FORMAT = 1
+REQUIRED = ("state.json", "optimizer.safetensors", "policy/adapter_model.safetensors", "policy/adapter_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its manifest; None when it is whole."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        missing = [name for name in REQUIRED if name not in manifest]
+        if missing:
+            return f"its manifest doesn't list {missing[0]}"
         for name, digest in manifest.items():
             file = checkpoint / name
             if not file.is_file():

@@ -35,14 +35,15 @@ def append_line(file: Path, value: Any) -> None:
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
+    """The whole lines of a JSON-lines file of steps; from a line cut short by a crash on, nothing."""
     if file.is_file():
         for line in file.read_bytes().split(b"\n"):  # not splitlines: texts may hold other line ends
             try:
-                if line.strip():
-                    yield json.loads(line)
+                value = json.loads(line) if line.strip() else None
             except ValueError:  # cut inside JSON, or inside a character
                 return
+            if isinstance(value, dict) and isinstance(value.get("step"), int):
+                yield value
 
 
 def keep_lines(file: Path, last_step: int) -> None:

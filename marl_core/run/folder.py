@@ -69,8 +69,13 @@ class RunFolder:
 
     def start(self, runner: Runner, preflight: Preflight) -> None:
         """Write config, provenance and pre-flight result; on resume the first pre-flight result stays."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", dump_config(runner.config))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "config.yaml", dump_config(runner.config))
+        except OSError as error:
+            raise ConfigError(
+                f"run.folder: {self.path} can't be made or written ({error}). Give another folder."
+            ) from error
         write_json(self.path / "provenance.json", provenance(runner))
         first = self.path / "preflight.json"
         again = self.path / f"preflight-step-{runner.done}.json"
@@ -123,7 +128,12 @@ class RunFolder:
     def first_evaluation(self) -> Evaluation | None:
         """The evaluation before training."""
         line = next(read_lines(self.path / "evals.jsonl"), None)
-        return Evaluation(**line) if line else None
+        try:
+            return Evaluation(**line) if line else None
+        except TypeError as error:
+            raise DataError(
+                f"resume: {self.path / 'evals.jsonl'} is damaged ({error}). Move it away to go on without."
+            ) from error
 
     def finish(self, runner: Runner) -> None:
         """Write final/policy, a plain PEFT adapter, and curves and report where they can be drawn."""

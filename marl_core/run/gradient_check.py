@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,13 +55,18 @@ def _gradient(bank: AdapterBank, policy: str, ids: Tensor) -> Tensor:
 
 def _compare(before: Tensor, after: Tensor) -> Check:
     norm = float(before.norm())
-    cosine = float(torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=0)) if norm > 0 else 0.0
-    error = float((after - before).norm()) / norm if norm > 0 else float("nan")
-    if norm == 0.0 or not cosine > COSINE:
+    if norm == 0.0 or not math.isfinite(norm):
+        raise NumericError(
+            f"pre-flight: the policy's gradient has norm {norm} before anything was trained: the base holds NaN or zero "
+            "weights, or overflows in this dtype. Check the model folder, or try model.dtype: float32."
+        )
+    cosine = float(torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=0))
+    error = float((after - before).norm()) / norm
+    if not cosine > COSINE:
         raise NumericError(
             f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error "
-            f"{error:.3g}, norm {norm:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked "
-            "by a CPU kernel without backward; use the built-in quantization strategies, or quantization: none."
+            f"{error:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel "
+            "without backward; use the built-in quantization strategies, or quantization: none."
         )
     words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
     return Check(

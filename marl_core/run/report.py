@@ -48,6 +48,18 @@ def write_report(folder: str | Path) -> Path:
     path = Path(folder)
     if not (path / "config.yaml").is_file():
         raise DataError(f"report: {path} holds no run (no config.yaml). Give the run.folder of a run.")
+    try:
+        page = _page(path)
+        write_text(path / "report.html", page)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+        raise DataError(
+            f"report: a file in {path} is damaged or can't be written ({type(error).__name__}: {error}). "
+            "Each line of steps.jsonl, evals.jsonl and samples.jsonl is one JSON object; preflight.json and provenance.json are one each."
+        ) from error
+    return path / "report.html"
+
+
+def _page(path: Path) -> str:
     write_curves(path)
     parts = [
         "<!doctype html><meta charset='utf-8'><title>marl report</title>",
@@ -63,8 +75,7 @@ def write_report(folder: str | Path) -> Path:
         "<h2>Config</h2><pre>" + html.escape((path / "config.yaml").read_text(encoding="utf-8")) + "</pre>",
         _json("Provenance", path / "provenance.json"),
     ]
-    write_text(path / "report.html", "\n".join(parts))
-    return path / "report.html"
+    return "\n".join(parts)
 
 
 def _picture(file: Path) -> str:

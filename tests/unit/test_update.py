@@ -135,6 +135,15 @@ class TestRatio:
         assert sorted(shuffled) == list(range(50))
         assert shuffled != list(range(50))
 
+    def test_the_first_epochs_minibatches_are_the_pieces_that_were_scored(self) -> None:
+        case, settings = Case(), ppo(minibatch=2)
+        batch = case.score(settings)
+        recorder, alone = Recorder(case.roles()), Recorder(case.roles())
+        case.update(settings, recorder, batch)
+        case.update(settings, alone, batch.select(torch.tensor([0, 1])))
+        assert len(recorder.steps) == 2
+        assert torch.equal(flat(recorder.steps[0]), flat(alone.steps[0]))
+
     def test_no_learning_rate_no_change(self) -> None:
         case = Case()
         before = {name: p.detach().clone() for name, p in case.everything().items()}
