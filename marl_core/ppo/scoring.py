@@ -183,23 +183,23 @@ def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int)
     return as_scores(_call(source.score, rollout, who), rollout, who)
 
 
-def as_scores(found: object, rollout: Rollout, who: str) -> Tensor:
-    """What a reward function gave, as a tensor [B]; None becomes NaN (it abstains). PluginError unless lossless."""
+def as_scores(found: object, rollout: Rollout, who: str, error: type[MarlError] = PluginError) -> Tensor:
+    """What a reward function gave, as a tensor [B]; None becomes NaN (it abstains). `error` unless lossless."""
     count = len(rollout)
     if isinstance(found, Tensor):
         if found.is_meta:
-            raise PluginError(f"{who} gave a tensor without data (device meta); return numbers.")
+            raise error(f"{who} gave a tensor without data (device meta); return numbers.")
         values: list[object] = found.detach().cpu().tolist() if found.dim() == 1 else [found]
-    elif isinstance(found, list | tuple):
-        values = list(found)
+    elif isinstance(found, list | tuple) or type(found).__module__ == "numpy":
+        values = list(found)  # type: ignore[call-overload]  # a numpy array is iterable
     else:
-        raise PluginError(f"{who} gave {_describe(found)}; return a list of {count} numbers, one for each response.")
+        raise error(f"{who} gave {_describe(found)}; return a list of {count} numbers, one for each response.")
     if len(values) != count:
-        raise PluginError(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
+        raise error(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
     for row, value in enumerate(values):
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if value is not None and not (number and abs(value) <= LARGEST):  # type: ignore[arg-type]  # a Real here; NaN fails too
-            raise PluginError(
+            raise error(
                 f"{who}: response {row} got {value!r:.80}, not a finite number; its text begins {rollout.texts[row][:80]!r}."
             )
     numbers_only = [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]  # checked above

@@ -61,6 +61,8 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its manifest; None when it is whole."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            return "manifest or state can't be read (it is no table of files)"
         missing = [name for name in REQUIRED if name not in manifest]
         if missing:
             return f"its manifest doesn't list {missing[0]}"

@@ -14,7 +14,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import ConfigError, MarlWarning
+from marl_core.errors import ConfigError, DataError, MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
@@ -188,7 +188,9 @@ class Runner:
             )
         parts: dict[str, torch.Tensor] = {}
         if scores is not None:
-            total = as_scores(scores, rollout, "scores")
+            total = as_scores(scores, rollout, "scores", DataError)
+            if bool(total.isnan().any()):
+                raise DataError("scores: a score of one's own can't be None; give a number for each response.")
         else:
             total, found = score_sources(self.bank, self.roles.rewards, rollout, max(size, WITHOUT_GRADIENT))
             parts = dict(found)

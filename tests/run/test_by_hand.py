@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core import ConfigError, NumericError, PluginError, Prompts, Rollout, RunConfig, Runner, RunResult
+from marl_core import ConfigError, DataError, NumericError, Prompts, Rollout, RunConfig, Runner, RunResult
 from marl_core.ppo.advantages import estimate_advantages
 
 MakeConfig = Callable[..., RunConfig]
@@ -94,7 +94,7 @@ def test_own_scores_are_shaped_too(make_config: MakeConfig) -> None:
 )
 def test_own_scores_must_be_one_finite_number_for_each(runner: Runner, scores: Any, message: str) -> None:
     rollout = runner.generate(prompts_of(runner, "A", "B", "C", "D"))
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(DataError, match=message):
         runner.score(rollout, scores)
 
 
