@@ -28,6 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
+HELD_LOGITS = 2**23  # float32 logits at once: ppo/logprobs.py works through the tokens in chunks
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -182,14 +183,15 @@ def _sampling(plan: Plan, files: ModelFiles) -> RoleMemory:
 
 
 def _update(plan: Plan, files: ModelFiles) -> RoleMemory:
-    """Activations for backward, N L (12 h + 3 f) values (N L h with checkpointing), and 3 T V float32 of logits."""
+    """Activations for backward, N L (12 h + 3 f) values (N L h with checkpointing), and three chunks of float32 logits."""
     micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch
     hidden, layers = _size(files, "hidden_size", "n_embd"), _size(files, "num_hidden_layers", "n_layer")
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
     inside = 12 * hidden + 3 * feed_forward
     per_token = layers * hidden + inside if plan.config.model.gradient_checkpointing else layers * inside
     activations = micro * _sequence(plan) * per_token * DTYPE_BYTES[plan.config.model.dtype]
-    logits = 3 * micro * plan.config.sampling.max_new_tokens * _size(files, "vocab_size") * 4
+    held = min(HELD_LOGITS, micro * plan.config.sampling.max_new_tokens * _size(files, "vocab_size"))
+    logits = 3 * held * 4
     return RoleMemory(
         "update",
         float(activations + logits),

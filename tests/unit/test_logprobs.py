@@ -151,3 +151,10 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     probability = float(scored[rollout.ids[:, 0] == token][0])
     assert abs(share - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
     assert not bool((rollout.ids == 2).any())
+
+
+def test_the_memory_estimate_knows_how_many_logits_are_held() -> None:
+    from marl_core.config import memory
+    from marl_core.ppo import logprobs
+
+    assert memory.HELD_LOGITS == logprobs.CHUNK_ELEMENTS
