@@ -17,8 +17,9 @@ from marl_core.errors import DataError
 if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
 
-GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}
-"""Of the golden scores' spread (at least 1): about ten times the noise measured on a 135M model."""
+GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+"""Share of the golden scores' spread (at least 1). Measured on a 135M model in bfloat16: 0.02 to 0.15; a wrong position or
+base is off by more than the spread itself, and other weights are seen by the fingerprint first."""
 
 
 @dataclass(frozen=True, slots=True)
