@@ -40,12 +40,12 @@ class Screen:
         """The step's line, and a sample now and then."""
         m = stats.metrics
         spent = (time.perf_counter() - self._start) / max(1, stats.step - self._first)
-        left = spent * (self._steps - stats.step)
+        left = int(spent * (self._steps - stats.step))
         line = (
             f"{stats.step:>6} {m['objective/scores']:>8.3f} {m['objective/kl']:>7.2f} {m['policy/clipfrac']:>6.3f}"
             f" {m['objective/entropy']:>8.2f}"
             f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%}"
-            f" {m['perf/tokens_per_second']:>7.0f} {left // 60:>4.0f}:{left % 60:02.0f}"
+            f" {m['perf/tokens_per_second']:>7.0f} {left // 60:>4}:{left % 60:02}"
         )
         self._bar.console.print(line, highlight=False)
         if self._samples_every and stats.step % self._samples_every == 0:
