@@ -109,3 +109,11 @@ def test_the_pages_examples_of_rewards_run(tmp_path: Path, monkeypatch: pytest.M
     written = {"model": {"path": "my-base"}, "reference": "disabled-adapter", **parse_yaml(listed, "docs/rewards.md")}
     plan = Plan.of(parse_config(written, "docs/rewards.md", Catalog.installed()))
     assert [choice.weight for choice, _ in plan.rewards] == [1.0, 0.2]
+
+
+def test_the_table_is_what_the_quickstart_printed() -> None:
+    """examples/quickstart/result.md is the table.md of one run of `make quickstart`, kept as it was written."""
+    result = (ROOT / "examples/quickstart/result.md").read_text(encoding="utf-8").strip()
+    assert result in README
+    steps = parse_yaml((ROOT / "examples/quickstart/ppo.yaml").read_text(encoding="utf-8"), "ppo.yaml")["ppo"]["steps"]
+    assert f"after (step {steps})" in result
