@@ -9,8 +9,6 @@ from typing import Any, Literal
 import pluggy
 from pydantic import BaseModel, ConfigDict
 
-API_VERSION = 1
-
 hookimpl = pluggy.HookimplMarker("marl")
 """Mark a Strategy's method as the implementation of the hook with that name."""
 
