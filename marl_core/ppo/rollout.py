@@ -53,6 +53,7 @@ def generate(
     sampling: SamplingPart,
     stops: Sequence[int],
     seed: int | None = None,
+    limits: Tensor | None = None,
 ) -> Rollout:
     """Sample one response to each prompt through `adapter`; with a `seed`, from it alone.
 
@@ -79,6 +80,8 @@ def generate(
             whole: Tensor = sample(input_ids=prompts.ids, attention_mask=prompts.mask.long(), generation_config=config)
     ids = whole[:, prompts.ids.shape[1] :]
     mask, finished = response_mask(ids, stops)
+    if limits is not None:
+        mask = mask & (torch.arange(ids.shape[1], device=ids.device) < limits[:, None].to(ids.device))
     width = int(mask.any(dim=0).sum())
     ids, mask = ids[:, :width], mask[:, :width]
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -103,7 +103,7 @@ class Runner:
         self.kl_coef = config.ppo.kl.coef
         self.done = 0
         self.preflight: Preflight | None = None
-        self._seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self._rollouts = 0
         self._coef_used = self.kl_coef
         if resume:
@@ -119,13 +119,13 @@ class Runner:
         update = self.update(scored, advantages)
         return self.finish(scored, advantages, update)
 
-    def generate(self, prompts: Prompts) -> Rollout:
-        """Sample `samples_per_prompt` responses to each prompt from the policy."""
+    def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
+        """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B]: most tokens of each."""
         with self._timed("generate"):
             many = prompts.repeat(self.config.ppo.samples_per_prompt)
             seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
             self._rollouts += 1
-            return generate(self.bank, self.roles.trained.policy, many, self.config.sampling, self.stops, seed)
+            return generate(self.bank, self.roles.trained.policy, many, self.config.sampling, self.stops, seed, limits)
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
@@ -166,8 +166,8 @@ class Runner:
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
         """The metrics of the step that `update` ended; observers hear of them."""
-        stats = step_stats(self.done, scored, advantages, update, self._coef_used, self._seconds)
-        self._seconds = {}
+        stats = step_stats(self.done, scored, advantages, update, self._coef_used, self.seconds)
+        self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
         return stats
 
@@ -296,4 +296,4 @@ class Runner:
         self.folder.rewind(self.done)
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
-        return timed(self._seconds, phase)
+        return timed(self.seconds, phase)
