@@ -115,7 +115,7 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
         "peak_mib": peak,
         "loaded_mib": loaded,
         "peak_device_mib": device_peak,
-        "computed_per_real": getattr(runner, "computed", None) and runner.computed() or {},
+        "computed_per_real": {},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
     }
 

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from marl_core.bank import attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+PACKED_ERROR = 0.05
+"""Relative difference that rounding may make in half precision; a row that sees its neighbours is off by about one."""
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -31,6 +38,11 @@ class Trunk:
         weight: Any = self.head.weight
         self.hidden_size: int = weight.shape[1]
         self._plain: bool | None = None
+        self._packs: bool | None = None
+        self.pack = True
+        """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
+        self.positions = 0
+        """Token positions computed so far, padding included: benchmarks compare them with the real ones."""
 
     @property
     def device(self) -> torch.device:
@@ -48,10 +60,63 @@ class Trunk:
         return self.model.get_input_embeddings().weight
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype."""
-        output = self._body(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
+        """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype.
+
+        Padded positions are not computed where the model allows packing; their hidden states are zero then.
+        """
+        if not (self.pack and self.packs):
+            return self._run(ids, mask.long(), position_ids(mask))
+        return self._run(ids, None, None) if bool(mask.all()) else self._packed(ids, mask)
+
+    def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, **options: Any) -> Tensor:
+        self.positions += ids.numel()
+        options = {"use_cache": False, **options}
+        output = self._body(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
         states: Tensor = output.last_hidden_state
         return states
+
+    def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        layout = attention.Layout.of(mask)
+        with attention.Packing():
+            states = self._run(ids[mask][None], None, position_ids(mask)[mask][None], layout=layout)
+        block = states.new_zeros(*mask.shape, states.shape[-1])
+        return block.masked_scatter(mask[..., None], states)
+
+    def extend(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Hidden states of further tokens ids [B, n] after those in `cache`; mask [B, all so far] -> [B, n, H]."""
+        whole = bool(mask.all())
+        positions = position_ids(mask)[:, -ids.shape[1] :]
+        return self._run(ids, None if whole else mask.long(), positions, use_cache=True, past_key_values=cache)
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The LM head alone, where `plain_head`: hidden [..., H] -> logits [..., V]."""
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    @property
+    def packs(self) -> bool:
+        """Whether packed rows give what padded ones give: a model with sdpa attention and no windows. Measured once."""
+        if self._packs is None:
+            self._packs = self._try_packing()
+        return self._packs
+
+    def _try_packing(self) -> bool:
+        if getattr(self.model.config, "_attn_implementation", None) != "sdpa":
+            return False
+        ids = torch.arange(12, device=self.device).reshape(2, 6) % self.vocabulary
+        mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]], dtype=torch.bool, device=self.device)
+        with torch.no_grad():
+            padded = self._run(ids, mask.long(), position_ids(mask))[mask].float()
+            try:
+                self.model.set_attn_implementation(attention.NAME)
+                packed = self._packed(ids, mask)[mask].float()
+            except Exception:  # a model of unknown make: whatever it can't do, the padded way remains
+                self.model.set_attn_implementation("sdpa")
+                return False
+        same = torch.linalg.vector_norm(packed - padded) < PACKED_ERROR * torch.linalg.vector_norm(padded)
+        if not bool(same):
+            self.model.set_attn_implementation("sdpa")
+        return bool(same)
 
     @property
     def plain_head(self) -> bool:
@@ -61,11 +126,17 @@ class Trunk:
             mask = torch.ones_like(ids)
             with torch.no_grad():
                 whole = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                split = self.head(self.hidden(ids, mask))
+                split = self.head(self._run(ids, mask, None))
             self._plain = isinstance(self.head, nn.Linear) and torch.allclose(
                 whole.float(), split.float(), atol=1e-3, rtol=1e-3
             )
         return self._plain
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the model keeps something else than growing keys and values: then only transformers knows how."""
+        layers = DynamicCache(config=self.model.config).layers
+        return not layers or any(type(layer) is not DynamicLayer for layer in layers)
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

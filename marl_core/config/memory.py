@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
-HELD_LOGITS = 2**23  # float32 logits at once: ppo/logprobs.py works through the tokens in chunks
+HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 

@@ -146,6 +146,19 @@ class SamplingPart(Part):
         return self
 
 
+class SpeedPart(Part):
+    """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
+
+    decode: Literal["marl", "transformers"] = "marl"
+    """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
+    fold: bool = True
+    """Sample through copies of the adapted weights with the policy folded in: float32 bases, up to a quarter of their size."""
+    capture: bool = True
+    """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own."""
+    pack: bool = True
+    """Rows of unequal length go through the trunk without their padding."""
+
+
 class EvalPart(Part):
     """Evaluation on held-out prompts, before, during and after training."""
 
@@ -208,6 +221,8 @@ class RunConfig(Part):
     """The algorithm."""
     shaping: ShapingPart = Field(default_factory=ShapingPart)
     """What happens to the summed scores before PPO sees them."""
+    speed: SpeedPart = Field(default_factory=SpeedPart)
+    """Fast paths."""
     eval: EvalPart = Field(default_factory=EvalPart)
     """Evaluation on held-out prompts."""
     observers: list[ObserverChoice] = Field(default_factory=list)

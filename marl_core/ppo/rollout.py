@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.config.run_config import SamplingPart
+from marl_core.bank.fold import folded
+from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError
-from marl_core.ppo.types import Prompts, Rollout
+from marl_core.ppo.decode import decode
+from marl_core.ppo.types import Captured, Prompts, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,13 +56,46 @@ def generate(
     sampling: SamplingPart,
     stops: Sequence[int],
     seed: int | None = None,
+    *,
     limits: Tensor | None = None,
+    samples: int = 1,
+    speed: SpeedPart | None = None,
+    value_head: str | None = None,
 ) -> Rollout:
     """Sample one response to each prompt through `adapter`; with a `seed`, from it alone.
 
-    The global random state is left as it was when a seed is given.
+    Prompts come `samples` times in a row each; `limits` [B] are the most tokens of each row. The rollout also carries
+    the log-probs (and the values of `value_head`) seen in sampling where they are exact enough for the update. The global
+    random state is left as it was when a seed is given.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
+    speed = speed or SpeedPart()
+    if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful:
+        return _by_transformers(bank, adapter, prompts, sampling, stops, seed, limits)
+    random = None if seed is None else torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)
+    with ExitStack() as opened:
+        opened.enter_context(bank.using(adapter))
+        opened.enter_context(bank.trunk.generating())
+        if speed.fold:
+            opened.enter_context(folded(bank, adapter))
+        found = decode(
+            bank, prompts, sampling, stops, uniforms.to(bank.device), limits=limits, samples=samples, value_head=value_head
+        )
+    exact = speed.capture and bank.exact
+    return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, found.captured if exact else None)
+
+
+def _by_transformers(
+    bank: AdapterBank,
+    adapter: str | None,
+    prompts: Prompts,
+    sampling: SamplingPart,
+    stops: Sequence[int],
+    seed: int | None,
+    limits: Tensor | None,
+) -> Rollout:
+    """The plain path: transformers' own `generate`."""
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens or None,
@@ -68,7 +104,7 @@ def generate(
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         eos_token_id=list(stops),
-        pad_token_id=bank.tokenizer.pad_token_id if bank.tokenizer.pad_token_id is not None else stops[0],
+        pad_token_id=_pad(bank, stops),
         bos_token_id=bank.tokenizer.bos_token_id,
         use_cache=True,
     )
@@ -83,7 +119,27 @@ def generate(
     if limits is not None:
         mask = mask & (torch.arange(ids.shape[1], device=ids.device) < limits[:, None].to(ids.device))
     width = int(mask.any(dim=0).sum())
-    ids, mask = ids[:, :width], mask[:, :width]
+    return _rollout(bank, prompts, sampling, stops, ids[:, :width], mask[:, :width], finished, None)
+
+
+def _rollout(
+    bank: AdapterBank,
+    prompts: Prompts,
+    sampling: SamplingPart,
+    stops: Sequence[int],
+    ids: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    captured: Captured | None,
+) -> Rollout:
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return Rollout(prompts, ids.contiguous(), mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops))
+    ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()
+    return Rollout(
+        prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops), captured
+    )
+
+
+def _pad(bank: AdapterBank, stops: Sequence[int]) -> int:
+    pad = bank.tokenizer.pad_token_id
+    return int(stops[0] if pad is None else pad)

@@ -44,6 +44,14 @@ class Passed:
     values: Tensor | None
 
 
+def captured(rollout: Rollout, value_head: str | None) -> Passed | None:
+    """What the sampling pass has seen, where it stands for a scoring pass: a pass whose result is known isn't made."""
+    seen = rollout.captured
+    if seen is None or (value_head is not None and seen.values is None):
+        return None
+    return Passed(seen.logprobs, seen.entropy, seen.values if value_head is not None else None)
+
+
 def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:
     """Hidden states that predict the response tokens: positions P-1 .. P+T-2, [B, T, H]."""
     hidden = bank.trunk.hidden(rollout.sequence_ids, rollout.sequence_mask)

@@ -89,6 +89,19 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Captured:
+    """What the sampling pass itself saw of its tokens, [B, T] float32: log-probs, entropies, values (None without a head)."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+
+    def select(self, rows: Tensor | slice) -> Captured:
+        """Some of the responses."""
+        return Captured(self.logprobs[rows], self.entropy[rows], None if self.values is None else self.values[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """Responses: ids[B, T] int64, mask[B, T] bool (true up to and including the stop token), their texts.
 
@@ -104,6 +117,8 @@ class Rollout:
     finished: Tensor
     min_tokens: int = 0
     stops: tuple[int, ...] = ()
+    captured: Captured | None = None
+    """Numbers of the sampling pass, where they are exact enough to be the old log-probs and values."""
 
     def __post_init__(self) -> None:
         shape = (len(self.prompts), self.ids.shape[-1])
@@ -164,6 +179,7 @@ class Rollout:
             mask=self.mask[rows],
             texts=[self.texts[i] for i in index],
             finished=self.finished[rows],
+            captured=None if self.captured is None else self.captured.select(rows),
         )
 
 

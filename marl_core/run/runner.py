@@ -21,6 +21,7 @@ from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
     as_scores,
+    captured,
     reference_logprobs,
     score_sources,
     view_logprobs,
@@ -86,6 +87,7 @@ class Runner:
             torch.set_num_threads(config.run.threads)
         self.roles = build_roles(self.plan, policy, bank)
         self.bank = self.roles.bank
+        self.bank.trunk.pack = config.speed.pack
         try:
             self._open(resume)
         except BaseException:
@@ -125,7 +127,19 @@ class Runner:
             many = prompts.repeat(self.config.ppo.samples_per_prompt)
             seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
             self._rollouts += 1
-            return generate(self.bank, self.roles.trained.policy, many, self.config.sampling, self.stops, seed, limits)
+            trained = self.roles.trained
+            return generate(
+                self.bank,
+                trained.policy,
+                many,
+                self.config.sampling,
+                self.stops,
+                seed,
+                limits=limits,
+                samples=self.config.ppo.samples_per_prompt,
+                speed=self.config.speed,
+                value_head=trained.value_head if trained.value_on_policy else None,
+            )
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
@@ -175,7 +189,7 @@ class Runner:
         trained, temperature = self.roles.trained, self.config.sampling.temperature
         size = self.config.ppo.microbatch or self.config.ppo.minibatch
         head = trained.value_head if trained.value_on_policy else None
-        policy = view_logprobs(
+        policy = captured(rollout, head) or view_logprobs(
             self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
         )
         values = policy.values

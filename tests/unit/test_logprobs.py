@@ -31,11 +31,12 @@ def plain(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("chunk_rows", [1, 4, TOKENS, 1000])
+@pytest.mark.parametrize(("rows", "words"), [(1, 1), (4, 7), (TOKENS, VOCABULARY), (1000, 1000)])
 def test_values_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, with_bias: bool, temperature: float
+    monkeypatch: pytest.MonkeyPatch, rows: int, words: int, with_bias: bool, temperature: float
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_rows * VOCABULARY)
+    monkeypatch.setattr(module, "TILE_TOKENS", rows)
+    monkeypatch.setattr(module, "TILE_WORDS", words)
     hidden, weight, bias, targets = inputs()
     mine = hidden.clone().requires_grad_()
     truth = hidden.double().requires_grad_()
@@ -157,4 +158,4 @@ def test_the_memory_estimate_knows_how_many_logits_are_held() -> None:
     from marl_core.config import memory
     from marl_core.ppo import logprobs
 
-    assert memory.HELD_LOGITS == logprobs.CHUNK_ELEMENTS
+    assert memory.HELD_LOGITS == logprobs.TILE_TOKENS * logprobs.TILE_WORDS

@@ -1,0 +1,59 @@
+"""Choosing the next token, from one uniform number a row and place: the same whatever rows stand beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marl_core.config.run_config import SamplingPart
+from marl_core.ppo.logprobs import NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Tokens [B] int64, their log-probs and the entropies [B] float32 of the distribution that is scored, nats."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ()) -> Tensor:
+    """Logits [B, V] float32 of the scored distribution: divided by the temperature, tokens of `never` left out."""
+    scaled = logits.float()
+    if temperature != 1.0:
+        scaled = scaled / temperature
+    if never:
+        scaled[:, list(never)] = NEVER
+    return scaled
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: SamplingPart) -> Chosen:
+    """Draw from softmax(logits), cut to top_k and top_p if asked: the token where the cumulated probability passes `uniform`.
+
+    logits [B, V] float32 as `scored_logits` gives them, uniform [B] float64 in [0, 1). Log-probs and entropies are of the
+    whole distribution, before any cut.
+    """
+    normalizer = logits.logsumexp(dim=-1, keepdim=True)
+    probs = (logits - normalizer).exp_()
+    entropy = normalizer.squeeze(1) - (probs * logits).sum(dim=-1)
+    drawn = probs if sampling.top_k == 0 and sampling.top_p == 1.0 else _cut(logits, sampling)
+    cumulated = drawn.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulated[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulated, target, right=True)
+    return Chosen(tokens.squeeze(1), (logits.gather(1, tokens) - normalizer).squeeze(1), entropy)
+
+
+def _cut(logits: Tensor, sampling: SamplingPart) -> Tensor:
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    ids = torch.empty(len(logits), 0, dtype=torch.int64)
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)  # type: ignore[arg-type]  # wants legacy tensor aliases
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)  # type: ignore[arg-type]  # as above
+    return logits.softmax(dim=-1)
