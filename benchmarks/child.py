@@ -13,8 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from floor import matmul_peak, step_flops  # noqa: E402  # this folder is no package
-from workloads import WORKS, Work, config_of, prompt_ids, write_reward_adapter, write_shape  # noqa: E402
+from floor import matmul_peak, step_flops  # this folder is no package
+from workloads import WORKS, Work, config_of, prompt_ids, write_reward_adapter, write_shape
 
 
 def main() -> None:

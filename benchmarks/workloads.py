@@ -113,7 +113,10 @@ def prompt_ids(base: str, work: Work, shape: str | None) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     if shape:
-        rows = [tokenizer.encode(f"film number {index:04d} begins with a long shot")[: work.prompt_tokens] for index in range(work.prompts)]
+        rows = [
+            tokenizer.encode(f"film number {index:04d} begins with a long shot")[: work.prompt_tokens]
+            for index in range(work.prompts)
+        ]
         return rows
     from data import read_reviews, split
     from fetch import fetch_text
@@ -122,7 +125,9 @@ def prompt_ids(base: str, work: Work, shape: str | None) -> list[list[int]]:
     return [row for row in rows if len(row) == work.prompt_tokens][: work.prompts]
 
 
-def config_of(work: Work, base: str, reward: str, dtype: str, device: str, threads: int, changes: dict[str, Any]) -> dict[str, Any]:
+def config_of(
+    work: Work, base: str, reward: str, dtype: str, device: str, threads: int, changes: dict[str, Any]
+) -> dict[str, Any]:
     """The run's config; `changes` are dotted keys of a variant, e.g. {"fast.fold": False}."""
     config: dict[str, Any] = {
         "model": {"path": base, "dtype": dtype},

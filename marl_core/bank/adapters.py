@@ -85,11 +85,6 @@ class AdapterBank:
         return self.trunk.device
 
     @property
-    def exact(self) -> bool:
-        """Whether two ways of computing a log-prob agree to float32 rounding: a float32 base that isn't quantized."""
-        return self.base.dtype == torch.float32 and self.quantization.config is None
-
-    @property
     def active(self) -> str | None:
         """The active adapter; None when the bare base is seen."""
         return self._active

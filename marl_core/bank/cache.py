@@ -14,7 +14,7 @@ class RoomyLayer(DynamicLayer):
     """One layer's keys and values [B, heads, room, dim], of which the first `length` positions are filled."""
 
     def __init__(self, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self._room = room
         self._length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None

@@ -33,7 +33,9 @@ def folded(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.forward = _product(layer.base_layer.weight + layer.get_delta_weight(adapter), layer.base_layer.bias)
+                layer.forward = _product(
+                    layer.base_layer.weight + layer.get_delta_weight(adapter), layer.base_layer.bias
+                )
         yield True
     finally:
         for layer in layers:
@@ -42,8 +44,10 @@ def folded(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
 
 def foldable(bank: AdapterBank, adapter: str | None) -> list[Any]:
     """The plain float32 LoRA layers of `adapter`: without DoRA and other variants, without a bias of their own."""
+    if adapter is None:
+        return []
     found = [module for module in bank.base.modules() if isinstance(module, LoraLinear)]
-    return [layer for layer in found if adapter in layer.lora_A and _plain(layer, str(adapter))]
+    return [layer for layer in found if adapter in layer.lora_A and _plain(layer, adapter)]
 
 
 def _plain(layer: Any, adapter: str) -> bool:

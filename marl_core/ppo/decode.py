@@ -11,26 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.cache import new_cache
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.sampling import choose, scored_logits
-from marl_core.ppo.types import Captured, Prompts
+from marl_core.ppo.captured import Captured
+from marl_core.ppo.sampling import Chosen, choose, scored_logits
+from marl_core.ppo.types import Prompts
 
 LEAVING = 16
 """Finished rows leave once they are more than one in this many: moving the cache costs, computing them in vain too."""
-
-
-@dataclass(slots=True)
-class Decoded:
-    """Response tokens [B, T] int64, their mask, which rows met a stop token, and the numbers seen on the way."""
-
-    ids: Tensor
-    mask: Tensor
-    finished: Tensor
-    captured: Captured
 
 
 def decode(
@@ -48,64 +40,94 @@ def decode(
 
     uniforms [B, T] float64; limits [B]: most tokens of each row.
     """
-    device, (count, most) = bank.device, uniforms.shape
-    found = _empty(count, most, device, value_head is not None)
-    most_each = torch.full((count,), most) if limits is None else limits.clamp(max=most).cpu()
-    stop = torch.tensor(list(stops), device=device)
-    once = prompts.mask[::samples]
-    cache = new_cache(bank.base.config, once.shape[1] + most)
-    hidden = bank.trunk.extend(prompts.ids[::samples], once, cache)[:, -1]
+    (count, most), device = uniforms.shape, bank.device
+    found = Decoded.empty(count, most, device, value_head is not None)
+    longest = torch.full((count,), most) if limits is None else limits
+    stop, longest = torch.tensor(list(stops), device=device), longest.to(device)
+    live, hidden = _prefill(bank, prompts, samples, most)
+    for place in range(most):
+        never = stops if place < sampling.min_new_tokens else ()
+        logits = scored_logits(bank.trunk.logits_of(hidden), sampling.temperature, never)
+        chosen = choose(logits, uniforms[live.rows, place], sampling)
+        values = apply_head(bank.heads[value_head], hidden) if value_head is not None else None
+        found.keep(live, place, chosen, values)
+        stopped = torch.isin(chosen.tokens, stop)
+        found.finished[live.rows] |= stopped & live.going
+        live.going &= ~stopped & (place + 1 < longest[live.rows])
+        if place + 1 == most or not bool(live.going.any()):
+            break
+        hidden = live.advance(bank, chosen.tokens)
+    return found.trimmed()
+
+
+@dataclass(slots=True)
+class _Live:
+    """The rows still computed: their numbers in the batch, which of them go on, what they have seen, their cache."""
+
+    rows: Tensor
+    going: Tensor
+    seen: Tensor
+    cache: DynamicCache
+
+    def advance(self, bank: AdapterBank, tokens: Tensor) -> Tensor:
+        """Feed the chosen tokens; the hidden states [rows, H] that predict the next ones."""
+        gone = len(self.rows) - int(self.going.sum())
+        if gone * LEAVING >= len(self.rows):
+            stay = self.going.nonzero().squeeze(1)
+            self.cache.batch_select_indices(stay)
+            self.rows, self.going, self.seen, tokens = self.rows[stay], self.going[stay], self.seen[stay], tokens[stay]
+        self.seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], dim=1)
+        return bank.trunk.extend(tokens[:, None], self.seen, self.cache)[:, -1]
+
+
+def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, most: int) -> tuple[_Live, Tensor]:
+    """Each different prompt once; then every sample has its row."""
+    ids, mask = prompts.ids[::samples], prompts.mask[::samples]
+    cache = new_cache(bank.base.config, mask.shape[1] + most)
+    hidden = bank.trunk.extend(ids, mask, cache)[:, -1]
     if samples > 1:
         cache.batch_repeat_interleave(samples)
         hidden = hidden.repeat_interleave(samples, dim=0)
-    seen = prompts.mask
-    rows, going = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
-    for place in range(most):
-        never = stops if place < sampling.min_new_tokens else ()
-        chosen = choose(
-            scored_logits(bank.trunk.logits_of(hidden), sampling.temperature, never), uniforms[rows, place], sampling
-        )
-        _keep(found, rows, going, place, chosen.tokens)
-        found.captured.logprobs[rows, place] = chosen.logprobs
-        found.captured.entropy[rows, place] = chosen.entropy
-        if value_head is not None and found.captured.values is not None:
-            found.captured.values[rows, place] = apply_head(bank.heads[value_head], hidden)
-        stopped = torch.isin(chosen.tokens, stop)
-        found.finished[rows] |= stopped & going
-        going = going & ~stopped & (place + 1 < most_each.to(device)[rows])
-        left = int(going.sum())
-        if left == 0 or place + 1 == most:
-            break
-        tokens, gone = chosen.tokens, len(rows) - left
-        if gone * LEAVING >= len(rows):
-            stay = going.nonzero().squeeze(1)
-            cache.batch_select_indices(stay)
-            rows, going, tokens, seen = rows[stay], going[stay], tokens[stay], seen[stay]
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        hidden = bank.trunk.extend(tokens[:, None], seen, cache)[:, -1]
-    return _trimmed(found)
+    rows = torch.arange(len(prompts), device=ids.device)
+    return _Live(rows, torch.ones_like(rows, dtype=torch.bool), prompts.mask, cache), hidden
 
 
-def _empty(count: int, most: int, device: torch.device, values: bool) -> Decoded:
-    zeros = torch.zeros(count, most, dtype=torch.float32, device=device)
-    captured = Captured(zeros, zeros.clone(), zeros.clone() if values else None)
-    return Decoded(
-        torch.zeros(count, most, dtype=torch.int64, device=device),
-        torch.zeros(count, most, dtype=torch.bool, device=device),
-        torch.zeros(count, dtype=torch.bool, device=device),
-        captured,
-    )
+@dataclass(slots=True)
+class Decoded:
+    """Response tokens [B, T] int64, their mask, which rows met a stop token, and the numbers seen on the way."""
 
+    ids: Tensor
+    mask: Tensor
+    finished: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
 
-def _keep(found: Decoded, rows: Tensor, going: Tensor, place: int, tokens: Tensor) -> None:
-    found.ids[rows, place] = torch.where(going, tokens, torch.zeros_like(tokens))
-    found.mask[rows, place] = going
+    @classmethod
+    def empty(cls, count: int, most: int, device: torch.device, values: bool) -> Decoded:
+        """Room for `most` tokens a row."""
+        ids = torch.zeros(count, most, dtype=torch.int64, device=device)
+        numbers = torch.zeros(count, most, dtype=torch.float32, device=device)
+        finished = torch.zeros(count, dtype=torch.bool, device=device)
+        return cls(ids, ids.bool(), finished, numbers, numbers.clone(), numbers.clone() if values else None)
 
+    def keep(self, live: _Live, place: int, chosen: Chosen, values: Tensor | None) -> None:
+        """Write down one place of the rows that go on; zero elsewhere."""
+        self.mask[live.rows, place] = live.going
+        self.ids[live.rows, place] = chosen.tokens * live.going
+        self.logprobs[live.rows, place] = chosen.logprobs * live.going
+        self.entropy[live.rows, place] = chosen.entropy * live.going
+        if self.values is not None and values is not None:
+            self.values[live.rows, place] = values * live.going
 
-def _trimmed(found: Decoded) -> Decoded:
-    """Without the places that no row reached, and zero under the mask."""
-    width = int(found.mask.any(dim=0).sum())
-    mask = found.mask[:, :width]
-    cut = [None if t is None else (t[:, :width] * mask) for t in (found.captured.logprobs, found.captured.entropy, found.captured.values)]
-    assert cut[0] is not None and cut[1] is not None
-    return Decoded(found.ids[:, :width].contiguous(), mask.contiguous(), found.finished, Captured(cut[0], cut[1], cut[2]))
+    def trimmed(self) -> Decoded:
+        """Without the places that no row reached."""
+        width = int(self.mask.any(dim=0).sum())
+        values = None if self.values is None else self.values[:, :width]
+        cut = (tensor[:, :width] for tensor in (self.ids, self.mask))
+        return Decoded(*cut, self.finished, self.logprobs[:, :width], self.entropy[:, :width], values)
+
+    @property
+    def captured(self) -> Captured:
+        """The by-products."""
+        return Captured(self.logprobs, self.entropy, self.values)

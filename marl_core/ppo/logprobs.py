@@ -35,14 +35,13 @@ class _Walk:
 
     @classmethod
     def start(cls, hidden: Tensor, gradient: bool, entropy: bool) -> _Walk:
-        one = {"dtype": torch.float32, "device": hidden.device}
-        column = (len(hidden), 1)
-        pull = torch.zeros(hidden.shape, **one) if gradient else None
+        column = torch.zeros(len(hidden), 1, dtype=torch.float32, device=hidden.device)
+        pull = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if gradient else None
         return cls(
-            torch.full(column, -torch.inf, **one),
-            torch.zeros(column, **one),
-            torch.zeros(column, **one),
-            torch.zeros(column, **one) if entropy else None,
+            torch.full_like(column, -torch.inf),
+            column.clone(),
+            column.clone(),
+            column.clone() if entropy else None,
             pull,
             torch.zeros_like(pull) if pull is not None and entropy else None,
         )
@@ -69,7 +68,13 @@ class _Walk:
 
 
 def _walk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, walk: _Walk, banned: Banned | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    walk: _Walk,
+    banned: Banned | None,
 ) -> None:
     """Go over the vocabulary once."""
     for first in range(0, len(weight), TILE_WORDS):

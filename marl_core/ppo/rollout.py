@@ -14,8 +14,9 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError
+from marl_core.ppo.captured import Captured
 from marl_core.ppo.decode import decode
-from marl_core.ppo.types import Captured, Prompts, Rollout
+from marl_core.ppo.types import Prompts, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,10 +81,19 @@ def generate(
         if speed.fold:
             opened.enter_context(folded(bank, adapter))
         found = decode(
-            bank, prompts, sampling, stops, uniforms.to(bank.device), limits=limits, samples=samples, value_head=value_head
+            bank,
+            prompts,
+            sampling,
+            stops,
+            uniforms.to(bank.device),
+            limits=limits,
+            samples=samples,
+            value_head=value_head,
         )
-    exact = speed.capture and bank.exact
-    return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, found.captured if exact else None)
+    exact = speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None
+    return _rollout(
+        bank, prompts, sampling, stops, found.ids, found.mask, found.finished, found.captured if exact else None
+    )
 
 
 def _by_transformers(
@@ -135,9 +145,7 @@ def _rollout(
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
     ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()
-    return Rollout(
-        prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops), captured
-    )
+    return Rollout(prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops), captured)
 
 
 def _pad(bank: AdapterBank, stops: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +52,9 @@ def choose(logits: Tensor, uniform: Tensor, sampling: SamplingPart) -> Chosen:
 def _cut(logits: Tensor, sampling: SamplingPart) -> Tensor:
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    ids = torch.empty(len(logits), 0, dtype=torch.int64)
+    ids: Any = torch.empty(len(logits), 0, dtype=torch.int64)
     if sampling.top_k:
-        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)  # type: ignore[arg-type]  # wants legacy tensor aliases
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
     if sampling.top_p < 1.0:
-        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)  # type: ignore[arg-type]  # as above
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
     return logits.softmax(dim=-1)

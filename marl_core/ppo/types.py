@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_core.errors import DataError
+from marl_core.ppo.captured import Captured
 
 
 def _expect(owner: str, tensor: Tensor, name: str, shape: tuple[int, ...], kind: str) -> None:
@@ -86,19 +87,6 @@ class Prompts:
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts with their tensors on `device`."""
         return Prompts(self.ids.to(device), self.mask.to(device), self.rows, self.texts)
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What the sampling pass itself saw of its tokens, [B, T] float32: log-probs, entropies, values (None without a head)."""
-
-    logprobs: Tensor
-    entropy: Tensor
-    values: Tensor | None
-
-    def select(self, rows: Tensor | slice) -> Captured:
-        """Some of the responses."""
-        return Captured(self.logprobs[rows], self.entropy[rows], None if self.values is None else self.values[rows])
 
 
 @dataclass(frozen=True, slots=True)

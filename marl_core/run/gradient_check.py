@@ -33,6 +33,14 @@ def gradient_survives(bank: AdapterBank, policy: str) -> Check:
     gradient is what does the damage, so "before" must come before any.
     """
     ids = torch.randint(0, bank.trunk.vocabulary, (2, 12), generator=generator("probe")).to(bank.device)
+    packs, bank.trunk.pack = bank.trunk.pack, False  # finding out whether rows can be packed is a pass without gradient
+    try:
+        return _survives(bank, policy, ids)
+    finally:
+        bank.trunk.pack = packs
+
+
+def _survives(bank: AdapterBank, policy: str, ids: Tensor) -> Check:
     before = _gradient(bank, policy, ids)
     with torch.no_grad(), bank.using(policy), bank.trunk.generating() as model:
         model.generate(  # type: ignore[operator]  # transformers types generate loosely

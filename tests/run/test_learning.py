@@ -67,7 +67,7 @@ def test_the_share_of_certain_tokens_rises(
     assert stats[0].reward_mean < 0.25
     assert rise(stats) > 0.2
     assert stats[-1].kl_nats > 1  # it paid for it
-    assert stats[0].kl_nats == 0.0
+    assert abs(stats[0].kl_nats) < 1e-5  # the log-probs were captured in sampling, the reference is another pass (I24)
 
 
 def test_a_heavier_penalty_stays_nearer(learn: Callable[..., list[StepStats]]) -> None:

