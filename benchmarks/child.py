@@ -82,7 +82,7 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
         rollout = runner.generate(prompts, limits=limits)
         scored = runner.score(rollout)
         update = runner.update(scored)
-        seconds = {"step": time.perf_counter() - start, **{k: v for k, v in runner.seconds.items()}}
+        seconds = {"step": time.perf_counter() - start, **runner.seconds}
         runner.seconds.clear()
         assert int(rollout.mask.sum()) == work.tokens, (int(rollout.mask.sum()), work.tokens)
         if index >= job["warmup"]:

@@ -113,11 +113,10 @@ def prompt_ids(base: str, work: Work, shape: str | None) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     if shape:
-        rows = [
+        return [
             tokenizer.encode(f"film number {index:04d} begins with a long shot")[: work.prompt_tokens]
             for index in range(work.prompts)
         ]
-        return rows
     from data import read_reviews, split
     from fetch import fetch_text
 

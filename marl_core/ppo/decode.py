@@ -124,8 +124,10 @@ class Decoded:
         """Without the places that no row reached."""
         width = int(self.mask.any(dim=0).sum())
         values = None if self.values is None else self.values[:, :width]
-        cut = (tensor[:, :width] for tensor in (self.ids, self.mask))
-        return Decoded(*cut, self.finished, self.logprobs[:, :width], self.entropy[:, :width], values)
+        ids, mask, logprobs, entropy = (
+            tensor[:, :width] for tensor in (self.ids, self.mask, self.logprobs, self.entropy)
+        )
+        return Decoded(ids, mask, self.finished, logprobs, entropy, values)
 
     @property
     def captured(self) -> Captured:
