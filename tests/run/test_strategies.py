@@ -155,8 +155,9 @@ def test_by_config_and_by_python(
     assert "step-0 KL is bitwise 0" in next(
         check.detail for check in runner.preflight.checks if check.name == "reference"
     )
-    assert abs(steps[0]["objective/kl"]) < 1e-4  # captured in sampling: another pass than the reference's (I24)
-    assert steps[0]["policy/first_ratio_error"] == 0.0
+    captured = case[3] == "none"  # float32: the old log-probs come from the sampling pass (I24), else bitwise (I1, I2)
+    assert abs(steps[0]["objective/kl"]) <= (1e-4 if captured else 0.0)
+    assert steps[0]["policy/first_ratio_error"] <= (1e-4 if captured else 0.0)
     assert steps[0]["policy/grad_norm"] > 0
     quantized = sum(name.endswith((".absmax", ".SCB")) for name in base_state(runner.bank))
     assert quantized == (0 if case[3] == "none" else 14)
