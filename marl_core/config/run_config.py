@@ -151,7 +151,7 @@ class SpeedPart(Part):
 
     decode: Literal["marl", "transformers"] = "marl"
     """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
-    fold: bool = True
+    fold: bool = False
     """Sample through copies of the adapted weights with the policy folded in: float32 bases, up to a quarter of their size."""
     capture: bool = True
     """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own."""
