@@ -36,5 +36,13 @@ class NumericError(MarlError):
     exit_code = 5
 
 
+class Stopped(MarlError):
+    """Ctrl-C or SIGTERM ended the run after a whole step; `exit_code` is 128 plus the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 class MarlWarning(UserWarning):
     """A run will do what was asked, and that may not be what was meant."""

@@ -37,6 +37,11 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def save(
     folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2
 ) -> Path:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.errors import ConfigError
+from safetensors import SafetensorError
+
+from marl_core.errors import ConfigError, DataError, MarlWarning, Stopped
 from marl_core.ppo.types import Evaluation, Prompts, RunResult, StepStats
 from marl_core.run import checkpoint
+from marl_core.run.disk import MOST_FAILURES, SaveFailed, save_failed, warn_if_short
 from marl_core.run.evaluate import evaluate
+from marl_core.run.signals import StopRequest
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -20,30 +26,74 @@ def steps(runner: Runner) -> Iterator[StepStats]:
     """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
     config = runner.config
     runner.prepare()
+    warn_if_short(runner)
     if runner.done == 0:
         evaluation(runner)
+    failed = 0
     while runner.done < config.ppo.steps:
         stats = runner.step(prompts(runner))
         last = runner.done == config.ppo.steps
         if config.eval.every and runner.done % config.eval.every == 0 and not last:
             evaluation(runner)
-        if config.run.checkpoint_every and (runner.done % config.run.checkpoint_every == 0 or last):
-            runner.save()
+        if last or (config.run.checkpoint_every and runner.done % config.run.checkpoint_every == 0):
+            failed = 0 if _saved(runner, failed) else failed + 1
         yield stats
 
 
 def train(runner: Runner) -> RunResult:
-    """Run to the end: steps, last evaluation, final adapter, observers' farewell."""
-    last: StepStats | None = None
-    for stats in steps(runner):
-        last = stats
+    """Run to the end: steps, last evaluation, final adapter, observers' farewell.
+
+    Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
+    """
+    try:
+        with StopRequest() as asked:
+            last: StepStats | None = None
+            for stats in steps(runner):
+                last = stats
+                if asked.signal is not None:
+                    raise _stopped(runner, asked.signal)
+            return _finish(runner, last)
+    finally:
+        if runner.folder is not None:
+            runner.folder.release()
+
+
+def _finish(runner: Runner, last: StepStats | None) -> RunResult:
     after = evaluation(runner)
     if runner.folder is not None:
-        runner.folder.finish(runner)
+        try:
+            runner.folder.finish(runner)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"final: {runner.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
+                "Make room on that disk and resume: only this is left to do."
+            ) from error
     before = runner.folder.first_evaluation() if runner.folder is not None else runner.before
     result = RunResult(str(runner.folder.path) if runner.folder else None, runner.done, last, before, after)
     runner.plan.hooks.run_end(result)
     return result
+
+
+def _stopped(runner: Runner, number: signal.Signals) -> Stopped:
+    """Save, unless this very step has been saved, and say how to go on."""
+    where = "nothing was saved: this run has no run.folder."
+    if runner.folder is not None:
+        target = runner.folder.checkpoints / checkpoint.name_of(runner.done)
+        saved = target if target.is_dir() and checkpoint.damage(target) is None else save(runner)
+        where = f"saved in {saved}. Go on with --resume."
+    return Stopped(f"stopped by {number.name} after step {runner.done}; {where}", number)
+
+
+def _saved(runner: Runner, failed: int) -> bool:
+    """Save. A full disk is a warning, and an error only after it has happened several times in a row."""
+    try:
+        save(runner)
+    except SaveFailed as error:
+        if failed + 1 >= MOST_FAILURES:
+            raise
+        warnings.warn(f"{error} Training goes on.", MarlWarning, stacklevel=2)
+        return False
+    return True
 
 
 def prompts(runner: Runner) -> Prompts:
@@ -69,19 +119,17 @@ def evaluation(runner: Runner) -> Evaluation | None:
 
 
 def save(runner: Runner) -> Path | None:
-    """Write a checkpoint; None when the run has no folder."""
+    """Write a checkpoint; None when the run has no folder. SaveFailed when it can't be written: older ones are whole."""
     if runner.folder is None:
         return None
     runner.prepare()
     state = checkpoint.State(runner.done, runner.kl_coef, runner.shaper.state())
-    return checkpoint.save(
-        runner.folder.checkpoints,
-        runner.bank,
-        runner.roles.trained,
-        runner.optimizer,
-        state,
-        keep=runner.config.run.keep,
-    )
+    folder, keep = runner.folder.checkpoints, runner.config.run.keep
+    try:
+        runner.folder.flush()
+        return checkpoint.save(folder, runner.bank, runner.roles.trained, runner.optimizer, state, keep=keep)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise save_failed(runner, folder, error) from error
 
 
 def resume(runner: Runner) -> None:
