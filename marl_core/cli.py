@@ -151,6 +151,24 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folde
     typer.echo(str(write_report(folder)))
 
 
+@app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder RUN/dumps/step-NNNNNN-PHASE.")],
+    sets: Sets = None,
+) -> None:
+    """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
+    from marl_core.run.quiet import quiet_libraries
+
+    quiet_libraries()
+    from marl_core.run.replay import replay as again
+
+    found = again(dump, sets=sets or ())
+    typer.echo(f"{dump}: step {found.step}, {found.phase}. Then: {found.then}")
+    if found.now is not None:
+        raise found.now
+    typer.echo(f"Now it passes: {found.detail}.")
+
+
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
     from marl_core.config.load import load_config

@@ -34,6 +34,8 @@ class NumericError(MarlError):
     """A number that must be finite or equal isn't: training would go on with wrong mathematics."""
 
     exit_code = 5
+    rows: list[int] = []  # noqa: RUF012  # replaced, never changed in place
+    """Rows of the minibatch it came from; empty when it wasn't in one."""
 
 
 class Stopped(MarlError):

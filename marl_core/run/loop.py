@@ -123,6 +123,7 @@ def save(runner: Runner) -> Path | None:
     if runner.folder is None:
         return None
     runner.prepare()
+    runner.guards.watch.step_ended(runner.done, thorough=True)
     state = checkpoint.State(runner.done, runner.kl_coef, runner.shaper.state())
     folder, keep = runner.folder.checkpoints, runner.config.run.keep
     try:

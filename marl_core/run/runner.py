@@ -40,6 +40,7 @@ from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop
 from marl_core.run.folder import RunFolder
+from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 from marl_core.run.preflight import Preflight, preflight
@@ -83,7 +84,9 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.roles = build_roles(self.plan, policy, bank)
+        self.guards = Guards()
+        self.plan.hooks.around = self.guards.watch.around
+        self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
         self.bank.trunk.pack = config.speed.pack
         try:
@@ -122,7 +125,7 @@ class Runner:
 
     def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B]: most tokens of each."""
-        with self._timed("generate"):
+        with self._timed("generate"), sampling():
             many = prompts.repeat(self.config.ppo.samples_per_prompt)
             seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
             self._rollouts += 1
@@ -142,8 +145,10 @@ class Runner:
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
-        with self._timed("score"):
-            return self._score(rollout.to(self.bank.device), scores)
+        with self._timed("score"), self.guards.phase(self, "score", rollout):
+            scored = self._score(rollout.to(self.bank.device), scores)
+            self.guards.scored(self, scored)
+            return scored
 
     def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
         """Train policy and value on a scored rollout; this ends the step: `done` counts up, the KL coefficient adapts.
@@ -153,7 +158,11 @@ class Runner:
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
         seed = self.config.run.seed
-        with self._timed("update"), seeded(self.bank.device, seed, "dropout", self.done):
+        with (
+            self._timed("update"),
+            self.guards.phase(self, "update", scored.rollout, scored),
+            seeded(self.bank.device, seed, "dropout", self.done),
+        ):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
@@ -167,6 +176,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
             )
+            self.guards.updated(self, stats)
         self._advance(scored)
         return stats
 
@@ -182,6 +192,7 @@ class Runner:
         stats = step_stats(self.done, scored, advantages, update, self._coef_used, self.seconds)
         self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
+        self.guards.watch.step_ended(self.done)
         return stats
 
     def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
@@ -232,6 +243,7 @@ class Runner:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
+        self.guards.watch.start(self.bank)
         if self.folder is not None:
             self.folder.start(self, found)
         self.plan.hooks.run_start(self.plan, self.done)
