@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from marl_core.errors import ConfigError, MarlError
+from marl_core.registry.metadata import damaged_metadata_passed_over
 
 if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
@@ -184,7 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
+        with damaged_metadata_passed_over():
+            code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
         return _fail(f"marl: {error}", error.exit_code, debug)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,7 @@ class Watch:
         """The function, looked after."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self.around(origin):
+            with self.around(origin), redirect_stdout(sys.stderr):  # standard output is the run's own
                 return function(*arguments, **named)
 
         return call
