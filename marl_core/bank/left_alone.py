@@ -19,18 +19,22 @@ class Weights:
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
         found = dict(named)
         self._names, self._tensors = list(found), list(found.values())
-        self._versions = [tensor._version for tensor in self._tensors]
+        self._versions = self.versions()
 
-    def changed(self) -> list[str]:
-        """Names of the tensors written to since the last `note`."""
-        now = [tensor._version for tensor in self._tensors]
-        if now == self._versions:
+    def versions(self) -> list[int]:
+        """Each tensor's counter now."""
+        return [tensor._version for tensor in self._tensors]
+
+    def changed(self, since: list[int] | None = None) -> list[str]:
+        """Names of the tensors written to since `since`, or since the last `note`."""
+        now, then = self.versions(), self._versions if since is None else since
+        if now == then:
             return []
-        return [name for name, one, other in zip(self._names, now, self._versions, strict=True) if one != other]
+        return [name for name, one, other in zip(self._names, now, then, strict=True) if one != other]
 
     def note(self) -> None:
         """Take what is there now as right."""
-        self._versions = [tensor._version for tensor in self._tensors]
+        self._versions = self.versions()
 
     @torch.no_grad()
     def checksum(self) -> int:

@@ -154,7 +154,8 @@ def _no_dropout(runner: Runner) -> bool:
 
 
 def _sources(runner: Runner) -> str:
-    return ", ".join(f"{source.name} [{source.origin}]" for source in runner.roles.rewards) or "scores of one's own"
+    """Who gives the scores."""
+    return ", ".join(source.origin or source.name for source in runner.roles.rewards) or "scores of one's own"
 
 
 def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, whose: str, what: str) -> None:

@@ -112,6 +112,7 @@ class Runner:
         self._coef_used = self.kl_coef
         if resume:
             loop.resume(self)
+        self.guards.watch.start(self.bank)
 
     # -- the algorithm --------------------------------------------------------------------------------------
 
@@ -243,7 +244,7 @@ class Runner:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
-        self.guards.watch.start(self.bank)
+        self.guards.watch.settled()
         if self.folder is not None:
             self.folder.start(self, found)
         self.plan.hooks.run_start(self.plan, self.done)

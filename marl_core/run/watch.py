@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.left_alone import Flags, Weights, frozen_weights, learning_weights
+from marl_core.bank.left_alone import Flags, frozen_weights, learning_weights
 from marl_core.bank.views import ScoreView, View
-from marl_core.errors import MarlError, MarlWarning, NumericError, PluginError
+from marl_core.errors import MarlWarning, NumericError, PluginError
 from marl_core.ppo.scoring import Source
 from marl_core.run.roles import Roles
+
+REMEDY = "resume from the last checkpoint without that plugin, and report it to its authors"
 
 
 class Watch:
@@ -27,42 +29,57 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.last = ""
+        self.called: list[str] = []
+        """Plugins called since the last thorough look, the last one last."""
         self._said: set[tuple[str, str]] = set()
         self._bank: AdapterBank | None = None
+        self._sum: int | None = None
+
+    @property
+    def last(self) -> str:
+        """The plugin called last."""
+        return self.called[-1] if self.called else "none"
 
     def start(self, bank: AdapterBank) -> None:
-        """Look after this bank from now on; what is there now is right."""
+        """Look after this bank from now on."""
         self._bank, self._flags = bank, Flags(bank)
         self._frozen, self._learning = frozen_weights(bank), learning_weights(bank)
+
+    def settled(self) -> None:
+        """All has been built and looked through once, which some quantized kernels use to repack: from here on nothing frozen moves."""
+        self._frozen.note()
         self._sum = self._frozen.checksum()
 
     @contextmanager
     def around(self, origin: str, *, writes: bool = False) -> Iterator[None]:
         """One call of a plugin. `writes`: a hook that may write weights of its own."""
-        self.last = origin
-        process, flags = _process(), self._flags.read() if self._bank is not None else None
-        if self._bank is not None:
-            self._learning.note()
+        self.called = [*(name for name in self.called if name != origin), origin]
+        process = _process()
+        if self._bank is None or writes:
+            try:
+                yield
+            finally:
+                self._warn(origin, _put_back(process))
+            return
+        flags, frozen, learning = self._flags.read(), self._frozen.versions(), self._learning.versions()
         try:
             yield
-        except (MarlError, Exception, SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise PluginError(f"{origin} failed: {error!r}. Report it to the plugin's authors.") from error
         finally:
-            undone = _put_back(process) + (self._flags.put_back(flags) if flags is not None else [])
-            self._warn(origin, undone)
-        if self._bank is not None and not writes:
-            self._refuse(self._learning, "weights that the optimizer alone may change")
-            self._refuse(self._frozen, "frozen weights")
+            self._warn(origin, _put_back(process) + self._flags.put_back(flags))
+        _refuse(origin, "weights that the optimizer alone may change", self._learning.changed(learning))
+        _refuse(origin, "frozen weights", self._frozen.changed(frozen))
 
     def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
-        """The function, looked after."""
+        """The function, looked after; what it prints goes to standard error, for standard output is the run's own."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self.around(origin), redirect_stdout(sys.stderr):  # standard output is the run's own
-                return function(*arguments, **named)
+            try:
+                with self.around(origin), redirect_stdout(sys.stderr):
+                    return function(*arguments, **named)
+            except (Exception, SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # not even an Exception: nobody above would know whose it is
+                raise PluginError(f"{origin} failed: {error!r}. Report it to its authors.") from error
 
         return call
 
@@ -90,23 +107,17 @@ class Watch:
         if self._flags.put_back_learning():
             raise NumericError(
                 f"step {step}: which weights learn (requires_grad) was changed during the step, outside any plugin's call; it has "
-                f"been put back. Last plugin called: {self.last or 'none'}. Look for code that calls requires_grad_ or PEFT's set_adapter."
+                f"been put back. Last plugin called: {self.last}. Look for code that calls requires_grad_ or PEFT's set_adapter."
             )
-        self._refuse(self._frozen, "frozen weights", f"at the end of step {step}; last plugin called: ")
-        if thorough and self._frozen.checksum() != self._sum:
+        _refuse(
+            f"step {step}: {self.last}, or code outside any plugin's call,", "frozen weights", self._frozen.changed()
+        )
+        if thorough and self._sum is not None and self._frozen.checksum() != self._sum:
             raise PluginError(
-                f"step {step}: frozen weights are other than at the start, written past torch's counter (as `tensor.data` does). "
-                f"Last plugin called: {self.last or 'none'}. The step is not saved; run without the plugin, and report it to its authors."
+                f"step {step}: frozen weights are other than at the start, written past torch's counter (as `tensor.data` does). Plugins "
+                f"called since the last checkpoint: {', '.join(self.called) or 'none'}. Nothing was saved; {REMEDY}."
             )
-
-    def _refuse(self, weights: Weights, what: str, when: str = "") -> None:
-        if changed := weights.changed():
-            more = f" and {len(changed) - 1} more tensors" if len(changed) > 1 else ""
-            weights.note()
-            raise PluginError(
-                f"{when}{self.last or 'no plugin'} changed {what}: {changed[0]}{more}. The shared base is the same for all roles, so "
-                "nothing of this step can be trusted; resume from the last checkpoint without this plugin, and report it to its authors."
-            )
+        self.called = [] if thorough else self.called
 
     def _warn(self, origin: str, undone: list[str]) -> None:
         for what in undone:
@@ -117,6 +128,15 @@ class Watch:
                     MarlWarning,
                     stacklevel=4,
                 )
+
+
+def _refuse(who: str, what: str, changed: list[str]) -> None:
+    """PluginError when there are changed weights."""
+    if changed:
+        more = f" and {len(changed) - 1} more tensors" if len(changed) > 1 else ""
+        raise PluginError(
+            f"{who} changed {what}: {changed[0]}{more}. All roles share them, so this step can't be trusted; {REMEDY}."
+        )
 
 
 def _process() -> tuple[int, torch.dtype, bool, bool]:
