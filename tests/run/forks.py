@@ -16,9 +16,8 @@ from typing import Any
 
 def die_at_flush(number: int | None, count_file: str) -> None:
     """SIGKILL at the n-th fsync: in the middle of writing a file or a folder. Counts them when there is no n."""
-    import os as system
-
-    real, seen = system.fsync, 0
+    system: Any = os
+    real, seen = os.fsync, 0
 
     def fsync(handle: Any) -> None:
         nonlocal seen

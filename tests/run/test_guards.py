@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,8 @@ def spoiled(tensor: torch.Tensor | None, row: int, value: float) -> torch.Tensor
 def test_a_number_that_cannot_be_is_refused(make_config: MakeConfig, name: str, value: float, said: str) -> None:
     runner, scored = ready(make_config())
     with pytest.raises(NumericError, match=said) as caught:
-        runner.guards.scored(runner, replace(scored, **{name: spoiled(getattr(scored, name), 2, value)}))
+        changed: dict[str, Any] = {name: spoiled(getattr(scored, name), 2, value)}
+        runner.guards.scored(runner, replace(scored, **changed))
     assert caught.value.exit_code == 5
 
 
@@ -126,8 +128,9 @@ class TestFrozen:
     def test_written_between_two_calls(self, make_config: MakeConfig) -> None:
         runner, scored = ready(make_config())
         weight = runner.bank.base.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
         with torch.no_grad():
-            weight[0, 0] += 1  # type: ignore[index]  # torch types weight loosely
+            weight[0, 0] += 1
         with pytest.raises(
             PluginError,
             match=r"step 3: reward 'function' .function of .*, or code outside any plugin's call, changed frozen weights: .*embed",
