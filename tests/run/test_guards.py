@@ -52,8 +52,8 @@ def spoiled(tensor: torch.Tensor | None, row: int, value: float) -> torch.Tensor
 )
 def test_a_number_that_cannot_be_is_refused(make_config: MakeConfig, name: str, value: float, said: str) -> None:
     runner, scored = ready(make_config())
+    changed: dict[str, Any] = {name: spoiled(getattr(scored, name), 2, value)}
     with pytest.raises(NumericError, match=said) as caught:
-        changed: dict[str, Any] = {name: spoiled(getattr(scored, name), 2, value)}
         runner.guards.scored(runner, replace(scored, **changed))
     assert caught.value.exit_code == 5
 
@@ -216,7 +216,7 @@ class TestDumpAndReplay:
         weight = next(iter(runner.roles.trained.parameters(runner.bank)["policy"].values()))
         held = weight.detach().clone()
         with torch.no_grad():
-            weight.fill_(1e30)  # what a learning rate far too high does
+            weight.fill_(math.nan)  # what a bad step would leave
         with pytest.raises(NumericError, match=r"in epoch 1, in the minibatch of rows \[0, 1\]\. The batch is in"):
             runner.update(scored)
         dump = tmp_path / "run" / "dumps" / "step-000002-update"
