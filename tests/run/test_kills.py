@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,8 @@ def kill_often(
         number = forks.start(run, *run.resume(), flush=moments.randint(1, flushes) if inside else None)
         if not inside:
             time.sleep(moments.uniform(0, seconds))
-            os.kill(number, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it got through meanwhile
+                os.kill(number, signal.SIGKILL)
         code = forks.wait()
         assert code in (0, -signal.SIGKILL), run.log.read_text(encoding="utf-8")
         if code == 0:
