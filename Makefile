@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit real wheel third-party clean
+.PHONY: quickstart test lint unit nightly real wheel third-party clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -33,7 +33,11 @@ lint: .venv/test
 	$(BIN)/mypy
 
 unit: .venv/test
-	$(BIN)/python -m pytest -m "not real and not installed"
+	$(BIN)/python -m pytest -m "not real and not installed and not nightly"
+
+# What takes minutes: fifty kills.
+nightly: .venv/test
+	$(BIN)/python -m pytest -m nightly tests
 
 real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
@@ -51,7 +55,7 @@ wheel: .venv/test
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
-	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not installed" --ignore=tests/house
+	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not installed and not nightly" --ignore=tests/house
 
 clean:
 	rm -rf .venv dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from marl_core.errors import ConfigError, MarlError
+from marl_core.registry.metadata import damaged_metadata_passed_over
 
 if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
@@ -151,6 +152,24 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folde
     typer.echo(str(write_report(folder)))
 
 
+@app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder RUN/dumps/step-NNNNNN-PHASE.")],
+    sets: Sets = None,
+) -> None:
+    """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
+    from marl_core.run.quiet import quiet_libraries
+
+    quiet_libraries()
+    from marl_core.run.replay import replay as again
+
+    found = again(dump, sets=sets or ())
+    typer.echo(f"{dump}: step {found.step}, {found.phase}. Then: {found.then}")
+    if found.now is not None:
+        raise found.now
+    typer.echo(f"Now it passes: {found.detail}.")
+
+
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
     from marl_core.config.load import load_config
@@ -166,7 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
+        with damaged_metadata_passed_over():
+            code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
         return _fail(f"marl: {error}", error.exit_code, debug)

@@ -34,6 +34,16 @@ class NumericError(MarlError):
     """A number that must be finite or equal isn't: training would go on with wrong mathematics."""
 
     exit_code = 5
+    rows: list[int] = []  # noqa: RUF012  # replaced, never changed in place
+    """Rows of the minibatch it came from; empty when it wasn't in one."""
+
+
+class Stopped(MarlError):
+    """Ctrl-C or SIGTERM ended the run after a whole step; `exit_code` is 128 plus the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class MarlWarning(UserWarning):

@@ -23,6 +23,10 @@ class AdapterSwitch:
             layer._disable_adapters = adapter is None
             layer._active_adapter = [] if adapter is None else [adapter]
 
+    def seen(self) -> tuple[tuple[bool, str], ...]:
+        """What the layers are set to, each different setting once: off or not, and the active adapters."""
+        return tuple(sorted({(layer._disable_adapters, str(layer._active_adapter)) for layer in self._layers}))
+
     def set_dropout(self, adapter: str | None, on: bool) -> bool:
         """Switch the LoRA dropout of one adapter; whether it was on."""
         dropouts = [getattr(layer, "lora_dropout", {}) for layer in self._layers]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -103,16 +104,28 @@ def update_epochs(
     optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
     for epoch in range(ppo.epochs):
         for rows in minibatches(len(batch.scored.rollout), ppo.minibatch, None if epoch == 0 else generator):
-            approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally)
-            if ppo.max_kl is not None and approxkl > ppo.max_kl:
-                stopped = True
-                break
-            _optimizer_step(roles, optimizer, ppo.max_grad_norm, tally)
+            with _rows_named(rows, epoch):
+                approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally)
+                if ppo.max_kl is not None and approxkl > ppo.max_kl:
+                    stopped = True
+                    break
+                _optimizer_step(roles, optimizer, ppo.max_grad_norm, tally)
             steps += 1
         if stopped:
             break
     optimizer.zero_grad(set_to_none=True)
     return _stats(tally, optimizer, steps, stopped)
+
+
+@contextmanager
+def _rows_named(rows: Tensor, epoch: int) -> Iterator[None]:
+    """A NumericError names the minibatch it came from: the weights still are those that gave the number."""
+    try:
+        yield
+    except NumericError as error:
+        error.rows = rows.tolist()
+        error.args = (f"{error} It came in epoch {epoch + 1}, in the minibatch of rows {error.rows[:8]}.",)
+        raise
 
 
 def minibatches(count: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from marl_core.errors import ConfigError, MarlError, PluginError
+from marl_core.registry.importing import process_kept
+from marl_core.registry.metadata import unreadable
 from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy
 
 
@@ -144,7 +146,7 @@ def _import(listing: Listing) -> object:
     whose = f"{listing.family} strategy {listing.display_name}"
     printed = StringIO()
     try:
-        with redirect_stdout(printed):
+        with redirect_stdout(printed), process_kept() as undone:
             found: object = metadata.EntryPoint(listing.name, listing.target, f"marl.{listing.family}").load()
     except KeyboardInterrupt:
         raise
@@ -158,6 +160,8 @@ def _import(listing: Listing) -> object:
         warnings.warn(
             f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", RuntimeWarning, stacklevel=3
         )
+    if undone:
+        warnings.warn(f"{whose} changed on import: {', '.join(undone)}; put back", RuntimeWarning, stacklevel=3)
     return found
 
 
@@ -167,6 +171,10 @@ def _find_installed() -> Iterator[Listing]:
     for distribution in metadata.distributions():
         try:
             points = [point for point in distribution.entry_points if point.group in families]
+        except Exception as error:
+            warnings.warn(unreadable(distribution, error), RuntimeWarning, stacklevel=2)
+            continue
+        try:
             package, version = (distribution.metadata["Name"], distribution.version) if points else ("", "")
         except Exception:  # unreadable metadata of some other package is not this run's business
             continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.plan import Plan
     from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
+
+WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward")
+"""Hooks that may change weights: they build what the run then stands on."""
 
 Finding: TypeAlias = tuple[str, str]
 """Whose finding it is, and the sentence."""
@@ -39,6 +42,8 @@ class Hooks:
 
     def __init__(self, strategies: Iterable[tuple[Strategy, str]]) -> None:
         """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit."""
+        self.around: Callable[..., AbstractContextManager[None]] = lambda origin, *, writes: nullcontext()
+        """What surrounds each call: a run puts its watch here, to see what a plugin changes."""
         self._manager = _Manager("marl")
         self._manager.add_hookspecs(MarlSpecs)
         self._origins: dict[Strategy, str] = {}
@@ -160,10 +165,11 @@ class Hooks:
     @contextmanager
     def _blame(self, strategy: Strategy, hook: str) -> Iterator[None]:
         try:
-            yield
-        except MarlError:
+            with self.around(self._origins[strategy], writes=hook in WRITERS):
+                yield
+        except (MarlError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise PluginError(
                 f"{self._origins[strategy]}: {hook} failed: {error!r}. The traceback (--debug) shows where; "
                 "if the options are right, report it to the plugin's authors."

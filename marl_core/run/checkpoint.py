@@ -37,17 +37,18 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def save(
     folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2
 ) -> Path:
     """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`."""
     target = folder / name_of(state.step)
     with new_folder(target) as temporary:
-        bank.save(trained.policy, temporary / "policy")
-        if trained.value_adapter:
-            bank.save(trained.value_adapter, temporary / "value")
-        if trained.value_head:
-            save_file(_head_tensors(bank, trained.value_head), temporary / "heads.safetensors")
+        save_weights(temporary, bank, trained)
         save_file(_optimizer_tensors(optimizer, _names(bank, trained)), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -55,6 +56,15 @@ def save(
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def save_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
+    """Write the weights that learn: policy/, value/ and heads.safetensors."""
+    bank.save(trained.policy, folder / "policy")
+    if trained.value_adapter:
+        bank.save(trained.value_adapter, folder / "value")
+    if trained.value_head:
+        save_file(_head_tensors(bank, trained.value_head), folder / "heads.safetensors")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -94,15 +104,7 @@ def newest(folder: Path) -> tuple[Path, list[str]]:
 def load(checkpoint: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer) -> State:
     """Put a checkpoint's weights and optimizer state in place, bit for bit."""
     try:
-        _fill(bank.tensors(trained.policy), load_file(checkpoint / "policy" / "adapter_model.safetensors"), checkpoint)
-        if trained.value_adapter:
-            _fill(
-                bank.tensors(trained.value_adapter),
-                load_file(checkpoint / "value" / "adapter_model.safetensors"),
-                checkpoint,
-            )
-        if trained.value_head:
-            _fill(_head_tensors(bank, trained.value_head), load_file(checkpoint / "heads.safetensors"), checkpoint)
+        load_weights(checkpoint, bank, trained)
         _restore_optimizer(optimizer, _names(bank, trained), load_file(checkpoint / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -110,6 +112,20 @@ def load(checkpoint: Path, bank: AdapterBank, trained: Trained, optimizer: torch
             f"resume: {checkpoint} doesn't fit this config ({error}). Resume with the config the run was started with."
         ) from error
     return State(state["step"], state["kl_coef"], state["shaper"])
+
+
+def load_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
+    """Put the weights that `save_weights` wrote in place. DataError when they don't fit these roles."""
+    try:
+        _fill(bank.tensors(trained.policy), load_file(folder / "policy" / "adapter_model.safetensors"))
+        if trained.value_adapter:
+            _fill(bank.tensors(trained.value_adapter), load_file(folder / "value" / "adapter_model.safetensors"))
+        if trained.value_head:
+            _fill(_head_tensors(bank, trained.value_head), load_file(folder / "heads.safetensors"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(
+            f"resume: {folder} doesn't fit this config ({error}). Resume with the config the run was started with."
+        ) from error
 
 
 def _names(bank: AdapterBank, trained: Trained) -> dict[Tensor, str]:
@@ -121,7 +137,7 @@ def _head_tensors(bank: AdapterBank, head: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], checkpoint: Path) -> None:
+def _fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     if set(mine) != set(theirs):
         raise ValueError(f"its tensors have other names, first: {sorted(set(mine) ^ set(theirs))[:2]}")
     for name, tensor in mine.items():

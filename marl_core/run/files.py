@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from marl_core.run.swap import flush_folder, put_in_place
 
 
 def write_text(file: Path, text: str) -> None:
@@ -55,9 +58,7 @@ def keep_lines(file: Path, last_step: int) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it doesn't."""
-    import shutil
-
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it doesn't."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -65,17 +66,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        parent = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+                flush_file(file)
+            else:
+                flush_folder(file)
+        flush_folder(temporary)
+        put_in_place(temporary, folder)
+        flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_file(file: Path) -> None:
+    """fsync of a file that somebody else wrote; nothing if there is none."""
+    if file.is_file():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def sha256(file: Path) -> str:

@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError
 from marl_core.ppo.types import Evaluation
 from marl_core.run import checkpoint
-from marl_core.run.files import append_line, keep_lines, new_folder, read_lines, write_json, write_text
+from marl_core.run.changes import changed_keys
+from marl_core.run.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
+from marl_core.run.lock import RunLock
 from marl_core.run.provenance import provenance
+from marl_core.run.swap import tidy
 
 if TYPE_CHECKING:
     from marl_core.run.preflight import Preflight
     from marl_core.run.runner import Runner
 
-HARMLESS = ("observers", "run.checkpoint_every", "run.keep", "run.folder", "run.threads", "ppo.steps", "eval")
-"""Keys that may change on resume without changing the mathematics of a step (ppo.steps: with a constant schedule)."""
+LINES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
 
 
 @dataclass
@@ -31,6 +31,8 @@ class RunFolder:
 
     path: Path
     notes: list[str] = field(default_factory=list)
+    mine: bool = False
+    """Whether this run may write here: it was resumed from this folder, or has made it."""
 
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, override: bool = False) -> RunFolder | None:
@@ -43,43 +45,51 @@ class RunFolder:
             raise ConfigError(
                 f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder."
             )
-        if resume and used and not override:
-            folder._refuse_changes(config)
+        if resume and used:
+            folder._take()
+            folder.mine = True
+            folder.notes += changed_keys(folder.path / "config.yaml", config, override=override)
+            tidy(folder.path)
+            tidy(folder.checkpoints)
         return folder
+
+    def _take(self) -> None:
+        note = RunLock(self.path).take()
+        self.notes += [note] if note else []
+
+    def release(self) -> None:
+        """Let another process use the folder."""
+        RunLock(self.path).release()
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
 
-    def _refuse_changes(self, config: RunConfig) -> None:
-        try:
-            was = _flat(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"resume: {self.path / 'config.yaml'} can't be read ({error}).") from error
-        now = _flat(yaml.safe_load(dump_config(config)))
-        changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        harmless = [name for name in HARMLESS if name != "ppo.steps" or config.ppo.schedule == "constant"]
-        serious = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in harmless)]
-        if serious:
-            lines = "\n".join(f"  {key}: {was.get(key)!r} -> {now.get(key)!r}" for key in serious)
-            raise ConfigError(
-                f"resume: the config changed the run's mathematics since it was started:\n{lines}\nRestore it, or resume with --override."
-            )
-
     def start(self, runner: Runner, preflight: Preflight) -> None:
         """Write config, provenance and pre-flight result; on resume the first pre-flight result stays."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            self._keep_config(runner)
             write_text(self.path / "config.yaml", dump_config(runner.config))
         except OSError as error:
             raise ConfigError(
                 f"run.folder: {self.path} can't be made or written ({error}). Give another folder."
             ) from error
+        self.mine = True
         write_json(self.path / "provenance.json", provenance(runner))
         first = self.path / "preflight.json"
         again = self.path / f"preflight-step-{runner.done}.json"
         write_json(again if first.exists() and runner.done else first, preflight.as_dict())
+
+    def _keep_config(self, runner: Runner) -> None:
+        """A config that a resume replaces is kept: the steps so far were made with it."""
+        file = self.path / "config.yaml"
+        if file.exists() and not self.mine:
+            raise ConfigError(f"run.folder: {self.path} was taken by another run meanwhile. Give another folder.")
+        if file.exists() and (text := file.read_text(encoding="utf-8")) != dump_config(runner.config):
+            write_text(self.path / f"config-until-step-{runner.done}.yaml", text)
 
     def refuse_other_inputs(self, runner: Runner) -> None:
         """ConfigError when the data, an adapter or the base is not what the run was started with."""
@@ -112,12 +122,21 @@ class RunFolder:
             self.notes.append("no checkpoint yet: starting from step 0")
             return None
         found, notes = checkpoint.newest(self.checkpoints)
-        self.notes += [*notes, f"resumed from {found.name}"]
+        again = max((line["step"] for line in read_lines(self.path / "steps.jsonl")), default=0) - checkpoint.step_of(
+            found
+        )
+        repeated = f"; {again} step{'s are' if again > 1 else ' is'} repeated" if again > 0 else ""
+        self.notes += [*notes, f"resumed from {found.name}{repeated}"]
         return found
+
+    def flush(self) -> None:
+        """Put the lines written so far on the disk: a checkpoint must never be ahead of them."""
+        for name in LINES:
+            flush_file(self.path / name)
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps that will be run again."""
-        for name in ("steps.jsonl", "samples.jsonl", "evals.jsonl"):
+        for name in LINES:
             keep_lines(self.path / name, step if step or name != "evals.jsonl" else -1)
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
@@ -147,15 +166,3 @@ class RunFolder:
             )
         write_curves(self.path)
         write_report(self.path)
-
-
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            key: leaf
-            for name, inner in value.items()
-            for key, leaf in _flat(inner, f"{place}.{name}" if place else str(name)).items()
-        }
-    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        return {key: leaf for i, inner in enumerate(value) for key, leaf in _flat(inner, f"{place}.{i}").items()}
-    return {place: value}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import ConfigError, DataError, MarlWarning
+from marl_core.errors import DataError, MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
@@ -39,9 +38,9 @@ from marl_core.ppo.types import (
 )
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
-from marl_core.run import checkpoint
-from marl_core.run.evaluate import evaluate
+from marl_core.run import loop
 from marl_core.run.folder import RunFolder
+from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 from marl_core.run.preflight import Preflight, preflight
@@ -81,11 +80,13 @@ class Runner:
         else:
             self.plan = config
         self.config = config = self.plan.config
-        self._override = override
+        self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.roles = build_roles(self.plan, policy, bank)
+        self.guards = Guards()
+        self.plan.hooks.around = self.guards.watch.around
+        self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
         self.bank.trunk.pack = config.speed.pack
         try:
@@ -105,11 +106,13 @@ class Runner:
         self.kl_coef = config.ppo.kl.coef
         self.done = 0
         self.preflight: Preflight | None = None
+        self.before: Evaluation | None = None
         self.seconds: dict[str, float] = {}
         self._rollouts = 0
         self._coef_used = self.kl_coef
         if resume:
-            self._resume()
+            loop.resume(self)
+        self.guards.watch.start(self.bank)
 
     # -- the algorithm --------------------------------------------------------------------------------------
 
@@ -123,7 +126,7 @@ class Runner:
 
     def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B]: most tokens of each."""
-        with self._timed("generate"):
+        with self._timed("generate"), sampling():
             many = prompts.repeat(self.config.ppo.samples_per_prompt)
             seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
             self._rollouts += 1
@@ -143,8 +146,10 @@ class Runner:
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
-        with self._timed("score"):
-            return self._score(rollout.to(self.bank.device), scores)
+        with self._timed("score"), self.guards.phase(self, "score", rollout):
+            scored = self._score(rollout.to(self.bank.device), scores)
+            self.guards.scored(self, scored)
+            return scored
 
     def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
         """Train policy and value on a scored rollout; this ends the step: `done` counts up, the KL coefficient adapts.
@@ -154,7 +159,11 @@ class Runner:
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
         seed = self.config.run.seed
-        with self._timed("update"), seeded(self.bank.device, seed, "dropout", self.done):
+        with (
+            self._timed("update"),
+            self.guards.phase(self, "update", scored.rollout, scored),
+            seeded(self.bank.device, seed, "dropout", self.done),
+        ):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
@@ -168,6 +177,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
             )
+            self.guards.updated(self, stats)
         self._advance(scored)
         return stats
 
@@ -183,6 +193,7 @@ class Runner:
         stats = step_stats(self.done, scored, advantages, update, self._coef_used, self.seconds)
         self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
+        self.guards.watch.step_ended(self.done)
         return stats
 
     def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
@@ -211,77 +222,33 @@ class Runner:
         shaped = self.shaper(total, rollout.finished)
         return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, total, policy.entropy)
 
-    # -- the run --------------------------------------------------------------------------------------------
+    # -- the run: see run/loop.py ---------------------------------------------------------------------------
 
     def steps(self) -> Iterator[StepStats]:
         """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
-        self.prepare()
-        if self.done == 0:
-            self._evaluate()
-        while self.done < self.config.ppo.steps:
-            stats = self.step(self._prompts(self.done))
-            last = self.done == self.config.ppo.steps
-            if self.config.eval.every and self.done % self.config.eval.every == 0 and not last:
-                self._evaluate()
-            if self.config.run.checkpoint_every and (self.done % self.config.run.checkpoint_every == 0 or last):
-                self.save()
-            yield stats
+        return loop.steps(self)
 
     def train(self) -> RunResult:
         """Run to the end: steps, last evaluation, final adapter, observers' farewell."""
-        last: StepStats | None = None
-        for stats in self.steps():
-            last = stats
-        after = self._evaluate()
-        if self.folder is not None:
-            self.folder.finish(self)
-        before = self.folder.first_evaluation() if self.folder is not None else self._before
-        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
-        self.plan.hooks.run_end(result)
-        return result
+        return loop.train(self)
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; None when the run has no folder."""
+        return loop.save(self)
 
     def prepare(self) -> Preflight:
         """The pre-flight check on the next step's prompts, once."""
-        return self.preflight or self.check_start(self._prompts(self.done))
+        return self.preflight or self.check_start(loop.prompts(self))
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
+        self.guards.watch.settled()
         if self.folder is not None:
             self.folder.start(self, found)
         self.plan.hooks.run_start(self.plan, self.done)
         return found
-
-    def save(self) -> Path | None:
-        """Write a checkpoint; None when the run has no folder."""
-        if self.folder is None:
-            return None
-        self.prepare()
-        state = checkpoint.State(self.done, self.kl_coef, self.shaper.state())
-        return checkpoint.save(
-            self.folder.checkpoints, self.bank, self.roles.trained, self.optimizer, state, keep=self.config.run.keep
-        )
-
-    def _prompts(self, step: int) -> Prompts:
-        if self.data is None or self.config.data is None:
-            raise ConfigError(
-                "data: this config names no prompts, so there is nothing to run on. Add data.prompts, or call step(prompts)."
-            )
-        ppo, shuffle = self.config.ppo, self.config.data.shuffle
-        return self.data.batch(step, ppo.batch // ppo.samples_per_prompt, self.config.run.seed, shuffle)
-
-    _before: Evaluation | None = None
-
-    def _evaluate(self) -> Evaluation | None:
-        """Evaluate on the held-out prompts and append it to the run folder."""
-        if self.heldout is None:
-            return None
-        evaluation = evaluate(self.plan, self.roles, self.heldout, self.stops, self.done)
-        self._before = self._before or evaluation
-        if self.folder is not None:
-            self.folder.add_evaluation(asdict(evaluation))
-        return evaluation
 
     def _heldout(self) -> PromptData | None:
         if self.config.eval.prompts is None:
@@ -295,19 +262,6 @@ class Runner:
         """Positions that the model leaves for a prompt."""
         positions = getattr(self.bank.base.config.get_text_config(), "max_position_embeddings", None) or 2**20
         return max(1, positions - self.config.sampling.max_new_tokens)
-
-    def _resume(self) -> None:
-        if self.folder is None:
-            raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
-        if not self._override:
-            self.folder.refuse_other_inputs(self)
-        found = self.folder.newest_checkpoint()
-        if found is None:
-            return
-        state = checkpoint.load(found, self.bank, self.roles.trained, self.optimizer)
-        self.done, self.kl_coef = state.step, state.kl_coef
-        self.shaper.restore(dict(state.shaper))
-        self.folder.rewind(self.done)
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return timed(self.seconds, phase)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from marl_core import Strategy, hookimpl, read_adapter
 
@@ -76,6 +76,9 @@ class FunctionReward(Strategy):
 
     target: str = Field(pattern=r".+:[A-Za-z_]\w*$", description="`package.module:function` or `file.py:function`.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
+    timeout_seconds: PositiveFloat | None = Field(
+        None, description="Give up on a call that takes longer, and stop the run; without one a call may take for ever."
+    )
 
     @hookimpl
     def marl_check(self) -> Iterable[str]:
@@ -88,5 +91,6 @@ class FunctionReward(Strategy):
     def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
         """Import the function and wrap it."""
         from marl_plugins.reward_function import wrap
+        from marl_plugins.time_limit import limited
 
-        return wrap(self.target, self.arguments)
+        return limited(wrap(self.target, self.arguments), self.timeout_seconds, self.target)

@@ -112,7 +112,8 @@ def test_resume_is_bitwise_the_uninterrupted_run(
     runner = Runner(config(make_config, folder, prompts_file), resume=True)
     assert runner.done == stopped_after
     assert runner.folder is not None
-    assert runner.folder.notes == [f"resumed from step-{stopped_after:06d}"]
+    again = "1 step is repeated" if stopped_after == STEPS - 1 else f"{STEPS - stopped_after} steps are repeated"
+    assert runner.folder.notes == [f"resumed from step-{stopped_after:06d}; {again}"]
     runner.train()
     found = state(runner)
     assert found.keys() == whole[1].keys()
@@ -150,7 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert runner.folder is not None
     assert runner.folder.notes == [
         "step-000004 is damaged (optimizer.safetensors: hash differs)",
-        "resumed from step-000003",
+        "resumed from step-000003; 1 step is repeated",
     ]
     runner.train()
     assert all(torch.equal(state(runner)[name], value) for name, value in whole[1].items())

@@ -1,0 +1,43 @@
+"""Package metadata that nobody can read: one line about it, instead of an error in whatever looks at all packages.
+
+pydantic and torch list the entry points of every installed package as they are imported; one damaged
+`entry_points.txt` of any package stops them, and with them every program of that environment.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+
+def unreadable(distribution: metadata.Distribution, error: Exception) -> str:
+    """The line about a package whose entry points can't be read."""
+    place = getattr(distribution, "_path", "a package")
+    reason = " ".join(str(error).split())[:120]
+    return f"{place}: its entry points can't be read ({type(error).__name__}: {reason}), so its plugins are passed over; reinstall it"
+
+
+@contextmanager
+def damaged_metadata_passed_over() -> Iterator[None]:
+    """For the command line: while the block runs, a package with damaged entry points has none, and one line says so."""
+    kept = metadata.Distribution.__dict__["entry_points"]
+    said: set[str] = set()
+
+    def entry_points(self: metadata.Distribution) -> metadata.EntryPoints:
+        try:
+            found: metadata.EntryPoints = kept.fget(self)
+        except Exception as error:
+            line = unreadable(self, error)
+            if line not in said:
+                said.add(line)
+                print(f"marl: {line}", file=sys.stderr)
+            return metadata.EntryPoints(())
+        return found
+
+    metadata.Distribution.entry_points = property(entry_points)  # type: ignore[method-assign,assignment]  # for this block
+    try:
+        yield
+    finally:
+        metadata.Distribution.entry_points = kept  # type: ignore[method-assign]  # as it was

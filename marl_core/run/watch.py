@@ -1,0 +1,166 @@
+"""Looking after what plugins must leave alone while they are called: put back with a warning, or the run is stopped."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.left_alone import Flags, frozen_weights, learning_weights
+from marl_core.bank.views import ScoreView, View
+from marl_core.errors import MarlWarning, NumericError, PluginError
+from marl_core.ppo.scoring import Source
+from marl_core.run.roles import Roles
+
+REMEDY = "resume from the last checkpoint without that plugin, and report it to its authors"
+
+
+class Watch:
+    """Around each call of a plugin, and at the end of each step.
+
+    Until `start` only the process is looked after: threads, default dtype, gradient mode. After it the bank is too.
+    Random state isn't: everything marl draws comes from seeds of its own, so a plugin may draw and seed as it likes.
+    """
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        """Plugins called since the last thorough look, the last one last."""
+        self._said: set[tuple[str, str]] = set()
+        self._bank: AdapterBank | None = None
+        self._sum: int | None = None
+
+    @property
+    def last(self) -> str:
+        """The plugin called last."""
+        return self.called[-1] if self.called else "none"
+
+    def start(self, bank: AdapterBank) -> None:
+        """Look after this bank from now on."""
+        self._bank, self._flags = bank, Flags(bank)
+        self._frozen, self._learning = frozen_weights(bank), learning_weights(bank)
+
+    def settled(self) -> None:
+        """All has been built and looked through once, which some quantized kernels use to repack: from here on nothing frozen moves."""
+        self._frozen.note()
+        self._sum = self._frozen.checksum()
+
+    @contextmanager
+    def around(self, origin: str, *, writes: bool = False) -> Iterator[None]:
+        """One call of a plugin. `writes`: a hook that may write weights of its own."""
+        self.called = [*(name for name in self.called if name != origin), origin]
+        process = _process()
+        if self._bank is None or writes:
+            try:
+                yield
+            finally:
+                self._warn(origin, _put_back(process))
+            return
+        flags, frozen, learning = self._flags.read(), self._frozen.versions(), self._learning.versions()
+        try:
+            yield
+        finally:
+            self._warn(origin, _put_back(process) + self._flags.put_back(flags))
+        _refuse(origin, "weights that the optimizer alone may change", self._learning.changed(learning))
+        _refuse(origin, "frozen weights", self._frozen.changed(frozen))
+
+    def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
+        """The function, looked after; what it prints goes to standard error, for standard output is the run's own."""
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                with self.around(origin), redirect_stdout(sys.stderr):
+                    return function(*arguments, **named)
+            except (Exception, SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # not even an Exception: nobody above would know whose it is
+                raise PluginError(f"{origin} failed: {error!r}. Report it to its authors.") from error
+
+        return call
+
+    def wrapped_roles(self, roles: Roles) -> Roles:
+        """The roles with every plugin's callable looked after; views of the base need nothing."""
+        reference = roles.reference
+        if not isinstance(reference, View):
+            reference = self.wrapped(reference, roles.reference_origin)
+        return replace(
+            roles, reference=reference, rewards=self._sources(roles.rewards), judges=self._sources(roles.judges)
+        )
+
+    def _sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        return tuple(
+            source
+            if isinstance(source.score, ScoreView)
+            else replace(source, score=self.wrapped(source.score, f"reward {source.name!r} ({source.origin})"))
+            for source in sources
+        )
+
+    def step_ended(self, step: int, *, thorough: bool = False) -> None:
+        """Frozen is frozen, and the same weights learn; `thorough` reads all weights, for checkpoints."""
+        if self._bank is None:
+            return
+        if self._flags.put_back_learning():
+            raise NumericError(
+                f"step {step}: which weights learn (requires_grad) was changed during the step, outside any plugin's call; it has "
+                f"been put back. Last plugin called: {self.last}. Look for code that calls requires_grad_ or PEFT's set_adapter."
+            )
+        _refuse(
+            f"step {step}: {self.last}, or code outside any plugin's call,", "frozen weights", self._frozen.changed()
+        )
+        if thorough and self._sum is not None and self._frozen.checksum() != self._sum:
+            raise PluginError(
+                f"step {step}: frozen weights are other than at the start, written past torch's counter (as `tensor.data` does). Plugins "
+                f"called since the last checkpoint: {', '.join(self.called) or 'none'}. Nothing was saved; {REMEDY}."
+            )
+        self.called = [] if thorough else self.called
+
+    def _warn(self, origin: str, undone: list[str]) -> None:
+        for what in undone:
+            if (origin, what) not in self._said:
+                self._said.add((origin, what))
+                warnings.warn(
+                    f"{origin} changed {what} while it was called; put back. It is a fault of the plugin; said once.",
+                    MarlWarning,
+                    stacklevel=4,
+                )
+
+
+def _refuse(who: str, what: str, changed: list[str]) -> None:
+    """PluginError when there are changed weights."""
+    if changed:
+        more = f" and {len(changed) - 1} more tensors" if len(changed) > 1 else ""
+        raise PluginError(
+            f"{who} changed {what}: {changed[0]}{more}. All roles share them, so this step can't be trusted; {REMEDY}."
+        )
+
+
+def _process() -> tuple[int, torch.dtype, bool, bool]:
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _put_back(before: tuple[int, torch.dtype, bool, bool]) -> list[str]:
+    undone = []
+    now = _process()
+    if now[0] != before[0]:
+        torch.set_num_threads(before[0])
+        undone.append(f"the number of threads ({before[0]} to {now[0]})")
+    if now[1] != before[1]:
+        torch.set_default_dtype(before[1])
+        undone.append(f"torch's default dtype ({before[1]} to {now[1]})")
+    if now[2] != before[2]:
+        torch.set_grad_enabled(before[2])
+        undone.append("gradient mode")
+    if now[3] != before[3]:
+        torch.use_deterministic_algorithms(before[3])
+        undone.append("torch's deterministic mode")
+    return undone

@@ -1,0 +1,238 @@
+"""Guards of a step: each trips on an injected fault, says what, which rows and whose, and the batch can be replayed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marl_core import DataError, NumericError, PluginError, RunConfig, Runner
+from marl_core.cli import main
+from marl_core.errors import MarlWarning
+from marl_core.ppo.types import ScoredRollout, UpdateStats
+from marl_core.run import guards as guards_module
+from marl_core.run.replay import replay
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def ready(config: RunConfig) -> tuple[Runner, ScoredRollout]:
+    runner = Runner(config)
+    runner.prepare()
+    assert runner.data is not None
+    return runner, runner.score(runner.generate(runner.data.take([0, 1, 2, 3])))
+
+
+def spoiled(tensor: torch.Tensor | None, row: int, value: float) -> torch.Tensor:
+    assert tensor is not None
+    copy = tensor.clone()
+    copy[row, ...] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "logprobs",
+            math.nan,
+            "log-prob of the policy isn't finite: nan in 1 of 4 responses, rows .2.; the first begins",
+        ),
+        ("logprobs", 0.5, "log-prob of the policy is above 0: no probability: 0.5 in 1 of 4 responses, rows .2."),
+        ("ref_logprobs", -math.inf, r"log-prob of the reference isn't finite: -inf .* It comes from disabled-adapter"),
+        ("values", math.inf, "a value isn't finite: inf .* value head"),
+        ("scores", math.nan, r"a score isn't finite: nan .* rows \[2\].* \(function of marl-core"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(make_config: MakeConfig, name: str, value: float, said: str) -> None:
+    runner, scored = ready(make_config())
+    changed: dict[str, Any] = {name: spoiled(getattr(scored, name), 2, value)}
+    with pytest.raises(NumericError, match=said) as caught:
+        runner.guards.scored(runner, replace(scored, **changed))
+    assert caught.value.exit_code == 5
+
+
+def test_padding_may_hold_what_is_above_zero(make_config: MakeConfig) -> None:
+    runner, scored = ready(make_config())
+    runner.guards.scored(runner, replace(scored, logprobs=scored.logprobs.masked_fill(~scored.rollout.mask, 0.5)))
+
+
+class TestWarnings:
+    def test_equal_scores(self, make_config: MakeConfig) -> None:
+        runner, scored = ready(make_config())
+        same = replace(scored, raw_scores=torch.full((4,), 0.25))
+        with pytest.warns(MarlWarning, match=r"all 4 responses got the same score, 0.25, from function of marl-core"):
+            runner.guards.scored(runner, same)
+
+    def test_it_is_said_once(self, make_config: MakeConfig, recwarn: pytest.WarningsRecorder) -> None:
+        runner, scored = ready(make_config())
+        for _ in range(3):
+            runner.guards.scored(runner, replace(scored, raw_scores=torch.zeros(4)))
+        assert sum("the same score" in str(warning.message) for warning in recwarn) == 1
+
+    def test_equal_scores_within_each_group(self, make_config: MakeConfig) -> None:
+        runner, scored = ready(make_config(value="none", ppo={"advantage": "rloo", "samples_per_prompt": 2}))
+        raw = scored.raw_scores
+        assert raw is not None
+        raw = torch.arange(len(raw)) // 2 * 1.0
+        with pytest.warns(MarlWarning, match="within each of the 4 prompts all responses got the same score"):
+            runner.guards.scored(runner, replace(scored, raw_scores=raw))
+
+    @pytest.mark.parametrize(("shift", "said"), [(-6.0, "next to impossible"), (2.0, "can't be negative")])
+    def test_a_kl_that_is_not_plausible(
+        self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, shift: float, said: str
+    ) -> None:
+        runner, scored = ready(make_config())
+        monkeypatch.setattr(guards_module, "ENOUGH_TOKENS", 4)
+        low = replace(scored, logprobs=scored.logprobs - 3, ref_logprobs=scored.logprobs - 3 + shift)
+        with pytest.warns(MarlWarning, match=said):
+            runner.guards.scored(runner, low)
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [({"ratio_max": 1e3}, "ratio reached"), ({"first_ratio_error": 0.1}, "before anything was changed")],
+    )
+    def test_a_ratio_that_is_not_plausible(self, make_config: MakeConfig, changed: dict[str, float], said: str) -> None:
+        runner, scored = ready(make_config())
+        stats = runner.update(scored)
+        with pytest.warns(MarlWarning, match=said):
+            runner.guards.updated(runner, replace(stats, **changed))
+
+    def test_a_good_run_says_nothing(self, make_config: MakeConfig, recwarn: pytest.WarningsRecorder) -> None:
+        Runner(make_config(ppo={"learning_rate": 1e-3})).train()
+        assert [str(w.message) for w in recwarn if "(Said once a run.)" in str(w.message)] == []
+
+
+class TestUpdate:
+    def test_stats_that_are_not_finite(self, make_config: MakeConfig) -> None:
+        runner, scored = ready(make_config())
+        stats: UpdateStats = runner.update(scored)
+        with pytest.raises(NumericError, match="update: value_loss of this step is inf"):
+            runner.guards.updated(runner, replace(stats, value_loss=math.inf))
+
+    def test_weights_that_are_not_finite(self, make_config: MakeConfig) -> None:
+        runner, scored = ready(make_config())
+        stats = runner.update(scored)
+        next(iter(runner.roles.trained.parameters(runner.bank)["policy"].values())).data[0, 0] = math.inf
+        with pytest.raises(NumericError, match=r"the policy's weight .*lora_A\.policy\.weight isn't finite"):
+            runner.guards.updated(runner, stats)
+
+
+class TestFrozen:
+    def test_written_between_two_calls(self, make_config: MakeConfig) -> None:
+        runner, scored = ready(make_config())
+        weight = runner.bank.base.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        with torch.no_grad():
+            weight[0, 0] += 1
+        with pytest.raises(
+            PluginError,
+            match=r"step 3: reward 'function' .function of .*, or code outside any plugin's call, changed frozen weights: .*embed",
+        ):
+            runner.guards.watch.step_ended(3)
+        assert scored is not None
+
+    def test_which_weights_learn(self, make_config: MakeConfig) -> None:
+        runner, _ = ready(make_config())
+        weight = runner.bank.base.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        weight.requires_grad_(True)
+        with pytest.raises(NumericError, match="requires_grad"):
+            runner.guards.watch.step_ended(1)
+        assert not weight.requires_grad
+
+    def test_written_past_the_counter_is_found_before_a_checkpoint(
+        self, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
+        runner, _ = ready(make_config(run={"folder": str(tmp_path / "run")}))
+        weight = runner.bank.base.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        weight.data[1, 1] += 1e-3
+        runner.guards.watch.step_ended(1)
+        with pytest.raises(PluginError, match="written past torch's counter"):
+            runner.save()
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+FAILING = """
+import os
+
+def odd(prompts, completions, label, **columns):
+    if os.path.exists({flag!r}):
+        return [float("nan") if i == 1 else 0.5 for i in range(len(completions))]
+    return [float(len(text)) for text in completions]
+"""
+
+
+class TestDumpAndReplay:
+    @pytest.fixture
+    def run(self, make_config: MakeConfig, tmp_path: Path) -> tuple[Runner, Path]:
+        """A run of which one step is done, and the file whose presence makes its reward give NaN."""
+        flag = tmp_path / "flag"
+        (tmp_path / "mine.py").write_text(FAILING.format(flag=str(flag)), encoding="utf-8")
+        reward = {"use": "function", "target": f"{tmp_path}/mine.py:odd"}
+        runner = Runner(make_config(reward=reward, run={"folder": str(tmp_path / "run")}))
+        next(runner.steps())
+        return runner, flag
+
+    def test_a_reward_that_gives_nan(
+        self, run: tuple[Runner, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runner, flag = run
+        flag.touch()
+        with pytest.raises(PluginError, match=r"response 1 got nan.*marl replay") as caught:
+            next(runner.steps())
+        dump = tmp_path / "run" / "dumps" / "step-000002-score"
+        assert str(dump) in str(caught.value)
+        assert {file.suffix for file in dump.rglob("*") if file.is_file()} == {".json", ".safetensors"}
+        words = json.loads((dump / "dump.json").read_text(encoding="utf-8"))
+        assert words["step"] == 2
+        assert len(words["responses"]) == 4
+        assert "function of marl-core" in words["last_plugin"]
+        assert [row["label"] for row in words["rows"]] != []
+        again = replay(dump)
+        assert isinstance(again.now, PluginError)
+        assert str(again.now) in again.then
+        before = sorted(path for path in (tmp_path / "run").rglob("*"))
+        assert main(["replay", str(dump)]) == 3
+        assert "response 1 got nan" in capsys.readouterr().err
+        flag.unlink()
+        assert main(["replay", str(dump)]) == 0
+        out = capsys.readouterr().out
+        assert "Now it passes: 4 responses were scored" in out
+        assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+    def test_an_update_that_overflows(self, run: tuple[Runner, Path], tmp_path: Path) -> None:
+        """The dump holds the minibatch that failed and the weights of that moment: the same error comes again."""
+        runner, _ = run
+        assert runner.data is not None
+        scored = runner.score(runner.generate(runner.data.take([0, 1, 2, 3])))
+        weight = next(iter(runner.roles.trained.parameters(runner.bank)["policy"].values()))
+        held = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(math.nan)  # what a bad step would leave
+        with pytest.raises(NumericError, match=r"in epoch 1, in the minibatch of rows \[0, 1\]\. The batch is in"):
+            runner.update(scored)
+        dump = tmp_path / "run" / "dumps" / "step-000002-update"
+        again = replay(dump)
+        assert isinstance(again.now, NumericError)
+        assert again.then.split(";")[0] == str(again.now).split(";")[0]
+        with torch.no_grad():
+            weight.copy_(held)
+        assert runner.done == 1
+
+    def test_a_damaged_dump(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="is no whole dump"):
+            replay(tmp_path)
+
+    def test_without_a_folder_nothing_is_written(self, make_config: MakeConfig, rewards_file: str) -> None:
+        runner, scored = ready(make_config())
+        with pytest.raises(NumericError) as caught, runner.guards.phase(runner, "score", scored.rollout):
+            raise NumericError("words.")
+        assert str(caught.value) == "words."
