@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from marl_core.config.plan import Plan
     from marl_core.config.run_config import RunConfig
     from marl_core.errors import ConfigError, DataError, MarlError, NumericError, PluginError
+    from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import Quantization, Strategy, hookimpl
@@ -33,6 +34,7 @@ _HOMES = {
     "marl_core.bank.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
+    "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
@@ -67,6 +69,7 @@ __all__ = [
     "merge_adapter",
     "merge_into",
     "read_adapter",
+    "response_logprobs",
     "write_certificate",
 ]
 
