@@ -47,10 +47,11 @@ def _config(group_size: int | None) -> Any:
     for speaker in speakers:  # they tell of kernels for other machines, line by line
         speaker.setLevel(logging.ERROR)
     try:
-        from torchao.quantization import Int8WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig, PerGroup, PerRow
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(Int8WeightOnlyConfig(group_size=group_size, set_inductor_config=False))
+        granularity = PerGroup(group_size) if group_size else PerRow()
+        return TorchAoConfig(Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False))
     except Exception as error:  # a half-installed or mismatched torchao fails in many ways
         raise PluginError(
             f"quantization: torchao can't be used ({type(error).__name__}: {error}); {INSTALL}, or choose another quantization"
