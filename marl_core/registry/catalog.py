@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from marl_core.errors import ConfigError, MarlError, PluginError
-from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy
+from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -126,6 +126,9 @@ def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
         raise PluginError(
             f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy."
         )
+    problem = api_problem(found)
+    if problem is not None:
+        raise PluginError(f"{whose}: {problem}.")
     hook = FAMILIES[family].required_hook
     if hook is None:
         return found
