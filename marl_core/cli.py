@@ -1,4 +1,4 @@
-"""The command line: marl run | check | plugins | schema | merge | report. Heavy imports happen inside the commands."""
+"""The command line: marl run | check | plugins | new-plugin | schema | merge | report. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marl_core.cli_new_plugin import new_plugin
 from marl_core.errors import ConfigError, MarlError
 
 if TYPE_CHECKING:
@@ -149,6 +150,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folde
     from marl_core.run.report import write_report
 
     typer.echo(str(write_report(folder)))
+
+
+app.command("new-plugin")(new_plugin)
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:

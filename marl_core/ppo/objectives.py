@@ -70,9 +70,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
     return torch.expm1(log_ratio) - log_ratio
 
 
-def token_rewards(
-    scores: Tensor, kl: Tensor, mask: Tensor, coef: float, token_scores: Tensor | None = None
-) -> Tensor:
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coef: float, token_scores: Tensor | None = None) -> Tensor:
     """Per-token rewards: r_t = -coef * kl_t + s_t, plus what remains of the score, S - sum_t s_t, on the last token that counts.
 
     Without `token_scores` s_t is 0 and this is Ziegler et al. 2019 (arXiv:1909.08593), eq. 2; scores for steps on the way

@@ -44,7 +44,9 @@ def read_token_scores(found: object, rollout: Rollout, who: str, error: type[Mar
     shape, device = rollout.ids.shape, rollout.ids.device
     if isinstance(found, Tensor):
         if found.shape != shape or found.dtype == torch.bool:
-            raise error(f"{who} gave a tensor of {found.dtype} {list(found.shape)}; return numbers, [{shape[0]}] or {list(shape)}.")
+            raise error(
+                f"{who} gave a tensor of {found.dtype} {list(found.shape)}; return numbers, [{shape[0]}] or {list(shape)}."
+            )
         result = torch.where(rollout.mask, found.detach().float().to(device), torch.zeros(shape, device=device))
     else:
         result = _from_lists(found, rollout, who, error).to(device)

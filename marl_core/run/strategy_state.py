@@ -39,7 +39,9 @@ def restore(checkpoint: Path, plan: Plan, roles: Roles) -> None:
             continue
         origin = plan.hooks.origin(strategy)
         if not plan.hooks.implements(strategy, "marl_restore"):
-            raise PluginError(f"{origin}: has marl_state but no marl_restore, so it can't be resumed. See docs/hooks.md.")
+            raise PluginError(
+                f"{origin}: has marl_state but no marl_restore, so it can't be resumed. See docs/hooks.md."
+            )
         mine = {name.split("|", 1)[1]: tensor for name, tensor in held.items() if name.split("|", 1)[0] == place}
         if not mine:
             raise DataError(

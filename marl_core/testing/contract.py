@@ -58,7 +58,9 @@ def _check_options(strategy: Strategy) -> None:
         kind.model_validate({**strategy.model_dump(), "no_such_option": 1})
     except ValidationError:
         return
-    raise AssertionError(f"{kind.__name__} takes options it doesn't have: keep extra='forbid', so that a misspelt one is said")
+    raise AssertionError(
+        f"{kind.__name__} takes options it doesn't have: keep extra='forbid', so that a misspelt one is said"
+    )
 
 
 def _check_hooks(family: FamilyName, strategy: Strategy, hooks: Hooks) -> None:
@@ -123,7 +125,9 @@ def _check_state(strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
     hooks.restore(strategy, kept, bank, POLICY)
     again = hooks.state(strategy, bank, POLICY)
     wrong = [name for name in kept if name not in again or not torch.equal(again[name], kept[name])]
-    assert not wrong, f"{type(strategy).__name__}: after marl_restore, marl_state gives another {wrong[0]!r} than was restored"
+    assert not wrong, (
+        f"{type(strategy).__name__}: after marl_restore, marl_state gives another {wrong[0]!r} than was restored"
+    )
 
 
 def _same(before: Traces, after: Traces, sentence: str, allowed: tuple[str, ...] = ()) -> None:

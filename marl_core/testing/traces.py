@@ -50,7 +50,9 @@ class Traces:
 
     def changed(self, after: Traces) -> list[str]:
         """A clause for everything that is different afterwards, the most telling first."""
-        found = [name + _values(value, after.facts[name]) for name, value in self.facts.items() if value != after.facts[name]]
+        found = [
+            name + _values(value, after.facts[name]) for name, value in self.facts.items() if value != after.facts[name]
+        ]
         found += _first("requires_grad of", [n for n, flag in self.gradients.items() if after.gradients.get(n) != flag])
         kept = {name for name, old in self.weights.items() if _equal(old, after.weights.get(name))}
         return found + _first("the weights of", [name for name in self.weights if name not in kept])

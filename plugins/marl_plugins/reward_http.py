@@ -35,7 +35,9 @@ class HttpReward(Strategy):
     workers: PositiveInt = Field(4, description="Requests at a time.")
     timeout_seconds: PositiveFloat = Field(30.0, description="Longest wait for an answer to one request.")
     retries: NonNegativeInt = Field(3, description="Further tries after a refused, lost or late request.")
-    backoff_seconds: NonNegativeFloat = Field(0.5, description="Wait before the second retry; doubled for each further.")
+    backoff_seconds: NonNegativeFloat = Field(
+        0.5, description="Wait before the second retry; doubled for each further."
+    )
     token_env: str | None = Field(None, description="Environment variable that holds a bearer token to send.")
 
     @hookimpl
@@ -123,4 +125,6 @@ class Service:
         return scores
 
     def _failed(self, what: str) -> PluginError:
-        return PluginError(f"reward.url: POST {self._options.url} failed after {self._options.retries} retries: {what}.")
+        return PluginError(
+            f"reward.url: POST {self._options.url} failed after {self._options.retries} retries: {what}."
+        )

@@ -20,7 +20,9 @@ class LengthFormat(Strategy):
     Yu et al. 2025 (arXiv:2503.14476), eq. 13.
     """
 
-    pattern: str | None = Field(None, description="Regular expression that must be found; anchor it with ^ and $; . matches line ends.")
+    pattern: str | None = Field(
+        None, description="Regular expression that must be found; anchor it with ^ and $; . matches line ends."
+    )
     points: float = Field(1.0, description="Points for a text in which the pattern is found; else 0.")
     max_tokens: PositiveInt | None = Field(None, description="Length in tokens from which the penalty is -1.")
     cushion: PositiveInt = Field(16, description="Tokens below max_tokens over which the penalty grows.")

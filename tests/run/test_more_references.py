@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_core import AdapterBank, ConfigError, DataError, Plan, PluginError, RunConfig, Runner, Strategy, View, hookimpl
+from marl_core import (
+    AdapterBank,
+    ConfigError,
+    DataError,
+    Plan,
+    PluginError,
+    RunConfig,
+    Runner,
+    Strategy,
+    View,
+    hookimpl,
+)
 from marl_core.bank.merge import merge_adapter
 from marl_core.testing import write_tiny_model
 
@@ -203,7 +214,7 @@ class TestNone:
         assert [step.kl_nats for step in stats] == [0.0, 0.0]
 
     def test_with_a_penalty_it_is_refused(self, make_config: MakeConfig) -> None:
-        with pytest.raises(ConfigError, match="reference: none, but ppo.kl.coef is 0.05"):
+        with pytest.raises(ConfigError, match=r"reference: none, but ppo.kl.coef is 0.05"):
             Plan.of(make_config(reference="none")).require()
 
 

@@ -78,7 +78,9 @@ def ask(server: Server, **options: Any) -> list[Any]:
     return Service(HttpReward(**settings), tiny_tokenizer())(ROLLOUT)
 
 
-ROLLOUT = fake_rollout([("p0", "a"), ("p1", "bb"), ("p2", "ccc"), ("p3", "dddd"), ("p4", "eeeee")], [{"label": i} for i in range(5)])
+ROLLOUT = fake_rollout(
+    [("p0", "a"), ("p1", "bb"), ("p2", "ccc"), ("p3", "dddd"), ("p4", "eeeee")], [{"label": i} for i in range(5)]
+)
 
 
 class TestHttp:
@@ -159,7 +161,7 @@ class TestHttp:
         with pytest.raises(PluginError, match="response 2 got nan"):
             score_all(bank, [source], ROLLOUT, 4)
         server.answer = lambda body, before: (200, {"rewards": [1.0, None, 0.0, 0.0, 0.0]})
-        with pytest.raises(PluginError, match="no source .* gave response 1 a score"):
+        with pytest.raises(PluginError, match=r"no source .* gave response 1 a score"):
             score_all(bank, [source], ROLLOUT, 4)
 
     def test_a_missing_token_is_said_before_the_run(self, make_config: MakeConfig, monkeypatch: Any) -> None:

@@ -21,11 +21,16 @@ def weights(runner: Runner) -> dict[str, torch.Tensor]:
     """The base's weights as they are used, int8 ones unpacked."""
     named = runner.bank.base.named_parameters()
     kept = {name: p.detach() for name, p in named if "lora_" not in name}
-    return {name: (t.dequantize() if hasattr(t, "dequantize") and hasattr(t, "qdata") else t).clone() for name, t in kept.items()}
+    return {
+        name: (t.dequantize() if hasattr(t, "dequantize") and hasattr(t, "qdata") else t).clone()
+        for name, t in kept.items()
+    }
 
 
 @pytest.mark.parametrize("reference", ["disabled-adapter", "merged-base", "ema-adapter"])
-def test_a_run(make_config: MakeConfig, wide_folder: str, write_sft_adapter: Any, tmp_path: Any, reference: str) -> None:
+def test_a_run(
+    make_config: MakeConfig, wide_folder: str, write_sft_adapter: Any, tmp_path: Any, reference: str
+) -> None:
     use: dict[str, Any] = {"use": reference}
     if reference == "merged-base":
         use["adapter"] = write_sft_adapter(wide_folder, tmp_path / "sft")
@@ -71,11 +76,13 @@ def test_a_row_does_not_depend_on_its_batch(wide_folder: str) -> None:
 def test_without_torchao_the_extra_is_named(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("marl_plugins.quantization_torchao.find_spec", lambda name: None)
     findings = Plan.of(make_config(quantization="torchao-int8")).check()
-    assert any("torchao-int8 needs torchao; install it with: pip install 'marl-core[torchao]'" in line for line in findings)
+    assert any(
+        "torchao-int8 needs torchao; install it with: pip install 'marl-core[torchao]'" in line for line in findings
+    )
 
 
 def test_a_broken_torchao_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(PluginError, match="torchao can't be used .*or choose another quantization"):
+    with pytest.raises(PluginError, match=r"torchao can't be used .*or choose another quantization"):
         TorchaoInt8().marl_quantization()
     assert logging.getLogger("torchao").level != logging.ERROR

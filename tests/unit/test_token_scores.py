@@ -74,7 +74,7 @@ class TestWhatTheyAddUpTo:
         assert found.parts["steps"][0] == 6.0
 
     def test_somebody_must_judge_each_response(self, bank: AdapterBank, rollout: Rollout) -> None:
-        with pytest.raises(PluginError, match="no source .* gave response 1 a score"):
+        with pytest.raises(PluginError, match=r"no source .* gave response 1 a score"):
             score_all(bank, [source([[1.0, 2.0, 3.0], None, [5.0]])], rollout, 2)
 
     def test_without_them_there_are_none(self, bank: AdapterBank, rollout: Rollout) -> None:
