@@ -36,5 +36,9 @@ class NumericError(MarlError):
     exit_code = 5
 
 
+class MarlDeprecationWarning(FutureWarning):
+    """Something public will be gone in the next minor version; the message says what to use instead."""
+
+
 class MarlWarning(UserWarning):
     """A run will do what was asked, and that may not be what was meant."""

@@ -76,7 +76,7 @@ def _from_lists(found: object, rollout: Rollout, who: str, error: type[MarlError
         if values is None or len(values) != length:
             what = "one number" if values is None else f"{len(values)} numbers"
             raise error(f"{who}: response {i} has {length} tokens and got {what}; give one for each token, or None.")
-        wrong = [v for v in values if not isinstance(v, numbers.Real) or isinstance(v, bool) or not math.isfinite(v)]
+        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v)]
         if wrong:
             raise error(f"{who}: a token of response {i} got {wrong[0]!r:.80}, not a finite number.")
         result[i, rollout.mask[i].cpu()] = torch.tensor([float(value) for value in values], dtype=torch.float32)

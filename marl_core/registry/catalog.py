@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from marl_core.errors import ConfigError, MarlError, PluginError
+from marl_core.registry.deprecation import warn_options
 from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
 
 
@@ -48,7 +49,9 @@ class LoadedStrategy:
     def build(self, options: Mapping[str, Any]) -> Strategy:
         """The strategy with these options. pydantic's ValidationError passes through, with the options' places."""
         try:
-            return self.strategy_class.model_validate(dict(options))
+            strategy = self.strategy_class.model_validate(dict(options))
+            warn_options(strategy, f"{self.listing.family} {self.listing.name}: option ")
+            return strategy
         except (ValidationError, MarlError):
             raise
         except Exception as error:

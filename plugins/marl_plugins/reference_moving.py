@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
 
@@ -48,7 +48,7 @@ class EmaAdapter(Strategy):
         """Copy the policy's adapter."""
         from marl_core import View
 
-        config = deepcopy(bank.peft.peft_config[policy])
+        config: Any = deepcopy(bank.peft.peft_config[policy])
         config.init_lora_weights = True  # the policy's weights replace these at once
         bank.add(_name(policy), config, trainable=False, seed=0)
         self._move(bank, policy, 0.0)

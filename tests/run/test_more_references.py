@@ -94,7 +94,7 @@ class TestEmaAdapter:
         assert equal(tensors(first, "policy-reference"), before)
 
     def test_a_reference_that_would_never_move_is_refused(self, make_config: MakeConfig) -> None:
-        with pytest.raises(ConfigError, match="reference.every: 9 is more than the 2 steps"):
+        with pytest.raises(ConfigError, match=r"reference.every: 9 is more than the 2 steps"):
             Runner(make_config(reference={"use": "ema-adapter", "every": 9}))
 
     @pytest.mark.parametrize("stopped_after", [1, 2])
