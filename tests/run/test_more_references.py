@@ -57,8 +57,8 @@ class TestEmaAdapter:
             for name, tensor in expected.items():
                 torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-7)
             kl.append(stats.kl_nats)
-        assert kl[0] == 0.0
-        assert all(value != 0.0 for value in kl[1:])
+        assert abs(kl[0]) < 1e-4  # log-probs seen while sampling: zero up to rounding
+        assert all(abs(value) > 1e-4 for value in kl[1:])
 
     def test_a_copy_every_n_steps(self, make_config: MakeConfig) -> None:
         config = make_config(reference={"use": "ema-adapter", "decay": 0.0, "every": 2}, ppo={"steps": STEPS})

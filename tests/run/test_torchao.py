@@ -49,6 +49,13 @@ def test_a_run(
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
+def test_a_policy_on_a_few_layers(make_config: MakeConfig, wide_folder: str) -> None:
+    """Few enough that sampling would fold the policy into copies of plain weights; packed ones can't be."""
+    policy = {"r": 4, "alpha": 8, "targets": ["k_proj"]}
+    steps = list(Runner(make_config(model={"path": wide_folder}, quantization="torchao-int8", policy=policy)).steps())
+    assert steps[0]["policy/first_ratio_error"] < 1e-4
+
+
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_it_rounds_to_a_127th_of_the_largest_of_its_group(wide_folder: str, group_size: int | None) -> None:
     quantization = TorchaoInt8(group_size=group_size).marl_quantization()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tomllib
@@ -17,7 +16,9 @@ from marl_core.registry.strategy import FAMILIES
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_packages_pass_their_own_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packages_pass_their_own_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One package of each family, really installed into a folder, tested against the installed modules."""
     monkeypatch.chdir(tmp_path)
     site = tmp_path / "site"
@@ -27,18 +28,17 @@ def test_the_packages_pass_their_own_tests(tmp_path: Path, monkeypatch: pytest.M
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     alone = ["--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
     subprocess.run([*pip, *alone, *(f"./{package}" for package in packages)], check=True, capture_output=True)
+    monkeypatch.syspath_prepend(site)
+    before = set(sys.modules)
     for package in packages:  # only what was installed is on the path
         (tmp_path / package / f"{package.replace('-', '_')}.py").unlink()
-    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *packages],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 passed" in done.stdout
+    code = pytest.main(["-q", "--import-mode=importlib", "-p", "no:cacheprovider", *packages])
+    for name in set(sys.modules) - before:
+        if "marl_my_" in name:
+            del sys.modules[name]
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert "16 passed" in out
 
 
 @pytest.mark.parametrize("family", FAMILIES)

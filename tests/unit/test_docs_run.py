@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
-from marl_core import Catalog, Strategy
+from marl_core import Catalog, RunConfig, Strategy, dump_config
 from marl_core.cli import app, main
+from marl_core.config.choice import Choice
 from marl_core.config.load import parse_config
 from marl_core.config.plan import Plan
 from marl_core.config.yaml_text import parse_yaml
@@ -96,7 +98,7 @@ def test_the_page_on_plugins(
     for name in ("function", "strategy"):
         lines = (workplace / "runs" / name / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(lines) == 2
-    assert re.search(r"^\[0\.0, -?0\.\d+\]$", out, flags=re.MULTILINE)  # the moving average's KL
+    assert re.search(r"^\[-?0\.0, -?\d+\.\d+\]$", out, flags=re.MULTILINE)  # the moving average's KL
     assert re.search(r"^2 \d+ '", out, flags=re.MULTILINE)  # the observer's second step
 
 
@@ -124,6 +126,30 @@ def test_every_command_and_each_of_its_options_has_an_executed_example(
         for parameter in command.params:
             options = [option for option in parameter.opts if option.startswith("--")]
             assert not options or any(option in shown for option in options), f"no executed example of {name} {options}"
+
+
+def keys(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """All keys of a section and of those below it, dotted."""
+    for name, field in model.model_fields.items():
+        here = f"{path}{field.alias or name}"
+        yield here
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, Choice):
+            yield from keys(inner, f"{here}.")
+
+
+def test_every_key_has_an_example_that_is_parsed() -> None:
+    (text,) = (text for kind, text in blocks("config.md") if kind == "yaml")
+    written: Any = parse_yaml(text, "config.md")
+    for key in keys(RunConfig):
+        place = written
+        for part in key.split("."):
+            assert part in place, f"docs/config.md, every key: no {key}"
+            place = place[part]
+    config = parse_config(written, "config.md", Catalog.installed())
+    assert config.model_dump(by_alias=True) == parse_config(
+        parse_yaml(dump_config(config), "again"), "again", Catalog.installed()
+    ).model_dump(by_alias=True)
 
 
 def strategies() -> list[tuple[FamilyName, str, type[Strategy]]]:
