@@ -30,8 +30,9 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
     Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
     exist, with arguments they have; the family's hook there; state that can be taken back. Of a quantization: a
     `Quantization`. Of rewards and references, on a tiny model (or `bank`) and three responses: the right shape, finite, no
-    gradient, the same answer twice, log-probs not above 0 and the same for a response alone; and everything else left as
-    it was: active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype.
+    gradient, the same answer twice, log-probs not above 0 and the same for a response alone; after an update only adapters of
+    its own moved; and everything else left as it was: active adapter, trainable set, weights, modes, tokenizer, random
+    states, threads, default dtype.
     """
     _check_options(strategy)
     hooks = Hooks([(strategy, type(strategy).__name__)])
@@ -83,6 +84,7 @@ def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: A
     if POLICY not in bank.adapters:
         add_policy(bank, POLICY)
     name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
+    others = {*bank.adapters}
     opened = Traces.of(bank)
     answer: Callable[[Rollout], Tensor] = _opened(family, strategy, hooks, bank)
     _same(opened, Traces.of(bank), f"{name}: while it was built, it changed", MAY_BUILD)
@@ -100,7 +102,7 @@ def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: A
             f"{name}: response {int(gaps.argmax())} gets other log-probs alone than in its batch (by {float(gaps.max()):.3g}): "
             "padding or the other responses take part; look at rollout.sequence_mask"
         )
-    _check_state(strategy, hooks, bank)
+    _check_update_end(strategy, hooks, bank, {*bank.adapters} - others - {*bank.paths})
 
 
 def _opened(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> Callable[[Any], Tensor]:
@@ -112,6 +114,17 @@ def _opened(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterB
         return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, 2)
     source = Source(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
     return lambda rollout: score_all(bank, [source], rollout, 2).total
+
+
+def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:
+    """What follows an update writes to no weights but those of the adapters that the strategy added for itself."""
+    before = Traces.of(bank, without=own)
+    hooks.update_end(1, bank, POLICY)
+    after = Traces.of(bank, without=own)
+    _same(
+        before, after, f"{type(strategy).__name__}: marl_update_end may write to adapters of its own only, it changed"
+    )
+    _check_state(strategy, hooks, bank)
 
 
 def _check_state(strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ class Traces:
     weights: dict[str, Tensor]
 
     @classmethod
-    def of(cls, bank: AdapterBank) -> Traces:
-        """Take everything down."""
+    def of(cls, bank: AdapterBank, without: Iterable[str] = ()) -> Traces:
+        """Take everything down, but for the weights of the adapters `without`."""
         import numpy
         import torch
 
@@ -43,9 +44,11 @@ class Traces:
             "the tokenizer's vocabulary": len(bank.tokenizer),
         }
         parameters = dict(bank.base.named_parameters())
+        left_out = {key for name in without for key in bank.parameters(name)}
         gradients = {name: parameter.requires_grad for name, parameter in parameters.items()}
         heads = {f"{name}.{key}": p for name, head in bank.heads.items() for key, p in head.named_parameters()}
-        weights = {name: tensor.detach().clone() for name, tensor in {**parameters, **heads}.items()}
+        kept = {name: tensor for name, tensor in {**parameters, **heads}.items() if name not in left_out}
+        weights = {name: tensor.detach().clone() for name, tensor in kept.items()}
         return cls(facts, gradients, weights)
 
     def changed(self, after: Traces) -> list[str]:

@@ -170,6 +170,15 @@ class Gardener(Reward):
         return score
 
 
+class Trainer(Reward):
+    """A reward that trains the policy too."""
+
+    @hookimpl
+    def marl_update_end(self, bank: AdapterBank, policy: str) -> None:
+        with torch.no_grad():
+            next(iter(bank.parameters(policy).values())).add_(1.0)
+
+
 class Thaw(Reward):
     """A reward that makes the base trainable."""
 
@@ -302,6 +311,11 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
         "reward",
         lambda _: Reward(give=wider),
         r"its call changed torch's default dtype",
+    ),
+    "weights after an update": (
+        "reward",
+        lambda _: Trainer(),
+        "Trainer: marl_update_end may write to adapters of its own only, it changed the weights of .*policy",
     ),
     "any option": ("reward", lambda _: Anything(), "Anything takes options it doesn't have: keep extra='forbid'"),
     "state that is never taken back": ("reward", lambda _: Keeper(), "Keeper has marl_state without marl_restore"),
