@@ -29,7 +29,12 @@ class EmaAdapter(Strategy):
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
-        """A reference that never moves is another strategy."""
+        """A reference that never moves is another strategy; one that is always the policy is none."""
+        if self.decay == 0 and self.every == 1:
+            yield (
+                "reference: decay 0 with every 1 makes the reference the policy itself at each step, so the KL would always be 0. "
+                "Use every: 2 or more, or decay above 0 (or reference: none with ppo.kl.coef: 0)"
+            )
         if self.every > plan.config.ppo.steps:
             yield (
                 f"reference.every: {self.every} is more than the {plan.config.ppo.steps} steps of the run, so the reference would never "

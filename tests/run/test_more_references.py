@@ -75,10 +75,11 @@ class TestEmaAdapter:
         assert runner.plan.warnings() == []
 
     def test_it_moves_in_a_loop_of_ones_own(self, make_config: MakeConfig) -> None:
-        runner = Runner(make_config(reference={"use": "ema-adapter", "decay": 0.0}))
+        runner = Runner(make_config(reference={"use": "ema-adapter", "decay": 0.0, "every": 2}))
         assert runner.data is not None
-        runner.update(runner.score(runner.generate(runner.data.take([0, 1, 2, 3]))))
-        assert equal(tensors(runner, "policy"), tensors(runner, "policy-reference"))
+        for step in (1, 2):
+            runner.update(runner.score(runner.generate(runner.data.take([0, 1, 2, 3]))))
+            assert equal(tensors(runner, "policy"), tensors(runner, "policy-reference")) == (step == 2)
 
     def test_it_is_not_trained(self, make_config: MakeConfig) -> None:
         runner = Runner(make_config(reference="ema-adapter"))
@@ -87,15 +88,20 @@ class TestEmaAdapter:
 
     def test_two_policies_on_one_bank_have_one_each(self, make_config: MakeConfig) -> None:
         first = Runner(make_config(reference="ema-adapter"))
-        second = Runner(make_config(reference={"use": "ema-adapter", "decay": 0.0}), bank=first.bank, policy="other")
+        moving = {"use": "ema-adapter", "decay": 0.0, "every": 2}
+        second = Runner(make_config(reference=moving), bank=first.bank, policy="other")
         before = tensors(first, "policy-reference")
-        next(second.steps())
+        assert len(list(second.steps())) == 2
         assert equal(tensors(second, "other-reference"), tensors(second, "other"))
         assert equal(tensors(first, "policy-reference"), before)
 
     def test_a_reference_that_would_never_move_is_refused(self, make_config: MakeConfig) -> None:
         with pytest.raises(ConfigError, match=r"reference.every: 9 is more than the 2 steps"):
             Runner(make_config(reference={"use": "ema-adapter", "every": 9}))
+
+    def test_a_reference_that_is_always_the_policy_is_refused(self, make_config: MakeConfig) -> None:
+        with pytest.raises(ConfigError, match="the KL would always be 0"):
+            Plan.of(make_config(reference={"use": "ema-adapter", "decay": 0.0})).require()
 
     @pytest.mark.parametrize("stopped_after", [1, 2])
     def test_resume_is_exact(self, make_config: MakeConfig, tmp_path: Path, stopped_after: int) -> None:
