@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from marl_core import Catalog, RunConfig
+from marl_core import Catalog, RunConfig, dump_config
 from marl_core.config.choice import Choice, ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
 from marl_core.config.part import Part
 
@@ -39,7 +39,21 @@ def render() -> str:
     parts = [HEAD, *_section("", RunConfig)]
     for choice in CHOICES:
         parts += _family(choice)
+    parts.append(
+        f"## Every key\n\nAll keys at their defaults, where they have one:\n\n```yaml\n{dump_config(_defaults())}```\n"
+    )
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _defaults() -> RunConfig:
+    """A config that says only what must be said."""
+    written = {
+        "model": {"path": "my-model"},
+        "reference": "disabled-adapter",
+        "reward": {"use": "function", "target": "rewards.py:brevity"},
+        "data": {"prompts": "prompts.jsonl"},
+    }
+    return RunConfig.model_validate(written)
 
 
 def _section(path: str, model: type[Part]) -> Iterator[str]:

@@ -15,15 +15,32 @@ if TYPE_CHECKING:
     from marl_core.config.load import dump_config, load_config
     from marl_core.config.plan import Plan
     from marl_core.config.run_config import RunConfig
-    from marl_core.errors import ConfigError, DataError, MarlError, NumericError, PluginError
+    from marl_core.errors import (
+        ConfigError,
+        DataError,
+        MarlDeprecationWarning,
+        MarlError,
+        MarlWarning,
+        NumericError,
+        PluginError,
+    )
+    from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
-    from marl_core.registry.strategy import Quantization, Strategy, hookimpl
+    from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
 
 _HOMES = {
-    "marl_core.errors": ("ConfigError", "DataError", "MarlError", "NumericError", "PluginError"),
-    "marl_core.registry.strategy": ("Quantization", "Strategy", "hookimpl"),
+    "marl_core.errors": (
+        "ConfigError",
+        "DataError",
+        "MarlDeprecationWarning",
+        "MarlError",
+        "MarlWarning",
+        "NumericError",
+        "PluginError",
+    ),
+    "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.config.adapter_files": ("read_adapter",),
     "marl_core.config.load": ("dump_config", "load_config"),
@@ -33,17 +50,21 @@ _HOMES = {
     "marl_core.bank.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
+    "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "API",
     "AdapterBank",
     "Catalog",
     "ConfigError",
     "DataError",
+    "MarlDeprecationWarning",
     "MarlError",
+    "MarlWarning",
     "NumericError",
     "Plan",
     "PluginError",
@@ -67,8 +88,13 @@ __all__ = [
     "merge_adapter",
     "merge_into",
     "read_adapter",
+    "response_logprobs",
     "write_certificate",
 ]
+
+
+_RENAMED: dict[str, tuple[str, str]] = {}
+"""Public names on their way out: old name -> new name, and the version that began to warn."""
 
 
 def __getattr__(name: str) -> Any:
@@ -78,6 +104,12 @@ def __getattr__(name: str) -> Any:
             return version("marl-core")
         except PackageNotFoundError:
             return "unknown (not installed)"
+    if name in _RENAMED:
+        from marl_core.registry.deprecation import warn_deprecated
+
+        new, since = _RENAMED[name]
+        warn_deprecated(f"marl_core.{name}", f"marl_core.{new}", since)
+        name = new
     if name not in _HOME:
         raise AttributeError(f"module 'marl_core' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""The command line: marl run | check | plugins | schema | merge | report. Heavy imports happen inside the commands."""
+"""The command line: marl run | check | plugins | new-plugin | schema | merge | report. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marl_core.cli_new_plugin import new_plugin
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
@@ -168,6 +169,9 @@ def replay(
     if found.now is not None:
         raise found.now
     typer.echo(f"Now it passes: {found.detail}.")
+
+
+app.command("new-plugin")(new_plugin)
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:

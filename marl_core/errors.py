@@ -46,5 +46,9 @@ class Stopped(MarlError):
         self.exit_code = 128 + signal_number
 
 
+class MarlDeprecationWarning(FutureWarning):
+    """Something public will be gone in the next minor version; the message says what to use instead."""
+
+
 class MarlWarning(UserWarning):
     """A run will do what was asked, and that may not be what was meant."""

@@ -56,6 +56,7 @@ def _plain(layer: Any, adapter: str) -> bool:
         adapter not in layer.lora_variant
         and layer.lora_B[adapter].bias is None
         and type(base) is nn.Linear
+        and type(base.weight) is nn.Parameter  # a packed weight (torchao's) says float32 too, and can't be added to
         and base.weight.dtype == torch.float32
     )
 

@@ -16,8 +16,8 @@ Position = Literal["last-attended", "last-non-pad"]
 ReferenceFunction: TypeAlias = "Callable[[Rollout], Tensor]"
 """A reference whose weights live elsewhere: Rollout -> log-probs [B, T] float32 of the response tokens."""
 
-RewardFunction: TypeAlias = "Callable[[Rollout], Tensor | Sequence[float | None]]"
-"""A reward: Rollout -> scores [B]; None abstains."""
+RewardFunction: TypeAlias = "Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]"
+"""A reward: Rollout -> scores [B], or for tokens [B, T] (a list: one number for each token of a response); None abstains."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from marl_core.registry.deprecation import warn_options
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -20,3 +22,8 @@ class Part(BaseModel):
         validate_by_name=True,
         use_attribute_docstrings=True,
     )
+
+    @model_validator(mode="after")
+    def _say_what_is_deprecated(self) -> Self:
+        warn_options(self, f"{type(self).__name__.removesuffix('Part').lower()}.")
+        return self

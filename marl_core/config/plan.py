@@ -61,6 +61,18 @@ class Plan:
         """How the base is loaded. The first reading calls the strategy, which may import its backend."""
         return self.hooks.quantization(self.quantization_strategy, self.config.model.dtype)
 
+    @cached_property
+    def places(self) -> Mapping[Strategy, str]:
+        """Each strategy's place in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
+        strategies = {
+            "reference": self.reference,
+            **{f"reward.{i}": strategy for i, (_, strategy) in enumerate(self.rewards)},
+            **{f"eval.judges.{name}": strategy for name, (_, strategy) in self.judges.items()},
+            "quantization": self.quantization_strategy,
+            **{f"observers.{i}": strategy for i, strategy in enumerate(self.observers)},
+        }
+        return {strategy: place for place, strategy in reversed(strategies.items())}
+
     def check(self) -> list[str]:
         """Every reason, known without weights, why this run can't work."""
         return [str(finding) for finding in self._findings()]

@@ -29,7 +29,10 @@ def describe_roles(plan: Plan) -> list[Role]:
     config = plan.config
     model = config.model
     base = f"{model.path}, {model.dtype}, quantization {config.quantization.label}"
-    rewards = [_scorer(f"reward {choice.name or choice.label}", choice, strategy) for choice, strategy in plan.rewards]
+    rewards = [
+        _scorer(f"reward {choice.name or choice.label}", choice, strategy, plan.hooks.describe(strategy, plan))
+        for choice, strategy in plan.rewards
+    ]
     judges = [
         Role(f"judge {name}", summary(type(strategy)), "measured on held-out prompts, never trained on")
         for name, (_, strategy) in plan.judges.items()
@@ -46,6 +49,8 @@ def describe_roles(plan: Plan) -> list[Role]:
 
 def mismatch(plan: Plan) -> str | None:
     """Why the reference isn't the model the policy starts from, as far as options show; None if it is, or may be."""
+    if plan.hooks.describe(plan.reference, plan) is not None:
+        return None  # it speaks for itself
     source = plan.config.policy.source
     adapters = [path for _, path in adapter_options(plan.reference)]
     prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")
@@ -102,6 +107,9 @@ def _policy(plan: Plan) -> Role:
 def _reference_note(plan: Plan) -> str:
     if plan.config.ppo.kl.coef == 0:
         return "not evaluated: ppo.kl.coef is 0"
+    own_words = plan.hooks.describe(plan.reference, plan)
+    if own_words is not None:
+        return own_words
     wrong = mismatch(plan)
     if wrong:
         return f"not where the policy starts: {wrong}"
@@ -112,8 +120,8 @@ def _reference_note(plan: Plan) -> str:
     return "right if it is the bare base, where the new policy starts; the pre-flight check measures it"
 
 
-def _scorer(name: str, choice: RewardChoice, strategy: Strategy) -> Role:
-    return Role(name, summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
+def _scorer(name: str, choice: RewardChoice, strategy: Strategy, own_words: str | None) -> Role:
+    return Role(name, own_words or summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
 
 
 def _value(plan: Plan) -> Role:

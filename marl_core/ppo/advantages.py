@@ -21,8 +21,8 @@ from marl_core.ppo.types import Advantages, ScoredRollout
 def estimate_advantages(scored: ScoredRollout, ppo: PPOPart, kl_coef: float | None = None) -> Advantages:
     """Advantages of one rollout; `kl_coef` replaces the configured coefficient when it is adaptive.
 
-    gae: per token, from rewards, values, gamma and lam. rloo, grpo: one number per response, from the score and,
-    with the KL in the reward, the response's summed penalty.
+    gae: per token, from rewards, values, gamma and lam. rloo, grpo: one number per response, from the score (of scores for
+    tokens: their sum) and, with the KL in the reward, the response's summed penalty.
     """
     mask = scored.rollout.mask
     coef = ppo.kl.coef if kl_coef is None else kl_coef
@@ -30,7 +30,7 @@ def estimate_advantages(scored: ScoredRollout, ppo: PPOPart, kl_coef: float | No
     kl = torch.zeros_like(scored.logprobs)
     if scored.ref_logprobs is not None:
         kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl.estimator).masked_fill(~mask, 0.0)
-    rewards = token_rewards(scored.scores, kl, mask, into_reward)
+    rewards = token_rewards(scored.scores, kl, mask, into_reward, scored.token_scores)
     if ppo.advantage == "gae":
         if scored.values is None:
             raise ConfigError("advantage gae needs values; score with a value function, or use rloo or grpo.")

@@ -70,12 +70,17 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
     return torch.expm1(log_ratio) - log_ratio
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coef: float) -> Tensor:
-    """Per-token rewards: r_t = -coef * kl_t, plus the score on the last token that counts.
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coef: float, token_scores: Tensor | None = None) -> Tensor:
+    """Per-token rewards: r_t = -coef * kl_t + s_t, plus what remains of the score, S - sum_t s_t, on the last token that counts.
 
-    Ziegler et al. 2019 (arXiv:1909.08593), eq. 2. scores [B], kl and mask [B, T] -> [B, T]; masked places are 0.
+    Without `token_scores` s_t is 0 and this is Ziegler et al. 2019 (arXiv:1909.08593), eq. 2; scores for steps on the way
+    are process rewards, Uesato et al. 2022 (arXiv:2211.14275). scores S [B], kl, mask and token_scores [B, T] -> [B, T];
+    masked places are 0.
     """
     rewards = torch.where(mask, -coef * kl, torch.zeros_like(kl))
+    if token_scores is not None:
+        placed = torch.where(mask, token_scores, torch.zeros_like(token_scores)).to(rewards.dtype)
+        rewards, scores = rewards + placed, scores - placed.sum(dim=1)
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
     return rewards.scatter_add(1, last[:, None], scores.to(rewards.dtype)[:, None])
 

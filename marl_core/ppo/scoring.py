@@ -13,8 +13,9 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
-from marl_core.errors import MarlError, NumericError, PluginError
+from marl_core.errors import DataError, MarlError, NumericError, PluginError
 from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
+from marl_core.ppo.token_scores import Scores, combine, is_per_token, read_token_scores
 from marl_core.ppo.types import Rollout
 
 LARGEST = torch.finfo(torch.float32).max
@@ -155,24 +156,33 @@ def reference_logprobs(
     return found
 
 
-def score_sources(
-    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int
-) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Weighted sum [B] of all sources, and each source's own scores [B] (NaN where a source abstained)."""
-    parts = {source.name: _score(bank, source, rollout, microbatch) for source in sources}
-    total = torch.zeros(len(rollout), device=rollout.ids.device)
-    judged = torch.zeros(len(rollout), dtype=torch.bool, device=rollout.ids.device)
-    for source in sources:
-        part = parts[source.name]
-        total = total + source.weight * part.nan_to_num(0.0)
-        judged |= ~part.isnan()
+def score_all(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int) -> Scores:
+    """All sources' scores and their weighted sum; PluginError when a response was judged by none."""
+    given = {source.name: _score(bank, source, rollout, microbatch) for source in sources}
+    scores, judged = combine(given, {source.name: source.weight for source in sources}, rollout)
     if not bool(judged.all()):
         row = int((~judged).nonzero()[0])
         names = ", ".join(source.name for source in sources)
         raise PluginError(
             f"reward: no source ({names}) gave response {row} a score; its text begins {rollout.texts[row][:80]!r}."
         )
-    return total, parts
+    return scores
+
+
+def score_sources(
+    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Weighted sum [B] of all sources, and each source's own scores [B] (NaN where a source abstained)."""
+    scores = score_all(bank, sources, rollout, microbatch)
+    return scores.total, scores.parts
+
+
+def own_scores(found: object, rollout: Rollout) -> Scores:
+    """A caller's own scores, [B] or [B, T]; DataError unless there is a number for each response."""
+    scores, judged = combine({"own": as_scores(found, rollout, "scores", DataError)}, {"own": 1.0}, rollout)
+    if not bool(judged.all()):
+        raise DataError("scores: a score of one's own can't be None; give a number for each response.")
+    return Scores(scores.total, {}, scores.tokens)
 
 
 def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int) -> Tensor:
@@ -192,8 +202,13 @@ def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int)
 
 
 def as_scores(found: object, rollout: Rollout, who: str, error: type[MarlError] = PluginError) -> Tensor:
-    """What a reward function gave, as a tensor [B]; None becomes NaN (it abstains). `error` unless lossless."""
+    """What a reward function gave, as a tensor [B], or [B, T] when it scored tokens; None becomes NaN (it abstains).
+
+    `error` unless lossless.
+    """
     count = len(rollout)
+    if is_per_token(found):
+        return read_token_scores(found, rollout, who, error)
     if isinstance(found, Tensor):
         if found.is_meta:
             raise error(f"{who} gave a tensor without data (device meta); return numbers.")

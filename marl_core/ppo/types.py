@@ -184,7 +184,8 @@ class ScoredRollout:
 
     logprobs[B, T] of the policy before the update; ref_logprobs[B, T], None when the KL coefficient is 0;
     values[B, T], None without a value function; scores[B] after shaping; raw_scores[B] before;
-    parts: each reward source's own scores [B]; entropy[B, T] of the policy in nats.
+    parts: each reward source's own scores [B]; entropy[B, T] of the policy in nats; token_scores[B, T]: the part of
+    `scores` that lands on single tokens (the rest lands on the last one), None when no reward scores tokens.
     """
 
     rollout: Rollout
@@ -195,10 +196,11 @@ class ScoredRollout:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     raw_scores: Tensor | None = None
     entropy: Tensor | None = None
+    token_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollout.ids.shape)
-        for name in ("logprobs", "ref_logprobs", "values", "entropy"):
+        for name in ("logprobs", "ref_logprobs", "values", "entropy", "token_scores"):
             tensor = getattr(self, name)
             if tensor is not None:
                 _expect("ScoredRollout", tensor, name, shape, "float")

@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from marl_core.errors import ConfigError, MarlError, PluginError
+from marl_core.registry.deprecation import warn_options
 from marl_core.registry.importing import process_kept
 from marl_core.registry.metadata import unreadable
-from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy
+from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,7 +51,9 @@ class LoadedStrategy:
     def build(self, options: Mapping[str, Any]) -> Strategy:
         """The strategy with these options. pydantic's ValidationError passes through, with the options' places."""
         try:
-            return self.strategy_class.model_validate(dict(options))
+            strategy = self.strategy_class.model_validate(dict(options))
+            warn_options(strategy, f"{self.listing.family} {self.listing.name}: option ")
+            return strategy
         except (ValidationError, MarlError):
             raise
         except Exception as error:
@@ -128,6 +131,9 @@ def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
         raise PluginError(
             f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy."
         )
+    problem = api_problem(found)
+    if problem is not None:
+        raise PluginError(f"{whose}: {problem}.")
     hook = FAMILIES[family].required_hook
     if hook is None:
         return found

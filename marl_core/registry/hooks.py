@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +16,7 @@ from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.strategy import Quantization, Strategy
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from marl_core.bank.adapters import AdapterBank
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from marl_core.config.plan import Plan
     from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
 
-WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward")
+WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
 
 Finding: TypeAlias = tuple[str, str]
@@ -76,6 +77,15 @@ class Hooks:
                     findings += [(self._origins[strategy], str(sentence)) for sentence in sentences]
         return findings
 
+    def describe(self, strategy: Strategy, plan: Plan) -> str | None:
+        """What the strategy says of itself; None when it has no such hook or says nothing."""
+        if not self.implements(strategy, "marl_describe"):
+            return None
+        result = self._first(strategy, "marl_describe", plan=plan)
+        if not isinstance(result, str | None):
+            raise self._wrong(strategy, "marl_describe", result, "a text, or None")
+        return result
+
     def quantization(self, strategy: Strategy, compute_dtype: str) -> Quantization:
         """How the base is loaded."""
         result = self._choose(strategy, "marl_quantization", compute_dtype=compute_dtype)
@@ -92,9 +102,11 @@ class Hooks:
             raise self._wrong(strategy, "marl_prepare_base", result, "a model, or None to leave the base as it is")
         return result  # type: ignore[no-any-return]  # a model by duck: its class would import transformers
 
-    def reference(self, strategy: Strategy, bank: AdapterBank, temperature: float = 1.0) -> View | ReferenceFunction:
+    def reference(
+        self, strategy: Strategy, bank: AdapterBank, temperature: float = 1.0, policy: str = "policy"
+    ) -> View | ReferenceFunction:
         """Which weights are the reference."""
-        result = self._choose(strategy, "marl_reference", bank=bank, temperature=temperature)
+        result = self._choose(strategy, "marl_reference", bank=bank, temperature=temperature, policy=policy)
         if not (callable(result) or hasattr(result, "adapter")):
             raise self._wrong(strategy, "marl_reference", result, "a View or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: View lives in a heavier storey
@@ -107,6 +119,24 @@ class Hooks:
         if not (callable(result) or hasattr(result, "head")):
             raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
+
+    def update_end(self, step: int, bank: AdapterBank, policy: str) -> None:
+        """Tell the strategies that an update ended."""
+        self._tell("marl_update_end", step=step, bank=bank, policy=policy)
+
+    def state(self, strategy: Strategy, bank: AdapterBank, policy: str) -> Mapping[str, Tensor]:
+        """What a checkpoint keeps of this strategy: tensors by name, none when it needs nothing."""
+        if not self.implements(strategy, "marl_state"):
+            return {}
+        result = self._first(strategy, "marl_state", bank=bank, policy=policy)
+        tensors = {} if result is None else result
+        if not isinstance(tensors, Mapping) or not all(hasattr(value, "detach") for value in tensors.values()):
+            raise self._wrong(strategy, "marl_state", result, "tensors by name, or None")
+        return tensors
+
+    def restore(self, strategy: Strategy, state: Mapping[str, Tensor], bank: AdapterBank, policy: str) -> None:
+        """Hand back what `state` gave."""
+        self._first(strategy, "marl_restore", state=state, bank=bank, policy=policy)
 
     def run_start(self, plan: Plan, done: int) -> None:
         """Tell the observers that the run begins."""

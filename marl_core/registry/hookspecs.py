@@ -6,7 +6,7 @@ you need, by name. Each example below is executed by `tests/unit/test_hookspecs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -14,6 +14,7 @@ import pluggy
 from marl_core.registry.strategy import Quantization
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from marl_core.bank.adapters import AdapterBank
@@ -45,6 +46,26 @@ class MarlSpecs:
                 def marl_check(self, plan: Plan) -> Iterable[str]:
                     if plan.config.ppo.steps < 10:
                         yield f"ppo.steps: {plan.config.ppo.steps} is too short for a patient run; use 10 or more."
+        """
+
+    @hookspec(firstresult=True)
+    def marl_describe(self, plan: Plan) -> str | None:
+        """Say in a few words what these weights or numbers are, for `marl check`.
+
+        Family: reference, reward. A reference that has this hook speaks for itself: the core then doesn't guess from its
+        options whether it is where the policy starts (the pre-flight check still measures it).
+        Called: when a plan is described or its warnings are gathered, before any weight is read. Import nothing heavy.
+
+        Arguments:
+            plan: the whole config with its strategies; no model exists yet.
+
+        Result: a clause without a full stop; None leaves the core's own words.
+
+        Example:
+            class Echo(Strategy):
+                @hookimpl
+                def marl_describe(self, plan: Plan) -> str:
+                    return f"{plan.config.model.path}, asked again"
         """
 
     @hookspec(firstresult=True)
@@ -87,7 +108,7 @@ class MarlSpecs:
         """
 
     @hookspec(firstresult=True)
-    def marl_reference(self, bank: AdapterBank, temperature: float) -> View | ReferenceFunction | None:
+    def marl_reference(self, bank: AdapterBank, temperature: float, policy: str) -> View | ReferenceFunction | None:
         """Say which weights are the reference policy.
 
         Family: reference, which must have it.
@@ -96,6 +117,7 @@ class MarlSpecs:
         Arguments:
             bank: the shared base and its adapters.
             temperature: sampling temperature; a function's log-probs must use it too (a View's do).
+            policy: name of the policy's adapter in the bank.
 
         Result: a `View` of the shared base, which the core may evaluate together with others, or, for weights that live
         elsewhere, a function from a `Rollout` to log-probs [B, T]. None is refused.
@@ -119,7 +141,7 @@ class MarlSpecs:
             tokenizer: the base's tokenizer; a copy may be changed, this one not.
 
         Result: a `ScoreView` (shared base through an adapter, with a score head), or a function from a `Rollout` to one
-        finite float per response, [B]. None is refused.
+        finite float per response, [B], or to a score for each token, [B, T]. None is refused.
 
         Example:
             class Brevity(Strategy):
@@ -127,6 +149,69 @@ class MarlSpecs:
                 @hookimpl
                 def marl_reward(self) -> RewardFunction:
                     return lambda rollout: (self.target / rollout.mask.sum(dim=1)).clamp(max=1.0)
+        """
+
+    @hookspec
+    def marl_update_end(self, step: int, bank: AdapterBank, policy: str) -> None:
+        """Act on the weights that an update left, e.g. move a reference after the policy.
+
+        Family: any.
+        Called: after every PPO update, before its metrics, evaluation and checkpoint; also in loops of one's own. What is
+        changed here must depend on weights, step and options alone, or be given by `marl_state`: resume is exact.
+
+        Arguments:
+            step: steps done, this one included.
+            bank: the shared base and its adapters.
+            policy: name of the policy's adapter in the bank.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Watch(Strategy):
+                @hookimpl
+                def marl_update_end(self, step: int, policy: str) -> None:
+                    print(f"{policy} was updated for the {step}th time")
+        """
+
+    @hookspec(firstresult=True)
+    def marl_state(self, bank: AdapterBank, policy: str) -> Mapping[str, Tensor] | None:
+        """Give what a checkpoint must keep of this strategy.
+
+        Family: any.
+        Called: at every checkpoint.
+
+        Arguments:
+            bank: the shared base and its adapters.
+            policy: name of the policy's adapter in the bank.
+
+        Result: tensors by name, stored as they are; None when nothing needs to be kept.
+
+        Example:
+            class Remembering(Strategy):
+                @hookimpl
+                def marl_state(self, bank: AdapterBank) -> Mapping[str, Tensor]:
+                    return dict(bank.tensors("mine"))
+        """
+
+    @hookspec
+    def marl_restore(self, state: Mapping[str, Tensor], bank: AdapterBank, policy: str) -> None:
+        """Take over what `marl_state` gave when the checkpoint was written.
+
+        Family: any.
+        Called: on resume, after the reference and the rewards were built, if the checkpoint holds something of this strategy.
+
+        Arguments:
+            state: the tensors, on the CPU.
+            bank: the shared base and its adapters.
+            policy: name of the policy's adapter in the bank.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Restored(Strategy):
+                @hookimpl
+                def marl_restore(self, state: Mapping[str, Tensor]) -> None:
+                    print("found", *state)
         """
 
     @hookspec

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
 
 hookimpl = pluggy.HookimplMarker("marl")
 """Mark a Strategy's method as the implementation of the hook with that name."""
+
+API = 1
+"""The version of everything docs/api.md lists: hooks, base classes, data. Raised when something there breaks."""
 
 FamilyName = Literal["reference", "reward", "quantization", "observer"]
 
@@ -42,6 +45,9 @@ class Strategy(BaseModel):
     Types are strict ("3" is not 3), unknown options are refused, numbers are finite, instances are immutable.
     """
 
+    api: ClassVar[int] = API
+    """The API version that the class was written for; say it in your own: `api: ClassVar[int] = 1`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # pluggy keeps plugins in sets and finds them with ==: a strategy is itself, whatever its options.
@@ -51,6 +57,18 @@ class Strategy(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.__hash__ = object.__hash__  # type: ignore[method-assign]  # frozen models write a hash of their fields
+
+
+def api_problem(strategy_class: type[Strategy]) -> str | None:
+    """Why a strategy's `api` doesn't fit this marl, None when it does."""
+    wanted: object = strategy_class.api
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        return f"its api is {wanted!r}; write the version it was made for, e.g. `api: ClassVar[int] = {API}`"
+    if wanted > API:
+        return f"it was made for api {wanted}, this marl-core offers {API}: upgrade marl-core, or install an older version of it"
+    if wanted < API:
+        return f"it was made for api {wanted}, this marl-core offers {API} (docs/api.md says what changed): ask for a newer version of it"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

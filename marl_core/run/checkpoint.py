@@ -20,6 +20,7 @@ from marl_core.ppo.update import Trained
 from marl_core.run.files import new_folder, sha256, write_json
 
 FORMAT = 1
+STRATEGIES_FILE = "strategies.safetensors"
 REQUIRED = ("state.json", "optimizer.safetensors", "policy/adapter_model.safetensors", "policy/adapter_config.json")
 
 
@@ -43,13 +44,24 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save(
-    folder: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer, state: State, keep: int = 2
+    folder: Path,
+    bank: AdapterBank,
+    trained: Trained,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    keep: int = 2,
+    strategies: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`."""
+    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
+
+    `strategies`: tensors that strategies want back on resume, as strategy_state.collect gives them.
+    """
     target = folder / name_of(state.step)
     with new_folder(target) as temporary:
         save_weights(temporary, bank, trained)
         save_file(_optimizer_tensors(optimizer, _names(bank, trained)), temporary / "optimizer.safetensors")
+        if strategies:
+            save_file(dict(strategies), temporary / STRATEGIES_FILE)
         write_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         write_json(temporary / "manifest.json", {str(p.relative_to(temporary)): sha256(p) for p in files})

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from marl_core.errors import ConfigError, DataError, MarlWarning, Stopped
 from marl_core.ppo.types import Evaluation, Prompts, RunResult, StepStats
-from marl_core.run import checkpoint
+from marl_core.run import checkpoint, strategy_state
 from marl_core.run.disk import MOST_FAILURES, SaveFailed, save_failed, warn_if_short
 from marl_core.run.evaluate import evaluate
 from marl_core.run.signals import StopRequest
@@ -128,7 +128,8 @@ def save(runner: Runner) -> Path | None:
     folder, keep = runner.folder.checkpoints, runner.config.run.keep
     try:
         runner.folder.flush()
-        return checkpoint.save(folder, runner.bank, runner.roles.trained, runner.optimizer, state, keep=keep)
+        kept = strategy_state.collect(runner.plan, runner.roles)
+        return checkpoint.save(folder, runner.bank, runner.roles.trained, runner.optimizer, state, keep, kept)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise save_failed(runner, folder, error) from error
 
@@ -143,6 +144,7 @@ def resume(runner: Runner) -> None:
     if found is None:
         return
     state = checkpoint.load(found, runner.bank, runner.roles.trained, runner.optimizer)
+    strategy_state.restore(found, runner.plan, runner.roles)
     runner.done, runner.kl_coef = state.step, state.kl_coef
     runner.shaper.restore(dict(state.shaper))
     runner.folder.rewind(runner.done)

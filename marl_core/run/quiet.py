@@ -8,6 +8,8 @@ import warnings
 LOGGERS = (
     "bitsandbytes",  # a CPU kernel for 4-bit weights is missing: the plain one is used
     "transformers.distributed.tensor_parallel",  # "layers were not sharded": there is one process
+    "torchao",  # kernels for other machines; peft imports it wherever it is installed
+    "torch.utils._pytree",  # torchao registers its enums in a way that torch will give up
 )
 WARNINGS = (
     (r".*is_gradient_checkpointing.*", FutureWarning),  # transformers renamed a property that peft still reads

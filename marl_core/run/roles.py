@@ -79,7 +79,7 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     return Roles(
         bank=bank,
         trained=Trained(policy, value_head, value_adapter),
-        reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature),
+        reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature, policy),
         reference_origin=plan.hooks.origin(plan.reference),
         rewards=_sources(plan, bank, plan.rewards),
         gradient=gradient,

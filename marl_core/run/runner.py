@@ -13,16 +13,16 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import DataError, MarlWarning
+from marl_core.errors import MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
-    as_scores,
     captured,
+    own_scores,
     reference_logprobs,
-    score_sources,
+    score_all,
     view_logprobs,
     view_values,
 )
@@ -145,7 +145,7 @@ class Runner:
             )
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
-        """Every role's numbers; `scores` [B] of one's own replace the configured reward (shaping still applies)."""
+        """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
         with self._timed("score"), self.guards.phase(self, "score", rollout):
             scored = self._score(rollout.to(self.bank.device), scores)
             self.guards.scored(self, scored)
@@ -183,6 +183,7 @@ class Runner:
 
     def _advance(self, scored: ScoredRollout) -> None:
         self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
+        self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
         kl = self.config.ppo.kl
         if kl.target is not None and scored.ref_logprobs is not None:
             gap = masked_sum(scored.logprobs - scored.ref_logprobs, scored.rollout.mask, dim=1)
@@ -203,7 +204,7 @@ class Runner:
         policy = captured(rollout, head) or view_logprobs(
             self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
         )
-        values = policy.values
+        logprobs, values, entropy = policy.logprobs, policy.values, policy.entropy
         if trained.value_adapter and trained.value_head:
             values = view_values(self.bank, trained.value_adapter, trained.value_head, rollout, size)
         reference = None
@@ -211,16 +212,11 @@ class Runner:
             reference = reference_logprobs(
                 self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin
             )
-        parts: dict[str, torch.Tensor] = {}
-        if scores is not None:
-            total = as_scores(scores, rollout, "scores", DataError)
-            if bool(total.isnan().any()):
-                raise DataError("scores: a score of one's own can't be None; give a number for each response.")
-        else:
-            total, found = score_sources(self.bank, self.roles.rewards, rollout, max(size, WITHOUT_GRADIENT))
-            parts = dict(found)
-        shaped = self.shaper(total, rollout.finished)
-        return ScoredRollout(rollout, policy.logprobs, reference, values, shaped, parts, total, policy.entropy)
+        large = max(size, WITHOUT_GRADIENT)
+        own = scores is not None
+        found = own_scores(scores, rollout) if own else score_all(self.bank, self.roles.rewards, rollout, large)
+        shaped, tokens = self.shaper(found.total, rollout.finished), self.shaper.tokens(found.tokens)
+        return ScoredRollout(rollout, logprobs, reference, values, shaped, found.parts, found.total, entropy, tokens)
 
     # -- the run: see run/loop.py ---------------------------------------------------------------------------
 

@@ -31,6 +31,13 @@ class Shaper:
             shaped = shaped.clamp(-self.part.clip, self.part.clip)
         return shaped
 
+    def tokens(self, scores: Tensor | None) -> Tensor | None:
+        """Scores of tokens [B, T] on the scale of the shaped scores.
+
+        The penalty, the mean and the clip act on the response's total: the last token takes them up.
+        """
+        return scores / max(self.std, 1e-6) if scores is not None and self.part.normalize else scores
+
     @property
     def std(self) -> float:
         """Running standard deviation; 1 before two scores were seen."""

@@ -90,3 +90,28 @@ class PeftAdapter(Strategy):
         from marl_core import View
 
         return View(bank.frozen(self.adapter, "reference", "reference.adapter"))
+
+
+class NoReference(Strategy):
+    """No reference: nothing holds the policy near its start. Needs ppo.kl.coef 0."""
+
+    @hookimpl
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """A penalty needs something to pull towards."""
+        if plan.config.ppo.kl.coef > 0:
+            yield (
+                f"reference: none, but ppo.kl.coef is {plan.config.ppo.kl.coef:g}, and a KL penalty needs a reference. "
+                "Set ppo.kl.coef: 0, or choose a reference (disabled-adapter for a new LoRA on the base)"
+            )
+
+    @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        return "none: nothing holds the policy near its start"
+
+    @hookimpl
+    def marl_reference(self) -> View:
+        """Never looked through: with coefficient 0 no reference is evaluated."""
+        from marl_core import View
+
+        return View(None)

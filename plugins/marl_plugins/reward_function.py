@@ -90,8 +90,13 @@ def _load_file(file: Path) -> Any:
     return module
 
 
-def wrap(target: str, arguments: Mapping[str, Any]) -> RewardFunction:
-    """A reward from a function: prompts, completions, completion_ids and the data's columns, as TRL passes them."""
+def wrap(
+    target: str, arguments: Mapping[str, Any], more: Callable[[Rollout], Mapping[str, Any]] | None = None
+) -> RewardFunction:
+    """A reward from a function: prompts, completions, completion_ids and the data's columns, as TRL passes them.
+
+    `more` gives further lists with an entry for each response.
+    """
     function = load(target)
     accepted = _accepted(function)
     unknown = sorted(set(arguments) - accepted) if accepted is not None else []
@@ -103,7 +108,7 @@ def wrap(target: str, arguments: Mapping[str, Any]) -> RewardFunction:
         )
 
     def score(rollout: Rollout) -> Any:
-        given = {**columns(rollout), **arguments}
+        given = {**columns(rollout), **(more(rollout) if more else {}), **arguments}
         found = function(**{key: value for key, value in given.items() if accepted is None or key in accepted})
         return _wait(found) if inspect.isawaitable(found) else found
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from marl_core import (
     AdapterBank,
@@ -31,8 +34,34 @@ BUILT_IN: list[Listing] = [
 
 
 @pytest.fixture
+def scores_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A reward service on this machine that gives each text its length."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = json.dumps({"rewards": [len(text) for text in body["completions"]]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
 def options(
-    sft_adapter: str, reward_adapter: str, rewards_file: str, tiny_folder: str, tmp_path: Any
+    sft_adapter: str, reward_adapter: str, rewards_file: str, tiny_folder: str, scores_url: str, tmp_path: Any
 ) -> dict[str, dict[str, Any]]:
     """What each strategy that needs options is built with; the others are built as they are."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -41,6 +70,8 @@ def options(
         tmp_path
     )
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    steps_file = tmp_path / "steps.py"
+    steps_file.write_text("def tokens(completion_ids, **_):\n    return [[0.5] * len(ids) for ids in completion_ids]\n")
     return {
         "merged-base": {"adapter": sft_adapter},
         "peft-adapter": {"adapter": sft_adapter},
@@ -48,18 +79,22 @@ def options(
         "model": {"path": str(tmp_path)},
         "function": {"target": f"{rewards_file}:brevity"},
         "trackers": {"to": ["tensorboard"]},
+        "reference-model": {"path": tiny_folder},
+        "process": {"target": f"{steps_file}:tokens", "per": "token"},
+        "http": {"url": scores_url},
+        "length-format": {"pattern": "a", "max_tokens": 64},
     }
 
 
 def test_every_family_has_built_ins() -> None:
     assert {listing.family for listing in BUILT_IN} == set(FAMILIES)
-    assert len(BUILT_IN) == 12
+    assert len(BUILT_IN) == 19
 
 
 @pytest.mark.parametrize("listing", BUILT_IN, ids=lambda listing: f"{listing.family}-{listing.name}")
 def test_built_ins_keep_the_contract(listing: Listing, options: dict[str, dict[str, Any]], tiny_folder: str) -> None:
     loaded = Catalog.installed().load(listing.family, listing.name)
-    strategy = loaded.build(options.get(listing.name, {}))
+    strategy = loaded.build(options.get(f"{listing.family}-{listing.name}", options.get(listing.name, {})))
     check_strategy(listing.family, strategy, AdapterBank.from_pretrained(tiny_folder, device="cpu"))
 
 
@@ -120,6 +155,83 @@ class Meddler(Reward):
         return score
 
     path: str = Field("", description="An adapter.")
+
+
+class Gardener(Reward):
+    """A reward that trains a little."""
+
+    @hookimpl
+    def marl_reward(self, bank: AdapterBank) -> RewardFunction:  # type: ignore[override]  # hooks take what they need
+        def score(rollout: Rollout) -> list[float]:
+            with torch.no_grad():
+                next(iter(bank.parameters("policy").values())).add_(1.0)
+            return [0.0] * len(rollout)
+
+        return score
+
+
+class Trainer(Reward):
+    """A reward that trains the policy too."""
+
+    @hookimpl
+    def marl_update_end(self, bank: AdapterBank, policy: str) -> None:
+        with torch.no_grad():
+            next(iter(bank.parameters(policy).values())).add_(1.0)
+
+
+class Thaw(Reward):
+    """A reward that makes the base trainable."""
+
+    @hookimpl
+    def marl_reward(self, bank: AdapterBank) -> RewardFunction:  # type: ignore[override]  # hooks take what they need
+        bank.base.requires_grad_(True)
+        return self.give
+
+
+class Anything(Reward):
+    """A reward that takes any option."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Keeper(Reward):
+    """A reward that keeps state and never takes it back."""
+
+    @hookimpl
+    def marl_state(self) -> dict[str, torch.Tensor]:
+        return {"mine": torch.zeros(1)}
+
+
+class Loser(Keeper):
+    """A reward that counts how often it was asked for its state."""
+
+    _asked: int = PrivateAttr(0)
+
+    @hookimpl
+    def marl_state(self) -> dict[str, torch.Tensor]:
+        self._asked += 1
+        return {"mine": torch.tensor([self._asked])}
+
+    @hookimpl
+    def marl_restore(self) -> None:
+        pass
+
+
+class Later(Reward):
+    """A reward for a marl that doesn't exist yet."""
+
+    api: ClassVar[int] = 2
+
+
+class Odd(Reward):
+    """A reward with a version that is none."""
+
+    api: ClassVar[Any] = "one"
+
+
+def wider(rollout: Rollout) -> list[float]:
+    torch.set_default_dtype(torch.float64)
+    return [0.0] * len(rollout)
 
 
 class HalfQuantization(Strategy):
@@ -186,9 +298,39 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
     "random state": (
         "reward",
         lambda _: Reward(give=lambda rollout: [0.0 * float(torch.rand(1))] * len(rollout)),
-        "changed the bank .* or the random state",
+        "Reward: its call changed torch's random state",
     ),
-    "active adapter": ("reward", lambda sft: Meddler(path=sft), "Meddler: changed the bank"),
+    "active adapter": (
+        "reward",
+        lambda sft: Meddler(path=sft),
+        r"Meddler: its call changed the active adapter \(None became 'mine'\)",
+    ),
+    "weights": ("reward", lambda _: Gardener(), r"Gardener: its call changed the weights of .*lora_A.policy"),
+    "requires_grad": ("reward", lambda _: Thaw(), "Thaw: while it was built, it changed requires_grad of .* more"),
+    "default dtype": (
+        "reward",
+        lambda _: Reward(give=wider),
+        r"its call changed torch's default dtype",
+    ),
+    "weights after an update": (
+        "reward",
+        lambda _: Trainer(),
+        "Trainer: marl_update_end may write to adapters of its own only, it changed the weights of .*policy",
+    ),
+    "any option": ("reward", lambda _: Anything(), "Anything takes options it doesn't have: keep extra='forbid'"),
+    "state that is never taken back": ("reward", lambda _: Keeper(), "Keeper has marl_state without marl_restore"),
+    "state that is taken back wrongly": (
+        "reward",
+        lambda _: Loser(),
+        "Loser: after marl_restore, marl_state gives another 'mine' than was restored",
+    ),
+    "made for a later marl": ("reward", lambda _: Later(), "it was made for api 2, this marl-core offers 1: upgrade"),
+    "api that is none": ("reward", lambda _: Odd(), "its api is 'one'; write the version it was made for"),
+    "other responses take part": (
+        "reference",
+        lambda _: Reference(give=lambda rollout: torch.full(rollout.ids.shape, -float(len(rollout)))),
+        r"response 0 gets other log-probs alone than in its batch \(by 2\)",
+    ),
     "another shape": (
         "reference",
         lambda _: Reference(give=lambda rollout: torch.zeros(1)),
@@ -210,8 +352,10 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_breaks_the_contract_is_named(what: str, sft_adapter: str, tiny_folder: str) -> None:
     family, make, message = BROKEN[what]
+    dtype = torch.get_default_dtype()
     with pytest.raises((AssertionError, PluginError), match=message):
         check_strategy(family, make(sft_adapter), AdapterBank.from_pretrained(tiny_folder, device="cpu"))
+    torch.set_default_dtype(dtype)
 
 
 @pytest.mark.parametrize(

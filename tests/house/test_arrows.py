@@ -10,7 +10,7 @@ import pytest
 
 # lowest first; a storey may import itself and those before it
 STOREYS = ("errors", "registry", "config", "bank", "ppo", "run", "testing", "cli")
-LIGHT = ("errors", "registry", "config", "cli", "cli_show", "__init__")
+LIGHT = ("errors", "registry", "config", "cli", "__init__")
 HEAVY = (
     "torch",
     "transformers",
@@ -41,8 +41,9 @@ def imports(tree: ast.AST, top_only: bool = False) -> Iterator[tuple[str, int]]:
 
 
 def storey(module: str) -> str:
-    """`marl_core/config/load.py` and `marl_core.config.load` as `config`."""
-    return module.replace("/", ".").removesuffix(".py").split(".")[1].removesuffix("_show")
+    """`marl_core/config/load.py` and `marl_core.config.load` as `config`, `marl_core/cli_show.py` as `cli`."""
+    name = module.replace("/", ".").removesuffix(".py").split(".")[1]
+    return "cli" if name.startswith("cli_") else name
 
 
 def test_downwards_only(core: list[Any]) -> None:

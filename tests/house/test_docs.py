@@ -21,7 +21,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("script", "page"), [("make_config_reference.py", "config.md"), ("make_hooks_reference.py", "hooks.md")]
+    ("script", "page"),
+    [
+        ("make_config_reference.py", "config.md"),
+        ("make_hooks_reference.py", "hooks.md"),
+        ("make_api_reference.py", "api.md"),
+    ],
 )
 def test_generated_pages_are_up_to_date(script: str, page: str) -> None:
     rendered = runpy.run_path(str(DOCS / script))["render"]()

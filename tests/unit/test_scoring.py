@@ -218,7 +218,7 @@ class TestRewards:
         [
             ([1.0, 2.0], "gave 2 rewards for 3 responses"),
             ([1.0] * 4, "gave 4 rewards for 3 responses"),
-            (torch.zeros(3, 1), "gave 1 rewards for 3 responses"),
+            (torch.zeros(3, 1), r"gave a tensor of torch.float32 \[3, 1\]; return numbers, \[3\] or \[3, 8\]"),
             (torch.tensor(1.0), "gave 1 rewards for 3 responses"),
             (1.0, "gave a float; return a list of 3 numbers"),
             (None, "gave a NoneType"),
@@ -231,7 +231,7 @@ class TestRewards:
             ([1.0, "2", 3.0], "response 1 got '2'"),
             ([True, 1.0, 2.0], "response 0 got True"),
             (torch.tensor([True, False, True]), "response 0 got True"),
-            ([[1.0], 1.0, 2.0], r"response 0 got \[1.0\]"),
+            ([[1.0], 1.0, 2.0], "response 0 has 7 tokens and got 1 numbers; give one for each token"),
             ([1j, 1.0, 2.0], "response 0 got 1j"),
             ([1e300, 1.0, 2.0], "response 0 got 1e\\+300"),
             ([10**400, 1.0, 2.0], "response 0 got 1000"),
@@ -290,7 +290,7 @@ class TestRewards:
         one = fake_rollout([("a", "b")])
         assert as_scores([2], one, "who").tolist() == [2.0]
         with pytest.raises(PluginError):
-            as_scores(torch.zeros(1, 1), one, "who")
+            as_scores(torch.zeros(1, 2), one, "who")
 
     def test_functions_run_without_grad(self, bank: AdapterBank) -> None:
         seen: list[bool] = []

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import marl_core
 from marl_core import Strategy
@@ -31,8 +32,11 @@ ARGUMENTS: dict[str, Any] = {
     "plan": SimpleNamespace(config=CONFIG),
     "compute_dtype": "float32",
     "base": Model(),
-    "bank": object(),
+    "bank": SimpleNamespace(tensors=lambda name: {name: torch.zeros(1)}),
     "temperature": 1.0,
+    "policy": "policy",
+    "step": 1,
+    "state": {"mine": 0},
     "tokenizer": object(),
     "done": 0,
     "stats": SimpleNamespace(step=1),

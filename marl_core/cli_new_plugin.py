@@ -1,0 +1,117 @@
+"""`marl new-plugin`: an installable package with one strategy, its entry point, its tests and a README."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from marl_core.errors import ConfigError
+from marl_core.registry.strategy import FAMILIES, FamilyName
+
+PREFIX = "marl-"
+TAKEN = ("core", "plugins")  # their modules would be ours
+MY_LINE = {
+    "reward": "reward: {use: $name}",
+    "reference": "reference: {use: $name}",
+    "quantization": "quantization: {use: $name}",
+    "observer": "observers: [console, json-lines, $name]",
+}
+"""How a config names a strategy of each family."""
+TEMPLATES = "plugin_template"
+
+
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What configs will call the strategy, e.g. politeness.")],
+    family: Annotated[FamilyName, typer.Option("--family", help="What kind of choice it is.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder to write; default: marl-NAME.")
+    ] = None,
+) -> None:
+    """Write a package with a strategy of one's own: code, entry point, tests, README."""
+    plain = _plain(name, family)
+    folder = out or Path(PREFIX + plain)
+    written = write_plugin(plain, family, folder)
+    typer.echo("\n".join(str(file) for file in written))
+    typer.echo(
+        f"\nInstall and test it:\n  pip install -e {folder}\n  python -m pytest {folder}\n"
+        f"Then a config may say:\n  {_fill(MY_LINE[family], plain, family)}"
+    )
+
+
+def write_plugin(name: str, family: FamilyName, folder: Path) -> list[Path]:
+    """Write the package for strategy `name` into `folder`, which must be new or empty; the files written."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigError(f"--out: {folder} exists and isn't empty; give a new folder, nothing is overwritten.")
+    module = _module(name)
+    contents = {
+        "pyproject.toml": _template("pyproject.toml"),
+        "README.md": _template("README.md"),
+        f"{module}.py": _template(f"{family}.py"),
+        f"tests/test_{module}.py": _template("test.py") + _template(f"test_{family}.py"),
+    }
+    written = []
+    try:
+        for place, text in contents.items():
+            file = folder / place
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(_fill(text, name, family), encoding="utf-8")
+            written.append(file)
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} can't be written ({error}). Give another folder.") from error
+    return written
+
+
+def _plain(name: str, family: FamilyName) -> str:
+    """The strategy's name; ConfigError when it can't be one, or is another's."""
+    from marl_core.registry.catalog import Catalog
+
+    plain = name.removeprefix(PREFIX)
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", plain) or plain in TAKEN or len(plain) > 50:
+        raise ConfigError(
+            f"NAME: {name!r} can't name a plugin: use small letters, digits and single dashes, a letter first, at most 50, and not "
+            f"{' or '.join(TAKEN)}; e.g. politeness, or length-limit."
+        )
+    for listing in Catalog.installed().listings(family):
+        if listing.name == plain:
+            raise ConfigError(
+                f"NAME: there is a {family} strategy {plain!r} already, of {listing.package} {listing.version}. Choose another name."
+            )
+    return plain
+
+
+def _module(name: str) -> str:
+    return (PREFIX + name).replace("-", "_")
+
+
+def _template(name: str) -> str:
+    return (files("marl_core") / TEMPLATES / f"{name}.in").read_text(encoding="utf-8")
+
+
+def _fill(text: str, name: str, family: FamilyName) -> str:
+    from marl_core import __version__
+
+    words = name.replace("-", " ")
+    values = {
+        "name": name,
+        "family": family,
+        "package": PREFIX + name,
+        "module": _module(name),
+        "class_name": "".join(part.capitalize() for part in name.split("-")),
+        "title": words[0].upper() + words[1:],
+        "version": ".".join(__version__.split(".")[:2]),
+    }
+    settings = {**_template_settings(), family: MY_LINE[family]}
+    values["settings"] = Template("\n".join(settings[each] for each in FAMILIES if each in settings)).substitute(values)
+    values["use"] = Template(MY_LINE[family]).substitute(values)
+    return Template(text).substitute(values)
+
+
+def _template_settings() -> dict[str, str]:
+    """What the trial run names in the families that every run needs."""
+    lines = (files("marl_core") / TEMPLATES / "settings.in").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("|", 1) for line in lines)

@@ -1,0 +1,29 @@
+"""Things on their way out: they still work for one minor version, and say what to use instead."""
+
+from __future__ import annotations
+
+import warnings
+
+from pydantic import BaseModel
+
+from marl_core.errors import MarlDeprecationWarning
+
+
+def gone_in(since: str) -> str:
+    """The version in which something deprecated in version `since` is gone: `0.2` -> `0.3`."""
+    major, minor = (int(part) for part in since.split(".")[:2])
+    return f"{major}.{minor + 1}"
+
+
+def warn_deprecated(what: str, instead: str, since: str, stacklevel: int = 3) -> None:
+    """Say once per place that `what` will go."""
+    message = f"{what} is deprecated since {since} and gone in {gone_in(since)}: use {instead}"
+    warnings.warn(message, MarlDeprecationWarning, stacklevel=stacklevel)
+
+
+def warn_options(model: BaseModel, where: str) -> None:
+    """Say which of the given options are declared `Field(deprecated='since 0.2: use other')`."""
+    for name in sorted(model.model_fields_set):
+        note = type(model).model_fields[name].deprecated
+        if isinstance(note, str):
+            warnings.warn(f"{where}{name} is deprecated {note}", MarlDeprecationWarning, stacklevel=4)

@@ -1,0 +1,51 @@
+"""What strategies keep in a checkpoint: tensors, each under its strategy's place in the config and its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from marl_core.config.plan import Plan
+from marl_core.errors import DataError, PluginError
+from marl_core.run.checkpoint import STRATEGIES_FILE
+from marl_core.run.roles import Roles
+
+
+def collect(plan: Plan, roles: Roles) -> dict[str, Tensor]:
+    """All strategies' tensors under `place|name`, copied to the CPU."""
+    policy = roles.trained.policy
+    return {
+        f"{place}|{name}": tensor.detach().cpu().contiguous().clone()
+        for strategy, place in plan.places.items()
+        for name, tensor in plan.hooks.state(strategy, roles.bank, policy).items()
+    }
+
+
+def restore(checkpoint: Path, plan: Plan, roles: Roles) -> None:
+    """Hand each strategy what the checkpoint holds of it.
+
+    DataError when a strategy that keeps state finds none, PluginError when it keeps state and can't take it back.
+    """
+    file = checkpoint / STRATEGIES_FILE
+    try:
+        held = load_file(file) if file.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"resume: {file} can't be read ({error}). Resume from an older checkpoint.") from error
+    for strategy, place in plan.places.items():
+        if not plan.hooks.state(strategy, roles.bank, roles.trained.policy):
+            continue
+        origin = plan.hooks.origin(strategy)
+        if not plan.hooks.implements(strategy, "marl_restore"):
+            raise PluginError(
+                f"{origin}: has marl_state but no marl_restore, so it can't be resumed. See docs/hooks.md."
+            )
+        mine = {name.split("|", 1)[1]: tensor for name, tensor in held.items() if name.split("|", 1)[0] == place}
+        if not mine:
+            raise DataError(
+                f"resume: {checkpoint} holds nothing of {place} ({origin}), which keeps state in checkpoints. "
+                "Resume with the strategies the run was started with."
+            )
+        plan.hooks.restore(strategy, mine, roles.bank, roles.trained.policy)

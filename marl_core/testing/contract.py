@@ -1,0 +1,148 @@
+"""The contract every strategy must keep, as checks that say precisely what was broken, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from marl_core.registry.hooks import Hooks
+from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
+from marl_core.testing.tiny import add_policy, fake_rollout, tiny_bank
+from marl_core.testing.traces import Traces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from marl_core.bank.adapters import AdapterBank
+
+POLICY = "policy"
+ALONE = 1e-3
+"""Nats that a response's log-prob may differ alone and in its batch, float32 on the tiny model."""
+MAY_BUILD = ("the adapters in the bank", "torch's random state", "Python's random state", "numpy's random state")
+"""What building a reward or reference may change: it loads adapters, and libraries draw numbers while they load."""
+
+
+def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | None = None) -> None:
+    """Hold a strategy to its family's contract; AssertionError or PluginError says precisely what it broke.
+
+    Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
+    exist, with arguments they have; the family's hook there; state that can be taken back. Of a quantization: a
+    `Quantization`. Of rewards and references, on a tiny model (or `bank`) and three responses: the right shape, finite, no
+    gradient, the same answer twice, log-probs not above 0 and the same for a response alone; after an update only adapters of
+    its own moved; and everything else left as it was: active adapter, trainable set, weights, modes, tokenizer, random
+    states, threads, default dtype.
+    """
+    _check_options(strategy)
+    hooks = Hooks([(strategy, type(strategy).__name__)])
+    _check_hooks(family, strategy, hooks)
+    if family == "quantization":
+        hooks.quantization(strategy, "float32")
+    elif family in ("reward", "reference"):
+        _check_numbers(family, strategy, hooks, bank or tiny_bank())
+
+
+def _check_options(strategy: Strategy) -> None:
+    kind = type(strategy)
+    problem = api_problem(kind)
+    assert problem is None, f"{kind.__name__}: {problem}"
+    assert kind.__doc__, f"{kind.__name__} needs a docstring: its first line is shown by `marl plugins`"
+    for name, option in kind.model_fields.items():
+        assert option.description, f"{kind.__name__}.{name} needs a description: Field(..., description='...')"
+    written = strategy.model_dump_json()
+    again = kind.model_validate_json(written)
+    assert again.model_dump() == strategy.model_dump(), (
+        f"{kind.__name__}: its options change when written to JSON and read back: {written} became {again.model_dump_json()}"
+    )
+    try:
+        kind.model_validate({**strategy.model_dump(), "no_such_option": 1})
+    except ValidationError:
+        return
+    raise AssertionError(
+        f"{kind.__name__} takes options it doesn't have: keep extra='forbid', so that a misspelt one is said"
+    )
+
+
+def _check_hooks(family: FamilyName, strategy: Strategy, hooks: Hooks) -> None:
+    name, required = type(strategy).__name__, FAMILIES[family].required_hook
+    assert required is None or hooks.implements(strategy, required), (
+        f"{name} has no {required} hook, which family {family} needs"
+    )
+    keeps, takes = (hooks.implements(strategy, hook) for hook in ("marl_state", "marl_restore"))
+    assert keeps == takes, (
+        f"{name} has {'marl_state' if keeps else 'marl_restore'} without {'marl_restore' if keeps else 'marl_state'}: "
+        "what a checkpoint keeps must be taken back on resume"
+    )
+
+
+def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
+    import torch
+
+    from marl_core.ppo.types import Rollout
+
+    if POLICY not in bank.adapters:
+        add_policy(bank, POLICY)
+    name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
+    others = {*bank.adapters}
+    opened = Traces.of(bank)
+    answer: Callable[[Rollout], Tensor] = _opened(family, strategy, hooks, bank)
+    _same(opened, Traces.of(bank), f"{name}: while it was built, it changed", MAY_BUILD)
+    before = Traces.of(bank)
+    first, second = answer(rollout), answer(rollout)
+    assert torch.equal(first, second), f"{name}: two calls on the same rollout gave different numbers"
+    assert not first.requires_grad, f"{name}: its result requires grad; compute it under torch.no_grad()"
+    _same(before, Traces.of(bank), f"{name}: its call changed")
+    assert bool(first.isfinite().all()), f"{name}: gave a number that isn't finite"
+    assert family == "reward" or bool((first <= 0).all()), f"{name}: log-probs above 0: {float(first.max()):.3g}"
+    if family == "reference":
+        alone = torch.cat([answer(rollout.select(slice(i, i + 1))) for i in range(len(rollout))])
+        gaps = (alone - first).abs().amax(dim=1)
+        assert float(gaps.max()) <= ALONE, (
+            f"{name}: response {int(gaps.argmax())} gets other log-probs alone than in its batch (by {float(gaps.max()):.3g}): "
+            "padding or the other responses take part; look at rollout.sequence_mask"
+        )
+    _check_update_end(strategy, hooks, bank, {*bank.adapters} - others - {*bank.paths})
+
+
+def _opened(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> Callable[[Any], Tensor]:
+    """The reward's or reference's answer to a rollout, as the core would ask for it."""
+    from marl_core.ppo.scoring import Source, reference_logprobs, score_all
+
+    if family == "reference":
+        reference = hooks.reference(strategy, bank, 1.0, POLICY)
+        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, 2)
+    source = Source(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
+    return lambda rollout: score_all(bank, [source], rollout, 2).total
+
+
+def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:
+    """What follows an update writes to no weights but those of the adapters that the strategy added for itself."""
+    before = Traces.of(bank, without=own)
+    hooks.update_end(1, bank, POLICY)
+    after = Traces.of(bank, without=own)
+    _same(
+        before, after, f"{type(strategy).__name__}: marl_update_end may write to adapters of its own only, it changed"
+    )
+    _check_state(strategy, hooks, bank)
+
+
+def _check_state(strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
+    """What it gives to a checkpoint is what it has after taking it back."""
+    import torch
+
+    kept = {name: tensor.detach().clone() for name, tensor in hooks.state(strategy, bank, POLICY).items()}
+    if not kept:
+        return
+    hooks.update_end(1, bank, POLICY)
+    hooks.restore(strategy, kept, bank, POLICY)
+    again = hooks.state(strategy, bank, POLICY)
+    wrong = [name for name in kept if name not in again or not torch.equal(again[name], kept[name])]
+    assert not wrong, (
+        f"{type(strategy).__name__}: after marl_restore, marl_state gives another {wrong[0]!r} than was restored"
+    )
+
+
+def _same(before: Traces, after: Traces, sentence: str, allowed: tuple[str, ...] = ()) -> None:
+    changed = [what for what in before.changed(after) if not what.startswith(allowed)]
+    assert not changed, f"{sentence} {'; '.join(changed)}"

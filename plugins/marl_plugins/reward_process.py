@@ -1,0 +1,107 @@
+"""Process rewards: a score for each token, or for each step of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from marl_core import PluginError, Strategy, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from marl_core import Plan, RewardFunction, Rollout
+
+
+class ProcessReward(Strategy):
+    """A Python function that scores each step of a response, or each token: fn(prompts, completions, steps, **columns).
+
+    It is called as a `function` reward is, and gives for each response a list of numbers, one for each step or token, or
+    None to abstain. A step's score lands on its last token. Uesato et al. 2022 (arXiv:2211.14275).
+    """
+
+    target: str = Field(pattern=r".+:[A-Za-z_]\w*$", description="`package.module:function` or `file.py:function`.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
+    per: Literal["step", "token"] = Field("step", description="What gets a score each.")
+    separator: str = Field(
+        "\n", min_length=1, description="Text that ends a step; the function gets `steps`, cut there."
+    )
+
+    @hookimpl
+    def marl_check(self) -> Iterable[str]:
+        """The function must exist; a file is parsed, not run."""
+        from marl_plugins.reward_function import problems
+
+        yield from problems(self.target)
+
+    @hookimpl
+    def marl_describe(self, plan: Plan) -> str:
+        """For `marl check`."""
+        what = f"{self.target}: a score for each {self.per}"
+        advantage = plan.config.ppo.advantage
+        return what if advantage == "gae" else f"{what}; advantage {advantage} uses their sum only"
+
+    @hookimpl
+    def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
+        """Import the function and wrap it."""
+        from marl_plugins.reward_function import wrap
+
+        if self.per == "token":
+            return wrap(self.target, self.arguments)
+        judge = wrap(self.target, self.arguments, lambda rollout: {"steps": self._steps(rollout)})
+        return lambda rollout: self._place(judge(rollout), rollout, tokenizer)
+
+    def _steps(self, rollout: Rollout) -> list[list[str]]:
+        return [split(text, self.separator) for text in rollout.texts]
+
+    def _place(self, found: Any, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[list[float] | None]:
+        """Scores of steps as scores of tokens."""
+        steps = self._steps(rollout)
+        if not isinstance(found, Sequence) or len(found) != len(rollout):
+            what = f"{len(found)}" if isinstance(found, Sequence) else f"a {type(found).__name__}, not"
+            raise PluginError(f"reward.target: {self.target} gave {what} lists of scores for {len(rollout)} responses.")
+        placed: list[list[float] | None] = []
+        for i, scores in enumerate(found):
+            if scores is None:
+                placed.append(None)
+                continue
+            if not isinstance(scores, Sequence) or len(scores) != len(steps[i]):
+                what = f"{len(scores)} numbers" if isinstance(scores, Sequence) else repr(scores)[:80]
+                raise PluginError(
+                    f"reward.target: {self.target}: response {i} has {len(steps[i])} steps and got {what}; give one for each, or None."
+                )
+            ids = rollout.ids[i][rollout.mask[i]].tolist()
+            row = [0.0] * len(ids)
+            for end, score in zip(step_ends(ids, steps[i], tokenizer), scores, strict=True):
+                row[end] += score
+            placed.append(row)
+        return placed
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The steps of a text, each with the separator that ends it; at least one, though it be empty."""
+    pieces = text.split(separator)
+    whole = [piece + separator for piece in pieces[:-1]] + pieces[-1:]
+    return [piece for piece in whole if piece] or [""]
+
+
+def step_ends(ids: Sequence[int], steps: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Index of each step's last token: the first whose text, with all before it, reaches the step's end.
+
+    The last step ends with the response, its stop token included.
+    """
+    ends: list[int] = []
+    reached = 0
+    for step in steps[:-1]:
+        reached += len(step)
+        low, high = ends[-1] if ends else 0, len(ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if len(tokenizer.decode(list(ids[: middle + 1]), skip_special_tokens=True)) >= reached:
+                high = middle
+            else:
+                low = middle + 1
+        ends.append(low)
+    return [*ends, len(ids) - 1]

@@ -1,0 +1,142 @@
+"""Scores for tokens: what may be given, what they add up to, and where they land."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marl_core import AdapterBank, DataError, PluginError, Rollout
+from marl_core.config.run_config import ShapingPart
+from marl_core.ppo.objectives import generalized_advantage_estimation, masked_sum, token_rewards
+from marl_core.ppo.scoring import Source, as_scores, own_scores, score_all
+from marl_core.run.shaping import Shaper
+from marl_core.testing import fake_rollout, tiny_bank
+
+
+@pytest.fixture(scope="module")
+def bank() -> AdapterBank:
+    return tiny_bank()
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    """Responses of 3, 2 and 1 tokens: two letters and EOS, one and EOS, one alone."""
+    return fake_rollout([("a", "xy"), ("b", "z"), ("c", "w")])
+
+
+def source(give: Any, name: str = "r", weight: float = 1.0) -> Source:
+    return Source(name, weight, lambda rollout: give)
+
+
+class TestWhatMayBeGiven:
+    def test_a_tensor_whatever_stands_under_the_mask(self, rollout: Rollout) -> None:
+        given = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, math.nan], [6.0, math.inf, -1.0]])
+        assert as_scores(given, rollout, "who").tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0], [6.0, 0.0, 0.0]]
+
+    def test_a_list_for_each_response_and_none(self, rollout: Rollout) -> None:
+        found = as_scores([[1, 2.5, 3], None, [torch.tensor([6.0]).numpy()[0]]], rollout, "who")
+        assert found[0].tolist() == [1.0, 2.5, 3.0]
+        assert bool(found[1].isnan().all())
+        assert found[2].tolist() == [6.0, 0.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            (torch.zeros(3, 2), r"gave a tensor of torch.float32 \[3, 2\]; return numbers, \[3\] or \[3, 3\]"),
+            (torch.zeros(3, 3, dtype=torch.bool), "torch.bool"),
+            (torch.full((3, 3), math.nan), "token 0 of response 0 got nan"),
+            (torch.tensor([[0.0, 0, 0], [0, math.inf, 0], [0, 0, 0]]), "token 1 of response 1 got inf"),
+            ([[1.0, 2.0, 3.0], [1.0]], "gave 2 rewards for 3 responses"),
+            ([[1.0, 2.0, 3.0], [1.0], [1.0]], "response 1 has 2 tokens and got 1 numbers"),
+            ([[1.0, 2.0, 3.0], 1.0, [1.0]], "response 1 has 2 tokens and got one number"),
+            ([[1.0, 2.0, "3"], [1.0, 2.0], [1.0]], "a token of response 0 got '3', not a finite number"),
+            ([[1.0, 2.0, math.nan], [1.0, 2.0], [1.0]], "a token of response 0 got nan"),
+            ([[1.0, 2.0, True], [1.0, 2.0], [1.0]], "a token of response 0 got True"),
+        ],
+    )
+    def test_anything_else_is_refused(self, rollout: Rollout, bad: Any, message: str) -> None:
+        with pytest.raises(PluginError, match=message):
+            as_scores(bad, rollout, "who")
+
+
+class TestWhatTheyAddUpTo:
+    def test_beside_a_score_for_the_whole(self, bank: AdapterBank, rollout: Rollout) -> None:
+        tokens, whole = [[1.0, 2.0, 3.0], None, [5.0]], [10.0, 20.0, None]
+        found = score_all(bank, [source(tokens, "steps", 0.5), source(whole, "whole", 2.0)], rollout, 2)
+        assert found.total.tolist() == [3.0 + 20.0, 40.0, 2.5]
+        assert found.tokens is not None
+        assert found.tokens.tolist() == [[0.5, 1.0, 1.5], [0.0, 0.0, 0.0], [2.5, 0.0, 0.0]]
+        assert found.parts["steps"].isnan().tolist() == [False, True, False]
+        assert found.parts["steps"][0] == 6.0
+
+    def test_somebody_must_judge_each_response(self, bank: AdapterBank, rollout: Rollout) -> None:
+        with pytest.raises(PluginError, match=r"no source .* gave response 1 a score"):
+            score_all(bank, [source([[1.0, 2.0, 3.0], None, [5.0]])], rollout, 2)
+
+    def test_without_them_there_are_none(self, bank: AdapterBank, rollout: Rollout) -> None:
+        assert score_all(bank, [source([1.0, 2.0, 3.0])], rollout, 2).tokens is None
+
+    def test_ones_own(self, rollout: Rollout) -> None:
+        found = own_scores([[1.0, 2.0, 3.0], [4.0, 5.0], [6.0]], rollout)
+        assert found.total.tolist() == [6.0, 9.0, 6.0]
+        with pytest.raises(DataError, match="can't be None"):
+            own_scores([[1.0, 2.0, 3.0], None, [6.0]], rollout)
+
+
+class TestWhereTheyLand:
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    kl = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, math.nan]])
+    steps = torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, math.nan]])
+
+    def test_on_their_tokens_and_the_rest_on_the_last(self) -> None:
+        rewards = token_rewards(torch.tensor([5.0, 1.0]), self.kl, self.mask, 1.0, self.steps)
+        expected = torch.tensor([[1.0 - 0.1, -0.2, 2.0 - 0.3 + 2.0], [-0.4, -1.0 - 0.5 + 2.0, 0.0]])
+        torch.testing.assert_close(rewards, expected)
+
+    def test_the_sum_is_the_score_less_the_penalty(self) -> None:
+        scores = torch.tensor([5.0, 1.0])
+        rewards = token_rewards(scores, self.kl, self.mask, 0.3, self.steps)
+        torch.testing.assert_close(
+            masked_sum(rewards, self.mask, dim=1), scores - 0.3 * masked_sum(self.kl, self.mask, dim=1)
+        )
+
+    def test_all_on_the_last_token_is_the_ordinary_reward(self) -> None:
+        scores = torch.tensor([3.0, -2.0])
+        at_end = torch.zeros(2, 3)
+        at_end[0, 2], at_end[1, 1] = 3.0, -2.0
+        plain = token_rewards(scores, self.kl, self.mask, 0.5)
+        assert torch.equal(token_rewards(scores, self.kl, self.mask, 0.5, at_end), plain)
+
+    def test_an_early_score_moves_only_what_came_before(self) -> None:
+        """With gamma = lam = 1 and V = 0 the return at t is what lands from t on."""
+        mask, zero = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4)
+        rewards = token_rewards(torch.tensor([1.0]), zero, mask, 0.0, torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+        advantages, _ = generalized_advantage_estimation(rewards, zero, mask, 1.0, 1.0)
+        assert advantages.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+
+
+class TestShaping:
+    def shaped(self, part: ShapingPart, tokens: Tensor) -> tuple[Shaper, Tensor, Tensor | None]:
+        shaper = Shaper(part)
+        finished = torch.tensor([True, False])
+        return shaper, shaper(tokens.sum(dim=1), finished), shaper.tokens(tokens)
+
+    def test_normalization_scales_them_too(self) -> None:
+        tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
+        shaper, _, found = self.shaped(ShapingPart(normalize=True), tokens)
+        assert found is not None
+        torch.testing.assert_close(found * shaper.std, tokens)
+        assert shaper.std > 1
+
+    def test_without_it_they_stay(self) -> None:
+        tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
+        _, total, found = self.shaped(ShapingPart(missing_eos_penalty=2.0, clip=5.0), tokens)
+        assert found is tokens
+        assert total.tolist() == [4.0, 5.0]
+
+    def test_none_stays_none(self) -> None:
+        assert Shaper(ShapingPart(normalize=True)).tokens(None) is None
