@@ -103,9 +103,9 @@ class Hooks:
             raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
 
-    def run_start(self, plan: Plan, done: int) -> None:
+    def run_start(self, plan: Plan, done: int, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Tell the observers that the run begins."""
-        self._tell("marl_run_start", plan=plan, done=done)
+        self._tell("marl_run_start", plan=plan, done=done, tokenizer=tokenizer)
 
     def step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """Tell the observers that a step ended."""

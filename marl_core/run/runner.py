@@ -250,7 +250,7 @@ class Runner:
         self.preflight = found
         if self.folder is not None:
             self.folder.start(self, found)
-        self.plan.hooks.run_start(self.plan, self.done)
+        self.plan.hooks.run_start(self.plan, self.done, self.bank.tokenizer)
         return found
 
     def save(self) -> Path | None:

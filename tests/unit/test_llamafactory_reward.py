@@ -85,7 +85,7 @@ def test_a_pickled_head_is_never_opened(sft_adapter: str, tiny_folder: str, tmp_
     made = tmp_path / "reward"
     shutil.copytree(sft_adapter, made)
     (made / "value_head.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(DataError, match="never opens: save it again as value_head.safetensors"):
+    with pytest.raises(DataError, match=r"never opens: save it again as value_head\.safetensors"):
         AdapterBank.from_pretrained(tiny_folder, device="cpu").load_reward(made)
 
 
