@@ -47,7 +47,7 @@ browser: .venv/test
 
 # Trackers that are too big for every environment; they write to temporary folders, offline.
 trackers: .venv/test
-	$(INSTALL) wandb mlflow trackio
+	$(INSTALL) wandb mlflow-skinny trackio
 	$(BIN)/python -m pytest -m trackers tests/unit/test_trackers.py
 
 # A stranger's package, really installed, named by a config.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marl_core.cli_commands import add_commands
 from marl_core.errors import ConfigError, MarlError
 
 if TYPE_CHECKING:
@@ -174,6 +175,9 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
     return config
+
+
+add_commands(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,8 +41,9 @@ def imports(tree: ast.AST, top_only: bool = False) -> Iterator[tuple[str, int]]:
 
 
 def storey(module: str) -> str:
-    """`marl_core/config/load.py` and `marl_core.config.load` as `config`."""
-    return module.replace("/", ".").removesuffix(".py").split(".")[1].removesuffix("_show")
+    """`marl_core/config/load.py` and `marl_core.config.load` as `config`; `cli_show.py` belongs to `cli`."""
+    name = module.replace("/", ".").removesuffix(".py").split(".")[1]
+    return "cli" if name.startswith("cli_") else name
 
 
 def test_downwards_only(core: list[Any]) -> None:
