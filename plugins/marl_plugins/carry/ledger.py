@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -97,3 +97,19 @@ def warm_up(
 def without_none(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section without the keys that nobody set."""
     return {key: value for key, value in section.items() if value is not None}
+
+
+def run_parts(ledger: Ledger, trackers: Collection[str], seed: int) -> dict[str, Any]:
+    """Sections observers and run: trackers where some were named, folder, seed and how often to save."""
+    asked = ledger.take("report_to", "log_with", default=[])
+    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in trackers]
+    observers: list[Any] = ["console", "json-lines"]
+    run = {
+        "folder": ledger.take("output_dir", default="runs/imported"),
+        "seed": ledger.number("seed", default=seed),
+        "checkpoint_every": ledger.number("save_steps"),
+    }
+    return {
+        "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,
+        "run": without_none(run),
+    }

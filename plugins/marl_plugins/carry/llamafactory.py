@@ -9,39 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from marl_core import ConfigError
-from marl_plugins.carry.ledger import Ledger, offers, rows_of, steps_of, warm_up, without_none
+from marl_plugins.carry.ledger import Ledger, offers, rows_of, run_parts, steps_of, warm_up, without_none
+from marl_plugins.carry.reasons import LLAMAFACTORY
 
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
-REASONS = {
-    "do_train": "not needed: marl run trains",
-    "logging_steps": "not needed: every step is logged",
-    "logging_dir": "not needed: trackers write into run.folder",
-    "plot_loss": "not needed: curves.png and report.html are always written",
-    "overwrite_output_dir": "marl never overwrites a run: choose another run.folder",
-    "overwrite_cache": "not needed: marl caches no data",
-    "preprocessing_num_workers": "not needed: prompts are encoded in one process",
-    "dataloader_num_workers": "not needed: prompts are encoded in one process",
-    "ddp_timeout": "not needed: this was for several processes",
-    "template": "marl uses the tokenizer's own chat template when prompts are messages, and the plain text otherwise",
-    "ppo_whiten_rewards": "marl whitens advantages (ppo.whiten), not rewards",
-    "reward_model_quantization_bit": "a reward adapter shares the policy's base; a reward model is loaded unquantized",
-    "ref_model_quantization_bit": "a reference that is a model of its own is loaded unquantized",
-    "do_sample": "PPO samples; without sampling there would be nothing to learn from",
-    "num_beams": "PPO samples; log-probs of beams would not be those of the policy",
-    "repetition_penalty": "changes what is sampled but not what is scored: ratio and KL would be biased",
-    "length_penalty": "belongs to beam search",
-    "additional_target": "would train modules of the base, which all roles share",
-    "pissa_init": "PiSSA rewrites the base, which all roles share",
-    "pissa_iter": "PiSSA rewrites the base, which all roles share",
-    "deepspeed": "marl runs without DeepSpeed",
-    "fsdp": "marl runs without FSDP",
-    "val_size": "name a file of held-out prompts: eval.prompts",
-    "eval_dataset": "LLaMA-Factory's PPO refused it; marl evaluates on eval.prompts",
-    "resume_from_checkpoint": "marl run --resume goes on from run.folder",
-    "save_only_model": "a checkpoint always holds what resume needs",
-}
 
 
 def carry(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -67,9 +40,9 @@ def carry(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
         "sampling": _sampling(ledger),
         "ppo": _ppo(ledger, rows),
         "shaping": {"normalize": True} if ledger.take("ppo_score_norm", default=False) else None,
-        **_run(ledger),
+        **run_parts(ledger, TRACKERS, 42),
     }
-    return without_none(config), ledger.refused(REASONS)
+    return without_none(config), ledger.refused(LLAMAFACTORY)
 
 
 def _model(ledger: Ledger) -> tuple[dict[str, Any], Any]:
@@ -285,18 +258,3 @@ def _ppo(ledger: Ledger, rows: int | None) -> dict[str, Any]:
             },
         }
     )
-
-
-def _run(ledger: Ledger) -> dict[str, Any]:
-    asked = ledger.take("report_to", default=[])
-    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in TRACKERS]
-    observers: list[Any] = ["console", "json-lines"]
-    run = {
-        "folder": ledger.take("output_dir", default="runs/imported"),
-        "seed": ledger.number("seed", default=42),
-        "checkpoint_every": ledger.number("save_steps"),
-    }
-    return {
-        "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,
-        "run": without_none(run),
-    }

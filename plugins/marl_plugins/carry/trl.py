@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
-from marl_plugins.carry.ledger import Ledger, rows_of, steps_of, warm_up, without_none
+from marl_plugins.carry.ledger import Ledger, rows_of, run_parts, steps_of, warm_up, without_none
+from marl_plugins.carry.reasons import TRL
 
 CLASSIC = {
     "ppo_epochs",
@@ -28,27 +29,6 @@ CLASSIC = {
 KL = {"kl": "k1", "mse": "k2"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-REASONS = {
-    "whiten_rewards": "marl whitens advantages (ppo.whiten), not rewards",
-    "ratio_threshold": "marl clips the ratio; ppo.max_kl stops an update that goes too far",
-    "optimize_cuda_cache": "not needed: marl holds one base",
-    "optimize_device_cache": "not needed: marl holds one base",
-    "remove_unused_columns": "not needed: every column reaches reward functions",
-    "local_rollout_forward_batch_size": "not needed: rollouts are sampled in one batch",
-    "num_sample_generations": "not needed: samples.jsonl has sampled responses of every step",
-    "logging_steps": "not needed: every step is logged",
-    "dataset_num_proc": "not needed: prompts are encoded in one process",
-    "missing_eos_penalty": "taken over",
-    "model_adapter_name": "marl names its adapters by their roles",
-    "ds3_gather_for_generation": "marl runs without DeepSpeed",
-    "deepspeed": "marl runs without DeepSpeed",
-    "push_to_hub": "final/policy is a plain PEFT adapter: push that",
-    "lora_task_type": "marl sets this itself",
-    "use_safetensors": "not needed: marl reads and writes nothing else",
-    "reward_shaping_enable_length": "write a reward function, or shaping: in the config",
-    "exp_name": "name the run by run.folder",
-    "run_name": "name the run by run.folder",
-}
 
 
 def read_arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -100,9 +80,9 @@ def carry(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
         "sampling": _sampling(ledger, classic),
         "ppo": _classic_ppo(ledger) if classic else _last_ppo(ledger, rows),
         "shaping": _shaping(ledger),
-        **_run(ledger, 0 if classic else 42),
+        **run_parts(ledger, TRACKERS, 0 if classic else 42),
     }
-    return without_none(config), ledger.refused(REASONS)
+    return without_none(config), ledger.refused(TRL)
 
 
 def _model(ledger: Ledger) -> tuple[dict[str, Any], Any]:
@@ -294,18 +274,3 @@ def _shaping(ledger: Ledger) -> dict[str, Any] | None:
         }
     )
     return part or None
-
-
-def _run(ledger: Ledger, seed: int) -> dict[str, Any]:
-    asked = ledger.take("report_to", "log_with", default=[])
-    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in TRACKERS]
-    observers: list[Any] = ["console", "json-lines"]
-    run = {
-        "folder": ledger.take("output_dir", default="runs/imported"),
-        "seed": ledger.number("seed", default=seed),
-        "checkpoint_every": ledger.number("save_steps"),
-    }
-    return {
-        "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,
-        "run": without_none(run),
-    }
