@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 from typing import TYPE_CHECKING
 
 from marl_core.config.model_files import read_model
@@ -82,7 +81,7 @@ def own_model(strategy: Strategy) -> str | None:
     for _, path in path_options(strategy):
         try:
             model = read_model(path)
-            if model is not None and sum(prod(shape) for shape in model.shapes().values()):
+            if model is not None and model.shapes():
                 return path
         except DataError:
             continue

@@ -226,7 +226,7 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     hidden, layers = _size(files, "hidden_size", "n_embd"), _size(files, "num_hidden_layers", "n_layer")
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
     plain = DTYPE_BYTES[plan.config.model.dtype]
-    inside = (24 * hidden + 9 * feed_forward) * plain
+    inside = float((24 * hidden + 9 * feed_forward) * plain)
     if plain < FROZEN:
         inside += FROZEN * sum(shape[1] for _, shape in _adapted(plan.config.policy, shapes)) / max(layers, 1)
     per_token = layers * hidden * plain + inside if plan.config.model.gradient_checkpointing else layers * inside

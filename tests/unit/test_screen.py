@@ -37,7 +37,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
     out = io.StringIO()
     monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, force_terminal=terminal, width=140))
     rollout = fake_rollout()
-    scored = ScoredRollout(rollout, *[torch.zeros(rollout.ids.shape)] * 2, None, torch.zeros(3))
+    scored = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.zeros(3))
     screen = Screen(2, 0, 2)
     for step in (1, 2):
         screen.step(StepStats(step, {**METRICS, "objective/scores": float(step)}), scored)

@@ -88,7 +88,7 @@ def warm_up(
     if count:
         return int(count)
     if ratio and steps:
-        return round(ratio * steps)
+        return round(float(ratio) * steps)
     if ratio:
         ledger.remark(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
     return None

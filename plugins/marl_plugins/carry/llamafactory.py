@@ -100,6 +100,8 @@ def _policy(ledger: Ledger, base: str) -> tuple[dict[str, Any], Any]:
     ]
     fresh = bool(ledger.take("create_new_adapter", default=False))
     lora = _lora(ledger)
+    policy: dict[str, Any]
+    reference: Any
     if len(adapters) > 1:
         ledger.remark("adapter_name_or_path", f"merge all but the last first (marl merge): {', '.join(adapters[:-1])}")
     if not adapters:
