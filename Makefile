@@ -1,9 +1,10 @@
 # marl: `make quickstart` runs the whole story on a real model, `make test` the full suite.
 PYTHON ?= python3
 BIN := .venv/bin
+PLAIN := not real and not installed and not nightly and not browser and not trackers
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit nightly real wheel third-party clean
+.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -25,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 quickstart: .venv/quickstart
 	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
 
-test: lint unit real third-party wheel
+test: lint unit browser trackers real third-party wheel
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -33,7 +34,7 @@ lint: .venv/test
 	$(BIN)/mypy
 
 unit: .venv/test
-	$(BIN)/python -m pytest -m "not real and not installed and not nightly"
+	$(BIN)/python -m pytest -m "$(PLAIN)"
 
 # What takes minutes: fifty kills.
 nightly: .venv/test
@@ -42,6 +43,16 @@ nightly: .venv/test
 real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
 	$(BIN)/python -m pytest -m real tests
+
+# The report, looked at. Installs Chromium where apt is at hand; without a browser the tests fail and say so.
+browser: .venv/test
+	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null || true
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# Trackers that are too big for every environment; they write to temporary folders, offline.
+trackers: .venv/test
+	$(INSTALL) wandb mlflow-skinny trackio
+	$(BIN)/python -m pytest -m trackers tests/unit/test_trackers.py
 
 # A stranger's package, really installed, named by a config.
 third-party: .venv/test
@@ -55,7 +66,7 @@ wheel: .venv/test
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
-	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not installed and not nightly" --ignore=tests/house
+	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "$(PLAIN)" --ignore=tests/house
 
 clean:
 	rm -rf .venv dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.metadata import damaged_metadata_passed_over
@@ -61,8 +64,14 @@ def run(
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
 ) -> None:
     """Train the policy that FILE describes."""
+    with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
+        _run(file, sets, resume, override)
+
+
+def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> None:
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
@@ -146,11 +155,18 @@ def merge(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Write report.html into a run folder."""
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are laid over each other.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; RUN/report.html or RUN/comparison.html when absent.")
+    ] = None,
+) -> None:
+    """Write one HTML page about one or several runs."""
     from marl_core.run.report import write_report
 
-    typer.echo(str(write_report(folder)))
+    typer.echo(str(write_report(folders, out)))
 
 
 @app.command()
@@ -182,6 +198,9 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
     return config
+
+
+add_commands(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

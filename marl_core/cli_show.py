@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from marl_core.config.explain import explain
 from marl_core.config.roles import summary
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing
@@ -24,12 +25,14 @@ PIPE_WIDTH = 160
 
 
 def show_plan(plan: Plan) -> None:
-    """Each role with its weights, then the warnings."""
+    """Each role with its weights, what is held once and twice and which reference applies, then the warnings."""
     table = _table("role", "weights", "note")
     for role in plan.describe():
         table.add_row(role.name, Text(role.weights), Text(role.note))
     console = _console()
     console.print(table)
+    for sentence in explain(plan):
+        console.print(Text(sentence), soft_wrap=True)
     for warning in plan.warnings():
         console.print(Text(f"warning: {warning}", "yellow"))
 
@@ -56,6 +59,7 @@ def show_memory(memory: MemoryEstimate) -> None:
         _size(memory.separate),
         f"{memory.separate / max(memory.shared, 1):.1f} times as much",
     )
+    table.add_row("peak", _size(memory.peak), "", "the most at one moment: what stays, and sampling or update")
     _console().print(table)
 
 

@@ -13,6 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from marl_core.bank.base import load_tokenizer
 from marl_core.bank.certificate import FILE, fingerprint
+from marl_core.config.adapter_files import read_adapter
+from marl_core.errors import DataError
 
 
 def write_certificate(
@@ -22,6 +24,11 @@ def write_certificate(
 
     `append_eos` scores each text with the EOS that TRL's RewardTrainer appends. Returns what was written.
     """
+    if not read_adapter(folder, "write_certificate").score_keys:
+        raise DataError(
+            f"write_certificate: {folder} holds no score head in its adapter file, so transformers' classifier would score with "
+            "a random one. Certificates are for SEQ_CLS adapters as TRL's RewardTrainer saves them."
+        )
     tokenizer = load_tokenizer(str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else str(base))
     model = AutoModelForSequenceClassification.from_pretrained(
         str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False

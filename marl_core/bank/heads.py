@@ -7,39 +7,46 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from marl_core.bank.views import Position
-from marl_core.config.adapter_files import AdapterFiles
+from marl_core.config.adapter_files import VALUE_HEAD_FILE, AdapterFiles
 from marl_core.errors import DataError
 
 
 def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.Linear:
-    """The score head [1, hidden] of a reward adapter as TRL's RewardTrainer writes it; DataError when it isn't there.
+    """The score head [1, hidden] of a reward adapter; DataError when it isn't there.
 
-    PEFT drops this head without a word when the adapter is loaded onto a causal model.
+    TRL's RewardTrainer keeps it in the adapter's file, and PEFT drops it without a word when the adapter is loaded onto a
+    causal model; LLaMA-Factory keeps it beside the adapter, in value_head.safetensors.
     """
-    keys = files.score_keys
-    weights = [key for key in keys if key.endswith("weight")]
+    file, shapes = files.reward_head
+    weights = [key for key in shapes if key.endswith("weight")]
     if not weights:
         raise DataError(
             f"{asked_by}: {files.weights} holds no score weights, so its rewards can't be computed. "
             "The adapter was saved without its head: train it with LoraConfig(task_type='SEQ_CLS'), or modules_to_save=['score']."
+            f"{_pickled(files)}"
         )
-    shape = files.shapes[weights[0]]
+    shape = shapes[weights[0]]
     if len(weights) > 1 or shape != (1, hidden_size):
         raise DataError(
-            f"{asked_by}: the score head in {files.weights} is {[(key, list(files.shapes[key])) for key in weights]}; "
+            f"{asked_by}: the score head in {file} is {[(key, list(shapes[key])) for key in weights]}; "
             f"this base needs one of shape [1, {hidden_size}]. Train the classifier with num_labels=1 on this base."
         )
-    biases = [key for key in keys if key.endswith("bias")]
+    biases = [key for key in shapes if key.endswith("bias")]
     head = nn.Linear(hidden_size, 1, bias=bool(biases), dtype=torch.float32)
-    with safe_open(str(files.weights), "pt") as tensors, torch.no_grad():
+    with safe_open(str(file), "pt") as tensors, torch.no_grad():
         head.weight.copy_(tensors.get_tensor(weights[0]))
         if biases:
             head.bias.copy_(tensors.get_tensor(biases[0]))
     if not all(bool(torch.isfinite(parameter).all()) for parameter in head.parameters()):
-        raise DataError(
-            f"{asked_by}: the score head in {files.weights} holds NaN or infinite weights. Save the adapter again."
-        )
+        raise DataError(f"{asked_by}: the score head in {file} holds NaN or infinite weights. Save the adapter again.")
     return head.requires_grad_(False)
+
+
+def _pickled(files: AdapterFiles) -> str:
+    pickle = files.folder / "value_head.bin"
+    if not pickle.is_file():
+        return ""
+    return f" {pickle} is a pickle, which marl never opens: save it again as {VALUE_HEAD_FILE}."
 
 
 def new_value_head(hidden_size: int, device: torch.device | str) -> nn.Linear:

@@ -35,6 +35,8 @@ class Reading:
         certificate = read_certificate(files.folder)
         if certificate is not None:
             return cls(certificate["position"], certificate["pad_token_id"])
+        if not files.score_keys and files.value_head:  # LLaMA-Factory scores the last attended token, whatever it is
+            return cls("last-attended", None)
         own = _pad_token(files.folder)
         return cls("last-non-pad", tokenizer.convert_tokens_to_ids(own) if own else tokenizer.pad_token_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,23 @@ from marl_core.errors import DataError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
+VALUE_HEAD_FILE = "value_head.safetensors"
 SCORE_KEYS = ("score", "classifier")
+VALUE_HEAD_KEYS = ("v_head.summary.weight", "v_head.summary.bias")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """A PEFT adapter on disk. `shapes` maps each tensor's name to its shape."""
+    """A PEFT adapter on disk. `shapes` maps each tensor's name to its shape.
+
+    `value_head` does the same for a value_head.safetensors beside it: LLaMA-Factory keeps the head of a reward adapter there.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    value_head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def weights(self) -> Path:
@@ -40,6 +46,15 @@ class AdapterFiles:
         """Names of the score head's tensors (weight, and bias if there is one)."""
         heads = [f"base_model.model.{head}." for head in SCORE_KEYS]
         return [key for key in self.shapes if any(key.startswith(head) for head in heads) and "lora_" not in key]
+
+    @property
+    def reward_head(self) -> tuple[Path, dict[str, tuple[int, ...]]]:
+        """The file with the head of a reward adapter, and the head's tensors in it; none when there is no head."""
+        inside = {key: self.shapes[key] for key in self.score_keys}
+        if inside or not self.value_head:
+            return self.weights, inside
+        beside = {key: self.value_head[key] for key in VALUE_HEAD_KEYS if key in self.value_head}
+        return self.folder / VALUE_HEAD_FILE, beside
 
 
 def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
@@ -64,7 +79,9 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
             )
         raise DataError(f"{asked_by}: {path} has a config but no {WEIGHTS_FILE}. Copy the whole adapter folder.")
     config = _read_config(path / CONFIG_FILE, asked_by)
-    return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by))
+    head = path / VALUE_HEAD_FILE
+    beside = read_shapes(head, asked_by) if head.is_file() else {}
+    return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by), beside)
 
 
 def _read_config(file: Path, asked_by: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
+from marl_core.config.fit_checks import fit_findings
 from marl_core.config.lora_checks import lora_findings
 from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model
 from marl_core.config.part import Part
@@ -24,7 +25,7 @@ def core_findings(plan: Plan) -> list[MarlError]:
     """Reasons why the run can't work, as the errors that would be raised for each alone."""
     config = plan.config
     return [
-        *_model(config),
+        *_model(plan),
         *_adapter(config),
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
@@ -37,8 +38,8 @@ def core_warnings(plan: Plan) -> list[str]:
     return [*_sampling_warnings(plan.config), *_schedule_warnings(plan.config), *_reference_warnings(plan)]
 
 
-def _model(config: RunConfig) -> Iterator[MarlError]:
-    model = config.model
+def _model(plan: Plan) -> Iterator[MarlError]:
+    config, model = plan.config, plan.config.model
     is_local = os.path.isdir(os.path.expanduser(model.path))
     if model.trust_remote_code and not model.revision and not is_local:
         yield ConfigError(
@@ -52,6 +53,7 @@ def _model(config: RunConfig) -> Iterator[MarlError]:
         return
     if files is not None:
         yield from _model_files(config, files)
+        yield from fit_findings(plan, files)
 
 
 def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:

@@ -30,6 +30,7 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
+FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
 
@@ -41,6 +42,8 @@ class RoleMemory:
     shared: float
     separate: float
     what: str
+    passing: bool = False
+    """Whether it is held only for a phase of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,14 @@ class MemoryEstimate:
     """All roles of a plan."""
 
     roles: tuple[RoleMemory, ...]
+    loading: float = 0.0
+    """Bytes while the base is loaded and prepared, before anything else is there."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment: all that stays, and the larger of what passes; or loading, if that is more."""
+        stays = sum(role.shared for role in self.roles if not role.passing)
+        return max(stays + max((role.shared for role in self.roles if role.passing), default=0.0), self.loading)
 
     @property
     def shared(self) -> float:
@@ -79,24 +90,27 @@ def estimate(plan: Plan) -> MemoryEstimate:
             *(_scorer(f"reward {choice.name or choice.label}", strategy, base) for choice, strategy in plan.rewards),
             *(_scorer(f"judge {name}", strategy, 0.0) for name, (_, strategy) in plan.judges.items()),
             _value(plan, files, shapes, base),
-            _sampling(plan, files),
-            _update(plan, files),
-        )
+            _sampling(plan, files, shapes, base),
+            _update(plan, files, shapes),
+        ),
+        loading=_loading(plan, shapes, base),
     )
 
 
 def lora_parameters(part: LoraPart, shapes: Shapes) -> int:
     """Parameters of a LoRA: r (in + out) for each linear weight that its targets match."""
-    return sum(part.r * sum(shape) for name, shape in _linears(shapes) if _matches(part.targets, name))
+    return sum(part.r * sum(shape) for _, shape in _adapted(part, shapes))
 
 
-def _linears(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def linears(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the linear layers' weights: what a LoRA can adapt."""
     for name, shape in shapes.items():
         if name.endswith(".weight") and len(shape) == 2 and not any(word in name for word in EMBEDDINGS):
             yield name.removesuffix(".weight"), shape
 
 
-def _matches(targets: str | list[str], name: str) -> bool:
+def matches(targets: str | list[str], name: str) -> bool:
+    """Whether a layer is among the targets: a list of names, a pattern for the whole name, or all-linear."""
     if isinstance(targets, list):
         return any(name == target or name.endswith("." + target) for target in targets)
     return targets == "all-linear" or name.endswith("." + targets) or re.fullmatch(targets, name) is not None
@@ -113,7 +127,7 @@ def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
 def _base_bytes(plan: Plan, shapes: Shapes) -> float:
     plain = DTYPE_BYTES[plan.config.model.dtype]
     linear = plan.quantization.bytes_per_weight or plain
-    in_linears = sum(prod(shape) for _, shape in _linears(shapes))
+    in_linears = sum(prod(shape) for _, shape in linears(shapes))
     return in_linears * linear + (sum(prod(shape) for shape in shapes.values()) - in_linears) * plain
 
 
@@ -171,33 +185,61 @@ def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMe
     return RoleMemory("value", (own + head) * TRAINED, base + (separate + head) * TRAINED, what)
 
 
-def _sampling(plan: Plan, files: ModelFiles) -> RoleMemory:
-    """KV cache: 2 L kv_heads head_dim bytes for each token of the whole batch at once."""
+def _loading(plan: Plan, shapes: Shapes, base: float) -> float:
+    """A base that is prepared is loaded in float32 first, and cast beside that."""
+    if not plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        return base
+    return 4.0 * sum(prod(shape) for shape in shapes.values()) + (base if plan.config.model.dtype != "float32" else 0.0)
+
+
+def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
+    """KV cache: 2 L kv_heads head_dim bytes for each token of the whole batch at once; and folded copies of adapted weights."""
     heads = _size(files, "num_attention_heads", "n_head")
     kv_heads = files.config.get("num_key_value_heads") or heads
     head_dim = files.config.get("head_dim") or _size(files, "hidden_size", "n_embd") // max(heads, 1)
     tokens = plan.config.ppo.batch * _sequence(plan)
     layers = _size(files, "num_hidden_layers", "n_layer")
     held = float(2 * layers * kv_heads * head_dim * tokens * DTYPE_BYTES[plan.config.model.dtype])
-    return RoleMemory("sampling", held, held, f"KV cache of {plan.config.ppo.batch} responses; gone before the update")
+    held += _folded(plan, shapes, base)
+    what = f"KV cache of {plan.config.ppo.batch} responses; gone before the update"
+    return RoleMemory("sampling", held, held, what, passing=True)
 
 
-def _update(plan: Plan, files: ModelFiles) -> RoleMemory:
-    """Activations for backward, N L (12 h + 3 f) values (N L h with checkpointing), and three chunks of float32 logits."""
+def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
+    """Copies of the adapted weights with the policy folded in: float32 bases, where they stay small beside the base."""
+    if not plan.config.speed.fold or plan.config.model.dtype != "float32" or plan.quantization.bytes_per_weight:
+        return 0.0
+    copies = 4.0 * sum(prod(shape) for _, shape in _adapted(plan.config.policy, shapes))
+    return copies if copies <= FOLDED_SHARE * base else 0.0
+
+
+def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
+    """Activations for backward, N L (24 h + 9 f) values (N L h and one layer with checkpointing), and the adapters' own inputs.
+
+    The two numbers are fitted to benchmarks/memory.py, LoRA on all linear layers: attention's and the optimizer's short-lived
+    copies are in them.
+
+    In half precision each adapted layer keeps its input once more, cast to the adapter's float32. Logits come in tiles, three
+    buffers each, and the policy's gradient of the hidden states is held in float32.
+    """
     micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch
     hidden, layers = _size(files, "hidden_size", "n_embd"), _size(files, "num_hidden_layers", "n_layer")
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
-    inside = 12 * hidden + 3 * feed_forward
-    per_token = layers * hidden + inside if plan.config.model.gradient_checkpointing else layers * inside
-    activations = micro * _sequence(plan) * per_token * DTYPE_BYTES[plan.config.model.dtype]
-    held = min(HELD_LOGITS, micro * plan.config.sampling.max_new_tokens * _size(files, "vocab_size"))
-    logits = 3 * held * 4
-    return RoleMemory(
-        "update",
-        float(activations + logits),
-        float(activations + logits),
-        f"activations and logits of {micro} responses",
-    )
+    plain = DTYPE_BYTES[plan.config.model.dtype]
+    inside = float((24 * hidden + 9 * feed_forward) * plain)
+    if plain < FROZEN:
+        inside += FROZEN * sum(shape[1] for _, shape in _adapted(plan.config.policy, shapes)) / max(layers, 1)
+    per_token = layers * hidden * plain + inside if plan.config.model.gradient_checkpointing else layers * inside
+    activations = micro * _sequence(plan) * per_token
+    responses = micro * plan.config.sampling.max_new_tokens
+    logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
+    held = float(activations + logits + 4 * FROZEN * responses * hidden)
+    return RoleMemory("update", held, held, f"activations and logits of {micro} responses", passing=True)
+
+
+def _adapted(part: LoraPart, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The linear weights that a LoRA's targets match."""
+    return ((name, shape) for name, shape in linears(shapes) if matches(part.targets, name))
 
 
 def _sequence(plan: Plan) -> int:

@@ -138,9 +138,9 @@ class Hooks:
         """Hand back what `state` gave."""
         self._first(strategy, "marl_restore", state=state, bank=bank, policy=policy)
 
-    def run_start(self, plan: Plan, done: int) -> None:
+    def run_start(self, plan: Plan, done: int, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Tell the observers that the run begins."""
-        self._tell("marl_run_start", plan=plan, done=done)
+        self._tell("marl_run_start", plan=plan, done=done, tokenizer=tokenizer)
 
     def step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """Tell the observers that a step ended."""

@@ -215,7 +215,7 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_run_start(self, plan: Plan, done: int) -> None:
+    def marl_run_start(self, plan: Plan, done: int, tokenizer: PreTrainedTokenizerBase) -> None:
         """Watch a run begin.
 
         Family: observer (any other may listen too).
@@ -224,6 +224,7 @@ class MarlSpecs:
         Arguments:
             plan: the config, its strategies and the quantization.
             done: steps already done: 0, or more after a resume.
+            tokenizer: the base's tokenizer, to decode tokens; don't change it.
 
         Result: ignored; None by convention.
 

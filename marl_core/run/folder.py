@@ -156,7 +156,8 @@ class RunFolder:
 
     def finish(self, runner: Runner) -> None:
         """Write final/policy, a plain PEFT adapter, and curves and report where they can be drawn."""
-        from marl_core.run.report import write_curves, write_report
+        from marl_core.run.curves import write_curves
+        from marl_core.run.report import write_report
 
         with new_folder(self.path / "final") as temporary:
             runner.bank.save(runner.roles.trained.policy, temporary / "policy")

@@ -243,7 +243,7 @@ class Runner:
         self.guards.watch.settled()
         if self.folder is not None:
             self.folder.start(self, found)
-        self.plan.hooks.run_start(self.plan, self.done)
+        self.plan.hooks.run_start(self.plan, self.done, self.bank.tokenizer)
         return found
 
     def _heldout(self) -> PromptData | None:

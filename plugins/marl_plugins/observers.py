@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -14,6 +13,8 @@ from pydantic import Field, NonNegativeInt, PrivateAttr
 from marl_core import Strategy, hookimpl
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from marl_core import Plan, RunResult, ScoredRollout, StepStats
 
 
@@ -45,20 +46,27 @@ class JsonLines(Strategy):
     """steps.jsonl (one line a step) and samples.jsonl (sampled texts with scores) in the run folder."""
 
     samples: NonNegativeInt = Field(4, description="Responses written for each step.")
+    tokens: bool = Field(
+        True, description="Write each sampled token's end in its text and its KL too, for the report's colours."
+    )
     _folder: Path | None = PrivateAttr(None)
+    _tokenizer: Any = PrivateAttr(None)
 
     @hookimpl
-    def marl_run_start(self, plan: Plan) -> None:
+    def marl_run_start(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
         """Remember the folder; without one nothing is written."""
         self._folder = Path(plan.config.run.folder).expanduser() if plan.config.run.folder else None
+        self._tokenizer = tokenizer if self.tokens else None
 
     @hookimpl
     def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """Append to both files."""
         if self._folder is None:
             return
-        _append(self._folder / "steps.jsonl", [{"step": stats.step, "time": round(time.time(), 1), **stats.metrics}])
-        _append(self._folder / "samples.jsonl", sample_rows(stats, scored, self.samples))
+        from marl_plugins.samples import append, sample_rows
+
+        append(self._folder / "steps.jsonl", [{"step": stats.step, "time": round(time.time(), 1), **stats.metrics}])
+        append(self._folder / "samples.jsonl", sample_rows(stats, scored, self.samples, self._tokenizer))
 
 
 class Trackers(Strategy):
@@ -66,59 +74,35 @@ class Trackers(Strategy):
 
     to: list[str] = Field(min_length=1, description="Tracker names that accelerate knows, e.g. [tensorboard].")
     project: str = Field("marl", description="Project or experiment name.")
-    _accelerator: Any = PrivateAttr(None)
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further settings of each tracker's start, e.g. {wandb: {mode: offline, name: first}}.",
+    )
+    _trackers: Any = PrivateAttr(None)
 
     @hookimpl
     def marl_check(self) -> Iterable[str]:
-        """accelerate must be there."""
+        """accelerate must be there, and each tracker's package."""
         if find_spec("accelerate") is None:
             yield "observers: trackers needs accelerate; install it with: pip install 'marl-core[trackers]'"
+        else:
+            from marl_plugins.trackers import problems
+
+            yield from problems(self.to, self.settings)
 
     @hookimpl
-    def marl_run_start(self, plan: Plan) -> None:
-        """Open the trackers."""
-        from accelerate import Accelerator
+    def marl_run_start(self, plan: Plan, done: int) -> None:
+        """Open the trackers, and tell them the config."""
+        from marl_plugins.trackers import Opened
 
-        self._accelerator = Accelerator(
-            log_with=list(self.to), project_dir=plan.config.run.folder or ".", cpu=plan.config.run.device == "cpu"
-        )
-        self._accelerator.init_trackers(self.project)
+        self._trackers = Opened(plan, self, done)
 
     @hookimpl
     def marl_step_end(self, stats: StepStats) -> None:
         """Log all numbers."""
-        self._accelerator.log(dict(stats.metrics), step=stats.step)
+        self._trackers.log(stats)
 
     @hookimpl
-    def marl_run_end(self) -> None:
-        """Close the trackers."""
-        self._accelerator.end_training()
-
-
-def sample_rows(stats: StepStats, scored: ScoredRollout, count: int) -> list[dict[str, Any]]:
-    """The first `count` responses of a step with their scores and KL."""
-    rollout = scored.rollout
-    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
-    kl = (
-        None
-        if scored.ref_logprobs is None
-        else (scored.logprobs - scored.ref_logprobs).masked_fill(~rollout.mask, 0.0).sum(dim=1)
-    )
-    return [
-        {
-            "step": stats.step,
-            "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
-            "response": rollout.texts[i],
-            "score": round(float(raw[i]), 4),
-            "parts": {name: round(float(part[i]), 4) for name, part in scored.parts.items() if part[i] == part[i]},
-            "kl_nats": None if kl is None else round(float(kl[i]), 4),
-            "finished": bool(rollout.finished[i]),
-        }
-        for i in range(min(count, len(rollout)))
-    ]
-
-
-def _append(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    def marl_run_end(self, result: RunResult) -> None:
+        """Log the held-out numbers and close the trackers."""
+        self._trackers.close(result)

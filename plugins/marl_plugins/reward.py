@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AdapterReward(Strategy):
-    """A SEQ_CLS reward adapter on the shared base, as TRL's RewardTrainer writes it."""
+    """A reward adapter with its score head on the shared base, as TRL's RewardTrainer or LLaMA-Factory writes it."""
 
     path: str = Field(min_length=1, description="Folder of the reward adapter, score head included.")
     position: Literal["auto", "last-attended", "last-non-pad"] = Field(
@@ -32,7 +32,7 @@ class AdapterReward(Strategy):
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The files must hold an adapter with a head, and not be the policy itself."""
         files = read_adapter(self.path, "reward.path")
-        if not any(key.endswith("weight") for key in files.score_keys):
+        if not any(key.endswith("weight") for key in files.reward_head[1]):
             yield (
                 f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
                 "or modules_to_save=['score'], and save it again"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,15 +15,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from marl_core import RunResult, ScoredRollout, StepStats
 
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 24
 HEADER = "  step   reward      KL   clip  entropy  length   EOS   tok/s    left"
 
 
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """All values in at most `width` characters, from the lowest to the highest; neighbours are averaged."""
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(width, len(finite))
+    cuts = [round(place * len(finite) / count) for place in range(count + 1)] if count else []
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    return "".join(SPARKS[round((mean - low) / (high - low) * 7) if high > low else 3] for mean in means)
+
+
 class Screen:
-    """One run's output."""
+    """One run's output: a line a step, and on a terminal a bar below them with the rewards so far as a sparkline."""
 
     def __init__(self, steps: int, done: int, samples_every: int) -> None:
         self._steps, self._samples_every = steps, samples_every
         self._console = Console()
+        self._rewards: list[float] = []
         self._start, self._first = time.perf_counter(), done
         self._console.print(HEADER, style="bold")
         self._bar = Progress(
@@ -30,10 +46,11 @@ class Screen:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("[dim]reward[/dim] {task.fields[reward]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("ppo", total=steps, completed=done)
+        self._task = self._bar.add_task("ppo", total=steps, completed=done, reward="")
         self._bar.start()
 
     def step(self, stats: StepStats, scored: ScoredRollout) -> None:
@@ -54,7 +71,9 @@ class Screen:
             self._bar.console.print(
                 f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}", highlight=False
             )
-        self._bar.update(self._task, completed=stats.step)
+        self._rewards.append(m["objective/scores"])
+        shown = f"[cyan]{sparkline(self._rewards)}[/cyan] {m['objective/scores']:.3f}"
+        self._bar.update(self._task, completed=stats.step, reward=shown)
 
     def close(self, result: RunResult) -> None:
         """The bar's end and where the results are."""

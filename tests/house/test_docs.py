@@ -81,10 +81,13 @@ def test_every_command_and_option_is_documented() -> None:
     for name, command in group.commands.items():
         assert f"\n## marl {name}\n" in page
         section = page.split(f"\n## marl {name}\n", 1)[1].split("\n## ", 1)[0]
-        assert command.help
-        for parameter in command.params:
-            for option in parameter.opts:
-                if option.startswith("--") and option != "--help":
-                    assert option in section, f"marl {name} {option}"
+        inner: Any = getattr(command, "commands", {})
+        for whole, one in [(name, command), *((f"{name} {below}", one) for below, one in inner.items())]:
+            assert one.help, whole
+            assert f"marl {whole}" in section
+            for parameter in one.params:
+                for option in parameter.opts:
+                    if option.startswith("--") and option != "--help":
+                        assert option in section, f"marl {whole} {option}"
     for parameter in group.params:
         assert all(f"`{option}`" in page for option in parameter.opts)

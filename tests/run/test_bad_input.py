@@ -113,7 +113,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
         "there is no adapter folder",
         lambda i: {"reward": {"use": "adapter", "path": str(i.folder / "none")}},
     ),
-    "SFT adapter of another base": (DataError, 4, "whose weights are not this base's", Inputs.other_width),
+    "SFT adapter of another base": (DataError, 4, "doesn't fit this model", Inputs.other_width),
     "adapter as pickle": (DataError, 4, "is a pickle, which can run code", Inputs.pickled_adapter),
     "empty prompt": (DataError, 4, r"1 prompts of .* are empty \(rows 1\)", lambda i: i.prompts("fine", "")),
     "over-long prompt": (DataError, 4, r"1 prompts of .* exceed 250 tokens \(rows 0\)", lambda i: i.prompts("a" * 251)),
@@ -148,7 +148,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "unknown LoRA target": (
         ConfigError,
         2,
-        "name no linear layer of this base",
+        "no such layer in this model",
         lambda i: {"policy": {"targets": ["q_prj"]}},
     ),
     "unknown LoRA option": (

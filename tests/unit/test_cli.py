@@ -138,7 +138,7 @@ def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return SimpleNamespace(out=out, seconds=1.0, max_logit_difference=1e-5, mean_kl_nats=1e-9)
 
     merge.merge_adapter = merge_adapter  # type: ignore[attr-defined]  # a module made for the test
-    report.write_report = lambda run: run / "report.html"  # type: ignore[attr-defined]  # a module made for the test
+    report.write_report = lambda runs, out: runs[0] / "report.html"  # type: ignore[attr-defined]  # a module made for the test
     quiet = ModuleType("marl_core.run.quiet")
     quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)

@@ -90,7 +90,10 @@ def test_value(config: dict[str, Any], catalog: Catalog) -> None:
 def test_cache_and_activations(config: dict[str, Any], catalog: Catalog) -> None:
     memory = estimate_of({**config, "ppo": {"batch": 4, "minibatch": 2}}, catalog)
     assert row(memory, "sampling").shared == 2 * 1 * 1 * 2 * (4 * 8) * 2
-    assert row(memory, "update").shared == 2 * 8 * (12 * 4 + 3 * 8) * 2 + 3 * 2 * 8 * 10 * 4
+    inputs = 4 * (4 + 4)  # of the two adapted layers, once more in float32
+    assert (
+        row(memory, "update").shared == 2 * 8 * ((24 * 4 + 9 * 8) * 2 + inputs) + 3 * 2 * 8 * 10 * 4 + 4 * 4 * 2 * 8 * 4
+    )
     assert memory.shared == sum(role.shared for role in memory.roles)
     assert memory.separate > memory.shared
 
@@ -98,3 +101,21 @@ def test_cache_and_activations(config: dict[str, Any], catalog: Catalog) -> None
 def test_a_model_that_is_not_here_has_no_estimate(config: dict[str, Any], catalog: Catalog) -> None:
     with pytest.raises(DataError, match="isn't on this machine"):
         estimate_of({**config, "model": {"path": "owner/not-here"}}, catalog)
+
+
+def test_the_peak_is_what_stays_and_the_larger_of_what_passes(
+    config: dict[str, Any], catalog: Catalog, adapter_folder: Path
+) -> None:
+    memory = estimate_of({**config, "ppo": {"batch": 4, "minibatch": 2}}, catalog)
+    passing = [row(memory, name).shared for name in ("sampling", "update")]
+    assert memory.peak == memory.shared - sum(passing) + max(passing)
+    merged = estimate_of({**config, "reference": {"use": "merged", "adapter": str(adapter_folder)}}, catalog)
+    assert merged.loading == 4 * WEIGHTS + 2 * WEIGHTS  # float32, and the cast beside it
+
+
+def test_folded_copies_count_while_they_are_small(config: dict[str, Any], catalog: Catalog) -> None:
+    full = {**config, "model": {**config["model"], "dtype": "float32"}}
+    plain = row(estimate_of({**full, "speed": {"fold": False}}, catalog), "sampling").shared
+    few = {**full, "policy": {"r": 2, "targets": ["q_proj"]}}  # 16 of 92 weights: below a quarter
+    assert row(estimate_of(few, catalog), "sampling").shared == plain + 4 * 16
+    assert row(estimate_of(full, catalog), "sampling").shared == plain  # 48 of 92: not folded

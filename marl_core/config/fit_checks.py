@@ -1,0 +1,123 @@
+"""What headers alone tell about fit: LoRA targets that exist, adapters and heads of this base's shape, stop tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marl_core.config.adapter_files import AdapterFiles, read_adapter
+from marl_core.config.memory import linears, matches
+from marl_core.config.model_files import ModelFiles
+from marl_core.config.roles import adapter_options
+from marl_core.config.run_config import LoraPart, RunConfig
+from marl_core.errors import ConfigError, DataError, MarlError
+
+if TYPE_CHECKING:
+    from marl_core.config.plan import Plan
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def fit_findings(plan: Plan, files: ModelFiles) -> Iterator[MarlError]:
+    """Reasons why adapters, targets or stop tokens don't fit the model in `files`. Nothing but headers is read."""
+    try:
+        shapes = dict(linears(files.shapes()))
+    except DataError:
+        return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
+    yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
+    yield from _targets(plan.config.value, "value", shapes) if plan.config.value_on == "own" else ()
+    for key, path in _adapters(plan):
+        try:
+            adapter = read_adapter(path, key)
+        except DataError:
+            continue  # told by whoever names it
+        yield from _fits(adapter, key, shapes)
+        yield from _head_fits(adapter, key, files)
+    yield from _stops(plan.config, files)
+
+
+def _targets(part: LoraPart, key: str, shapes: Shapes) -> Iterator[MarlError]:
+    """Each module that a LoRA names must be there."""
+    wanted = [part.targets] if isinstance(part.targets, str) else part.targets
+    lost = [
+        target
+        for target in wanted
+        if target != "all-linear"
+        and not any(matches(target if isinstance(part.targets, str) else [target], name) for name in shapes)
+    ]
+    if lost:
+        known = sorted({name.rsplit(".", 1)[-1] for name in shapes})
+        yield ConfigError(
+            f"{key}.targets: {', '.join(map(repr, lost))}: no such layer in this model; it has {', '.join(known)}."
+        )
+
+
+def _adapters(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Every adapter folder that the config names, with who names it."""
+    if plan.config.policy.source is not None:
+        yield "policy.from", plan.config.policy.source
+    named = [
+        ("reference", plan.reference),
+        *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),
+    ]
+    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
+    for key, strategy in named:
+        yield from ((key, path) for _, path in adapter_options(strategy))
+
+
+def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError]:
+    """lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix."""
+    for name, found in adapter.shapes.items():
+        layer, _, kind = name.partition(".lora_")
+        own = layer.removeprefix("base_model.model.")
+        base = shapes.get(own) or next(
+            (shape for known, shape in shapes.items() if known.endswith("." + own) or own.endswith("." + known)), None
+        )
+        if not kind.startswith(("A.", "B.")) or base is None or len(found) != 2:
+            continue
+        place, wanted = (1, base[1]) if kind.startswith("A.") else (0, base[0])
+        if found[place] != wanted and found[place] not in base:  # some models store [in, out]
+            yield DataError(
+                f"{key}: {adapter.folder} doesn't fit this model: {name} is {list(found)}, the layer {list(base)}. "
+                f"It says it was trained on {adapter.base_name!r}."
+            )
+            return
+
+
+def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[MarlError]:
+    hidden = files.config.get("hidden_size") or files.config.get("n_embd")
+    file, head = adapter.reward_head
+    for name, shape in head.items():
+        if name.endswith("weight") and isinstance(hidden, int) and shape != (1, hidden) and adapter.score_keys:
+            yield DataError(
+                f"{key}: the score head {name} in {file} is {list(shape)}; this model needs [1, {hidden}], one label on its hidden size."
+            )
+
+
+def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
+    """A tokenizer that is named must be there, and a stop must be one of its tokens, as far as its file shows."""
+    folder = Path(config.model.tokenizer or files.folder).expanduser()
+    if not folder.is_dir():
+        return
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    given = config.model.tokenizer is not None
+    if given and not any((folder / name).is_file() for name in names):
+        yield DataError(
+            f"model.tokenizer: {folder} holds no tokenizer ({', '.join(names)}). Copy it there, or set model.tokenizer."
+        )
+    special = _added_tokens(folder)
+    for stop in config.sampling.stop:
+        if special and stop.startswith("<") and stop.endswith(">") and stop not in special:
+            yield ConfigError(
+                f"sampling.stop: {stop!r} is no token of {folder}; its special tokens are {', '.join(sorted(special)[:12])}."
+            )
+
+
+def _added_tokens(folder: Path) -> set[str]:
+    try:
+        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return {str(token["content"]) for token in found.get("added_tokens", [])} | set(found["model"].get("vocab", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()

@@ -1,0 +1,81 @@
+"""What a run folder holds, read for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from marl_core.errors import DataError
+from marl_core.run.files import read_lines
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """One run: its config and everything that was written while it ran."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    config_text: str
+    steps: Sequence[Line]
+    samples: Sequence[Line]
+    evaluations: Sequence[Line]
+    checks: Sequence[Line]
+    provenance: Mapping[str, Any]
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric, where it was written."""
+        return [(line["step"], float(line[metric])) for line in self.steps if line.get(metric) is not None]
+
+    def ends(self, metric: str) -> tuple[float | None, float | None]:
+        """Mean of a metric over the first and over the last tenth of the steps, each at least one step."""
+        values = [value for _, value in self.curve(metric)]
+        if not values:
+            return None, None
+        few = max(1, len(values) // 10)
+        return sum(values[:few]) / few, sum(values[-few:]) / few
+
+    def mean(self, metric: str) -> float | None:
+        """Mean of a metric over all steps."""
+        values = [value for _, value in self.curve(metric)]
+        return sum(values) / len(values) if values else None
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
+    """All runs, each under a name that tells it from the others. DataError for a folder that holds no run."""
+    paths = [Path(folder).expanduser() for folder in folders]
+    names = [path.resolve().name for path in paths]
+    shown = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    return [_read(path, name) for path, name in zip(paths, shown, strict=True)]
+
+
+def _read(path: Path, name: str) -> RunData:
+    if not (path / "config.yaml").is_file():
+        raise DataError(f"report: {path} holds no run (no config.yaml). Give the run.folder of a run.")
+    text = (path / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    return RunData(
+        name=name,
+        folder=path,
+        config=config if isinstance(config, dict) else {},
+        config_text=text,
+        steps=list(read_lines(path / "steps.jsonl")),
+        samples=list(read_lines(path / "samples.jsonl")),
+        evaluations=list(read_lines(path / "evals.jsonl")),
+        checks=_json(path / "preflight.json").get("checks", []),
+        provenance=_json(path / "provenance.json"),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{file.name} holds a {type(value).__name__}")
+    return value

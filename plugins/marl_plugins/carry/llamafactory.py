@@ -1,0 +1,262 @@
+"""A PPO config of LLaMA-Factory as a marl config. Defaults are LLaMA-Factory's where a key is absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marl_core import ConfigError
+from marl_plugins.carry.ledger import Ledger, offers, rows_of, run_parts, steps_of, warm_up, without_none
+from marl_plugins.carry.reasons import LLAMAFACTORY
+
+ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
+
+
+def carry(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The marl config, and each key that was not carried over with the reason."""
+    ledger = Ledger(dict(written))
+    stage, kind = ledger.take("stage", default="ppo"), ledger.take("finetuning_type", default="lora")
+    if stage != "ppo":
+        raise ConfigError(
+            f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
+        )
+    if kind != "lora":
+        ledger.remark("finetuning_type", f"{kind!r}: marl trains a LoRA")
+    model, quantization = _model(ledger)
+    policy, reference = _policy(ledger, str(model["path"]))
+    data, rows = _data(ledger)
+    config = {
+        "model": model,
+        "quantization": quantization,
+        "policy": policy,
+        "reference": reference,
+        "reward": _reward(ledger, str(model["path"])),
+        "data": data,
+        "sampling": _sampling(ledger),
+        "ppo": _ppo(ledger, rows),
+        "shaping": {"normalize": True} if ledger.take("ppo_score_norm", default=False) else None,
+        **run_parts(ledger, TRACKERS, 42),
+    }
+    return without_none(config), ledger.refused(LLAMAFACTORY)
+
+
+def _model(ledger: Ledger) -> tuple[dict[str, Any], Any]:
+    path = ledger.take("model_name_or_path")
+    if not path:
+        raise ConfigError("model_name_or_path: is needed; a PPO config of LLaMA-Factory names its base there.")
+    half = ledger.take("fp16", default=False)
+    bf16 = ledger.take("bf16", "pure_bf16", default=False)
+    bits, method = ledger.number("quantization_bit"), ledger.take("quantization_method", default="bnb")
+    double, kind = ledger.take("double_quantization", default=True), ledger.take("quantization_type", default="nf4")
+    quantization: Any = None
+    if bits == 4 and method in ("bnb", "bitsandbytes"):
+        quantization = {"use": "bnb-4bit", "type": kind, "double": bool(double)}
+    elif bits == 8 and method in ("bnb", "bitsandbytes"):
+        quantization = "bnb-8bit"
+    elif bits:
+        ledger.remark("quantization_bit", f"{bits} bits by {method}: marl has 4 and 8 bits by bitsandbytes")
+    checkpointing = not ledger.take("disable_gradient_checkpointing", default=False)
+    if checkpointing and bits == 8:
+        ledger.remark(
+            "disable_gradient_checkpointing",
+            "LLaMA-Factory checkpoints gradients; marl doesn't on an 8-bit base, whose kernels differ between train and eval mode",
+        )
+    attention = ledger.take("flash_attn", default="auto")
+    model = {
+        "path": path,
+        "revision": ledger.take("model_revision"),
+        "dtype": "bfloat16" if bf16 else "float16" if half else "float32",
+        "attention": ATTENTION.get(str(attention)),
+        "trust_remote_code": ledger.take("trust_remote_code") or None,
+        "gradient_checkpointing": True if checkpointing and bits != 8 else None,
+    }
+    return without_none(model), quantization
+
+
+def _lora(ledger: Ledger) -> dict[str, Any]:
+    rank = ledger.number("lora_rank", default=8)
+    targets = str(ledger.take("lora_target", default="all"))
+    further = {name: True for name in ("use_rslora", "use_dora") if ledger.take(name)}
+    return without_none(
+        {
+            "r": rank,
+            "alpha": float(ledger.number("lora_alpha", default=2 * rank)),
+            "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
+            "dropout": ledger.number("lora_dropout") or None,
+            "lora": further or None,
+        }
+    )
+
+
+def _policy(ledger: Ledger, base: str) -> tuple[dict[str, Any], Any]:
+    """Policy and reference belong together: LLaMA-Factory's reference is its base with the adapter switched off."""
+    adapters = [
+        name.strip() for name in str(ledger.take("adapter_name_or_path", default="")).split(",") if name.strip()
+    ]
+    fresh = bool(ledger.take("create_new_adapter", default=False))
+    lora = _lora(ledger)
+    policy: dict[str, Any]
+    reference: Any
+    if len(adapters) > 1:
+        ledger.remark("adapter_name_or_path", f"merge all but the last first (marl merge): {', '.join(adapters[:-1])}")
+    if not adapters:
+        policy, reference = {"start": "new", **lora}, "disabled-adapter"
+    elif fresh:
+        policy, reference = {"start": "new", **lora}, {"use": "merged-base", "adapter": adapters[-1]}
+    else:
+        policy, reference = (
+            {"start": "continue", "from": adapters[-1]},
+            {"use": "peft-adapter", "adapter": adapters[-1]},
+        )
+        if ledger.left.get("ref_model") is None:
+            ledger.remark(
+                "adapter_name_or_path",
+                f"LLaMA-Factory's reference was {base} with the adapter off, which never saw the SFT data; here it is the SFT adapter, "
+                "frozen. For the old one: reference: {use: disabled-adapter, allow_mismatch: true}",
+            )
+    return policy, _own_reference(ledger, base, reference)
+
+
+def _own_reference(ledger: Ledger, base: str, usual: Any) -> Any:
+    model, adapters = ledger.take("ref_model"), ledger.take("ref_model_adapters")
+    if model is None:
+        return usual
+    if model == base and adapters:
+        return {"use": "peft-adapter", "adapter": adapters}
+    if model == base:
+        return usual
+    if adapters:
+        ledger.remark("ref_model_adapters", "merge them into ref_model first (marl merge)")
+    if offers("reference", "model"):
+        return {"use": "model", "path": model}
+    ledger.remark("ref_model", "no strategy for a reference that is a model of its own is installed")
+    return usual
+
+
+def _reward(ledger: Ledger, base: str) -> Any:
+    kind = ledger.take("reward_model_type", default="lora")
+    model, adapters = ledger.take("reward_model"), ledger.take("reward_model_adapters")
+    if model is None:
+        ledger.remark("reward_model", "is missing: name a reward")
+        return {"use": "function", "target": "rewards.py:score"}
+    if kind == "api":
+        if offers("reward", "http"):
+            return {"use": "http", "url": model, "format": "llama-factory"}
+        ledger.remark(
+            "reward_model", f"{model}: no strategy for a reward service is installed; write a function that asks it"
+        )
+        return {"use": "function", "target": "rewards.py:score"}
+    if kind == "full" and model == base and adapters:
+        return {"use": "adapter", "path": adapters}  # the same base twice: an adapter on the shared one
+    if kind == "full":
+        ledger.remark(
+            "reward_model_type",
+            "full: marl loads a sequence-classification model with one label; a model that keeps its head in value_head.safetensors "
+            "has to be saved as one, or trained as an adapter (lora)",
+        )
+        if adapters:
+            ledger.remark("reward_model_adapters", "merge them into reward_model first (marl merge)")
+        return {"use": "model", "path": model}
+    return {"use": "adapter", "path": model}
+
+
+def _data(ledger: Ledger) -> tuple[dict[str, Any], int | None]:
+    names = [name.strip() for name in str(ledger.take("dataset", default="")).split(",") if name.strip()]
+    folder = Path(str(ledger.take("dataset_dir", default="data")))
+    if not names:
+        ledger.remark("dataset", "is missing: name a file of prompts")
+        names = ["prompts.jsonl"]
+    if len(names) > 1:
+        ledger.remark(
+            "dataset", f"marl reads one file of prompts: {names[0]} is taken, join {', '.join(names[1:])} to it"
+        )
+    known = _known_dataset(folder, names[0])
+    prompts, column = known or (names[0], "prompt")
+    if known is None and names != ["prompts.jsonl"]:
+        ledger.remark(
+            "dataset",
+            f"{names[0]!r} stands in no {folder / 'dataset_info.json'} here: set data.prompts to its file, data.field to its column",
+        )
+    limit = ledger.number("max_samples")
+    rows = rows_of(prompts)
+    if limit and (rows is None or rows > limit):
+        ledger.remark("max_samples", f"marl uses all prompts: keep the first {limit:g} in the file")
+    part = {
+        "prompts": prompts,
+        "field": column,
+        "max_prompt_tokens": ledger.number("cutoff_len", default=2048),
+        "on_long": "truncate-left",
+    }
+    return part, rows
+
+
+def _known_dataset(folder: Path, name: str) -> tuple[str, str] | None:
+    """File (or hub name) and prompt column from LLaMA-Factory's dataset_info.json."""
+    try:
+        entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
+        columns = entry.get("columns", {})
+        chat = entry.get("formatting") == "sharegpt"
+        column = columns.get("messages", "conversations") if chat else columns.get("prompt", "instruction")
+        place = entry.get("hf_hub_url") or os.path.join(folder, entry["file_name"])
+        return str(place), str(column)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _sampling(ledger: Ledger) -> dict[str, Any]:
+    for key, unbiased in (("top_p", 1.0), ("top_k", 0)):
+        if key not in ledger.left:
+            default = {"top_p": 0.7, "top_k": 50}[key]
+            ledger.remark(
+                key,
+                f"LLaMA-Factory's default {default:g} is left out ({unbiased:g}): it cuts what is sampled but not what is scored",
+            )
+    return without_none(
+        {
+            "max_new_tokens": ledger.number("max_new_tokens", default=1024),
+            "temperature": float(ledger.number("temperature", default=0.95)),
+            "top_p": ledger.number("top_p"),
+            "top_k": ledger.number("top_k"),
+        }
+    )
+
+
+def _ppo(ledger: Ledger, rows: int | None) -> dict[str, Any]:
+    """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
+    micro = ledger.number("per_device_train_batch_size", default=8)
+    mini = micro * ledger.number("gradient_accumulation_steps", default=1)
+    batch = mini * ledger.number("ppo_buffer_size", default=1)
+    given, epochs = ledger.number("max_steps", default=-1), ledger.number("num_train_epochs", default=3.0)
+    steps = given if given > 0 else steps_of(ledger, "num_train_epochs", epochs, rows, batch)
+    schedule = str(ledger.take("lr_scheduler_type", default="linear"))
+    if schedule not in SCHEDULES:
+        ledger.remark("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
+    betas = [ledger.number("adam_beta1", default=0.9), ledger.number("adam_beta2", default=0.999)]
+    return without_none(
+        {
+            "steps": steps,
+            "batch": batch,
+            "minibatch": mini,
+            "microbatch": micro if micro != mini else None,
+            "epochs": ledger.number("ppo_epochs", default=4),
+            "learning_rate": float(ledger.number("learning_rate", default=5e-5)),
+            "schedule": SCHEDULES.get(schedule, "constant"),
+            "warmup_steps": warm_up(ledger, steps),
+            "weight_decay": ledger.number("weight_decay"),
+            "adam_betas": betas if betas != [0.9, 0.999] else None,
+            "adam_eps": float(ledger.number("adam_epsilon", default=1e-8)),
+            "max_grad_norm": float(ledger.number("max_grad_norm", default=1.0)),
+            "kl": {
+                "estimator": "k1",
+                "into": "reward",
+                "coef": 0.2,
+                "target": float(ledger.number("ppo_target", default=6.0)),
+                "horizon": max(10000.0, 0.2 * batch + 1),
+            },
+        }
+    )

@@ -1,0 +1,53 @@
+"""Why a key of another trainer was not carried over."""
+
+from __future__ import annotations
+
+LLAMAFACTORY = {
+    "do_train": "not needed: marl run trains",
+    "logging_steps": "not needed: every step is logged",
+    "logging_dir": "not needed: trackers write into run.folder",
+    "plot_loss": "not needed: curves.png and report.html are always written",
+    "overwrite_output_dir": "marl never overwrites a run: choose another run.folder",
+    "overwrite_cache": "not needed: marl caches no data",
+    "preprocessing_num_workers": "not needed: prompts are encoded in one process",
+    "dataloader_num_workers": "not needed: prompts are encoded in one process",
+    "ddp_timeout": "not needed: this was for several processes",
+    "template": "marl uses the tokenizer's own chat template when prompts are messages, and the plain text otherwise",
+    "ppo_whiten_rewards": "marl whitens advantages (ppo.whiten), not rewards",
+    "reward_model_quantization_bit": "a reward adapter shares the policy's base; a reward model is loaded unquantized",
+    "ref_model_quantization_bit": "a reference that is a model of its own is loaded unquantized",
+    "do_sample": "PPO samples; without sampling there would be nothing to learn from",
+    "num_beams": "PPO samples; log-probs of beams would not be those of the policy",
+    "repetition_penalty": "changes what is sampled but not what is scored: ratio and KL would be biased",
+    "length_penalty": "belongs to beam search",
+    "additional_target": "would train modules of the base, which all roles share",
+    "pissa_init": "PiSSA rewrites the base, which all roles share",
+    "pissa_iter": "PiSSA rewrites the base, which all roles share",
+    "deepspeed": "marl runs without DeepSpeed",
+    "fsdp": "marl runs without FSDP",
+    "val_size": "name a file of held-out prompts: eval.prompts",
+    "eval_dataset": "LLaMA-Factory's PPO refused it; marl evaluates on eval.prompts",
+    "resume_from_checkpoint": "marl run --resume goes on from run.folder",
+    "save_only_model": "a checkpoint always holds what resume needs",
+}
+
+TRL = {
+    "whiten_rewards": "marl whitens advantages (ppo.whiten), not rewards",
+    "ratio_threshold": "marl clips the ratio; ppo.max_kl stops an update that goes too far",
+    "optimize_cuda_cache": "not needed: marl holds one base",
+    "optimize_device_cache": "not needed: marl holds one base",
+    "remove_unused_columns": "not needed: every column reaches reward functions",
+    "local_rollout_forward_batch_size": "not needed: rollouts are sampled in one batch",
+    "num_sample_generations": "not needed: samples.jsonl has sampled responses of every step",
+    "logging_steps": "not needed: every step is logged",
+    "dataset_num_proc": "not needed: prompts are encoded in one process",
+    "model_adapter_name": "marl names its adapters by their roles",
+    "ds3_gather_for_generation": "marl runs without DeepSpeed",
+    "deepspeed": "marl runs without DeepSpeed",
+    "push_to_hub": "final/policy is a plain PEFT adapter: push that",
+    "lora_task_type": "marl sets this itself",
+    "use_safetensors": "not needed: marl reads and writes nothing else",
+    "reward_shaping_enable_length": "write a reward function, or shaping: in the config",
+    "exp_name": "name the run by run.folder",
+    "run_name": "name the run by run.folder",
+}

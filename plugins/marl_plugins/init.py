@@ -1,0 +1,131 @@
+"""`marl init`: five questions, and a commented config that `marl check` accepts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from marl_core import ConfigError
+from marl_plugins.writing import MODELINE, render, write
+
+Memory = Literal["full", "8bit", "4bit"]
+QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
+QUESTIONS = {
+    "base": "1 of 5. Base model (folder or hub name)",
+    "sft": "2 of 5. SFT adapter on it, to start from (folder; empty: none)",
+    "reward": "3 of 5. Reward: a reward adapter's folder, a reward model, or file.py:function",
+    "memory": "4 of 5. Hold the base as it is (full), or quantized (8bit, 4bit)",
+    "data": "5 of 5. Prompts: a json, jsonl, csv or parquet file, or a datasets name",
+}
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Config to write.")] = Path("run.yaml"),
+    base: Annotated[str | None, typer.Option("--base", help="Base model: folder or hub name.")] = None,
+    sft: Annotated[
+        str | None, typer.Option("--sft", help="SFT adapter that the policy starts from; '' for none.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Reward adapter's folder, reward model, or file.py:function.")
+    ] = None,
+    memory: Annotated[Memory | None, typer.Option("--memory", help="How the base is held.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Prompts: a file, or a datasets name.")] = None,
+    field: Annotated[str, typer.Option("--field", help="Column of the prompts.")] = "prompt",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Ask five questions and write a commented config. Options answer them beforehand; without a terminal nothing is asked."""
+    if file.exists() and not force:
+        raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
+    answers = _answers({"base": base, "sft": sft, "reward": reward, "memory": memory, "data": data})
+    write(compose(answers, field), file, force=True)
+    typer.echo(f"{file}: written. Next: marl check {file}, then marl run {file}")
+
+
+def _answers(given: dict[str, str | None]) -> dict[str, str]:
+    """The options, then what is asked for the rest: on a terminal only."""
+    missing = [name for name in ("base", "reward", "data") if given[name] is None]
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if missing and not asks:
+        raise ConfigError(
+            f"marl init: no terminal to ask on, and no answer for {', '.join('--' + name for name in missing)}. "
+            "Give them as options, e.g. marl init run.yaml --base my-model --reward rewards.py:score --data prompts.jsonl."
+        )
+    usual = {"sft": "", "memory": "full"}
+    answers = {}
+    for name, question in QUESTIONS.items():
+        value = given[name]
+        if value is None and asks:
+            choices = f" [{'/'.join(QUANTIZATION)}]" if name == "memory" else ""
+            value = str(
+                typer.prompt(question + choices, default=usual.get(name), show_default=name == "memory")
+            ).strip()
+        answers[name] = value if value is not None else usual[name]
+    if answers["memory"] not in QUANTIZATION:
+        raise ConfigError(f"memory: {answers['memory']!r} is none of {', '.join(QUANTIZATION)}.")
+    return answers
+
+
+def compose(answers: dict[str, str], field: str = "prompt") -> str:
+    """The config's text."""
+    quantization = QUANTIZATION[answers["memory"]]
+    config: dict[str, Any] = {
+        "model": {"path": answers["base"], "dtype": "bfloat16"},
+        **({"quantization": quantization} if quantization else {}),
+        "policy": {"start": "new", "r": 16, "alpha": 32, "targets": "all-linear"},
+        "reference": {"use": "merged-base", "adapter": answers["sft"]} if answers["sft"] else "disabled-adapter",
+        "reward": _reward(answers["reward"]),
+        "value": {"on": "policy"},
+        "data": {"prompts": answers["data"], "field": field, "max_prompt_tokens": 256, "on_long": "truncate-left"},
+        "sampling": {"max_new_tokens": 64, "temperature": 1.0},
+        "ppo": {
+            "steps": 100,
+            "batch": 32,
+            "minibatch": 8,
+            "epochs": 4,
+            "learning_rate": 1e-4,
+            "kl": {"coef": 0.05},
+            "clip": 0.2,
+        },
+        "observers": ["console", "json-lines"],
+        "run": {"folder": "runs/first", "seed": 0, "checkpoint_every": 20},
+    }
+    return render(
+        config,
+        _about(answers),
+        [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."],
+    )
+
+
+def _reward(answer: str) -> dict[str, Any]:
+    """A function by its colon, an adapter by its files, else a model."""
+    if ":" in answer and not os.path.isdir(answer):
+        return {"use": "function", "target": answer}
+    is_adapter = os.path.isfile(os.path.join(os.path.expanduser(answer), "adapter_config.json"))
+    return {"use": "adapter" if is_adapter else "model", "path": answer}
+
+
+def _about(answers: dict[str, str]) -> dict[str, str]:
+    reference = (
+        "Which weights the KL penalty pulls towards: the base with the SFT adapter merged in at load.\n"
+        "The policy is a new LoRA on that, so it starts as the SFT model and the KL starts at 0."
+        if answers["sft"]
+        else "Which weights the KL penalty pulls towards: the base with every adapter off, where a new LoRA starts."
+    )
+    return {
+        "model": "The one base that policy, reference, reward and value share. It is never trained.",
+        "quantization": "The base's weights in fewer bits; adapters and heads stay float32. Needs: pip install 'marl-core[bitsandbytes]'.",
+        "policy": "The trained adapter: a new LoRA. To go on with an adapter instead: {start: continue, from: its folder}.",
+        "reference": reference,
+        "reward": "What scores a response. Or a list of several, each with a weight.",
+        "value": "The value function: a head on the policy's trunk. own: an adapter of its own; none: with ppo.advantage rloo or grpo.",
+        "data": "One prompt a row: a text, or a list of chat messages. Further columns reach reward functions.",
+        "sampling": "Without top_p and top_k, so that what is sampled is what is scored.",
+        "ppo": "A step: `batch` responses, then `epochs` passes over them, `minibatch` responses an optimizer step.\n"
+        "Less memory: ppo.microbatch: 2, or model.gradient_checkpointing: true.",
+        "observers": "Who watches. Experiment trackers: {use: trackers, to: [tensorboard]}.",
+        "run": "Where everything is written. marl run --resume goes on from the last checkpoint; marl report shows it.",
+    }

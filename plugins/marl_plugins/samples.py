@@ -1,0 +1,68 @@
+"""Lines of samples.jsonl: texts, scores, and compactly where each token ends and what its KL is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marl_core import ScoredRollout, StepStats
+
+CONTEXT = 6  # tokens before one that are decoded with it: enough for spaces and split characters
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: Any = None) -> list[dict[str, Any]]:
+    """The first `count` responses of a step with their scores and KL; by token, where there is a tokenizer.
+
+    `token_ends[i]` is how many characters of `response` the first i + 1 tokens make, `token_kl[i]` log-prob of the policy minus
+    that of the reference, in nats.
+    """
+    rollout = scored.rollout
+    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
+    gap = None if scored.ref_logprobs is None else (scored.logprobs - scored.ref_logprobs).float().cpu()
+    rows = []
+    for i in range(min(count, len(rollout))):
+        keep = rollout.mask[i].cpu()
+        row = {
+            "step": stats.step,
+            "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
+            "response": rollout.texts[i],
+            "score": round(float(raw[i]), 4),
+            "parts": {name: round(float(part[i]), 4) for name, part in scored.parts.items() if part[i] == part[i]},
+            "kl_nats": None if gap is None else round(float(gap[i][keep].sum()), 4),
+            "finished": bool(rollout.finished[i]),
+        }
+        if gap is not None and tokenizer is not None:
+            ids = rollout.ids[i].cpu()[keep].tolist()
+            row["token_ends"] = token_ends(ids, len(rollout.texts[i]), tokenizer)
+            row["token_kl"] = [round(value, 3) for value in gap[i][keep].tolist()]
+        rows.append(row)
+    return rows
+
+
+def token_ends(ids: Sequence[int], length: int, tokenizer: Any) -> list[int]:
+    """For each token, the characters of the decoded text up to its end; a special token adds none.
+
+    A token is decoded together with a few before it: a character may be split over tokens, and then ends with the last of them.
+    """
+    ends: list[int] = []
+    start, base = 0, 0  # the window's first token, and the characters before it
+    for i in range(len(ids)):
+        text: str = tokenizer.decode(ids[start : i + 1], skip_special_tokens=True)
+        whole = len(text.rstrip(BROKEN))
+        ends.append(min(length, max(ends[-1] if ends else 0, base + whole)))
+        if i + 1 - start >= 2 * CONTEXT and whole == len(text):
+            tail: str = tokenizer.decode(ids[i + 1 - CONTEXT : i + 1], skip_special_tokens=True)
+            if tail and text.endswith(tail):
+                start, base = i + 1 - CONTEXT, base + len(text) - len(tail)
+    return ends
+
+
+def append(file: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line, at the end of the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,182 @@
+"""Configs of other trainers: each key lands where it belongs, or is named with a reason; the result is a config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import Catalog, ConfigError, Plan
+from marl_core.cli import main
+from marl_core.config.load import load_config, parse_config
+from marl_plugins.carry import llamafactory, trl
+
+BASE = {"model_name_or_path": "owner/base", "reward_model": "saves/reward", "stage": "ppo"}
+
+
+def carried(module: Any, written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config, checked to be one, and the remarks by key."""
+    config, refused = module.carry(written)
+    parse_config(config, "carried", Catalog.installed())
+    return config, dict(refused)
+
+
+def test_batches_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/rows.json").write_text(json.dumps([{"instruction": str(i)} for i in range(100)]), encoding="utf-8")
+    Path("data/dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.json"}}), encoding="utf-8")
+    given = {
+        "dataset": "mine",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "ppo_buffer_size": 3,
+    }
+    config, refused = carried(llamafactory, {**BASE, **given, "num_train_epochs": 2.0, "warmup_ratio": 0.1})
+    assert config["data"]["prompts"] == "data/rows.json"
+    assert config["data"]["field"] == "instruction"
+    shape = {key: config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "steps", "warmup_steps")}
+    assert shape == {"batch": 24, "minibatch": 8, "microbatch": 2, "steps": 10, "warmup_steps": 1}  # 2 x ceil(100 / 24)
+    assert config["ppo"]["kl"] == {"estimator": "k1", "into": "reward", "coef": 0.2, "target": 6.0, "horizon": 10000.0}
+    assert set(refused) == {"top_p", "top_k"}  # LLaMA-Factory's defaults, which cut the distribution
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "reference"),
+    [
+        ({}, "new", "disabled-adapter"),
+        ({"adapter_name_or_path": "sft"}, "continue", {"use": "peft-adapter", "adapter": "sft"}),
+        (
+            {"adapter_name_or_path": "sft", "create_new_adapter": True},
+            "new",
+            {"use": "merged-base", "adapter": "sft"},
+        ),
+        ({"ref_model": "owner/base", "ref_model_adapters": "sft"}, "new", {"use": "peft-adapter", "adapter": "sft"}),
+    ],
+)
+def test_reference_of_llamafactory(given: dict[str, Any], policy: str, reference: Any) -> None:
+    config, refused = carried(llamafactory, {**BASE, **given})
+    assert config["policy"]["start"] == policy
+    assert config["reference"] == reference
+    assert ("adapter_name_or_path" in refused) == (policy == "continue")
+
+
+def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert carried(llamafactory, BASE)[0]["reward"] == {"use": "adapter", "path": "saves/reward"}
+    full, refused = carried(llamafactory, {**BASE, "reward_model_type": "full"})
+    assert full["reward"] == {"use": "model", "path": "saves/reward"}
+    assert "sequence-classification" in refused["reward_model_type"]
+    twice = {**BASE, "reward_model_type": "full", "reward_model": "owner/base", "reward_model_adapters": "rm"}
+    assert carried(llamafactory, twice)[0]["reward"] == {"use": "adapter", "path": "rm"}
+    api = {**BASE, "reward_model_type": "api", "reward_model": "http://localhost:8000/v1/score"}
+    monkeypatch.setattr(llamafactory, "offers", lambda *asked: False)
+    config, refused = carried(llamafactory, api)
+    assert config["reward"]["use"] == "function"
+    assert "reward service" in refused["reward_model"]
+    monkeypatch.setattr(llamafactory, "offers", lambda *asked: True)
+    assert llamafactory.carry(api)[0]["reward"] == {
+        "use": "http",
+        "url": "http://localhost:8000/v1/score",
+        "format": "llama-factory",
+    }
+
+
+def test_lora_and_quantization_of_llamafactory() -> None:
+    given = {"lora_rank": 32, "lora_target": "q_proj, v_proj", "use_rslora": True, "quantization_bit": 4, "bf16": True}
+    config, _ = carried(llamafactory, {**BASE, **given})
+    assert config["policy"]["r"] == 32
+    assert config["policy"]["alpha"] == 64.0
+    assert config["policy"]["targets"] == ["q_proj", "v_proj"]
+    assert config["policy"]["lora"] == {"use_rslora": True}
+    assert config["quantization"] == {"use": "bnb-4bit", "type": "nf4", "double": True}
+    assert config["model"] == {"path": "owner/base", "dtype": "bfloat16", "gradient_checkpointing": True}
+    eight, refused = carried(llamafactory, {**BASE, "quantization_bit": 8})
+    assert "gradient_checkpointing" not in eight["model"]
+    assert "8-bit" in refused["disable_gradient_checkpointing"]
+
+
+def test_every_unknown_key_is_named() -> None:
+    _, refused = carried(llamafactory, {**BASE, "ppo_whiten_rewards": True, "frobnicate": 1, "template": "llama3"})
+    assert refused["frobnicate"] == "marl has no such setting"
+    assert "whitens advantages" in refused["ppo_whiten_rewards"]
+    assert "chat template" in refused["template"]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ({**BASE, "stage": "dpo"}, "stage: 'dpo' is no PPO"),
+        ({}, "model_name_or_path"),
+        ({**BASE, "seed": "x"}, "seed: 'x'"),
+    ],
+)
+def test_what_can_not_be_carried_at_all(written: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        llamafactory.carry(written)
+
+
+def test_arguments_of_the_last_trainer() -> None:
+    words = (
+        "--sft_model_path sft-model --reward_model_path rm --use_peft --lora_r 8 --lora_target_modules q_proj v_proj "
+        "--per_device_train_batch_size 16 --gradient_accumulation_steps 2 --num_mini_batches 4 --total_episodes 1000 "
+        "--learning_rate 3e-6 --missing_eos_penalty=1.0 --kl_estimator k3 --local_rollout_forward_batch_size 64"
+    )
+    config, refused = carried(trl, trl.read_arguments(words.split()))
+    assert config["model"]["path"] == "sft-model"
+    assert config["policy"]["targets"] == ["q_proj", "v_proj"]
+    shape = {key: config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "steps", "learning_rate")}
+    assert shape == {"batch": 128, "minibatch": 32, "microbatch": 16, "steps": 8, "learning_rate": 3e-6}
+    assert config["ppo"]["kl"] == {"estimator": "k3", "into": "reward", "coef": 0.05}
+    assert config["sampling"] == {"max_new_tokens": 53, "temperature": 0.7}
+    assert config["shaping"] == {"missing_eos_penalty": 1.0}
+    assert config["reward"] == {"use": "model", "path": "rm"}
+    assert config["value"] == {"on": "own"}
+    assert set(refused) == {"reward_model_path", "dataset_name", "local_rollout_forward_batch_size"}
+
+
+def test_arguments_of_the_classic_trainer() -> None:
+    words = (
+        "--model_name base --rm_adapter rm --log_with wandb --steps 1000 --batch_size 64 --mini_batch_size 4 "
+        "--gradient_accumulation_steps 2 --ppo_epochs 2 --init_kl_coef 0.1 --target 3 --use_score_scaling "
+        "--use_score_norm --score_clip 5 --cliprange 0.1 --early_stopping --target_kl 0.5 --seed 7"
+    )
+    config, refused = carried(trl, trl.read_arguments(words.split()))
+    assert config["reward"] == {"use": "adapter", "path": "rm"}
+    assert config["ppo"]["steps"] == 16  # TRL's steps are responses
+    assert (config["ppo"]["minibatch"], config["ppo"]["microbatch"]) == (8, 4)
+    assert config["ppo"]["kl"]["target"] == 3.0
+    assert (config["ppo"]["max_kl"], config["ppo"]["clip"]) == (0.75, 0.1)
+    assert config["shaping"] == {"normalize": True, "clip": 5}
+    assert config["observers"][-1] == {"use": "trackers", "to": ["wandb"]}
+    assert config["run"]["seed"] == 7
+    assert set(refused) == {"dataset_name"}
+
+
+def test_a_config_file_beside_arguments(tmp_path: Path) -> None:
+    file = tmp_path / "ppo.yaml"
+    file.write_text("learning_rate: 1.0e-5\nseed: 1\n", encoding="utf-8")
+    assert trl.read_arguments(["--config", str(file), "--seed", "2"]) == {"learning_rate": 1e-5, "seed": 2}
+    with pytest.raises(ConfigError, match="expected --key value"):
+        trl.read_arguments(["seed"])
+    with pytest.raises(ConfigError, match="can't be read"):
+        trl.read_arguments(["--config", str(tmp_path / "no.yaml")])
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lf.yaml").write_text("\n".join(f"{key}: {value}" for key, value in BASE.items()) + "\nlora_rank: 4\nxyz: 1\n")
+    assert main(["import", "llamafactory", "lf.yaml", "--to", "run.yaml"]) == 0
+    assert "not carried over: xyz: marl has no such setting" in capsys.readouterr().err
+    assert "#   xyz: marl has no such setting" in Path("run.yaml").read_text(encoding="utf-8")
+    plan = Plan.of(load_config("run.yaml"))
+    assert plan.config.policy.r == 4
+    assert main(["import", "llamafactory", "lf.yaml", "--to", "run.yaml"]) == 2
+    assert "--force to overwrite" in capsys.readouterr().err
+    assert main(["import", "trl-args", "--model_name", "base", "--rm_adapter", "rm", "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    Path("printed.yaml").write_text(out, encoding="utf-8")
+    assert load_config("printed.yaml").run.seed == 3
+    assert main(["import", "llamafactory", "no.yaml"]) == 2
+    assert "can't be read" in capsys.readouterr().err

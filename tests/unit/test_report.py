@@ -1,0 +1,214 @@
+"""The report page: what it shows, that nothing generated becomes HTML, that it asks no network for anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import DataError, Runner
+from marl_core.run.report import page, write_report
+from marl_core.run.report.charts import ticks
+from marl_core.run.report.data import read_runs
+from marl_core.run.report.markup import Markup, number, tag
+from marl_core.run.report.samples import response
+
+EVIL = '<script>alert("x")</script>&amp;\'"'
+STEP = {
+    "objective/scores": 1.0,
+    "objective/kl": 0.5,
+    "perf/seconds": 3.0,
+    "perf/seconds_generate": 2.0,
+    "perf/seconds_update": 1.0,
+}
+
+
+class Page(HTMLParser):
+    """Elements, and the text inside each kind of them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        for name in set(self.open):
+            self.texts[name] = self.texts.get(name, "") + data
+
+    def count(self, name: str, **attributes: str) -> int:
+        return sum(
+            element == name and all(found.get(key.rstrip("_")) == value for key, value in attributes.items())
+            for element, found in self.elements
+        )
+
+
+def write_run(folder: Path, steps: int = 3, learning_rate: float = 1e-4) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"model: {{path: '{EVIL.replace(chr(39), '')}'}}\nppo: {{steps: {steps}, learning_rate: {learning_rate}}}\n",
+        encoding="utf-8",
+    )
+    lines = [{"step": i + 1, **STEP, "objective/scores": float(i)} for i in range(steps)]
+    sample = {
+        "step": 1,
+        "prompt": EVIL,
+        "response": EVIL,
+        "score": 1.5,
+        "parts": {EVIL: 1.0, "b": 2.0},
+        "kl_nats": 0.3,
+        "finished": False,
+    }
+    evaluation = {
+        "step": 0,
+        "reward": 1.0,
+        "reward_std": 0.1,
+        "kl": 0.0,
+        "kl_std": 0.0,
+        "length": 3.0,
+        "length_std": 0.0,
+        "finished": 1.0,
+        "judges": {EVIL: {"mean": 0.25, "std": 0.5}},
+        "samples": [],
+    }
+    for name, found in (("steps", lines), ("samples", [sample]), ("evals", [evaluation])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+    (folder / "preflight.json").write_text(
+        json.dumps({"ok": True, "checks": [{"name": "ratio", "ok": False, "detail": EVIL}]}), encoding="utf-8"
+    )
+    (folder / "provenance.json").write_text(json.dumps({"seed": 7, "strategies": [EVIL]}), encoding="utf-8")
+    return folder
+
+
+def test_nothing_that_a_run_wrote_becomes_html(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "a<b>")).read_text(encoding="utf-8")
+    found = Page(text)
+    assert not found.open
+    assert found.count("script") == 1
+    assert EVIL not in text
+    for place in ("td", "li", "pre", "h1"):
+        assert ("<b>" if place == "h1" else "<script>") in found.texts[place], place  # as text
+
+
+def test_it_loads_nothing(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    found = Page(text)
+    assert found.count("meta", content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'") == 1
+    loading = {"src", "href", "srcset", "action", "background"}
+    assert not [attributes for _, attributes in found.elements if loading & set(attributes)]
+    assert "http://" not in text.replace("http-equiv", "")
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_two_runs_lie_over_each_other(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", steps=5, learning_rate=3e-4)]
+    path = write_report(runs)
+    assert path == runs[0] / "comparison.html"
+    found = Page(path.read_text(encoding="utf-8"))
+    rewards = [a for name, a in found.elements if name == "polyline"][:2]
+    assert [a["data-name"] for a in rewards] == ["one", "two"]
+    assert json.loads(rewards[1]["data-values"] or "") == [[1, 0], [2, 1], [3, 2], [4, 3], [5, 4]]
+    assert found.count("option", value="1") == 2  # the run to choose, and the step
+    assert "ppo.learning_rate" in found.texts["code"]
+    assert found.count("span", class_="phase p-0", title="generate: 2.000 s a step") == 2
+
+
+def test_same_names_are_told_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")]
+    assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
+
+
+def test_a_run_without_steps_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}", encoding="utf-8")
+    assert "No steps yet." in page(read_runs([tmp_path]))
+
+
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "preflight.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match=r"preflight\.json holds a list"):
+        write_report(folder)
+    with pytest.raises(DataError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_tokens_make_up_the_response_and_carry_their_kl() -> None:
+    line = {
+        "finished": True,
+        "response": "né &!",
+        "token_ends": [1, 1, 3, 5, 5],
+        "token_kl": [0.0, 0.1, 1.0, -4.0, 0.5],
+    }
+    found = Page(str(tag("p", response(line))))
+    assert found.texts["p"] == "né &!⏎"
+    spans = [attributes for name, attributes in found.elements if name == "span"]
+    assert [span.get("style") for span in spans] == [None, "--k:0.50", "--k:1.00", "--k:0.25"]
+    assert [span["class"] for span in spans] == ["t cool", "t warm", "t cool", "t warm end"]
+    assert spans[2]["title"] == "-4.000 nats"
+    assert response({"response": "plain"}) == "plain"
+
+
+def test_markup_escapes_what_it_does_not_know() -> None:
+    assert tag("a", "<", Markup("<b/>"), [1, None], title='"', class_="x", data_y=2, hidden=True) == (
+        '<a title="&quot;" class="x" data-y="2" hidden>&lt;<b/>1</a>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0"),
+        (12, "12"),
+        (0.12345, "0.123"),
+        (123.4, "123"),
+        (1e-5, "1.00e-05"),
+        ("x", "x"),
+    ],
+)
+def test_numbers(value: Any, shown: str) -> None:
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0, 0.9, [0, 0.5, 1]),
+        (-2.4, -2.0, [-2.4, -2.2, -2.0]),
+        (5, 5, [2, 4, 6, 8]),
+        (1, 30, [0, 10, 20, 30]),
+    ],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high, 3) == pytest.approx(expected)
+
+
+def test_a_real_run_writes_where_each_token_ends(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Runner(make_config(run={"folder": str(folder)}, observers=["json-lines"])).train()
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        assert line["token_ends"] == sorted(line["token_ends"])
+        assert line["token_ends"][-1] <= len(line["response"])
+        assert sum(line["token_kl"]) == pytest.approx(line["kl_nats"], abs=0.01)
+    assert 'class="t ' in (folder / "report.html").read_text(encoding="utf-8")

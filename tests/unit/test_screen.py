@@ -1,0 +1,79 @@
+"""The console: plain lines in a pipe, a bar on a terminal; and what samples.jsonl says about tokens."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from marl_core import RunResult, ScoredRollout, StepStats
+from marl_core.testing import fake_rollout, tiny_tokenizer
+from marl_plugins.samples import sample_rows, token_ends
+from marl_plugins.screen import Screen, sparkline
+
+METRICS = {
+    "objective/scores": 1.25,
+    "objective/kl": 2.0,
+    "policy/clipfrac": 0.1,
+    "objective/entropy": 3.0,
+    "tokens/mean_length": 7.5,
+    "tokens/finished": 0.5,
+    "perf/tokens_per_second": 123.0,
+}
+
+
+def test_sparkline() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 1.0]) == "▄▄"
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7, float("nan")], width=2) == "▁█"
+    assert len(sparkline(list(range(1000)))) == 24
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, force_terminal=terminal, width=140))
+    rollout = fake_rollout()
+    scored = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.zeros(3))
+    screen = Screen(2, 0, 2)
+    for step in (1, 2):
+        screen.step(StepStats(step, {**METRICS, "objective/scores": float(step)}), scored)
+    screen.close(RunResult("runs/x", 2, None))
+    return out.getvalue()
+
+
+def test_plain_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=False)
+    assert "\x1b" not in text
+    assert [line.split()[:3] for line in text.splitlines()[1:3]] == [["1", "1.000", "2.00"], ["2", "2.000", "2.00"]]
+    assert text.count("sample (") == 1
+    assert "final adapter in runs/x/final/policy" in text
+
+
+def test_a_bar_with_the_rewards_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert "▁█" in text
+    assert "2/2" in text
+
+
+@pytest.mark.parametrize("text", ["plain words here, and some more of them", "né – “日本語” 🙂 end", ""])
+def test_token_ends_cover_the_text(text: str) -> None:
+    words = tiny_tokenizer()
+    ids = [*words(text).input_ids, words.eos_token_id]
+    ends = token_ends(ids, len(text), words)
+    assert len(ends) == len(ids)
+    assert ends == sorted(ends)
+    assert ends[-1] == len(text)
+    expected = [len(text.encode()[: i + 1].decode(errors="ignore")) for i in range(len(ids) - 1)]  # a byte a token
+    assert ends[:-1] == expected
+
+
+def test_sample_rows_without_a_reference_have_no_kl() -> None:
+    rollout = fake_rollout()
+    scored: Any = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.zeros(3))
+    (row,) = sample_rows(StepStats(1, {}), scored, 1, tiny_tokenizer())
+    assert row["kl_nats"] is None
+    assert "token_kl" not in row
