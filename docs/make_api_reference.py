@@ -11,7 +11,8 @@ from typing import Any
 
 import marl_core
 from marl_core.registry.hookspecs import MarlSpecs
-from marl_core.registry.strategy import API, FAMILIES
+from marl_core.registry.families import FAMILIES
+from marl_core.registry.strategy import API
 
 TARGET = Path(__file__).with_name("api.md")
 MODULES = ("marl_core", "marl_core.testing", "marl_core.ppo")

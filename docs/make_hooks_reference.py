@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from marl_core.registry.hookspecs import MarlSpecs
-from marl_core.registry.strategy import FAMILIES
+from marl_core.registry.families import FAMILIES
 
 TARGET = Path(__file__).with_name("hooks.md")
 HEAD = """# Hooks

@@ -200,7 +200,8 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     return config
 
 
-add_commands(app)
+with damaged_metadata_passed_over():
+    add_commands(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from marl_core.errors import ConfigError
-from marl_core.registry.strategy import FAMILIES, FamilyName
+from marl_core.registry.families import FAMILIES, FamilyName
 
 PREFIX = "marl-"
 TAKEN = ("core", "plugins")  # their modules would be ours

@@ -14,7 +14,7 @@ from marl_core.config.explain import explain
 from marl_core.config.roles import summary
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing
-from marl_core.registry.strategy import FAMILIES
+from marl_core.registry.families import FAMILIES
 
 if TYPE_CHECKING:
     from marl_core.config.memory import MemoryEstimate

@@ -77,6 +77,9 @@ def _adapter(parameter: str, adapters: Iterable[str]) -> bool:
 
 
 def _words(tensor: Tensor) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):  # made of other tensors
+        names, _ = tensor.__tensor_flatten__()
+        return torch.cat([_words(getattr(tensor, name)).view(torch.uint8) for name in names])
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return flat.view(torch.int64) if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0 else flat
 

@@ -18,7 +18,8 @@ from pydantic import (
 
 from marl_core.errors import ConfigError
 from marl_core.registry.catalog import Catalog, verify
-from marl_core.registry.strategy import FamilyName, Strategy
+from marl_core.registry.families import FamilyName
+from marl_core.registry.strategy import Strategy
 
 
 class Choice(BaseModel):

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from marl_core.errors import ConfigError, MarlError, PluginError
 from marl_core.registry.deprecation import warn_options
+from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.importing import process_kept
 from marl_core.registry.metadata import unreadable
-from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
+from marl_core.registry.strategy import Strategy, api_problem
 
 
 @dataclass(frozen=True, slots=True, order=True)

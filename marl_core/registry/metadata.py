@@ -19,19 +19,21 @@ def unreadable(distribution: metadata.Distribution, error: Exception) -> str:
     return f"{place}: its entry points can't be read ({type(error).__name__}: {reason}), so its plugins are passed over; reinstall it"
 
 
+_said: set[str] = set()  # one line a process
+
+
 @contextmanager
 def damaged_metadata_passed_over() -> Iterator[None]:
     """For the command line: while the block runs, a package with damaged entry points has none, and one line says so."""
     kept = metadata.Distribution.__dict__["entry_points"]
-    said: set[str] = set()
 
     def entry_points(self: metadata.Distribution) -> metadata.EntryPoints:
         try:
             found: metadata.EntryPoints = kept.fget(self)
         except Exception as error:
             line = unreadable(self, error)
-            if line not in said:
-                said.add(line)
+            if line not in _said:
+                _said.add(line)
                 print(f"marl: {line}", file=sys.stderr)
             return metadata.EntryPoints(())
         return found

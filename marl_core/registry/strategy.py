@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
@@ -14,29 +14,6 @@ hookimpl = pluggy.HookimplMarker("marl")
 
 API = 1
 """The version of everything docs/api.md lists: hooks, base classes, data. Raised when something there breaks."""
-
-FamilyName = Literal["reference", "reward", "quantization", "observer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A kind of choice: the config key, the entry-point group, and the hook each member must have."""
-
-    name: FamilyName
-    required_hook: str | None
-
-    @property
-    def group(self) -> str:
-        """Entry-point group, e.g. `marl.reward`."""
-        return f"marl.{self.name}"
-
-
-FAMILIES: dict[FamilyName, Family] = {
-    "reference": Family("reference", "marl_reference"),
-    "reward": Family("reward", "marl_reward"),
-    "quantization": Family("quantization", "marl_quantization"),
-    "observer": Family("observer", None),
-}
 
 
 class Strategy(BaseModel):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.hooks import Hooks
-from marl_core.registry.strategy import FAMILIES, FamilyName, Strategy, api_problem
+from marl_core.registry.strategy import Strategy, api_problem
 from marl_core.testing.tiny import add_policy, fake_rollout, tiny_bank
 from marl_core.testing.traces import Traces
 

@@ -25,7 +25,7 @@ from marl_core import (
     hookimpl,
 )
 from marl_core.registry.catalog import Listing
-from marl_core.registry.strategy import FAMILIES, FamilyName
+from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.testing import check_strategy
 
 BUILT_IN: list[Listing] = [

@@ -14,8 +14,8 @@ from typer.main import get_command
 from marl_core import Catalog, RunConfig
 from marl_core.cli import app
 from marl_core.config.choice import Choice
+from marl_core.registry.families import FAMILIES
 from marl_core.registry.hookspecs import MarlSpecs
-from marl_core.registry.strategy import FAMILIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 

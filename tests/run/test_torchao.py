@@ -89,6 +89,9 @@ def test_without_torchao_the_extra_is_named(make_config: MakeConfig, monkeypatch
 
 
 def test_a_broken_torchao_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    logging.getLogger("torchao").setLevel(
+        logging.NOTSET
+    )  # an earlier test may have run the command line, which hushes it
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(PluginError, match=r"torchao can't be used .*or choose another quantization"):
         TorchaoInt8().marl_quantization()

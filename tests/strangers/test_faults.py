@@ -51,7 +51,7 @@ BROKEN = {
     "sys.exit": ("sys.exit(0)", "failed.*SystemExit"),
     "a base exception of its own": ("raise Odd('x')", r"failed.*Odd\('x'\)"),
     "too few": ("return good[:-1]", "gave 3 rewards for 4 responses"),
-    "nested": ("return [[number] for number in good]", r"response 0 got \["),
+    "nested": ("return [[number] for number in good]", r"response 0 has \d+ tokens and got 1 numbers"),
     "NaN": ("return [float('nan')] * 4", "response 0 got nan, not a finite number"),
     "None for all": ("return [None] * 4", "no source .*gave response 0 a score"),
     "None": ("return None", "gave a NoneType; return a list of 4 numbers"),

@@ -11,7 +11,7 @@ import pytest
 
 from marl_core.cli import main
 from marl_core.cli_new_plugin import write_plugin
-from marl_core.registry.strategy import FAMILIES
+from marl_core.registry.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from marl_core.config.choice import Choice
 from marl_core.config.load import parse_config
 from marl_core.config.plan import Plan
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.registry.strategy import FAMILIES, FamilyName
+from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.testing import write_tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -113,8 +113,11 @@ def test_every_command_and_each_of_its_options_has_an_executed_example(
         encoding="utf-8",
     )
     (workplace / "rewards.py").write_text(
-        "def low(completions, **_): return [0.0] * len(completions)\n", encoding="utf-8"
+        "def low(completions, **_): return [0.0] * len(completions)\ndef broken(completions, **_): return []\n",
+        encoding="utf-8",
     )
+    (workplace / "ppo_lora.yaml").write_text("stage: ppo\nmodel_name_or_path: my-model\n", encoding="utf-8")
+    assert main(["run", "run.yaml", "--set", "run.folder=runs/broken", "--set", "reward.target=rewards.py:broken"]) == 3
     shell = Shell(monkeypatch)
     for kind, text in blocks("cli.md"):
         if kind == "sh":

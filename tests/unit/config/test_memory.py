@@ -114,7 +114,7 @@ def test_the_peak_is_what_stays_and_the_larger_of_what_passes(
 
 
 def test_folded_copies_count_while_they_are_small(config: dict[str, Any], catalog: Catalog) -> None:
-    full = {**config, "model": {**config["model"], "dtype": "float32"}}
+    full = {**config, "model": {**config["model"], "dtype": "float32"}, "speed": {"fold": True}}
     plain = row(estimate_of({**full, "speed": {"fold": False}}, catalog), "sampling").shared
     few = {**full, "policy": {"r": 2, "targets": ["q_proj"]}}  # 16 of 92 weights: below a quarter
     assert row(estimate_of(few, catalog), "sampling").shared == plain + 4 * 16
