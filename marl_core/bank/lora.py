@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def make_config(
 
 def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
     """A local adapter folder, or one fetched from the hub by name."""
-    if Path(path).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+    if os.path.exists(os.path.expanduser(path)) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         return read_adapter(path, asked_by)
     from huggingface_hub import snapshot_download
 

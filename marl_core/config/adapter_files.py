@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
 
     Raises DataError with `asked_by` (e.g. "reference.adapter") when files are missing, damaged or pickled.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(folder))
+    if not os.path.isdir(path):  # false for any odd name, where Path.is_dir raises
         raise DataError(
             f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}."
         )

@@ -108,8 +108,9 @@ def _folder(plan: Plan) -> Iterator[MarlError]:
     if name is None:
         return
     folder = Path(os.path.abspath(os.path.expanduser(name)))
-    if "\0" in name or (os.path.exists(folder) and not os.path.isdir(folder)):
-        yield ConfigError(f"run.folder: {name!r} can't be a folder: there is a file of that name. Choose another.")
+    wrong = _no_folder(name, folder)
+    if wrong:
+        yield ConfigError(f"run.folder: {name!r:.200} can't be a run's folder: {wrong}. Choose another.")
         return
     for key, path in _inputs(plan):
         if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(folder):
@@ -121,6 +122,21 @@ def _folder(plan: Plan) -> Iterator[MarlError]:
         yield ConfigError(
             f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder."
         )
+
+
+def _no_folder(name: str, folder: Path) -> str | None:
+    """Why no folder can be made or written under this name; None when one can."""
+    if os.path.expanduser(name).startswith("~"):
+        return "there is no user of that name"
+    if folder == Path(folder.anchor):
+        return "it is the root of the file system"
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # too long, a file on the way, a NUL byte
+        return getattr(error, "strerror", None) or str(error)
+    return None if os.path.isdir(folder) else "there is a file of that name"
 
 
 def _inputs(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +130,11 @@ def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: st
 
 def read_rows(source: str, split: str = "train") -> list[Row]:
     """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     read = _READERS.get(path.suffix.lower())
     if read is None:
         return _from_datasets(source, split)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
     try:
         rows = read(path)

@@ -252,7 +252,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("value learns at the policy's rate", "make_optimizer", text("rates.get(role, config.ppo.learning_rate)", "config.ppo.learning_rate"), ("tests/unit/test_optimizer.py",)),
     ("warm-up starts at zero", "learning_rate_factor", text("(step + 1) / ppo.warmup_steps", "step / ppo.warmup_steps"), ("tests/unit/test_optimizer.py",)),
     # the numbers of a rollout
-    ("log-probs shifted by one", "Trunk.hidden", gives(roll), (f"{SCORING}::TestLogprobs",)),
+    ("log-probs shifted by one", "response_hidden", gives(roll), (f"{SCORING}::TestLogprobs",)),
     ("missing attention mask", "Trunk.hidden", given(mask=lambda mask: mask | True), (f"{SCORING}::TestPadding",)),
     ("positions count the padding", "position_ids", given(mask=lambda mask: mask | True), (SCORING,)),
     ("temperature forgotten in scoring", "chosen_logprobs", given(temperature=1.0), (f"{SCORING}::TestLogprobs", ROLLOUT)),
