@@ -34,7 +34,8 @@ class AdapterFiles:
     @property
     def base_name(self) -> str | None:
         """The base the adapter says it was trained on; None when it doesn't say."""
-        return self.config.get("base_model_name_or_path")
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
 
     @property
     def score_keys(self) -> list[str]:
