@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit real wheel third-party clean
+.PHONY: quickstart test lint unit real wheel third-party test-real mutants fuzz soak lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -33,11 +33,11 @@ lint: .venv/test
 	$(BIN)/mypy
 
 unit: .venv/test
-	$(BIN)/python -m pytest -m "not real and not installed"
+	$(BIN)/python -m pytest -m "not real and not installed and not nightly"
 
 real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
-	$(BIN)/python -m pytest -m real tests
+	$(BIN)/python -m pytest -m "real and not nightly" tests
 
 # A stranger's package, really installed, named by a config.
 third-party: .venv/test
@@ -51,7 +51,34 @@ wheel: .venv/test
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
-	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not installed" --ignore=tests/house
+	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "not real and not installed and not nightly" --ignore=tests/house
+
+# -- nightly: minutes each ------------------------------------------------------------------------------------
+
+# Every invariant on the real model.
+test-real: .venv/test
+	$(BIN)/python -m pytest -m real tests
+
+# Deliberate faults in the mathematics and the bank: each must be noticed by some test.
+mutants: .venv/test
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
+
+# Thousands of random configs, data files, adapters and damaged run folders.
+fuzz: .venv/test
+	MARL_FUZZ_TIMES=20 $(BIN)/python -m pytest tests/fuzz
+
+# A run of 600 steps: memory, open files and seconds per step stay flat.
+soak: .venv/test
+	$(BIN)/python -m pytest -s tests/nightly/test_soak.py
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest/bounds.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt torch==2.13.0
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt \
+		-e '.[bitsandbytes,curves,trackers]' pytest hypothesis jsonschema hatchling editables
+	.venv-lowest/bin/python -m pytest -m "not real and not installed and not nightly"
 
 clean:
-	rm -rf .venv dist build runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.lora_checks import lora_findings
-from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model
+from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
 from marl_core.config.part import Part
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import LoraPart, RunConfig
@@ -39,12 +39,9 @@ def core_warnings(plan: Plan) -> list[str]:
 
 def _model(config: RunConfig) -> Iterator[MarlError]:
     model = config.model
-    is_local = os.path.isdir(os.path.expanduser(model.path))
-    if model.trust_remote_code and not model.revision and not is_local:
-        yield ConfigError(
-            f"model.trust_remote_code: code of {model.path!r} would run as its newest version stands. "
-            "Set model.revision to the commit you have read."
-        )
+    unpinned = unpinned_code(model.path, model.revision, model.tokenizer) if model.trust_remote_code else None
+    if unpinned:
+        yield ConfigError(f"model.trust_remote_code: {unpinned}")
     try:
         files = read_model(model.path, model.revision)
     except DataError as error:

@@ -113,7 +113,9 @@ class ControlTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         known = getattr(tokenizer, "added_tokens_decoder", {}).values()
         names = {str(token) for token in known if token.special} | set(tokenizer.all_special_tokens)
-        self._pattern = re.compile("|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)) or r"(?!)")
+        self._pattern = re.compile(
+            "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)) or r"(?!)"
+        )
 
     def spelled_in(self, prompt: Any) -> str | None:
         """The first control token that a text, or a message of a chat, spells out; None when there is none."""

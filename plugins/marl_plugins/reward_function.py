@@ -67,7 +67,9 @@ def load(target: str) -> Callable[..., Any]:
     """Import the function; ConfigError when it isn't there, PluginError when its module fails."""
     place, name = target.rsplit(":", 1)
     try:
-        module = _load_file(Path(os.path.expanduser(place))) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _load_file(Path(os.path.expanduser(place))) if place.endswith(".py") else importlib.import_module(place)
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"reward.target: there is no file {place!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:

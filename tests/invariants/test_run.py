@@ -1,4 +1,4 @@
-"""Invariants of a whole run, on the tiny model and (nightly) on a real one. The number is that of docs/reliability.md."""
+"""Invariants of a whole run, on the tiny model and (nightly) on a real one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from marl_core.ppo.scoring import view_logprobs
 from marl_core.ppo.types import Prompts, Rollout, ScoredRollout
 
 State = Callable[[AdapterBank], dict[str, Tensor]]
-BASES = {  # dtype of the base, and how it is held
+BASES: dict[str, dict[str, Any]] = {  # dtype of the base, and how it is held
     "float32": {"model": {"dtype": "float32"}},
     "bfloat16": {"model": {"dtype": "bfloat16"}},
     "int8": {"model": {"dtype": "float32"}, "quantization": "bnb-8bit"},
@@ -59,7 +59,9 @@ def gradients(runner: Runner, batch: ScoredRollout) -> list[dict[str, Tensor]]:
     """What each optimizer step of one update was given, by the name of the role and of the tensor."""
     steps: list[dict[str, Tensor]] = []
     named = {
-        f"{role}/{key}": p for role, found in runner.roles.trained.parameters(runner.bank).items() for key, p in found.items()
+        f"{role}/{key}": p
+        for role, found in runner.roles.trained.parameters(runner.bank).items()
+        for key, p in found.items()
     }
     hook = runner.optimizer.register_step_pre_hook(
         lambda *_: steps.append({key: p.grad.clone() for key, p in named.items() if p.grad is not None})
@@ -194,10 +196,16 @@ def test_i06_the_base_is_bitwise_the_same_after_training(world: Any, base: str, 
 def test_i07_frozen_roles_are_never_touched(world: Any) -> None:
     """Reward and reference adapters and the score head: bitwise, their version counters too, at every step."""
     runner = Runner(
-        world.make(reward={"use": "adapter", "path": world.reward}, ppo={"steps": 2}, **world.right_lines()["copy-of-sft"])
+        world.make(
+            reward={"use": "adapter", "path": world.reward}, ppo={"steps": 2}, **world.right_lines()["copy-of-sft"]
+        )
     )
     bank = runner.bank
-    frozen = {f"{name}/{key}": p for name in ("reward", "reference", "reward-score") for key, p in bank.parameters(name).items()}
+    frozen = {
+        f"{name}/{key}": p
+        for name in ("reward", "reference", "reward-score")
+        for key, p in bank.parameters(name).items()
+    }
     before, versions = copies(dict(frozen)), {name: p._version for name, p in frozen.items()}
     for _ in runner.steps():
         assert {name: p._version for name, p in frozen.items()} == versions
@@ -222,7 +230,9 @@ def test_i08_the_optimizer_holds_the_trained_and_nobody_else(world: Any, where: 
     moved = {name for step in steps for name, gradient in step.items() if torch.count_nonzero(gradient)}
     assert {name for name in steps[0] if "lora_B" in name and name.startswith("policy/")} <= moved
     assert any(name.endswith("head.bias") for name in moved)
-    assert all(torch.count_nonzero(steps[0][name]) for name in steps[0] if "lora_B" in name and name.startswith("policy/"))
+    assert all(
+        torch.count_nonzero(steps[0][name]) for name in steps[0] if "lora_B" in name and name.startswith("policy/")
+    )
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -246,7 +256,9 @@ def test_i11_microbatches_add_up_to_the_minibatch(world: Any, microbatch: int) -
     """Uneven responses; token-mean over the whole minibatch."""
     found = []
     for size in (None, microbatch):
-        runner = Runner(world.make(ppo={"batch": 4, "minibatch": 4, "microbatch": size, "epochs": 1, "max_grad_norm": None}))
+        runner = Runner(
+            world.make(ppo={"batch": 4, "minibatch": 4, "microbatch": size, "epochs": 1, "max_grad_norm": None})
+        )
         move(runner)
         stop = int(runner.bank.tokenizer.eos_token_id)
         rows = [[40, 41, 42, 43, 44], [50], [60, 61, stop], [70, 71]]
@@ -273,7 +285,9 @@ def test_i16_a_mixed_batch_is_separate_passes(world: Any) -> None:
                 separate.append(model(input_ids=ids, attention_mask=mask).logits[row])
         with runner.bank.using("policy"):
             peft: Any = runner.bank.peft
-            mixed = peft(input_ids=ids, attention_mask=mask, adapter_names=[view or "__base__" for view in views]).logits
+            mixed = peft(
+                input_ids=ids, attention_mask=mask, adapter_names=[view or "__base__" for view in views]
+            ).logits
     real = mask.bool()
     gaps = [float((mixed[row] - separate[row])[real[row]].abs().max()) for row in range(3)]
     assert max(gaps) <= (0.0 if world.name == "tiny" else 1e-5 * float(mixed.abs().max()))
@@ -330,7 +344,9 @@ def test_i24_generation_and_scoring_see_the_same_distribution(world: Any) -> Non
             top_k=0, temperature=temperature, output_logits=True, return_dict_in_generate=True, pad_token_id=0,
         )  # fmt: skip
     ids = out.sequences[:, some.ids.shape[1] :]
-    captured = (torch.stack(out.logits, dim=1).float() / temperature).log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
+    captured = (
+        (torch.stack(out.logits, dim=1).float() / temperature).log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
+    )
     ones = torch.ones_like(ids, dtype=torch.bool)
     rollout = Rollout(some, ids, ones, [""] * len(some), torch.zeros(len(some), dtype=torch.bool))
     found = view_logprobs(runner.bank, View("policy"), rollout, temperature, 2).logprobs

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -121,7 +121,7 @@ class Recorder:
         self.first: tuple[str, str] | None = None
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
         report: Any = yield
         if report.failed and self.first is None and call.excinfo is not None:
             self.first = (item.nodeid, call.excinfo.typename)
@@ -206,7 +206,12 @@ def main(arguments: list[str] | None = None) -> int:
     for mutant in mutants:
         outcome = try_mutant(mutant)
         alive += outcome.verdict != "killed"
-        print(f"{outcome.verdict:<9} {mutant.name}  by {outcome.by}" if outcome.by else f"{outcome.verdict}: {mutant.name}", flush=True)
+        print(
+            f"{outcome.verdict:<9} {mutant.name}  by {outcome.by}"
+            if outcome.by
+            else f"{outcome.verdict}: {mutant.name}",
+            flush=True,
+        )
     print(f"{len(mutants) - alive} of {len(mutants)} mutants killed in {time.perf_counter() - start:.0f} s")
     return 1 if alive or not mutants else 0
 

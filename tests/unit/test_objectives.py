@@ -404,7 +404,9 @@ def objectives(tensors: list[Tensor], mask: Tensor) -> list[Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(GARBAGE, GARBAGE, GARBAGE), min_size=4, max_size=4), st.integers(0, 1000))
-def test_i05_garbage_under_the_mask_changes_nothing_bitwise(garbage: list[tuple[float, float, float]], seed: int) -> None:
+def test_i05_garbage_under_the_mask_changes_nothing_bitwise(
+    garbage: list[tuple[float, float, float]], seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     mask = torch.tensor([[True, False, True, False], [True, True, False, False]])
     clean = [torch.randn(2, 4, generator=random) for _ in range(3)]

@@ -83,7 +83,10 @@ def test_damaged_model_files(written: dict[str, Any], catalog: Catalog, model_fo
 def test_remote_code_needs_a_revision(written: dict[str, Any], catalog: Catalog, model_folder: Path) -> None:
     model = {"path": "owner/name", "trust_remote_code": True}
     assert "Set model.revision" in only(findings({**written, "model": model}, catalog))
-    assert findings({**written, "model": {**model, "revision": "abc"}}, catalog) == []
+    assert "Set model.revision" in only(findings({**written, "model": {**model, "revision": "main"}}, catalog))
+    assert (
+        findings({**written, "model": {**model, "revision": "0123456789abcdef0123456789abcdef01234567"}}, catalog) == []
+    )
     assert findings({**written, "model": {**model, "path": str(model_folder)}}, catalog) == []
 
 
