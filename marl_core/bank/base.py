@@ -39,9 +39,8 @@ def load_bank(
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
     """
     quantization = quantization or Quantization()
-    unpinned = unpinned_code(path, revision, tokenizer) if trust_remote_code else None
-    if unpinned:
-        raise ConfigError(f"trust_remote_code: {unpinned}")
+    if trust_remote_code:
+        _refuse_unpinned(path, revision, tokenizer)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if target.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -72,6 +71,12 @@ def load_bank(
     bank = AdapterBank(base, words, source=path, quantization=quantization)
     bank.fingerprint = prints
     return bank
+
+
+def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> None:
+    unpinned = unpinned_code(path, revision, tokenizer)
+    if unpinned:
+        raise ConfigError(f"trust_remote_code: {unpinned}")
 
 
 def load_base(
