@@ -4,7 +4,7 @@ BIN := .venv/bin
 PLAIN := not real and not installed and not nightly and not browser and not trackers
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party clean
+.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party test-real mutants fuzz soak lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -42,7 +42,7 @@ nightly: .venv/test
 
 real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
-	$(BIN)/python -m pytest -m real tests
+	$(BIN)/python -m pytest -m "real and not nightly" tests
 
 # The report, looked at. Installs Chromium where apt is at hand; without a browser the tests fail and say so.
 browser: .venv/test
@@ -68,5 +68,32 @@ wheel: .venv/test
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
 	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "$(PLAIN)" --ignore=tests/house
 
+# -- nightly: minutes each ------------------------------------------------------------------------------------
+
+# Every invariant on the real model.
+test-real: .venv/test
+	$(BIN)/python -m pytest -m real tests
+
+# Deliberate faults in the mathematics and the bank: each must be noticed by some test.
+mutants: .venv/test
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
+
+# Thousands of random configs, data files, adapters and damaged run folders.
+fuzz: .venv/test
+	MARL_FUZZ_TIMES=20 $(BIN)/python -m pytest tests/fuzz
+
+# A run of 600 steps: memory, open files and seconds per step stay flat.
+soak: .venv/test
+	$(BIN)/python -m pytest -s tests/nightly/test_soak.py
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest/bounds.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt torch==2.13.0
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt \
+		-e '.[bitsandbytes,torchao,curves,trackers]' pytest hypothesis jsonschema hatchling editables
+	.venv-lowest/bin/python -m pytest -m "$(PLAIN)"
+
 clean:
-	rm -rf .venv dist build runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest dist build runs .pytest_cache .mypy_cache .ruff_cache

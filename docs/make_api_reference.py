@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import marl_core
-from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.families import FAMILIES
+from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.strategy import API
 
 TARGET = Path(__file__).with_name("api.md")

@@ -6,8 +6,8 @@ import inspect
 import textwrap
 from pathlib import Path
 
-from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.families import FAMILIES
+from marl_core.registry.hookspecs import MarlSpecs
 
 TARGET = Path(__file__).with_name("hooks.md")
 HEAD = """# Hooks

@@ -225,9 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+    from marl_core.config.redact import redact
+
+    whole = (traceback.format_exc() if debug else "") + message
+    print(
+        redact(whole).encode("utf-8", "backslashreplace").decode(), file=sys.stderr
+    )  # a lone surrogate can't be printed
     return code
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.certificate import fingerprint, fingerprint_of_files
+from marl_core.config.model_files import unpinned_code
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -38,6 +39,8 @@ def load_bank(
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
     """
     quantization = quantization or Quantization()
+    if trust_remote_code:
+        _refuse_unpinned(path, revision, tokenizer)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if target.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -70,6 +73,12 @@ def load_bank(
     return bank
 
 
+def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> None:
+    unpinned = unpinned_code(path, revision, tokenizer)
+    if unpinned:
+        raise ConfigError(f"trust_remote_code: {unpinned}")
+
+
 def load_base(
     path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
@@ -83,7 +92,7 @@ def load_tokenizer(
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def fingerprint(base: PreTrainedModel) -> dict[str, list[float]]:
 
 def fingerprint_of_files(folder: str | Path) -> dict[str, list[float]] | None:
     """The same from a local model folder, without loading the model; None for a hub name."""
-    files = sorted(Path(folder).expanduser().glob("*.safetensors"))
+    files = sorted(Path(os.path.expanduser(folder)).glob("*.safetensors"))
     if not files:
         return None
     where: dict[str, Path] = {}

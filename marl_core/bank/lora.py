@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -83,7 +85,7 @@ def make_config(
 
 def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
     """A local adapter folder, or one fetched from the hub by name."""
-    if Path(path).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+    if os.path.exists(os.path.expanduser(path)) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         return read_adapter(path, asked_by)
     from huggingface_hub import snapshot_download
 
@@ -120,7 +122,7 @@ def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> Lor
     kind = files.config.get("peft_type")
     try:
         config = PeftConfig.from_pretrained(str(files.folder)) if kind == "LORA" else None
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # unknown keys, wrong types: peft checks few of them
         raise DataError(f"{asked_by}: peft can't read the config of {files.folder}: {error}. Save it again.") from error
     if not isinstance(config, LoraConfig):
         raise DataError(f"{asked_by}: {files.folder} is a {kind} adapter; marl's bank holds LoRA adapters.")
@@ -132,7 +134,7 @@ def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> Lor
     names = list(linears)
     try:
         config.target_modules = expand_targets(config.target_modules, names)
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise DataError(
             f"{asked_by}: {files.folder} adapts layers that can't be adapted here: it was trained on another base, or on the "
             f"embedding or output layer. {error}"
@@ -148,7 +150,7 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
         if peft is None:
             return PeftModel(base, config, adapter_name=name)
         peft.add_adapter(name, config)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except Exception as error:  # whatever an odd adapter_config.json makes of it
         raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}") from error
     return peft
 
@@ -168,7 +170,10 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
             f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. "
             f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
         )
-    tensors = {key: tensor for key, tensor in load_file(str(files.weights)).items() if key not in heads}
+    try:
+        tensors = {key: tensor for key, tensor in load_file(str(files.weights)).items() if key not in heads}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{asked_by}: {files.weights} can't be read ({error}). Copy or save it again.") from error
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise DataError(

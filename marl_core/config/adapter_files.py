@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ class AdapterFiles:
     @property
     def base_name(self) -> str | None:
         """The base the adapter says it was trained on; None when it doesn't say."""
-        return self.config.get("base_model_name_or_path")
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
 
     @property
     def score_keys(self) -> list[str]:
@@ -62,8 +64,8 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
 
     Raises DataError with `asked_by` (e.g. "reference.adapter") when files are missing, damaged or pickled.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(folder))
+    if not os.path.isdir(path):  # false for any odd name, where Path.is_dir raises
         raise DataError(
             f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}."
         )

@@ -11,7 +11,7 @@ from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.fit_checks import fit_findings
 from marl_core.config.lora_checks import lora_findings
-from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model
+from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
 from marl_core.config.part import Part
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import LoraPart, RunConfig
@@ -40,12 +40,9 @@ def core_warnings(plan: Plan) -> list[str]:
 
 def _model(plan: Plan) -> Iterator[MarlError]:
     config, model = plan.config, plan.config.model
-    is_local = os.path.isdir(os.path.expanduser(model.path))
-    if model.trust_remote_code and not model.revision and not is_local:
-        yield ConfigError(
-            f"model.trust_remote_code: code of {model.path!r} would run as its newest version stands. "
-            "Set model.revision to the commit you have read."
-        )
+    unpinned = unpinned_code(model.path, model.revision, model.tokenizer) if model.trust_remote_code else None
+    if unpinned:
+        yield ConfigError(f"model.trust_remote_code: {unpinned}")
     try:
         files = read_model(model.path, model.revision)
     except DataError as error:
@@ -110,8 +107,9 @@ def _folder(plan: Plan) -> Iterator[MarlError]:
     if name is None:
         return
     folder = Path(os.path.abspath(os.path.expanduser(name)))
-    if "\0" in name or (os.path.exists(folder) and not os.path.isdir(folder)):
-        yield ConfigError(f"run.folder: {name!r} can't be a folder: there is a file of that name. Choose another.")
+    wrong = _no_folder(name, folder)
+    if wrong:
+        yield ConfigError(f"run.folder: {name!r:.200} can't be a run's folder: {wrong}. Choose another.")
         return
     for key, path in _inputs(plan):
         if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(folder):
@@ -123,6 +121,21 @@ def _folder(plan: Plan) -> Iterator[MarlError]:
         yield ConfigError(
             f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder."
         )
+
+
+def _no_folder(name: str, folder: Path) -> str | None:
+    """Why no folder can be made or written under this name; None when one can."""
+    if os.path.expanduser(name).startswith("~"):
+        return "there is no user of that name"
+    if folder == Path(folder.anchor):
+        return "it is the root of the file system"
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # too long, a file on the way, a NUL byte
+        return getattr(error, "strerror", None) or str(error)
+    return None if os.path.isdir(folder) else "there is a file of that name"
 
 
 def _inputs(plan: Plan) -> Iterator[tuple[str, str]]:

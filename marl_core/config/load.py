@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from marl_core.config.layers import Setting, apply_settings, settings_from_environment, settings_from_options
 from marl_core.config.problems import problem_lines
+from marl_core.config.redact import redacted
 from marl_core.config.run_config import RunConfig
 from marl_core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from marl_core.errors import ConfigError
@@ -52,9 +53,12 @@ def parse_config(
 
 
 def dump_config(config: RunConfig) -> str:
-    """The config as YAML, every default written out. Loads back to an equal config if its strategies are named."""
+    """The config as YAML, every default written out, secrets struck out.
+
+    Loads back to an equal config if its strategies are named and it holds no secret.
+    """
     try:
-        return dump_yaml(config.model_dump(mode="json", by_alias=True))
+        return dump_yaml(redacted(config.model_dump(mode="json", by_alias=True)))
     except PydanticSerializationError as error:
         raise ConfigError(
             f"this config can't be written as YAML: {error}. Use plain texts and numbers as options."

@@ -76,6 +76,18 @@ def looks_like_hub_name(path: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", path) is not None
 
 
+def unpinned_code(path: str, revision: str | None, tokenizer: str | None = None) -> str | None:
+    """Why code that comes with a model may not be run: it isn't the commit that somebody has read. None where it may."""
+    if not os.path.isdir(os.path.expanduser(path)) and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        return (
+            f"code of {path!r} would run as {f'{revision!r} points to' if revision else 'its newest version stands'}. "
+            "Set model.revision to the full commit (40 digits) that you have read."
+        )
+    if tokenizer is not None and not os.path.isdir(os.path.expanduser(tokenizer)):
+        return f"code of the tokenizer {tokenizer!r} would run as its newest version stands. Download it and give the folder."
+    return None
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -119,6 +119,9 @@ class DataPart(Part):
     """What to do with a longer prompt."""
     on_empty: Literal["error", "drop"] = "error"
     """What to do with an empty prompt."""
+    on_control: Literal["error", "drop", "parse", "as-text"] = "error"
+    """What to do with a prompt whose text spells a control token, e.g. the EOS: refuse it, drop it, let the tokenizer parse it (a
+    template written out), or keep it as plain text."""
     shuffle: bool = True
     """New order each epoch, from the run's seed."""
 

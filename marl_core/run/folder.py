@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from marl_core.run import checkpoint
 from marl_core.run.changes import changed_keys
 from marl_core.run.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.run.lock import RunLock
-from marl_core.run.provenance import provenance
+from marl_core.run.provenance import provenance, read_provenance
 from marl_core.run.swap import tidy
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class RunFolder:
         file = self.path / "provenance.json"
         if not file.is_file():
             return
-        was, now = json.loads(file.read_text(encoding="utf-8")), provenance(runner)
+        was, now = read_provenance(file), provenance(runner)
         names = [
             f"{kind} {name}"
             for kind in ("data", "adapters")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +45,16 @@ class PromptData:
         kept: list[tuple[Row, Any, list[int]]] = []
         long: list[int] = []
         empty: list[int] = []
+        control = ControlTokens(tokenizer)
+        spelled: dict[int, str] = {}
         for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            tokens = encode(tokenizer, text)
+            token = control.spelled_in(text)
+            if token is not None and data.on_control != "parse":
+                as_text = data.on_control == "as-text" and isinstance(text, str)  # a template can't keep them apart
+                if not as_text:
+                    spelled[index] = token
+                    continue
+            tokens = encode(tokenizer, text, plain=data.on_control == "as-text")
             if not tokens or (isinstance(text, str) and not text.strip()):
                 empty.append(index)
                 continue
@@ -55,6 +65,13 @@ class PromptData:
                 tokens = tokens[-limit:]
             kept.append((row, text, tokens))
         _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
+        _complain(
+            list(spelled),
+            data.on_control != "drop",
+            f"hold control tokens such as {next(iter(spelled.values()), '')!r}",
+            "data.on_control: parse where they are meant (a template written out), drop, or (for texts) as-text",
+            data.prompts,
+        )
         longest = f"exceed {limit} tokens"
         _complain(
             long,
@@ -90,10 +107,29 @@ class PromptData:
         return order
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
-    """Tokens of a text, or of chat messages through the model's own chat template."""
+class ControlTokens:
+    """The tokens that mean something to the model beside their text: EOS, BOS, a template's marks."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        known = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        names = {str(token) for token in known if token.special} | set(tokenizer.all_special_tokens)
+        self._pattern = re.compile(
+            "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)) or r"(?!)"
+        )
+
+    def spelled_in(self, prompt: Any) -> str | None:
+        """The first control token that a text, or a message of a chat, spells out; None when there is none."""
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if isinstance(m["content"], str)]
+        return next((found.group() for text in texts if (found := self._pattern.search(text))), None)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool = False) -> list[int]:
+    """Tokens of a text, or of chat messages through the model's own chat template.
+
+    With `plain`, what spells a control token in a text stays text.
+    """
     if isinstance(prompt, str):
-        return list(tokenizer(prompt).input_ids)
+        return list(tokenizer(prompt, split_special_tokens=plain).input_ids)
     if tokenizer.chat_template is None:
         raise DataError(
             "data: the prompts are chat messages, but this model's tokenizer has no chat template. Use plain texts."
@@ -112,6 +148,13 @@ def _prompt(row: Row, field: str, source: str, index: int) -> Any:
         and value
         and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
     )
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except (UnicodeEncodeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"data.field: row {index} of {source} holds half of a surrogate pair or no text at all ({error}), which no tokenizer "
+            "can read. Mend the text."
+        ) from error
     if not isinstance(value, str) and not messages:
         raise DataError(
             f"data.field: row {index} of {source} has a {type(value).__name__} as {field!r}; "
@@ -129,11 +172,11 @@ def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: st
 
 def read_rows(source: str, split: str = "train") -> list[Row]:
     """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     read = _READERS.get(path.suffix.lower())
     if read is None:
         return _from_datasets(source, split)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
     try:
         rows = read(path)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from marl_core.config.redact import redact, redacted
+from marl_core.errors import DataError
 from marl_core.run.files import sha256
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ PACKAGES = ("marl-core", "torch", "transformers", "peft", "bitsandbytes", "safet
 def provenance(runner: Runner) -> dict[str, Any]:
     """Everything that is needed to tell whether two runs are comparable."""
     hooks, data = runner.plan.hooks, runner.config.data
-    return {
+    found: dict[str, Any] = {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
         "seed": runner.config.run.seed,
@@ -42,6 +44,26 @@ def provenance(runner: Runner) -> dict[str, Any]:
         },
         "python": platform.python_version(),
     }
+    return {
+        **found,
+        "base": redacted(found["base"]),
+        "data": {redact(name): digest for name, digest in found["data"].items()},
+    }
+
+
+def read_provenance(file: Path) -> dict[str, Any]:
+    """What a run was started with; DataError when the file isn't what `provenance` gives."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        whole = isinstance(found["data"], dict) and isinstance(found["adapters"], dict)
+        if not whole or "fingerprint" not in found["base"] or "threads" not in found["hardware"]:
+            raise ValueError("a part is missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"resume: {file} is damaged ({error}), so it can't be told whether data, adapters and base are those of the start. "
+            "Restore it, or resume with --override."
+        ) from error
+    return found
 
 
 def _version(package: str) -> str | None:

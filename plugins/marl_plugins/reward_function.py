@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,8 @@ def problems(target: str) -> Iterable[str]:
     """Why `target` can't be imported, found without importing it."""
     place, name = target.rsplit(":", 1)
     if place.endswith(".py"):
-        file = Path(place).expanduser()
-        if not file.is_file():
+        file = Path(os.path.expanduser(place))
+        if not os.path.isfile(file):
             yield f"reward.target: there is no file {place!r} (looked in {Path.cwd()})"
             return
         try:
@@ -66,7 +67,9 @@ def load(target: str) -> Callable[..., Any]:
     """Import the function; ConfigError when it isn't there, PluginError when its module fails."""
     place, name = target.rsplit(":", 1)
     try:
-        module = _load_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _load_file(Path(os.path.expanduser(place))) if place.endswith(".py") else importlib.import_module(place)
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"reward.target: there is no file {place!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:

@@ -43,7 +43,7 @@ COMMANDS = (["--help"], ["plugins"], ["check", "run.yaml"], ["schema"])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_import_nothing_heavy_and_answer_quickly(folder: Path, command: list[str]) -> None:
+def test_i28_commands_import_nothing_heavy_and_answer_quickly(folder: Path, command: list[str]) -> None:
     fastest = float("inf")
     for _ in range(3):  # a busy machine may be slow once, not three times
         start = time.perf_counter()

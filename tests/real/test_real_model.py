@@ -132,7 +132,7 @@ class TestReward:
 
     @pytest.mark.parametrize("pad_is_eos", [False, True], ids=["pad", "pad-is-eos"])
     @pytest.mark.parametrize("append_eos", [False, True], ids=["no-eos", "eos"])
-    def test_equals_the_classifier(
+    def test_i17_equals_the_classifier(
         self, real_model: str, reward: str, snippets: list[str], tmp_path: Path, pad_is_eos: bool, append_eos: bool
     ) -> None:
         from peft import PeftModel

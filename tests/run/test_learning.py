@@ -59,7 +59,7 @@ def rise(stats: list[StepStats]) -> float:
     [(GAE, 0), (GAE, 1), (GAE, 2), (OWN_VALUE, 0), (RLOO, 0), (RLOO, 1), (GRPO, 0), (KL_IN_LOSS, 0)],
     ids=["gae-0", "gae-1", "gae-2", "own value", "rloo-0", "rloo-1", "grpo", "kl in the loss"],
 )
-def test_the_share_of_certain_tokens_rises(
+def test_i25_the_share_of_certain_tokens_rises(
     learn: Callable[..., list[StepStats]], ways: dict[str, Any], seed: int
 ) -> None:
     """The share starts at 0.15 with a spread of 0.02 for a batch; over eight seeds it rose by 0.3 to 0.7."""
@@ -70,7 +70,7 @@ def test_the_share_of_certain_tokens_rises(
     assert abs(stats[0].kl_nats) < 1e-5  # the log-probs were captured in sampling, the reference is another pass (I24)
 
 
-def test_a_heavier_penalty_stays_nearer(learn: Callable[..., list[StepStats]]) -> None:
+def test_i25_a_heavier_penalty_stays_nearer(learn: Callable[..., list[StepStats]]) -> None:
     into_loss = {"into": "loss", "estimator": "k3"}
     free, heavy, heavy_in_loss = (
         learn(coef, ppo={"kl": kl})[-1].kl_nats for coef, kl in ((0.001, {}), (5.0, {}), (5.0, into_loss))

@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_run(
 
 
 @pytest.mark.parametrize("stopped_after", range(1, STEPS))
-def test_resume_is_bitwise_the_uninterrupted_run(
+def test_i20_resume_is_bitwise_the_uninterrupted_run(
     make_config: MakeConfig,
     prompts_file: str,
     whole: tuple[Path, dict[str, Tensor]],

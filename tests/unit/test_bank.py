@@ -139,7 +139,7 @@ class TestSwitch:
 
 
 class TestUsing:
-    def test_nests_and_restores(self, bank: AdapterBank) -> None:
+    def test_i15_nests_and_restores(self, bank: AdapterBank) -> None:
         one, two, bare = logits(bank, "one"), logits(bank, "two"), logits(bank, None)
         before = flags(bank)
         with torch.no_grad(), bank.using("one") as model:
@@ -155,7 +155,7 @@ class TestUsing:
 
     @pytest.mark.parametrize("adapter", ["one", "two", None])
     @pytest.mark.parametrize("train", [False, True])
-    def test_restores_after_an_exception(self, bank: AdapterBank, adapter: str | None, train: bool) -> None:
+    def test_i15_restores_after_an_exception(self, bank: AdapterBank, adapter: str | None, train: bool) -> None:
         before = flags(bank)
         with pytest.raises(ZeroDivisionError), bank.using("one"), bank.using(adapter, train=train):
             raise ZeroDivisionError

@@ -58,14 +58,14 @@ class TestKL:
     logprobs = row(-LN2, -2 * LN2, -2 * LN2)
     reference = row(-2 * LN2, -LN2, -2 * LN2)
 
-    def test_k1_is_the_log_ratio(self) -> None:
+    def test_i13_k1_is_the_log_ratio(self) -> None:
         close(kl_estimate(self.logprobs, self.reference, "k1"), row(LN2, -LN2, 0.0))
 
-    def test_k2_is_half_its_square(self) -> None:
+    def test_i13_k2_is_half_its_square(self) -> None:
         # ln(2)^2 / 2 = 0.2402265
         close(kl_estimate(self.logprobs, self.reference, "k2"), row(0.2402265, 0.2402265, 0.0))
 
-    def test_k3(self) -> None:
+    def test_i13_k3(self) -> None:
         # r = 1/2: 1/2 - 1 + ln 2 = 0.1931472;  r = 2: 2 - 1 - ln 2 = 0.3068528;  r = 1: 0
         close(kl_estimate(self.logprobs, self.reference, "k3"), row(0.1931472, 0.3068528, 0.0))
 
@@ -74,7 +74,7 @@ class TestKL:
             assert torch.count_nonzero(kl_estimate(self.logprobs, self.logprobs, kind)) == 0
 
     @given(st.lists(st.tuples(st.floats(-50, 0), st.floats(-50, 0)), min_size=1, max_size=8))
-    def test_k2_and_k3_are_never_negative(self, pairs: list[tuple[float, float]]) -> None:
+    def test_i13_k2_and_k3_are_never_negative(self, pairs: list[tuple[float, float]]) -> None:
         mine, theirs = torch.tensor(pairs, dtype=torch.float32).T
         assert bool((kl_estimate(mine, theirs, "k2") >= 0).all())
         assert bool((kl_estimate(mine, theirs, "k3") >= 0).all())
@@ -138,7 +138,7 @@ class TestGAE:
 
     @pytest.mark.parametrize("seed", range(6))
     @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.99, 1.0)])
-    def test_against_the_double_sum(self, seed: int, gamma: float, lam: float) -> None:
+    def test_i12_against_the_double_sum(self, seed: int, gamma: float, lam: float) -> None:
         rewards, values, mask = random_case(seed)
         expected = naive_gae(rewards, values, mask, gamma, lam)
         for mine, naive in zip(
@@ -146,13 +146,13 @@ class TestGAE:
         ):
             torch.testing.assert_close(mine, naive, rtol=0, atol=1e-12)
 
-    def test_float32_at_128_tokens(self) -> None:
+    def test_i12_float32_at_128_tokens(self) -> None:
         rewards, values, mask = random_case(0, rows=4, width=128)
         expected, _ = naive_gae(rewards, values, mask, 1.0, 0.95)
         found, _ = generalized_advantage_estimation(rewards.float(), values.float(), mask, 1.0, 0.95)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)  # 1e-5 of the scale, which is about 15
 
-    def test_lambda_one_is_monte_carlo(self) -> None:
+    def test_i12_lambda_one_is_monte_carlo(self) -> None:
         rewards, values, mask = random_case(1)
         mask = mask.long().cummin(dim=1).values.bool()  # no holes, so that reward-to-go is a plain reversed sum
         rewards = rewards * mask
@@ -161,7 +161,7 @@ class TestGAE:
         close(advantages, (togo - values) * mask)
         close(returns, togo * mask)
 
-    def test_lambda_zero_is_the_one_step_error(self) -> None:
+    def test_i12_lambda_zero_is_the_one_step_error(self) -> None:
         advantages, _ = generalized_advantage_estimation(row(1, 2, 3), row(10, 20, 40), ALL, 0.5, 0.0)
         close(advantages, row(1 + 10 - 10, 2 + 20 - 20, 3 + 0 - 40))
 
@@ -170,7 +170,7 @@ class TestGAE:
         close(advantages, row(-2))
         close(returns, row(3))
 
-    def test_a_hole_is_skipped_over(self) -> None:
+    def test_i12_a_hole_is_skipped_over(self) -> None:
         # Token 1 doesn't count: the result is that of the two tokens alone.
         mask = torch.tensor([[True, False, True]])
         advantages, returns = generalized_advantage_estimation(row(1, 99, 2), row(3, 99, 4), mask, 0.9, 0.5)
@@ -194,7 +194,7 @@ class TestWhitening:
     def test_mean_can_be_kept(self) -> None:
         close(masked_whiten(row(1, 2, 3), ALL, shift_mean=False), row(1, 2, 3))
 
-    def test_mean_and_variance_of_the_result(self) -> None:
+    def test_i13_mean_and_variance_of_whitening(self) -> None:
         values, _, mask = random_case(4)
         white = masked_whiten(values, mask)
         assert float(masked_mean(white, mask)) == pytest.approx(0, abs=1e-6)
@@ -246,13 +246,13 @@ class TestPolicyLoss:
     def loss(self, ratios: Tensor, advantages: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         return policy_loss(ratios.log(), self.old, advantages, ALL, **options)
 
-    def test_gains_are_clipped_above(self) -> None:
+    def test_i13_gains_are_clipped_above(self) -> None:
         # A = 1: -min(rho, 1.2): 0.5 -> -0.5 (not clipped), 1.1 -> -1.1, 1.5 -> -1.2 (clipped)
         losses, clipped = self.loss(row(0.5, 1.1, 1.5), row(1, 1, 1))
         close(losses, row(-0.5, -1.1, -1.2))
         assert clipped.tolist() == [[False, False, True]]
 
-    def test_losses_are_clipped_below(self) -> None:
+    def test_i13_losses_are_clipped_below(self) -> None:
         # A = -1: -min(-rho, -clip(rho)): 0.5 -> 0.8 (clipped), 0.9 -> 0.9, 1.5 -> 1.5 (not clipped)
         losses, clipped = self.loss(row(0.5, 0.9, 1.5), row(-1, -1, -1))
         close(losses, row(0.8, 0.9, 1.5))
@@ -289,7 +289,7 @@ class TestValueLoss:
         close(losses, row(2, 0.125, 0.5))
         assert not clipped.any()
 
-    def test_clip_takes_the_worse_of_the_two(self) -> None:
+    def test_i13_value_clip_takes_the_worse_of_the_two(self) -> None:
         # clip 0.2 around Vold. Token 0: V 1, Vold 0, R 1: clipped V 0.2, error 0.64 > 0: loss 0.32.
         # Token 1: V 1, Vold 0, R -1: unclipped error 4 > 1.44: loss 2. Token 2: V 0.1 inside: error 0.81 / 2.
         losses, clipped = value_loss(row(1, 1, 0.1), row(0, 0, 0), row(1, -1, 1), ALL, clip=0.2)
@@ -363,7 +363,7 @@ class TestFiniteDifferences:
 
     @pytest.mark.parametrize("how", ["token", "sequence"])
     @pytest.mark.parametrize("dual_clip", [None, 1.5])
-    def test_policy_loss(self, how: Any, dual_clip: float | None) -> None:
+    def test_i14_policy_loss(self, how: Any, dual_clip: float | None) -> None:
         def loss(logprobs: Tensor) -> Tensor:
             return aggregate(
                 policy_loss(logprobs, self.old, self.other, self.mask, 0.2, 0.3, dual_clip)[0], self.mask, how
@@ -372,14 +372,14 @@ class TestFiniteDifferences:
         self.check(loss, self.logprobs)
 
     @pytest.mark.parametrize("clip", [None, 0.2])
-    def test_value_loss(self, clip: float | None) -> None:
+    def test_i14_value_loss(self, clip: float | None) -> None:
         self.check(
             lambda values: aggregate(value_loss(values, self.old, self.other, self.mask, clip)[0], self.mask),
             self.logprobs,
         )
 
     @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-    def test_kl(self, kind: Any) -> None:
+    def test_i14_kl(self, kind: Any) -> None:
         self.check(lambda logprobs: aggregate(kl_estimate(logprobs, self.other, kind), self.mask), self.logprobs)
 
 
@@ -404,7 +404,9 @@ def objectives(tensors: list[Tensor], mask: Tensor) -> list[Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(GARBAGE, GARBAGE, GARBAGE), min_size=4, max_size=4), st.integers(0, 1000))
-def test_garbage_under_the_mask_changes_nothing_bitwise(garbage: list[tuple[float, float, float]], seed: int) -> None:
+def test_i05_garbage_under_the_mask_changes_nothing_bitwise(
+    garbage: list[tuple[float, float, float]], seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     mask = torch.tensor([[True, False, True, False], [True, True, False, False]])
     clean = [torch.randn(2, 4, generator=random) for _ in range(3)]

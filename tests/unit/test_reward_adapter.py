@@ -57,7 +57,7 @@ class TestAgainstTheClassifier:
 
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("append_eos", [False, True])
-    def test_batch(self, trained: tuple[str, str, int], side: str, append_eos: bool) -> None:
+    def test_i17_batch(self, trained: tuple[str, str, int], side: str, append_eos: bool) -> None:
         base, adapter, pad = trained
         bank = AdapterBank.from_pretrained(base, device="cpu")
         bank.load_reward(adapter)
@@ -70,7 +70,7 @@ class TestAgainstTheClassifier:
         assert found.dtype == torch.float32
 
     @pytest.mark.parametrize("append_eos", [False, True])
-    def test_one_by_one(self, trained: tuple[str, str, int], append_eos: bool) -> None:
+    def test_i17_one_by_one(self, trained: tuple[str, str, int], append_eos: bool) -> None:
         base, adapter, _ = trained
         bank = AdapterBank.from_pretrained(base, device="cpu")
         bank.load_reward(adapter)
@@ -82,7 +82,7 @@ class TestAgainstTheClassifier:
                     bank.compute_reward_score(ids), model(input_ids=ids).logits[0], rtol=0, atol=1e-6
                 )
 
-    def test_bfloat16_base(self, trained: tuple[str, str, int]) -> None:
+    def test_i17_bfloat16_base(self, trained: tuple[str, str, int]) -> None:
         base, adapter, pad = trained
         bank = AdapterBank.from_pretrained(base, dtype="bfloat16", device="cpu")
         bank.load_reward(adapter)

@@ -144,6 +144,14 @@ class TestRatio:
         assert len(recorder.steps) == 2
         assert torch.equal(flat(recorder.steps[0]), flat(alone.steps[0]))
 
+    def test_each_minibatch_starts_without_the_gradient_of_the_one_before(self) -> None:
+        case, settings = Case(), ppo(minibatch=2)
+        batch = case.score(settings)
+        recorder, alone = Recorder(case.roles()), Recorder(case.roles())  # neither moves a weight
+        case.update(settings, recorder, batch)
+        case.update(settings, alone, batch.select(torch.tensor([2, 3])))
+        assert torch.equal(flat(recorder.steps[1]), flat(alone.steps[0]))
+
     def test_no_learning_rate_no_change(self) -> None:
         case = Case()
         before = {name: p.detach().clone() for name, p in case.everything().items()}

@@ -83,7 +83,10 @@ def test_damaged_model_files(written: dict[str, Any], catalog: Catalog, model_fo
 def test_remote_code_needs_a_revision(written: dict[str, Any], catalog: Catalog, model_folder: Path) -> None:
     model = {"path": "owner/name", "trust_remote_code": True}
     assert "Set model.revision" in only(findings({**written, "model": model}, catalog))
-    assert findings({**written, "model": {**model, "revision": "abc"}}, catalog) == []
+    assert "Set model.revision" in only(findings({**written, "model": {**model, "revision": "main"}}, catalog))
+    assert (
+        findings({**written, "model": {**model, "revision": "0123456789abcdef0123456789abcdef01234567"}}, catalog) == []
+    )
     assert findings({**written, "model": {**model, "path": str(model_folder)}}, catalog) == []
 
 
@@ -145,7 +148,7 @@ def test_the_run_folder(
     assert folder(tmp_path / "new" / "deep") == []
     (tmp_path / "file").write_text("x")
     assert "there is a file of that name" in only(folder(tmp_path / "file"))
-    assert "no permission" in only(folder(tmp_path / "file" / "below"))
+    assert "Not a directory" in only(folder(tmp_path / "file" / "below"))
     assert "is also model.path" in only(folder(model_folder, model={"path": str(model_folder)}))
     assert "is also path of short of fake-marl" in only(
         folder(adapter_folder, reward={"use": "short", "path": str(adapter_folder)})
