@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from floor import matmul_peak, step_flops  # this folder is no package
-from workloads import WORKS, Work, config_of, prompt_ids, write_reward_adapter, write_shape
+from workloads import WORKS, Work, config_of, prompt_ids, write_cast, write_reward_adapter, write_shape
 
 
 def main() -> None:
@@ -41,7 +41,11 @@ def base_of(job: dict[str, Any], folder: Path) -> str:
         return str(folder / "base")
     from fetch import fetch_model
 
-    return fetch_model(job["model"])
+    source = fetch_model(job["model"])
+    if job["dtype"] == "float32":
+        return source
+    in_child(lambda: write_cast(source, folder / "base", job["dtype"]))  # as the hub holds it: nothing is cast at load
+    return str(folder / "base")
 
 
 def in_child(work: Any) -> None:
@@ -76,18 +80,26 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
     if work.ragged:
         limits = torch.tensor(work.lengths())
         runner.stops = [runner.bank.trunk.vocabulary - 1]  # a token that is never sampled: the schedule alone ends rows
-    steps, sizes = [], []
+    steps, positions = [], {"generate": 0, "score": 0, "update": 0}
+    trunk = runner.bank.trunk
     for index in range(job["warmup"] + job["repeat"]):
         start = time.perf_counter()
+        if runner.preflight is None:
+            runner.check_start(prompts)
+            start = time.perf_counter()
+        at = [trunk.positions]
         rollout = runner.generate(prompts, limits=limits)
+        at.append(trunk.positions)
         scored = runner.score(rollout)
-        update = runner.update(scored)
+        at.append(trunk.positions)
+        runner.update(scored)
+        at.append(trunk.positions)
+        positions = {name: at[place + 1] - at[place] for place, name in enumerate(positions)}
         seconds = {"step": time.perf_counter() - start, **runner.seconds}
         runner.seconds.clear()
         assert int(rollout.mask.sum()) == work.tokens, (int(rollout.mask.sum()), work.tokens)
         if index >= job["warmup"]:
             steps.append(seconds)
-            sizes.append(update.approxkl)
     peak = peak_mib()
     device_peak = torch.cuda.max_memory_allocated() / 2**20 if job["device"] == "cuda" else 0.0
     names = sorted({name for step in steps for name in step})
@@ -115,9 +127,19 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
         "peak_mib": peak,
         "loaded_mib": loaded,
         "peak_device_mib": device_peak,
-        "computed_per_real": {},
+        "computed_per_real": computed_per_real(work, positions),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
     }
+
+
+def computed_per_real(work: Work, positions: dict[str, int]) -> dict[str, float]:
+    """Token positions that went through the trunk, padding included, over those that had to."""
+    prompt, lengths = work.prompt_tokens, work.lengths()
+    sequence = work.prompts * prompt + work.tokens
+    decode = work.prompts * prompt + sum(length - 1 for length in lengths)  # the last token is never fed
+    passes = round(positions["score"] / sequence)
+    real = {"generate": decode, "score": max(1, passes) * sequence, "update": work.epochs * sequence}
+    return {name: positions[name] / real[name] for name in real}
 
 
 def peak_mib() -> float:

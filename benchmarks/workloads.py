@@ -82,6 +82,15 @@ def write_shape(name: str, folder: Path, dtype: str) -> str:
     return str(folder)
 
 
+def write_cast(source: str, folder: Path, dtype: str) -> None:
+    """The model's files in another dtype."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+
 def write_reward_adapter(base: str, folder: Path, work: Work) -> str:
     """A random reward adapter as TRL writes it: LoRA on q_proj and v_proj with a score head."""
     import torch

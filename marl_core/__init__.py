@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MarlWarning,
         NumericError,
         PluginError,
+        RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
@@ -39,6 +40,7 @@ _HOMES = {
         "MarlWarning",
         "NumericError",
         "PluginError",
+        "RankError",
     ),
     "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
@@ -70,6 +72,7 @@ __all__ = [
     "PluginError",
     "Prompts",
     "Quantization",
+    "RankError",
     "ReferenceFunction",
     "RewardFunction",
     "Rollout",

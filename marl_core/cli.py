@@ -87,7 +87,9 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.run.runner import Runner
 
     runner = Runner(plan, resume=resume, override=override)
-    show_start(plan, runner.prepare(), runner.folder.notes if runner.folder else [])
+    found = runner.prepare()
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+        show_start(plan, found, runner.folder.notes if runner.folder else [])
     runner.train()
 
 
@@ -227,10 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     from marl_core.config.redact import redact
 
-    whole = (traceback.format_exc() if debug else "") + message
-    print(
-        redact(whole).encode("utf-8", "backslashreplace").decode(), file=sys.stderr
-    )  # a lone surrogate can't be printed
+    said: str | None = (traceback.format_exc() if debug else "") + message
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of several processes: the first cause is said once
+        from marl_core.run.processes import ending
+
+        said, code = ending(sys.exc_info()[1], redact(str(said)), code)
+    if said is not None:
+        print(redact(said).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
     return code
 
 

@@ -50,5 +50,16 @@ class MarlDeprecationWarning(FutureWarning):
     """Something public will be gone in the next minor version; the message says what to use instead."""
 
 
+class RankError(MarlError):
+    """Of several processes that make one run, one failed, hangs, or doesn't agree with the others."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, code: int = 5) -> None:
+        """`code`: what the rank that failed first ends with."""
+        super().__init__(message)
+        self.exit_code = code
+
+
 class MarlWarning(UserWarning):
     """A run will do what was asked, and that may not be what was meant."""

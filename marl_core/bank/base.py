@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.certificate import fingerprint, fingerprint_of_files
+from marl_core.bank.shard import shard_base
 from marl_core.config.model_files import unpinned_code
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
@@ -32,8 +33,9 @@ def load_bank(
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
     prepare: Prepare | None = None,
+    shard: bool = False,
 ) -> AdapterBank:
-    """Load model and tokenizer into an AdapterBank.
+    """Load model and tokenizer into an AdapterBank; `shard` its layers over the processes of this run.
 
     `prepare` gets the float32 base and may return a changed one (an adapter merged in): only then is the result
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
@@ -41,11 +43,7 @@ def load_bank(
     quantization = quantization or Quantization()
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if target.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device: cuda was asked for, but torch sees no CUDA device here. Use device: auto or cpu."
-        )
+    target = _target(device, quantization, shard)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
         options["attn_implementation"] = attention
@@ -56,7 +54,7 @@ def load_bank(
     base = _load(
         path,
         "float32" if full_first else dtype,
-        "cpu" if full_first else target,
+        "cpu" if full_first or shard else target,
         None if full_first else quantization,
         options,
     )
@@ -64,11 +62,13 @@ def load_bank(
         base = prepare(base) or base
     prints = fingerprint(base) if full_first or quantization.config is None else fingerprint_of_files(path)
     if full_first:
-        base = _finish(base, dtype, target, quantization, options)
+        base = _finish(base, dtype, "cpu" if shard else target, quantization, options)
     if quantization.after_load is not None:
         quantization.after_load(base)
     _check_vocabulary(base, words, path)
+    base = shard_base(base, target) if shard else base
     bank = AdapterBank(base, words, source=path, quantization=quantization)
+    bank.trunk.sharded = shard
     bank.fingerprint = prints
     return bank
 
@@ -77,6 +77,21 @@ def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> 
     unpinned = unpinned_code(path, revision, tokenizer)
     if unpinned:
         raise ConfigError(f"trust_remote_code: {unpinned}")
+
+
+def _target(device: str, quantization: Quantization, shard: bool) -> str:
+    """The device the base goes to; ConfigError when it can't."""
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if target.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device: cuda was asked for, but torch sees no CUDA device here. Use device: auto or cpu."
+        )
+    if shard and quantization.config is not None:
+        raise ConfigError(
+            "model.shard: a quantized base can't be sharded, its packed weights are no plain tensors. "
+            "Use quantization: none, or model.shard: none."
+        )
+    return target
 
 
 def load_base(

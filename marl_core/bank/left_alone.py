@@ -78,8 +78,8 @@ def _adapter(parameter: str, adapters: Iterable[str]) -> bool:
 
 def _words(tensor: Tensor) -> Tensor:
     if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):  # made of other tensors
-        names, _ = tensor.__tensor_flatten__()
-        return torch.cat([_words(getattr(tensor, name)).view(torch.uint8) for name in names])
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return torch.cat([_words(part).view(torch.uint8) for part in parts if isinstance(part, Tensor)])
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return flat.view(torch.int64) if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0 else flat
 

@@ -31,6 +31,8 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.sharded = False
+        """Whether the layers are spread over processes: then each pass needs all of them."""
         _remove_dropout(model)
         model.eval()
         self._body: nn.Module = getattr(model, model.base_model_prefix, model)

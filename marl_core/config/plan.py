@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pydantic import ValidationError
@@ -50,6 +50,12 @@ class Plan:
             quantization_strategy=built[("quantization",)],
             observers=tuple(built["observers", i] for i in range(len(config.observers))),
         )
+
+    def without_observers(self) -> Plan:
+        """The same run with nobody watching: what every rank but the first runs."""
+        kept = [(strategy, self.hooks.origin(strategy)) for strategy in self.hooks.strategies]
+        hooks = Hooks((strategy, origin) for strategy, origin in kept if strategy not in self.observers)
+        return replace(self, config=self.config.model_copy(update={"observers": []}), hooks=hooks, observers=())
 
     @property
     def reference_choice(self) -> ReferenceChoice:

@@ -57,6 +57,8 @@ class ModelPart(Part):
     """Run code shipped with the model. Needs `revision` for a hub name."""
     gradient_checkpointing: bool = False
     """Recompute activations during the update to save memory."""
+    shard: Literal["none", "fsdp2"] = "none"
+    """`fsdp2`: each of several processes holds its share of the base's layers and fetches the rest as it computes."""
 
 
 class LoraPart(Part):
@@ -194,6 +196,8 @@ class RunPart(Part):
     """Save every this many steps; 0: only at the end."""
     keep: PositiveInt = 2
     """Checkpoints kept."""
+    timeout_seconds: PositiveFloat = 600.0
+    """How long one of several processes waits for the others before it ends the run."""
 
 
 _OneOrMany = Annotated[list[RewardChoice], Field(min_length=1)] | RewardChoice

@@ -62,19 +62,23 @@ def generate(
     samples: int = 1,
     speed: SpeedPart | None = None,
     value_head: str | None = None,
+    first: int = 0,
+    whole: int | None = None,
 ) -> Rollout:
     """Sample one response to each prompt through `adapter`; with a `seed`, from it alone.
 
     Prompts come `samples` times in a row each; `limits` [B] are the most tokens of each row. The rollout also carries
     the log-probs (and the values of `value_head`) seen in sampling where they are exact enough for the update. The global
-    random state is left as it was when a seed is given.
+    random state is left as it was when a seed is given. Prompts that are a part of a batch of `whole` rows, from row
+    `first` on, draw the numbers that they would draw in it.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     speed = speed or SpeedPart()
-    if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful:
-        return _by_transformers(bank, adapter, prompts, sampling, stops, seed, limits)
+    if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful or bank.trunk.sharded:
+        return _by_transformers(bank, adapter, prompts, sampling, stops, None if seed is None else seed + first, limits)
     random = None if seed is None else torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)
+    uniforms = torch.rand(whole or len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)
+    uniforms = uniforms[first : first + len(prompts)]
     with ExitStack() as opened:
         opened.enter_context(bank.using(adapter))
         opened.enter_context(bank.trunk.generating())
@@ -123,7 +127,12 @@ def _by_transformers(
             torch.manual_seed(seed)
         with bank.using(adapter), bank.trunk.generating() as model:
             sample: Any = model.generate
-            whole: Tensor = sample(input_ids=prompts.ids, attention_mask=prompts.mask.long(), generation_config=config)
+            whole: Tensor = sample(
+                input_ids=prompts.ids,
+                attention_mask=prompts.mask.long(),
+                generation_config=config,
+                synced_gpus=bank.trunk.sharded,  # a pass through sharded layers needs every rank, finished or not
+            )
     ids = whole[:, prompts.ids.shape[1] :]
     mask, finished = response_mask(ids, stops)
     if limits is not None:

@@ -20,6 +20,7 @@ from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import PPOPart
 from marl_core.errors import NumericError
 from marl_core.ppo.objectives import aggregate, kl_estimate, masked_mean, masked_sum, policy_loss, value_loss
+from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.scoring import Passed, forward, response_hidden
 from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
 
@@ -81,6 +82,15 @@ class Tally:
             self._sums[name] += value * weight
             self._weights[name] += weight
 
+    def join(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have tallied."""
+        names = sorted(self._sums)
+        sums = ranks.sum([*(self._sums[name] for name in names), *(self._weights[name] for name in names)])
+        self._sums.update(zip(names, sums[: len(names)], strict=True))
+        self._weights.update(zip(names, sums[len(names) :], strict=True))
+        low, self.ratio_max, error = ranks.largest([-self.ratio_min, self.ratio_max, self.first_ratio_error or 0.0])
+        self.ratio_min, self.first_ratio_error = -low, error
+
     def mean(self, name: str) -> float:
         """Weighted mean; 0 if nothing was added."""
         return self._sums[name] / self._weights[name] if self._weights[name] else 0.0
@@ -96,8 +106,9 @@ def update_epochs(
     temperature: float,
     kl_coef: float,
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> UpdateStats:
-    """Run `ppo.epochs` over the batch and step the optimizer once a minibatch."""
+    """Run `ppo.epochs` over the batch and step the optimizer once a minibatch, whose rows the ranks share out."""
     tally = Tally()
     roles = trained.parameters(bank)
     steps, stopped = 0, False
@@ -105,15 +116,17 @@ def update_epochs(
     for epoch in range(ppo.epochs):
         for rows in minibatches(len(batch.scored.rollout), ppo.minibatch, None if epoch == 0 else generator):
             with _rows_named(rows, epoch):
-                approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally)
+                approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally, ranks)
                 if ppo.max_kl is not None and approxkl > ppo.max_kl:
                     stopped = True
                     break
+                ranks.sum_gradients(p for parameters in roles.values() for p in parameters.values())
                 _optimizer_step(roles, optimizer, ppo.max_grad_norm, tally)
             steps += 1
         if stopped:
             break
     optimizer.zero_grad(set_to_none=True)
+    tally.join(ranks)
     return _stats(tally, optimizer, steps, stopped)
 
 
@@ -135,13 +148,20 @@ def minibatches(count: int, size: int, generator: torch.Generator | None) -> Ite
 
 
 def _minibatch(
-    bank: AdapterBank, trained: Trained, batch: Batch, ppo: PPOPart, temperature: float, kl_coef: float, tally: Tally
+    bank: AdapterBank,
+    trained: Trained,
+    batch: Batch,
+    ppo: PPOPart,
+    temperature: float,
+    kl_coef: float,
+    tally: Tally,
+    ranks: Ranks,
 ) -> float:
-    """Forward and backward of one minibatch, a microbatch at a time; the minibatch's approx_kl."""
+    """Forward and backward of this rank's rows of one minibatch, a microbatch at a time; the minibatch's approx_kl."""
     mask = batch.scored.rollout.mask
     total = float(mask.sum()) if ppo.aggregation == "token" else float(len(mask))
     approxkl = 0.0
-    for rows in torch.arange(len(mask)).split(ppo.microbatch or ppo.minibatch):
+    for rows in ranks.share(torch.arange(len(mask))).split(ppo.microbatch or ppo.minibatch):
         piece = batch.select(rows)
         with bank.using(trained.policy, train=True):  # forward and backward: one block
             head = trained.value_head if trained.value_on_policy else None
@@ -158,7 +178,7 @@ def _minibatch(
         approxkl += float(masked_sum(log_ratio.square() / 2, piece.scored.rollout.mask) / mask.sum())
     if tally.first_ratio_error is None:
         tally.first_ratio_error = max(abs(tally.ratio_min - 1), abs(tally.ratio_max - 1))
-    return approxkl
+    return ranks.sum([approxkl])[0]
 
 
 def _policy_terms(passed: Passed, piece: Batch, ppo: PPOPart, kl_coef: float, total: float, tally: Tally) -> Tensor:

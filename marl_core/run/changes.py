@@ -11,7 +11,16 @@ from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError
 
-HARMLESS = ("observers", "run.checkpoint_every", "run.keep", "run.threads", "ppo.steps", "eval")
+HARMLESS = (
+    "observers",
+    "run.checkpoint_every",
+    "run.keep",
+    "run.threads",
+    "run.timeout_seconds",
+    "model.shard",
+    "ppo.steps",
+    "eval",
+)
 """Keys that may change on resume without changing the mathematics of a step (ppo.steps: with a constant schedule)."""
 
 

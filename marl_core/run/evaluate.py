@@ -9,15 +9,19 @@ from typing import Any
 from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.ppo.objectives import masked_sum
+from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.rollout import generate
 from marl_core.ppo.scoring import WITHOUT_GRADIENT, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Evaluation, Rollout
 from marl_core.run.prompts import PromptData
 from marl_core.run.roles import Roles
 from marl_core.run.seeds import derive_seed
+from marl_core.run.shares import padded_places
 
 
-def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], step: int) -> Evaluation:
+def evaluate(
+    plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], step: int, ranks: Ranks = ALONE
+) -> Evaluation:
     """One response to each held-out prompt for each seed; the same seeds at every step, so that runs compare."""
     part = plan.config.eval
     count = min(len(data), part.limit or len(data))
@@ -27,11 +31,20 @@ def evaluate(plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], s
     for seed in range(part.seeds):
         rows: list[dict[str, Any]] = []
         for start in range(0, count, chunk):
-            prompts = data.take(range(start, min(start + chunk, count)))
+            end = min(start + chunk, count)
+            places = padded_places(ranks, start, end)
             rollout = generate(
-                roles.bank, roles.trained.policy, prompts, plan.config.sampling, stops, derive_seed("eval", seed, start)
+                roles.bank,
+                roles.trained.policy,
+                data.take(places),
+                plan.config.sampling,
+                stops,
+                derive_seed("eval", seed, start),
+                first=ranks.rank * len(places),
+                whole=ranks.size * len(places),
             )
-            rows += _rows(plan, roles, rollout)
+            shared = ranks.everyone(_rows(plan, roles, rollout))
+            rows += [row for part in shared for row in part][: end - start]
         per_seed.append(_means(rows))
         samples = samples or rows[: part.samples]
     means = {name: statistics.fmean(run[name] for run in per_seed) for name in per_seed[0]}

@@ -107,10 +107,13 @@ class RunFolder:
             raise ConfigError(
                 f"resume: changed since the run was started: {', '.join(names)}. Put back what was there, or resume with --override."
             )
-        if was["hardware"]["threads"] != now["hardware"]["threads"]:
-            self.notes.append(
-                f"{now['hardware']['threads']} threads instead of {was['hardware']['threads']}: the numbers may differ in their last bits"
-            )
+        for kind in ("threads", "processes"):
+            before, here = was["hardware"].get(kind, 1), now["hardware"][kind]
+            if before != here:
+                drawn = "other texts are sampled, and " if kind == "processes" else ""
+                self.notes.append(
+                    f"{here} {kind} instead of {before}: {drawn}the numbers may differ in their last bits"
+                )
 
     def newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; None when the run was stopped before its first."""

@@ -50,8 +50,9 @@ def train(runner: Runner) -> RunResult:
             last: StepStats | None = None
             for stats in steps(runner):
                 last = stats
-                if asked.signal is not None:
-                    raise _stopped(runner, asked.signal)
+                number = int(runner.ranks.largest([asked.signal or 0])[0])  # a signal to one rank stops all
+                if number:
+                    raise _stopped(runner, signal.Signals(number))
             return _finish(runner, last)
     finally:
         if runner.folder is not None:
@@ -68,6 +69,7 @@ def _finish(runner: Runner, last: StepStats | None) -> RunResult:
                 f"final: {runner.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
                 "Make room on that disk and resume: only this is left to do."
             ) from error
+    runner.ranks.everyone(None)  # nobody leaves before the first rank has written
     before = runner.folder.first_evaluation() if runner.folder is not None else runner.before
     result = RunResult(str(runner.folder.path) if runner.folder else None, runner.done, last, before, after)
     runner.plan.hooks.run_end(result)
@@ -81,6 +83,7 @@ def _stopped(runner: Runner, number: signal.Signals) -> Stopped:
         target = runner.folder.checkpoints / checkpoint.name_of(runner.done)
         saved = target if target.is_dir() and checkpoint.damage(target) is None else save(runner)
         where = f"saved in {saved}. Go on with --resume."
+    (where, *_) = runner.ranks.everyone(where)
     return Stopped(f"stopped by {number.name} after step {runner.done}; {where}", number)
 
 
@@ -111,7 +114,7 @@ def evaluation(runner: Runner) -> Evaluation | None:
     """Evaluate on the held-out prompts and append it to the run folder."""
     if runner.heldout is None:
         return None
-    found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done)
+    found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done, runner.ranks)
     runner.before = runner.before or found
     if runner.folder is not None:
         runner.folder.add_evaluation(asdict(found))
@@ -135,16 +138,29 @@ def save(runner: Runner) -> Path | None:
 
 
 def resume(runner: Runner) -> None:
-    """Put the newest whole checkpoint's state in place."""
-    if runner.folder is None:
+    """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
+    if runner.config.run.folder is None:
         raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
+    (chosen, *_) = runner.ranks.everyone(_newest(runner))
+    if chosen is None:
+        return
+    if not Path(chosen).is_dir():
+        raise DataError(
+            f"resume: rank {runner.ranks.rank} finds no {chosen}. Put run.folder on a disk that all processes see."
+        )
+    state = checkpoint.load(Path(chosen), runner.bank, runner.roles.trained, runner.optimizer)
+    strategy_state.restore(Path(chosen), runner.plan, runner.roles)
+    runner.done, runner.kl_coef = state.step, state.kl_coef
+    runner.shaper.restore(dict(state.shaper))
+    if runner.folder is not None:
+        runner.folder.rewind(runner.done)
+
+
+def _newest(runner: Runner) -> str | None:
+    """The first rank's choice of a checkpoint."""
+    if runner.folder is None:
+        return None
     if not runner.override:
         runner.folder.refuse_other_inputs(runner)
     found = runner.folder.newest_checkpoint()
-    if found is None:
-        return
-    state = checkpoint.load(found, runner.bank, runner.roles.trained, runner.optimizer)
-    strategy_state.restore(found, runner.plan, runner.roles)
-    runner.done, runner.kl_coef = state.step, state.kl_coef
-    runner.shaper.restore(dict(state.shaper))
-    runner.folder.rewind(runner.done)
+    return str(found.resolve()) if found is not None else None

@@ -39,6 +39,7 @@ def provenance(runner: Runner) -> dict[str, Any]:
             "machine": platform.machine(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "processes": runner.ranks.size,
             "device": str(runner.bank.device),
             "gpu": torch.cuda.get_device_name() if runner.bank.device.type == "cuda" else None,
         },

@@ -114,6 +114,7 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
         trust_remote_code=model.trust_remote_code,
         quantization=plan.quantization,
         prepare=(lambda base: plan.hooks.prepare_base(plan.reference, base)) if prepares else None,
+        shard=model.shard != "none",
     )
     bank.prepared = prepared
     return bank

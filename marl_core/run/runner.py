@@ -10,22 +10,12 @@ from pathlib import Path
 import torch
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
 from marl_core.errors import MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
-from marl_core.ppo.scoring import (
-    WITHOUT_GRADIENT,
-    captured,
-    own_scores,
-    reference_logprobs,
-    score_all,
-    view_logprobs,
-    view_values,
-)
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -38,16 +28,19 @@ from marl_core.ppo.types import (
 )
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
-from marl_core.run import loop
+from marl_core.run import loop, passes
 from marl_core.run.folder import RunFolder
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 from marl_core.run.preflight import Preflight, preflight
+from marl_core.run.processes import join
 from marl_core.run.prompts import PromptData
 from marl_core.run.roles import build_roles
 from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
+from marl_core.run.shares import generate_in_shares, score_in_shares
+from marl_core.run.start import agree_at_start, trained_tensors
 from marl_core.run.timing import timed
 
 
@@ -79,9 +72,11 @@ class Runner:
                 warnings.warn(warning, MarlWarning, stacklevel=2)
         else:
             self.plan = config
+        self.ranks = join(self.plan.config)
+        self.plan = self.plan if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
-        self.folder = RunFolder.open(config, resume=resume, override=override)
+        self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.guards = Guards()
@@ -131,17 +126,23 @@ class Runner:
             seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
             self._rollouts += 1
             trained = self.roles.trained
-            return generate(
-                self.bank,
-                trained.policy,
+            return generate_in_shares(
+                self.ranks,
                 many,
-                self.config.sampling,
-                self.stops,
-                seed,
-                limits=limits,
-                samples=self.config.ppo.samples_per_prompt,
-                speed=self.config.speed,
-                value_head=trained.value_head if trained.value_on_policy else None,
+                lambda mine, first: generate(
+                    self.bank,
+                    trained.policy,
+                    mine,
+                    self.config.sampling,
+                    self.stops,
+                    seed,
+                    limits=None if limits is None else limits[first : first + len(mine)],
+                    samples=self.config.ppo.samples_per_prompt,
+                    speed=self.config.speed,
+                    value_head=trained.value_head if trained.value_on_policy else None,
+                    first=first,
+                    whole=len(many),
+                ),
             )
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
@@ -162,7 +163,7 @@ class Runner:
         with (
             self._timed("update"),
             self.guards.phase(self, "update", scored.rollout, scored),
-            seeded(self.bank.device, seed, "dropout", self.done),
+            seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
             for group in self.optimizer.param_groups:
@@ -176,8 +177,10 @@ class Runner:
                 temperature=self.config.sampling.temperature,
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
+                ranks=self.ranks,
             )
             self.guards.updated(self, stats)
+        self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))
         self._advance(scored)
         return stats
 
@@ -198,25 +201,22 @@ class Runner:
         return stats
 
     def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
-        trained, temperature = self.roles.trained, self.config.sampling.temperature
-        size = self.config.ppo.microbatch or self.config.ppo.minibatch
-        head = trained.value_head if trained.value_on_policy else None
-        policy = captured(rollout, head) or view_logprobs(
-            self.bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
+        found = score_in_shares(
+            self.ranks, rollout, self.config.ppo.minibatch, lambda mine: passes.model_numbers(self, mine)
         )
-        logprobs, values, entropy = policy.logprobs, policy.values, policy.entropy
-        if trained.value_adapter and trained.value_head:
-            values = view_values(self.bank, trained.value_adapter, trained.value_head, rollout, size)
-        reference = None
-        if self.config.ppo.kl.coef > 0:
-            reference = reference_logprobs(
-                self.bank, self.roles.reference, rollout, temperature, size, self.roles.reference_origin
-            )
-        large = max(size, WITHOUT_GRADIENT)
-        own = scores is not None
-        found = own_scores(scores, rollout) if own else score_all(self.bank, self.roles.rewards, rollout, large)
-        shaped, tokens = self.shaper(found.total, rollout.finished), self.shaper.tokens(found.tokens)
-        return ScoredRollout(rollout, logprobs, reference, values, shaped, found.parts, found.total, entropy, tokens)
+        given = passes.rewards(self, rollout, scores)
+        shaped, tokens = self.shaper(given.total, rollout.finished), self.shaper.tokens(given.tokens)
+        return ScoredRollout(
+            rollout,
+            found["logprobs"],
+            found.get("reference"),
+            found.get("values"),
+            shaped,
+            given.parts,
+            given.total,
+            found["entropy"],
+            tokens,
+        )
 
     # -- the run: see run/loop.py ---------------------------------------------------------------------------
 
@@ -238,6 +238,7 @@ class Runner:
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
+        agree_at_start(self)
         found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
         self.guards.watch.settled()

@@ -113,11 +113,28 @@ def test_every_command_and_each_of_its_options_has_an_executed_example(
         encoding="utf-8",
     )
     (workplace / "rewards.py").write_text(
-        "def low(completions, **_): return [0.0] * len(completions)\ndef broken(completions, **_): return []\n",
+        "def low(completions, **_): return [0.0] * len(completions)\n"
+        "calls = []\ndef broken(completions, **_):\n    calls.append(1)\n"
+        "    return [0.0] * len(completions) if len(calls) < 3 else []\n",
         encoding="utf-8",
     )
     (workplace / "ppo_lora.yaml").write_text("stage: ppo\nmodel_name_or_path: my-model\n", encoding="utf-8")
-    assert main(["run", "run.yaml", "--set", "run.folder=runs/broken", "--set", "reward.target=rewards.py:broken"]) == 3
+    assert (
+        main(
+            [
+                "run",
+                "run.yaml",
+                "--set",
+                "run.folder=runs/broken",
+                "--set",
+                "ppo.steps=3",
+                "--set",
+                "reward.target=rewards.py:broken",
+            ]
+        )
+        == 3
+    )
+    assert [dump.name for dump in Path("runs/broken/dumps").iterdir()] == ["step-000002-score"]
     shell = Shell(monkeypatch)
     for kind, text in blocks("cli.md"):
         if kind == "sh":

@@ -1,0 +1,63 @@
+"""A step's passes over the shared base, as the runner's roles say: the part of the rows that is this rank's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from marl_core.bank.views import View
+from marl_core.ppo.scoring import (
+    WITHOUT_GRADIENT,
+    captured,
+    own_scores,
+    reference_logprobs,
+    score_all,
+    view_logprobs,
+    view_values,
+)
+from marl_core.ppo.token_scores import Scores
+from marl_core.ppo.types import Rollout
+from marl_core.run.shares import score_in_shares
+
+if TYPE_CHECKING:
+    from marl_core.run.runner import Runner
+
+
+def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
+    """What policy, value and reference say of each token, [B, T] each: logprobs, entropy, and values, reference if any."""
+    bank, config, trained = runner.bank, runner.config, runner.roles.trained
+    temperature, size = config.sampling.temperature, config.ppo.microbatch or config.ppo.minibatch // runner.ranks.size
+    head = trained.value_head if trained.value_on_policy else None
+    policy = captured(rollout, head) or view_logprobs(
+        bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
+    )
+    found = {"logprobs": policy.logprobs, "entropy": policy.entropy}
+    if policy.values is not None:
+        found["values"] = policy.values
+    if trained.value_adapter and trained.value_head:
+        found["values"] = view_values(bank, trained.value_adapter, trained.value_head, rollout, size)
+    if config.ppo.kl.coef > 0:
+        roles = runner.roles
+        found["reference"] = reference_logprobs(
+            bank, roles.reference, rollout, temperature, size, roles.reference_origin
+        )
+    return found
+
+
+def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
+    """The scores of all responses: the configured sources', shared out over the ranks, or the caller's `own`."""
+    if own is not None:
+        return own_scores(own, rollout)
+
+    def mine(part: Rollout) -> dict[str, Tensor]:
+        size = max(runner.config.ppo.microbatch or runner.config.ppo.minibatch, WITHOUT_GRADIENT)
+        found = score_all(runner.bank, runner.roles.rewards, part, size)
+        tokens = {} if found.tokens is None else {TOKENS: found.tokens}
+        return {TOTAL: found.total, **tokens, **found.parts}
+
+    parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))
+    return Scores(parts.pop(TOTAL), tokens=parts.pop(TOKENS, None), parts=parts)
+
+
+TOTAL, TOKENS = "", " "  # no source can be called so

@@ -1,0 +1,249 @@
+"""Several processes as one run: joining, speaking, and ending together.
+
+`accelerate launch` and `torchrun` start the processes and say in the environment who they are; the process group is
+torch's own. Gradients are summed by one flat all-reduce, not by DDP: with one base, several adapters and several
+backward passes DDP has no setting that is always right, and forgets an adapter that became trainable later.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError, RankError
+from marl_core.ppo.ranks import ALONE, Ranks, checksum
+
+FAILED, AT = "marl/failed", "marl/at"
+PATIENCE = 1.0
+"""Seconds to wait for the word of a rank that broke the connection."""
+
+
+def join(config: RunConfig) -> Ranks:
+    """The run's processes: ALONE unless a launcher started several. ConfigError when the batch can't be shared out."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < 2:
+        if config.model.shard != "none":
+            raise ConfigError(
+                f"model.shard: {config.model.shard} shares the base out over several processes, and this is one. "
+                "Start the run by torchrun or accelerate launch, or set model.shard: none."
+            )
+        return ALONE
+    _require_equal_shares(config, size)
+    if not dist.is_initialized():
+        on_cuda = config.run.device != "cpu" and torch.cuda.is_available()
+        if on_cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _meet("cpu:gloo,cuda:nccl" if on_cuda else "gloo", size, config.run.timeout_seconds)
+    return Group(config.run.timeout_seconds)
+
+
+def _meet(backend: str, size: int, seconds: float) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"the {size} processes of this run did not find each other within {seconds:.0f} s (run.timeout_seconds): "
+            f"{str(error).splitlines()[0][:200]}. Start them by torchrun or accelerate launch; MASTER_ADDR and MASTER_PORT must be "
+            "the same on all machines."
+        ) from error
+    atexit.register(leave)
+    sys.excepthook = _telling(sys.excepthook)
+
+
+def _telling(hook: Callable[..., object]) -> Callable[..., None]:
+    """An excepthook that lets the other ranks know why a script of one's own ends."""
+
+    def tell(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        ending(error, f"{kind.__name__}: {error}", getattr(error, "exit_code", 1))
+        hook(kind, error, traceback)
+
+    return tell
+
+
+def leave() -> None:
+    """Leave the process group at the end of the program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _require_equal_shares(config: RunConfig, size: int) -> None:
+    """Every rank must have as many rows of each minibatch as every other: then all make the same number of passes."""
+    ppo = config.ppo
+    for key, count in (
+        ("ppo.minibatch", ppo.minibatch),
+        ("ppo.batch / ppo.samples_per_prompt", ppo.batch // ppo.samples_per_prompt),
+    ):
+        if count % size:
+            raise ConfigError(
+                f"{key}: {count} can't be shared out over {size} processes (remainder {count % size}). "
+                f"Use a multiple of {size}, or another number of processes."
+            )
+    if ppo.microbatch and ppo.microbatch < ppo.minibatch // size and (ppo.minibatch // size) % ppo.microbatch:
+        raise ConfigError(
+            f"ppo.microbatch: {ppo.microbatch} does not divide the {ppo.minibatch // size} responses "
+            f"that each of {size} processes has of a minibatch of {ppo.minibatch}."
+        )
+
+
+class Group(Ranks):
+    """The ranks of a torch process group. Every call is made by all of them, in the same order."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._timeout = timeout_seconds
+        self._calls = 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in double precision."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
+        numbers = torch.tensor(list(values), dtype=torch.float64)
+        self._together("numbers", numbers, lambda: dist.all_reduce(numbers, how))
+        found: list[float] = numbers.tolist()
+        return found
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all ranks: one flat all-reduce."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self._together("gradients", flat, lambda: dist.all_reduce(flat))
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """All ranks' [n, ...] one below the other, [size * n, ...]; a second dimension that differs is filled with 0."""
+        if tensor.dim() > 1:
+            width = int(self.largest([tensor.shape[1]])[0])
+            filling = tensor.new_zeros((len(tensor), width - tensor.shape[1], *tensor.shape[2:]))
+            tensor = torch.cat([tensor, filling], dim=1)
+        sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        self._together("rows", sent, lambda: dist.all_gather(parts, sent))
+        return torch.cat(parts).to(tensor.dtype)
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Each rank's value, in the order of the ranks; anything that JSON can hold."""
+        letters = torch.tensor([list(json.dumps(value).encode())], dtype=torch.uint8)
+        return [json.loads(bytes(row).rstrip(b"\0")) for row in self.gather(letters).tolist()]
+
+    def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """RankError unless these tensors are bit for bit the same on all ranks."""
+        parts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        mine = torch.tensor([checksum(tensors)])
+        self._together("comparison", mine, lambda: dist.all_gather(parts, mine))
+        others = [rank for rank, part in enumerate(parts) if int(part) != int(parts[0])]
+        if others:
+            raise RankError(
+                f"{what} of rank {', '.join(map(str, others))} differ from rank 0's. Ranks must read the same files, run "
+                "the same versions on the same kind of device, and a loop of one's own must give all of them the same."
+            )
+
+    def _together(self, what: str, tensor: Tensor, call: Callable[[], object]) -> None:
+        """Make a call that needs every rank. RankError with the first cause when one of them doesn't come.
+
+        NCCL would wait in its own thread; so before it the ranks meet through gloo, which says at once who is gone.
+        """
+        self._calls += 1
+        with suppress(RuntimeError):  # a store that is gone says so in the call below
+            _store().set(f"{AT}/{self.rank}", str(self._calls))
+        start = time.monotonic()
+        try:
+            if tensor.device.type != "cpu":
+                dist.all_reduce(torch.zeros(1))
+            call()
+        except RuntimeError as error:
+            raise self._cause(time.monotonic() - start, what, error) from error
+
+    def _cause(self, waited: float, what: str, error: RuntimeError) -> RankError:
+        known = first_failure(PATIENCE)
+        if known is not None:
+            return RankError(f"rank {known['rank']}: {known['message']}", code=int(known["code"]))
+        behind = self._behind()
+        who = f"rank {', '.join(map(str, behind))}" if behind else "another rank"
+        if waited >= self._timeout * 0.95:
+            return RankError(
+                f"rank {self.rank} waited {waited:.0f} s (run.timeout_seconds) for {who} to bring its {what}; it hangs, or is "
+                "much slower than the others. Look at that process; a run that needs more patience sets run.timeout_seconds."
+            )
+        return RankError(
+            f"{who} died without a word while rank {self.rank} exchanged {what}, as after a kill or for lack of memory "
+            f"({str(error).splitlines()[0][:120]}). Look at that process's output and the system's log; go on with --resume."
+        )
+
+    def _behind(self) -> list[int]:
+        """Ranks that have made fewer calls than this one."""
+        try:
+            store = _store()
+            keys = [f"{AT}/{rank}" for rank in range(self.size)]
+            counts = [int(store.get(key)) if store.check([key]) else 0 for key in keys]
+        except RuntimeError:
+            return [] if self.first else [0]  # the first rank may have held the store
+        return [rank for rank, count in enumerate(counts) if count < self._calls]
+
+
+def _store() -> Any:
+    import torch.distributed.distributed_c10d as c10d
+
+    return c10d._get_default_store()
+
+
+def first_failure(patience: float = 0.0) -> dict[str, Any] | None:
+    """What the rank that failed first has said; None when nobody has within `patience` seconds."""
+    end = time.monotonic() + patience
+    try:
+        store = _store()
+        while not store.check([FAILED]):
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.05)
+        found: dict[str, Any] = json.loads(store.get(FAILED))
+    except (RuntimeError, ValueError):
+        return None
+    return found
+
+
+def ending(error: BaseException | None, message: str, code: int) -> tuple[str | None, int]:
+    """How this process ends with an error: what to print (None when another rank has said it), and the exit code.
+
+    The other ranks hear of it: the first cause is what all of them end with.
+    """
+    if not dist.is_initialized():
+        return _before_joining(message, code)
+    if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):  # a sharded base speaks too
+        known = first_failure(PATIENCE)
+        message = f"marl: a rank died or hangs: {str(error).splitlines()[0][:200]}"
+        return (None, int(known["code"])) if known else (f"[rank {dist.get_rank()}] {message}", RankError.exit_code)
+    mine = json.dumps({"rank": dist.get_rank(), "code": code, "message": message.removeprefix("marl: ")})
+    try:
+        first = json.loads(_store().compare_set(FAILED, "", mine))
+    except (RuntimeError, ValueError):
+        return message, code
+    spoken = first["rank"] != dist.get_rank()
+    return None if spoken else f"[rank {first['rank']}] {message}", int(first["code"])
+
+
+def _before_joining(message: str, code: int) -> tuple[str | None, int]:
+    """What is wrong with a config is found by every rank: the first says it, and its end ends the others."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(PATIENCE)
+        message = f"[rank {rank}] {message}"
+    return message, code
