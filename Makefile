@@ -4,7 +4,7 @@ BIN := .venv/bin
 PLAIN := not real and not installed and not nightly and not browser and not trackers
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party test-real mutants fuzz soak lowest clean
+.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -67,6 +67,10 @@ wheel: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
 	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "$(PLAIN)" --ignore=tests/house
+
+# One PPO step on fixed work, beside the machine's floor; `make bench ARGS="W1 --dtype bfloat16"` for a part.
+bench: .venv/quickstart
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 # -- nightly: minutes each ------------------------------------------------------------------------------------
 

@@ -75,7 +75,8 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
 
     runner = Runner(RunConfig.model_validate(config))
     loaded = peak_mib()
-    prompts = Prompts.of(ids, runner.bank.tokenizer.pad_token_id or 0)
+    samples = runner.config.ppo.samples_per_prompt
+    prompts = Prompts.of(ids[: len(ids) // samples], runner.bank.tokenizer.pad_token_id or 0)
     limits = None
     if work.ragged:
         limits = torch.tensor(work.lengths())

@@ -24,6 +24,8 @@ class Work:
     minibatch: int = 8
     r: int = 16
     alpha: int = 32
+    alone: bool = False
+    """The policy by itself: no reference, no value, a reward that costs nothing. What the other roles add in memory."""
 
     def lengths(self) -> list[int]:
         """Response tokens of each row."""
@@ -44,6 +46,7 @@ WORKS = {
     "W2": replace(W1, name="W2", new_tokens=64, ragged=True),
     "W3-wide": replace(W1, name="W3-wide", prompts=256),
     "W3-long": replace(W1, name="W3-long", new_tokens=128),
+    "W1-alone": replace(W1, name="W1-alone", alone=True),
 }
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -116,6 +119,11 @@ def write_reward_adapter(base: str, folder: Path, work: Work) -> str:
     return str(folder)
 
 
+def nothing(completions: list[Any], **columns: Any) -> list[float]:
+    """A reward without a model."""
+    return [float(len(completion) % 7) for completion in completions]
+
+
 def prompt_ids(base: str, work: Work, shape: str | None) -> list[list[int]]:
     """The first tokens of real reviews, or of a fixed text for a random model."""
     from transformers import AutoTokenizer
@@ -153,6 +161,10 @@ def config_of(
         },
         "run": {"device": device, "threads": threads},
     }
+    if work.alone:
+        config["reward"] = {"use": "function", "target": f"{Path(__file__)}:nothing"}
+        config["value"] = "none"
+        config["ppo"] |= {"advantage": "grpo", "samples_per_prompt": 2, "kl": {"coef": 0.0}}
     for key, value in changes.items():
         place = config
         *path, last = key.split(".")

@@ -26,6 +26,12 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
+def _window(config: Any) -> int:
+    """Tokens that every layer sees at least: packed rows carry no window, so longer ones stay padded."""
+    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in sizes if isinstance(size, int)), default=2**62)
+
+
 class Trunk:
     """A frozen causal language model without dropout, split into trunk and LM head where that is exact."""
 
@@ -41,6 +47,7 @@ class Trunk:
         self.hidden_size: int = weight.shape[1]
         self._plain: bool | None = None
         self._packs: bool | None = None
+        self._window = _window(model.config.get_text_config())
         self.pack = True
         """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
         self.positions = 0
@@ -66,7 +73,7 @@ class Trunk:
 
         Padded positions are not computed where the model allows packing; their hidden states are zero then.
         """
-        if not (self.pack and self.packs):
+        if not (self.pack and mask.shape[1] <= self._window and self.packs):
             return self._run(ids, mask.long(), position_ids(mask))
         return self._run(ids, None, None) if bool(mask.all()) else self._packed(ids, mask)
 

@@ -1,0 +1,288 @@
+"""Each fast path gives the plain path's numbers: same tokens where nothing is drawn, same distribution where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner, View
+from marl_core.bank import attention
+from marl_core.bank.cache import RoomyLayer, new_cache
+from marl_core.bank.fold import folded
+from marl_core.bank.lora import make_config as make_lora
+from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.ppo import decode as decode_module
+from marl_core.ppo.rollout import generate
+from marl_core.ppo.sampling import choose, scored_logits
+from marl_core.ppo.scoring import view_logprobs
+from marl_core.testing import tiny_bank
+
+EOS = 2
+STOPS = [EOS, *range(4, 60)]  # stop often: lengths differ
+PLAIN = SpeedPart(decode="transformers", fold=False, capture=False, pack=False)
+MakeConfig = Callable[..., RunConfig]
+
+
+def bank_with_policy(targets: Any = "all-linear", **changes: Any) -> AdapterBank:
+    """A tiny bank whose policy is far from the base."""
+    bank = tiny_bank(**changes)
+    bank.add("policy", make_lora(4, 8, targets, 0.0, {}, bank.linears), seed=0)
+    bank.add_value_head("value")
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in [*bank.parameters("policy").values(), *bank.parameters("value").values()]:
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.1)
+    return bank
+
+
+@pytest.fixture(scope="module")
+def bank() -> AdapterBank:
+    return bank_with_policy()
+
+
+@pytest.fixture
+def prompts(bank: AdapterBank) -> Prompts:
+    return Prompts.of([bank.tokenizer(text).input_ids for text in ("A good", "Bad", "I", "What a film")], 0)
+
+
+class TestDecode:
+    @pytest.mark.parametrize("stops", [[EOS], STOPS], ids=["few stops", "many stops"])
+    def test_the_likeliest_tokens_are_those_of_transformers(
+        self, bank: AdapterBank, prompts: Prompts, stops: list[int]
+    ) -> None:
+        greedy = SamplingPart(max_new_tokens=12, top_k=1)
+        fast = generate(bank, "policy", prompts, greedy, stops, seed=0)
+        plain = generate(bank, "policy", prompts, greedy, stops, seed=0, speed=PLAIN)
+        assert torch.equal(fast.mask, plain.mask)
+        assert torch.equal(fast.ids[fast.mask], plain.ids[plain.mask])
+        assert torch.equal(fast.finished, plain.finished)
+        assert list(fast.texts) == list(plain.texts)
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    @pytest.mark.parametrize("least", [0, 3])
+    def test_what_sampling_saw_is_what_a_scoring_pass_sees(
+        self, bank: AdapterBank, prompts: Prompts, temperature: float, least: int
+    ) -> None:
+        """I24 on the tiny model: 5e-6; measured 1e-6, the value's scale is ten times that of a log-prob."""
+        sampling = SamplingPart(max_new_tokens=12, min_new_tokens=least, temperature=temperature)
+        rollout = generate(bank, "policy", prompts.repeat(5), sampling, STOPS, seed=3, value_head="value")
+        assert len(set(rollout.lengths.tolist())) > 2  # rows did leave the batch
+        passed = view_logprobs(bank, View("policy"), rollout, temperature, 20, value_head="value", entropy=True)
+        assert rollout.captured is not None
+        assert passed.values is not None
+        assert rollout.captured.values is not None
+        torch.testing.assert_close(rollout.captured.logprobs, passed.logprobs, rtol=0, atol=5e-6)
+        torch.testing.assert_close(rollout.captured.entropy, passed.entropy, rtol=0, atol=1e-5)
+        torch.testing.assert_close(rollout.captured.values, passed.values, rtol=1e-4, atol=1e-4)
+
+    def test_a_row_is_the_same_whoever_stands_beside_it(
+        self, bank: AdapterBank, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sampling = SamplingPart(max_new_tokens=10)
+        both = [generate(bank, "policy", prompts.repeat(4), sampling, STOPS, seed=7)]
+        for leaving in (1, 10**9):  # rows leave only when all are through; rows leave at once
+            monkeypatch.setattr(decode_module, "LEAVING", leaving)
+            both.append(generate(bank, "policy", prompts.repeat(4), sampling, STOPS, seed=7))
+        assert torch.equal(both[0].ids, both[1].ids)
+        assert torch.equal(both[0].ids, both[2].ids)
+
+    def test_samples_of_one_prompt_share_its_prefill(self, bank: AdapterBank, prompts: Prompts) -> None:
+        sampling, many = SamplingPart(max_new_tokens=8), prompts.repeat(3)
+        before = bank.trunk.positions
+        shared = generate(bank, "policy", many, sampling, [EOS], seed=5, samples=3)
+        shared_positions, before = bank.trunk.positions - before, bank.trunk.positions
+        alone = generate(bank, "policy", many, sampling, [EOS], seed=5)
+        assert torch.equal(shared.ids, alone.ids)
+        assert bank.trunk.positions - before - shared_positions == 2 * prompts.ids.numel()
+
+    def test_finished_rows_are_not_computed(self, bank: AdapterBank, prompts: Prompts) -> None:
+        many, limits = prompts.repeat(8), torch.arange(1, 33)
+        before = bank.trunk.positions
+        rollout = generate(bank, "policy", many, SamplingPart(max_new_tokens=32), [259], seed=1, limits=limits)
+        assert torch.equal(rollout.lengths, limits)
+        assert not bool(rollout.finished.any())
+        real = many.ids.numel() + int((limits - 1).sum())
+        assert bank.trunk.positions - before <= 1.05 * real
+
+    def test_half_precision_captures_nothing(self) -> None:
+        """There a second pass is off by 0.1 nat: old log-probs must come from the update's own code path."""
+        half = AdapterBank(tiny_bank().base.to(torch.bfloat16), tiny_bank().tokenizer)
+        rollout = generate(half, None, Prompts.of([[5, 6]], 0), SamplingPart(max_new_tokens=3), [EOS], seed=0)
+        assert rollout.captured is None
+
+
+class TestChoose:
+    def test_by_hand(self) -> None:
+        """Probabilities 0.1, 0.2, 0.7: below 0.1 the first token, below 0.3 the second."""
+        logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(6, 3)
+        uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.999999], dtype=torch.float64)
+        found = choose(logits, uniform, SamplingPart())
+        assert found.tokens.tolist() == [0, 0, 1, 1, 2, 2]
+        torch.testing.assert_close(found.logprobs.exp(), torch.tensor([0.1, 0.1, 0.2, 0.2, 0.7, 0.7]))
+        # -(0.1 ln 0.1 + 0.2 ln 0.2 + 0.7 ln 0.7) = 0.801819
+        torch.testing.assert_close(found.entropy, torch.full((6,), 0.801819), rtol=0, atol=1e-5)
+
+    def test_frequencies_are_the_probabilities(self) -> None:
+        logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)) * 2
+        uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        tokens = choose(logits.expand(20_000, 20), uniform, SamplingPart()).tokens
+        counts, expected = torch.bincount(tokens, minlength=20), logits.softmax(-1)[0] * 20_000
+        chi_square = float(((counts - expected).square() / expected).sum())
+        assert chi_square < 43.8  # 99.9 % of chi-square with 19 degrees of freedom
+
+    def test_cuts_change_what_is_drawn_and_not_what_is_scored(self) -> None:
+        logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(50, 3)
+        uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+        for cut in (SamplingPart(top_k=1), SamplingPart(top_p=0.5)):
+            found = choose(logits, uniform, cut)
+            assert found.tokens.unique().tolist() == [2]
+            torch.testing.assert_close(found.logprobs, torch.full((50,), 0.7).log())
+
+    def test_a_banned_token_is_never_drawn(self) -> None:
+        logits = scored_logits(torch.zeros(3, 4), 1.0, never=[0, 3])
+        found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingPart())
+        assert found.tokens.tolist() == [1, 2, 2]
+        torch.testing.assert_close(found.logprobs, torch.full((3,), 0.5).log())
+
+
+class TestFold:
+    def test_copies_compute_what_the_adapter_does_and_the_base_stays(
+        self, base_state: Callable[[AdapterBank], dict[str, Tensor]]
+    ) -> None:
+        bank = bank_with_policy(targets=["q_proj"])
+        ids, mask = torch.arange(4, 24).reshape(2, 10), torch.ones(2, 10, dtype=torch.bool)
+        before = base_state(bank)
+        with torch.no_grad(), bank.using("policy"):
+            plain = bank.trunk.hidden(ids, mask)
+            with folded(bank, "policy") as done:
+                assert done
+                fast = bank.trunk.hidden(ids, mask)
+            again = bank.trunk.hidden(ids, mask)
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(fast, plain)  # it did take another way
+        assert torch.equal(again, plain)
+        after = base_state(bank)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    def test_copies_as_large_as_the_base_are_not_made(self, bank: AdapterBank) -> None:
+        with folded(bank, "policy") as done:
+            assert not done
+
+    def test_a_folded_rollout_is_the_same_rollout(self, prompts: Prompts) -> None:
+        bank, sampling = bank_with_policy(targets=["q_proj"]), SamplingPart(max_new_tokens=8)
+        plain = generate(bank, "policy", prompts, sampling, [EOS], seed=2)
+        fast = generate(bank, "policy", prompts, sampling, [EOS], seed=2, speed=SpeedPart(fold=True))
+        assert torch.equal(fast.ids, plain.ids)
+
+
+@pytest.fixture
+def ragged(bank: AdapterBank) -> Rollout:
+    responses = [[9, 8, 7, 6, 5, 4, EOS], [9, EOS], [5, 6, 7, EOS], [7]]
+    prompts = Prompts.of([[11, 12, 13], [14], [15, 16], [17, 18, 19, 20]], 0)
+    return Rollout.from_responses(prompts, responses, bank.tokenizer)
+
+
+class TestPacking:
+    @pytest.fixture(params=[True, False], ids=["products", "sdpa"])
+    def kernel(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not request.param:
+            monkeypatch.setattr(attention, "SHORT", 0)
+
+    def test_values_and_gradients_are_those_of_padded_rows(
+        self, bank: AdapterBank, ragged: Rollout, kernel: None
+    ) -> None:
+        found = {}
+        for pack in (True, False):
+            bank.trunk.pack = pack
+            with bank.using("policy", train=True):
+                hidden = bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)[ragged.sequence_mask]
+                parameters = list(bank.parameters("policy").values())
+                found[pack] = (hidden, *torch.autograd.grad(hidden.square().sum(), parameters))
+        bank.trunk.pack = True
+        for fast, plain in zip(found[True], found[False], strict=True):
+            torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+    def test_padding_is_not_computed(self, bank: AdapterBank, ragged: Rollout) -> None:
+        bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)
+        before = bank.trunk.positions
+        bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)
+        assert bank.trunk.positions - before == int(ragged.sequence_mask.sum())
+
+    def test_gradient_checkpointing_recomputes_with_the_same_layout(self, ragged: Rollout) -> None:
+        """Another layout is active by the time backward recomputes: the first one's must be used."""
+        gradients = []
+        for checkpointing in (False, True):
+            bank = bank_with_policy()
+            if checkpointing:
+                bank.trunk.checkpoint_gradients()
+            with bank.using("policy", train=True):
+                hidden = bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)
+                with torch.no_grad():
+                    bank.trunk.hidden(ragged.sequence_ids[:2], ragged.sequence_mask[:2])
+                parameters = list(bank.parameters("policy").values())
+                gradients.append(torch.autograd.grad(hidden.square().sum(), parameters))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * float(one.abs().max()))
+
+    @pytest.mark.parametrize("window", [4, 8])
+    def test_rows_longer_than_a_window_stay_padded(self, window: int) -> None:
+        """Mistral's layers see the last `window` tokens; a packed row would see all of its own."""
+        from transformers import MistralConfig, MistralForCausalLM
+
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = MistralForCausalLM(
+            MistralConfig(**shape, num_key_value_heads=2, vocab_size=260, sliding_window=window, initializer_range=0.3)
+        )
+        bank = AdapterBank(model.eval(), tiny_bank().tokenizer)
+        ids, mask = torch.arange(4, 24).reshape(2, 10), torch.ones(2, 10, dtype=torch.bool)
+        mask[1, 6:] = False
+        with torch.no_grad():
+            bank.trunk.pack = False
+            plain = bank.trunk.hidden(ids, mask)[mask]
+            bank.trunk.pack = True
+            torch.testing.assert_close(bank.trunk.hidden(ids, mask)[mask], plain, rtol=0, atol=1e-5)
+
+
+def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> None:
+    from transformers import DynamicCache
+
+    config = bank.base.config
+    roomy, growing = new_cache(config, 9), DynamicCache(config=config)
+    assert all(isinstance(layer, RoomyLayer) for layer in roomy.layers)
+    ids = torch.arange(4, 16).reshape(2, 6)
+    with torch.no_grad():
+        for piece, seen in ((ids[:, :4], 4), (ids[:, 4:], 6)):
+            mask = torch.ones(2, seen, dtype=torch.bool)
+            assert torch.equal(bank.trunk.extend(piece, mask, roomy), bank.trunk.extend(piece, mask, growing))
+    for cache in (roomy, growing):
+        cache.batch_select_indices(torch.tensor([1]))
+        cache.batch_repeat_interleave(3)
+    for one, other in zip(roomy.layers, growing.layers, strict=True):
+        assert one.keys is not None
+        assert other.keys is not None
+        assert torch.equal(one.keys, other.keys)
+
+
+def test_a_run_on_the_fast_paths_is_the_run_on_the_plain_ones(make_config: MakeConfig) -> None:
+    """Given the same responses, the scored numbers and the first update agree to float32 rounding (I2, I24)."""
+    off = {"decode": "transformers", "fold": False, "capture": False, "pack": False}
+    fast, plain = Runner(make_config()), Runner(make_config(speed=off))
+    assert fast.data is not None
+    rollout = fast.generate(fast.data.batch(0, fast.config.ppo.batch, 0))
+    scored = [fast.score(rollout), plain.score(Rollout(*rollout_without(rollout)))]
+    torch.testing.assert_close(scored[0].logprobs, scored[1].logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scored[0].scores, scored[1].scores, rtol=0, atol=1e-5)
+    updates = [fast.update(scored[0]), plain.update(scored[1])]
+    assert updates[0].policy_loss == pytest.approx(updates[1].policy_loss, abs=1e-4)
+    assert updates[0].policy_grad_norm == pytest.approx(updates[1].policy_grad_norm, rel=1e-3)
+
+
+def rollout_without(rollout: Rollout) -> tuple[Any, ...]:
+    """The rollout's fields but what was captured."""
+    r = rollout
+    return r.prompts, r.ids, r.mask, r.texts, r.finished, r.min_tokens, r.stops
