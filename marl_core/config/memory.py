@@ -30,6 +30,7 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
+CPU_TOKENS = 512  # per forward and backward, where nothing else is said
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -230,8 +231,11 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     if plain < FROZEN:
         inside += FROZEN * sum(shape[1] for _, shape in _adapted(plan.config.policy, shapes)) / max(layers, 1)
     per_token = layers * hidden * plain + inside if plan.config.model.gradient_checkpointing else layers * inside
-    activations = micro * _sequence(plan) * per_token
-    responses = micro * plan.config.sampling.max_new_tokens
+    at_once = micro * _sequence(plan)
+    if not plan.config.ppo.microbatch:  # a budget of tokens then; run/passes.py has the same number
+        at_once = min(at_once, max(plan.config.speed.microbatch_tokens or CPU_TOKENS, _sequence(plan)))
+    activations = at_once * per_token
+    responses = min(micro * plan.config.sampling.max_new_tokens, at_once)
     logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
     held = float(activations + logits + 4 * FROZEN * responses * hidden)
     return RoleMemory("update", held, held, f"activations and logits of {micro} responses", passing=True)

@@ -162,6 +162,8 @@ class SpeedPart(Part):
     """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own."""
     pack: bool = True
     """Rows of unequal length go through the trunk without their padding."""
+    microbatch_tokens: PositiveInt | None = None
+    """Most tokens per forward and backward where ppo.microbatch isn't set; 512 on a CPU and 16,384 on CUDA when absent."""
 
 
 class EvalPart(Part):

@@ -21,6 +21,8 @@ from marl_core.ppo.captured import Captured
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
 from marl_core.ppo.types import Prompts
 
+ROWS_AT_ONCE = 64
+"""Rows whose logits over the whole vocabulary are held together."""
 LEAVING = 16
 """Finished rows leave once they are more than one in this many: moving the cache costs, computing them in vain too."""
 
@@ -47,8 +49,7 @@ def decode(
     live, hidden = _prefill(bank, prompts, samples, most)
     for place in range(most):
         never = stops if place < sampling.min_new_tokens else ()
-        logits = scored_logits(bank.trunk.logits_of(hidden), sampling.temperature, never)
-        chosen = choose(logits, uniforms[live.rows, place], sampling)
+        chosen = _draw(bank, hidden, uniforms[live.rows, place], sampling, never)
         values = apply_head(bank.heads[value_head], hidden) if value_head is not None else None
         found.keep(live, place, chosen, values)
         stopped = torch.isin(chosen.tokens, stop)
@@ -58,6 +59,18 @@ def decode(
             break
         hidden = live.advance(bank, chosen.tokens)
     return found.trimmed()
+
+
+def _draw(bank: AdapterBank, hidden: Tensor, uniform: Tensor, sampling: SamplingPart, never: Sequence[int]) -> Chosen:
+    """The next token of each row; the logits of a few rows are held at a time."""
+    parts = [
+        choose(scored_logits(bank.trunk.logits_of(states), sampling.temperature, never), numbers, sampling)
+        for states, numbers in zip(hidden.split(ROWS_AT_ONCE), uniform.split(ROWS_AT_ONCE), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    tokens, logprobs, entropy = zip(*((part.tokens, part.logprobs, part.entropy) for part in parts), strict=True)
+    return Chosen(torch.cat(tokens), torch.cat(logprobs), torch.cat(entropy))
 
 
 @dataclass(slots=True)

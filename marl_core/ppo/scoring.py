@@ -92,10 +92,22 @@ def _banned(rollout: Rollout) -> Banned | None:
     return early.expand_as(rollout.mask)[rollout.mask], torch.tensor(rollout.stops, device=rollout.ids.device)
 
 
-def pieces(rollout: Rollout, size: int) -> Iterator[Rollout]:
-    """The rollout in pieces of `size` responses."""
-    for start in range(0, len(rollout), size):
-        yield rollout.select(slice(start, start + size))
+def blocks(lengths: Sequence[int], size: int, tokens: int | None = None) -> Iterator[slice]:
+    """Rows in order: at most `size` a block, and at most `tokens` tokens if given, where a longer row stands alone."""
+    for start in range(0, len(lengths), size):
+        first, held, end = start, 0, min(start + size, len(lengths))
+        for row in range(start, end):
+            if tokens is not None and row > first and held + lengths[row] > tokens:
+                yield slice(first, row)
+                first, held = row, 0
+            held += lengths[row]
+        yield slice(first, end)
+
+
+def pieces(rollout: Rollout, size: int, tokens: int | None = None) -> Iterator[Rollout]:
+    """The rollout in blocks of at most `size` responses and, if given, `tokens` tokens."""
+    for rows in blocks(rollout.sequence_mask.sum(dim=1).tolist(), size, tokens):
+        yield rollout.select(rows)
 
 
 @torch.no_grad()
@@ -106,14 +118,15 @@ def view_logprobs(
     temperature: float,
     microbatch: int,
     *,
+    tokens: int | None = None,
     value_head: str | None = None,
     entropy: bool = False,
 ) -> Passed:
-    """`forward` through one view without gradient, `microbatch` responses at a time."""
+    """`forward` through one view without gradient, at most `microbatch` responses (and `tokens` tokens) at a time."""
     with bank.view(view):
         parts = [
             forward(bank, piece, temperature, value_head=value_head, entropy=entropy)
-            for piece in pieces(rollout, microbatch)
+            for piece in pieces(rollout, microbatch, tokens)
         ]
     return Passed(
         torch.cat([part.logprobs for part in parts]),
@@ -123,10 +136,13 @@ def view_logprobs(
 
 
 @torch.no_grad()
-def view_values(bank: AdapterBank, adapter: str, head: str, rollout: Rollout, microbatch: int) -> Tensor:
+def view_values(
+    bank: AdapterBank, adapter: str, head: str, rollout: Rollout, microbatch: int, tokens: int | None = None
+) -> Tensor:
     """Values [B, T] of an adapter of its own; the LM head is never run for them."""
     with bank.using(adapter):
-        values = [apply_head(bank.heads[head], response_hidden(bank, piece)) for piece in pieces(rollout, microbatch)]
+        parts = pieces(rollout, microbatch, tokens)
+        values = [apply_head(bank.heads[head], response_hidden(bank, piece)) for piece in parts]
     return torch.cat(values).masked_fill(~rollout.mask, 0.0)
 
 
@@ -137,10 +153,11 @@ def reference_logprobs(
     temperature: float,
     microbatch: int,
     origin: str = "reference",
+    tokens: int | None = None,
 ) -> Tensor:
     """The reference's log-probs [B, T] float32: a view of the base, or a callable's answer, checked."""
     if isinstance(reference, View):
-        return view_logprobs(bank, reference, rollout, temperature, microbatch).logprobs
+        return view_logprobs(bank, reference, rollout, temperature, microbatch, tokens=tokens).logprobs
     found = _call(reference, rollout, origin)
     if not isinstance(found, Tensor) or found.shape != rollout.ids.shape:
         raise PluginError(

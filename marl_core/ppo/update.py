@@ -21,7 +21,7 @@ from marl_core.config.run_config import PPOPart
 from marl_core.errors import NumericError
 from marl_core.ppo.objectives import aggregate, kl_estimate, masked_mean, masked_sum, policy_loss, value_loss
 from marl_core.ppo.ranks import ALONE, Ranks
-from marl_core.ppo.scoring import Passed, forward, response_hidden
+from marl_core.ppo.scoring import Passed, blocks, forward, response_hidden
 from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
 
 
@@ -107,8 +107,9 @@ def update_epochs(
     kl_coef: float,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    tokens: int | None = None,
 ) -> UpdateStats:
-    """Run `ppo.epochs` over the batch and step the optimizer once a minibatch, whose rows the ranks share out."""
+    """Run `ppo.epochs` over the batch and step the optimizer once a minibatch, its rows shared out over ranks, `tokens` a pass."""
     tally = Tally()
     roles = trained.parameters(bank)
     steps, stopped = 0, False
@@ -116,7 +117,9 @@ def update_epochs(
     for epoch in range(ppo.epochs):
         for rows in minibatches(len(batch.scored.rollout), ppo.minibatch, None if epoch == 0 else generator):
             with _rows_named(rows, epoch):
-                approxkl = _minibatch(bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally, ranks)
+                approxkl = _minibatch(
+                    bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally, ranks, tokens
+                )
                 if ppo.max_kl is not None and approxkl > ppo.max_kl:
                     stopped = True
                     break
@@ -156,13 +159,16 @@ def _minibatch(
     kl_coef: float,
     tally: Tally,
     ranks: Ranks,
+    tokens: int | None,
 ) -> float:
     """Forward and backward of this rank's rows of one minibatch, a microbatch at a time; the minibatch's approx_kl."""
     mask = batch.scored.rollout.mask
     total = float(mask.sum()) if ppo.aggregation == "token" else float(len(mask))
     approxkl = 0.0
-    for rows in ranks.share(torch.arange(len(mask))).split(ppo.microbatch or ppo.minibatch):
-        piece = batch.select(rows)
+    mine = ranks.share(torch.arange(len(mask)))
+    lengths = batch.scored.rollout.sequence_mask.sum(dim=1)[mine].tolist()
+    for rows in blocks(lengths, ppo.microbatch or len(mine), tokens):
+        piece = batch.select(mine[rows])
         with bank.using(trained.policy, train=True):  # forward and backward: one block
             head = trained.value_head if trained.value_on_policy else None
             passed = forward(bank, piece.scored.rollout, temperature, value_head=head, entropy=ppo.entropy_coef > 0)

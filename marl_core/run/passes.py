@@ -27,22 +27,34 @@ if TYPE_CHECKING:
 def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     """What policy, value and reference say of each token, [B, T] each: logprobs, entropy, and values, reference if any."""
     bank, config, trained = runner.bank, runner.config, runner.roles.trained
+    tokens = token_budget(runner)
     temperature, size = config.sampling.temperature, config.ppo.microbatch or config.ppo.minibatch // runner.ranks.size
     head = trained.value_head if trained.value_on_policy else None
     policy = captured(rollout, head) or view_logprobs(
-        bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True
+        bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True, tokens=tokens
     )
     found = {"logprobs": policy.logprobs, "entropy": policy.entropy}
     if policy.values is not None:
         found["values"] = policy.values
     if trained.value_adapter and trained.value_head:
-        found["values"] = view_values(bank, trained.value_adapter, trained.value_head, rollout, size)
+        found["values"] = view_values(bank, trained.value_adapter, trained.value_head, rollout, size, tokens)
     if config.ppo.kl.coef > 0:
         roles = runner.roles
         found["reference"] = reference_logprobs(
-            bank, roles.reference, rollout, temperature, size, roles.reference_origin
+            bank, roles.reference, rollout, temperature, size, roles.reference_origin, tokens
         )
     return found
+
+
+def token_budget(runner: Runner) -> int | None:
+    """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows, or ranks must keep step."""
+    if runner.config.ppo.microbatch or runner.ranks.size > 1:
+        return None
+    return runner.config.speed.microbatch_tokens or TOKENS_AT_ONCE[runner.bank.device.type == "cuda"]
+
+
+TOKENS_AT_ONCE = {False: 512, True: 16_384}
+"""Enough to keep the device busy (benchmarks/NOTES.md); memory then doesn't grow with the length of responses."""
 
 
 def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:

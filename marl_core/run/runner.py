@@ -178,6 +178,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
                 ranks=self.ranks,
+                tokens=passes.token_budget(self),
             )
             self.guards.updated(self, stats)
         self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))

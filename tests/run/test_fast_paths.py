@@ -18,7 +18,7 @@ from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo import decode as decode_module
 from marl_core.ppo.rollout import generate
 from marl_core.ppo.sampling import choose, scored_logits
-from marl_core.ppo.scoring import view_logprobs
+from marl_core.ppo.scoring import blocks, view_logprobs
 from marl_core.testing import tiny_bank
 
 EOS = 2
@@ -250,6 +250,39 @@ class TestPacking:
             torch.testing.assert_close(bank.trunk.hidden(ids, mask)[mask], plain, rtol=0, atol=1e-5)
 
 
+class TestBlocks:
+    @pytest.mark.parametrize(
+        ("size", "tokens", "wanted"),
+        [
+            (2, None, [(0, 2), (2, 4), (4, 5)]),
+            (5, 10, [(0, 2), (2, 3), (3, 5)]),  # 4+6 | 12 stands alone | 3+5
+            (3, 100, [(0, 3), (3, 5)]),
+            (4, 1, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        ],
+    )
+    def test_rows_and_tokens(self, size: int, tokens: int | None, wanted: list[tuple[int, int]]) -> None:
+        assert [(rows.start, rows.stop) for rows in blocks([4, 6, 12, 3, 5], size, tokens)] == wanted
+
+    @pytest.mark.parametrize("capture", [True, False])
+    def test_a_budget_of_tokens_changes_rounding_only(self, make_config: MakeConfig, capture: bool) -> None:
+        """The same first minibatch, whole or in pieces; without capture its ratio is 1 bitwise either way (I2, I11)."""
+        found = []
+        for budget in (10_000, 20):
+            runner = Runner(make_config(speed={"microbatch_tokens": budget, "capture": capture}))
+            assert runner.data is not None
+            scored = runner.score(runner.generate(runner.data.batch(0, runner.config.ppo.batch, 0)))
+            found.append(runner.update(scored))
+        assert found[0].policy_grad_norm == pytest.approx(found[1].policy_grad_norm, rel=1e-4)
+        assert found[0].policy_loss == pytest.approx(found[1].policy_loss, abs=1e-5)
+        assert capture or found[0].first_ratio_error == found[1].first_ratio_error == 0.0
+
+    def test_the_memory_estimate_knows_the_budget(self) -> None:
+        from marl_core.config import memory
+        from marl_core.run import passes
+
+        assert passes.TOKENS_AT_ONCE[False] == memory.CPU_TOKENS
+
+
 def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> None:
     from transformers import DynamicCache
 
@@ -264,10 +297,8 @@ def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> N
     for cache in (roomy, growing):
         cache.batch_select_indices(torch.tensor([1]))
         cache.batch_repeat_interleave(3)
-    for one, other in zip(roomy.layers, growing.layers, strict=True):
-        assert one.keys is not None
-        assert other.keys is not None
-        assert torch.equal(one.keys, other.keys)
+    layers: list[Any] = [*zip(roomy.layers, growing.layers, strict=True)]
+    assert all(torch.equal(one.keys, other.keys) for one, other in layers)
 
 
 def test_a_run_on_the_fast_paths_is_the_run_on_the_plain_ones(make_config: MakeConfig) -> None:
