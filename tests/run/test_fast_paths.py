@@ -112,7 +112,8 @@ class TestDecode:
 
     def test_half_precision_captures_nothing(self) -> None:
         """There a second pass is off by 0.1 nat: old log-probs must come from the update's own code path."""
-        half = AdapterBank(tiny_bank().base.to(torch.bfloat16), tiny_bank().tokenizer)
+        model: Any = tiny_bank().base
+        half = AdapterBank(model.to(torch.bfloat16), tiny_bank().tokenizer)
         rollout = generate(half, None, Prompts.of([[5, 6]], 0), SamplingPart(max_new_tokens=3), [EOS], seed=0)
         assert rollout.captured is None
 
@@ -236,7 +237,7 @@ class TestPacking:
         from transformers import MistralConfig, MistralForCausalLM
 
         torch.manual_seed(0)
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         model = MistralForCausalLM(
             MistralConfig(**shape, num_key_value_heads=2, vocab_size=260, sliding_window=window, initializer_range=0.3)
         )
