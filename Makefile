@@ -1,6 +1,7 @@
 # marl: `make quickstart` runs the whole story on a real model, `make test` the full suite.
 PYTHON ?= python3
 BIN := .venv/bin
+BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -34,7 +35,7 @@ lint: .venv/test
 	$(BIN)/mypy
 
 unit: .venv/test
-	$(BIN)/python -m pytest -m "$(PLAIN)"
+	$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)"
 
 # What takes minutes: fifty kills.
 nightly: .venv/test
@@ -66,7 +67,7 @@ wheel: .venv/test
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
-	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest -m "$(PLAIN)" --ignore=tests/house
+	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)" --ignore=tests/house
 
 # One PPO step on fixed work, beside the machine's floor; `make bench ARGS="W1 --dtype bfloat16"` for a part.
 bench: .venv/quickstart

@@ -237,7 +237,12 @@ class TestPacking:
         from transformers import MistralConfig, MistralForCausalLM
 
         torch.manual_seed(0)
-        shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        shape: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         model = MistralForCausalLM(
             MistralConfig(**shape, num_key_value_heads=2, vocab_size=260, sliding_window=window, initializer_range=0.3)
         )
