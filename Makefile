@@ -98,7 +98,7 @@ lowest:
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt torch==2.13.0
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/lowest.txt \
 		-e '.[bitsandbytes,torchao,curves,trackers]' pytest hypothesis jsonschema hatchling editables
-	.venv-lowest/bin/python -m pytest -m "$(PLAIN)"
+	.venv-lowest/bin/python -m pytest -m "$(PLAIN)" --ignore=tests/upstream
 
 clean:
 	rm -rf .venv .venv-lowest dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -26,6 +26,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("make_config_reference.py", "config.md"),
         ("make_hooks_reference.py", "hooks.md"),
         ("make_api_reference.py", "api.md"),
+        ("make_reliability_table.py", "reliability.md"),
     ],
 )
 def test_generated_pages_are_up_to_date(script: str, page: str) -> None:

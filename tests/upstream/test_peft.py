@@ -138,7 +138,10 @@ def test_an_adapter_of_another_base_loads_in_silence(
     where = str(tmp_path / "policy")
     PeftModel.from_pretrained(tiny_model(seed=7), where)
     PeftModel.from_pretrained(tiny_model(num_hidden_layers=1), where)
-    still(not [w for w in recwarn if "missing" in str(w.message) or "base" in str(w.message)], "marl_core/bank/reward_check.py")
+    still(
+        not [w for w in recwarn if "missing" in str(w.message) or "base" in str(w.message)],
+        "marl_core/bank/reward_check.py",
+    )
 
 
 def test_the_name_of_the_bare_base_is_free(still: Still, adapted: Adapted) -> None:

@@ -52,9 +52,7 @@ def test_left_padding_moves_a_classifiers_positions(still: Still) -> None:
     with torch.no_grad():
         alone = model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
         beside = model(input_ids=padded, attention_mask=mask).logits
-        right = model(
-            input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
-        ).logits
+        right = model(input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
     torch.testing.assert_close(right, alone)
     still(not torch.allclose(beside, alone, atol=1e-3), "marl_core/bank/trunk.py")
 
