@@ -33,7 +33,7 @@ def test_every_guard_is_there() -> None:
     assert [guard for guard in guards if not (ROOT / guard).is_file() or f"`{guard}`" not in page] == []
 
 
-@pytest.mark.parametrize(("source", "number"), zip(COUNTED.values(), (2, 3, 3, 3, 4), strict=True), ids=COUNTED)
+@pytest.mark.parametrize(("source", "number"), list(zip(COUNTED.values(), (2, 3, 3, 3, 4), strict=True)), ids=COUNTED)
 def test_cases_are_counted(source: str, number: int) -> None:
     items = runpy.run_path(str(ROOT / "docs/make_reliability_table.py"))["items"]
     constants = {"N": ast.parse("4", mode="eval").body, "A": ast.parse("[1, 2]", mode="eval").body}
