@@ -43,7 +43,7 @@ def test_left_padding_moves_a_classifiers_positions(still: Still) -> None:
 
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0, 
+        vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0,
         initializer_range=0.5, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config.num_labels = 1
