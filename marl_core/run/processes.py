@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, RankError
+from marl_core.errors import ConfigError, RankError, Stopped
 from marl_core.ppo.ranks import ALONE, Ranks, checksum
 
 FAILED, AT = "marl/failed", "marl/at"
@@ -234,8 +234,9 @@ def ending(error: BaseException | None, message: str, code: int) -> tuple[str | 
     mine = json.dumps({"rank": dist.get_rank(), "code": code, "message": message.removeprefix("marl: ")})
     try:
         first = json.loads(_store().compare_set(FAILED, "", mine))
-    except (RuntimeError, ValueError):
-        return message, code
+    except (RuntimeError, ValueError):  # the first rank has ended already, and the store with it
+        agreed = isinstance(error, Stopped) and dist.get_rank() > 0  # all ranks stop together: the first has said so
+        return (None if agreed else message), code
     spoken = first["rank"] != dist.get_rank()
     return None if spoken else f"[rank {first['rank']}] {message}", int(first["code"])
 
