@@ -66,7 +66,7 @@ What marl promises, how each promise is tested, and what could not be kept. The 
 
 | command | what it runs | time on 2 cores of an AMD EPYC |
 |---|---|---|
-| `make test` | lint, the unit suite, the real model's tests, a stranger's package, the wheel | not stated here |
+| `make test` | lint, the unit suite, the real model's tests, a stranger's package, the wheel | 7 min 11 s, its environment made before |
 | `make mutants` | 69 deliberate faults, each of which some test must notice | 437 s |
 | `make nightly` | the tests marked nightly, fifty kills among them | the fifty kills 121 s |
 | `make soak` | 600 steps with checkpoints, evaluations and observers | 33 s |
@@ -88,6 +88,7 @@ NOT_KEPT = """
 - **I2, I4 on the real model**: other pieces and other padding round; {rows} nats on the tiny model, {rows_real} on the real one.
 - **I10, I11**: {gradient} relative on the tiny model instead of 1e-6, because rows packed without their padding add up in another order.
 - **I16 on the real model**: 1e-5 of the largest logit; bitwise on the tiny one.
+- **I17 with packed rows**, the default: 1e-6 holds for padded rows; packed ones add up elsewhere, 3e-6 was seen and 3e-5 is allowed.
 - **I19**: exported tensors are bitwise the trained ones, their logits agree within 1e-5 of their size, because marl's attention
   isn't transformers' own.
 - **I23**: the first minibatch's gradient is within 1e-6 of one process's with padded rows. In later minibatches weights have
