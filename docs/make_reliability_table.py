@@ -95,8 +95,6 @@ NOT_KEPT = """
   moved and rounding with them: 1.5e-6 was seen with packed rows, and those are held by their weights instead (2e-3 relative).
 - **Signals**: the first one waits for the end of the step, so a slow step or reward delays the save. A second one stops at once.
 - **Function rewards**: an error always names the strategy and its package, and not always the user's function.
-- **A full disk**: checkpoints that can't be written are a warning, but the observer `json-lines` stops the run when it can't
-  write its line.
 - **A GPU was never used**: everything here ran on CPUs.
 - **int8 with bitsandbytes on CPUs** trains and evaluates by different kernels; one mode for every pass keeps the ratio exact.
 """

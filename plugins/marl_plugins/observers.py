@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeInt, PrivateAttr
 
-from marl_core import Strategy, hookimpl
+from marl_core import MarlWarning, Strategy, hookimpl
+from marl_plugins.lines import Lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,24 +51,41 @@ class JsonLines(Strategy):
     tokens: bool = Field(
         True, description="Write each sampled token's end in its text and its KL too, for the report's colours."
     )
-    _folder: Path | None = PrivateAttr(None)
+    _files: tuple[Lines, Lines] | None = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
 
     @hookimpl
     def marl_run_start(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
         """Remember the folder; without one nothing is written."""
-        self._folder = Path(plan.config.run.folder).expanduser() if plan.config.run.folder else None
+        folder = Path(plan.config.run.folder).expanduser() if plan.config.run.folder else None
+        self._files = (Lines(folder / "steps.jsonl"), Lines(folder / "samples.jsonl")) if folder else None
         self._tokenizer = tokenizer if self.tokens else None
 
     @hookimpl
     def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """Append to both files."""
-        if self._folder is None:
-            return
-        from marl_plugins.samples import append, sample_rows
+        from marl_plugins.samples import sample_rows
 
-        append(self._folder / "steps.jsonl", [{"step": stats.step, "time": round(time.time(), 1), **stats.metrics}])
-        append(self._folder / "samples.jsonl", sample_rows(stats, scored, self.samples, self._tokenizer))
+        line = {"step": stats.step, "time": round(time.time(), 1), **stats.metrics}
+        self._append([line], sample_rows(stats, scored, self.samples, self._tokenizer) if self._files else [])
+
+    @hookimpl
+    def marl_run_end(self) -> None:
+        """Write what still waits."""
+        self._append([], [])
+
+    def _append(self, *parts: list[dict[str, Any]]) -> None:
+        for lines, rows in zip(self._files or (), parts, strict=False):
+            waited = bool(lines.waiting)
+            error = lines.append(rows)
+            if error is not None and (not waited or not rows):  # said once, and again at the end
+                warnings.warn(
+                    f"observers: json-lines can't write {lines.file} ({error.strerror or error}). Training goes on; "
+                    f"{len(lines.waiting)} line(s) wait in memory and are written as soon as there is room, "
+                    "and are lost if there is none by the end of the run. Make room on that disk.",
+                    MarlWarning,
+                    stacklevel=2,
+                )
 
 
 class Trackers(Strategy):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,10 +57,3 @@ def token_ends(ids: Sequence[int], length: int, tokenizer: Any) -> list[int]:
             if tail and text.endswith(tail):
                 start, base = i + 1 - CONTEXT, base + len(text) - len(tail)
     return ends
-
-
-def append(file: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, at the end of the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -235,6 +235,24 @@ class TestFullDisk:
         assert checkpoint.damage(tmp_path / "run" / "checkpoints" / "step-000001") is None
         assert [stats.step for stats in steps] == [3]
 
+    def test_json_lines_wait_for_room(self, make_config: MakeConfig, tmp_path: Path) -> None:
+        """The observer's lines wait in memory while the system refuses them; none is lost, none is written in half."""
+        observers = [{"use": "json-lines", "samples": 0}]
+        config = make_config(run={"folder": str(tmp_path / "run")}, ppo={"steps": 4}, observers=observers)
+        steps, file = Runner(config).steps(), tmp_path / "run" / "steps.jsonl"
+        next(steps)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, hard))
+        try:
+            with pytest.warns(MarlWarning, match=r"steps.jsonl \(File too large\).*1 line\(s\) wait"):
+                next(steps)
+            next(steps)  # said once: a second warning would be an error here
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()] == [1]
+        next(steps)
+        assert [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()] == [1, 2, 3, 4]
+
     def test_little_room_is_said_at_the_start(
         self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
