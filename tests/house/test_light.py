@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,18 +45,23 @@ COMMANDS = (["--help"], ["plugins"], ["check", "run.yaml"], ["schema"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_i28_commands_import_nothing_heavy_and_answer_quickly(folder: Path, command: list[str]) -> None:
     fastest = float("inf")
-    for _ in range(3):  # a busy machine may be slow once, not three times
-        start = time.perf_counter()
+    for _ in range(3):  # the processor's time, and the best of three: a busy machine changes neither much
+        start = _cpu_seconds_of_children()
         done = subprocess.run(
             [sys.executable, "-c", PROBE, *command], cwd=folder, capture_output=True, text=True, check=True
         )
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, _cpu_seconds_of_children() - start)
         if fastest < SECONDS:
             break
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     assert not set(HEAVY) & set(modules)
     assert fastest < SECONDS
+
+
+def _cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_built_in_strategies_load_without_heavy_libraries(folder: Path) -> None:
