@@ -94,7 +94,6 @@ NOT_KEPT = """
 - **I23**: the first minibatch's gradient is within 1e-6 of one process's with padded rows. In later minibatches weights have
   moved and rounding with them: 1.5e-6 was seen with packed rows, and those are held by their weights instead (2e-3 relative).
 - **Signals**: the first one waits for the end of the step, so a slow step or reward delays the save. A second one stops at once.
-- **Function rewards**: an error always names the strategy and its package, and not always the user's function.
 - **A GPU was never used**: everything here ran on CPUs.
 - **int8 with bitsandbytes on CPUs** trains and evaluates by different kernels; one mode for every pass keeps the ratio exact.
 """

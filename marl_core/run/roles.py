@@ -175,5 +175,7 @@ def _sources(
     for index, (choice, strategy) in enumerate(chosen):
         label = f"{labels[index]}-{index + 1}" if labels[index] in doubled else labels[index]
         score = plan.hooks.reward(strategy, bank, bank.tokenizer)
-        sources.append(Source(label, choice.weight, score, plan.hooks.origin(strategy)))
+        function = getattr(score, "label", "")  # which function of the user's, where the strategy calls one
+        origin = "; ".join(filter(None, (str(function), plan.hooks.origin(strategy))))
+        sources.append(Source(label, choice.weight, score, origin))
     return tuple(sources)

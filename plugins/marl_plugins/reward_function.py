@@ -115,6 +115,7 @@ def wrap(
         found = function(**{key: value for key, value in given.items() if accepted is None or key in accepted})
         return _wait(found) if inspect.isawaitable(found) else found
 
+    vars(score)["label"] = target  # errors name it
     return score
 
 

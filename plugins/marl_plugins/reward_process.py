@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +52,12 @@ class ProcessReward(Strategy):
         if self.per == "token":
             return wrap(self.target, self.arguments)
         judge = wrap(self.target, self.arguments, lambda rollout: {"steps": self._steps(rollout)})
-        return lambda rollout: self._place(judge(rollout), rollout, tokenizer)
+
+        @functools.wraps(judge)
+        def score(rollout: Rollout) -> Any:
+            return self._place(judge(rollout), rollout, tokenizer)
+
+        return score
 
     def _steps(self, rollout: Rollout) -> list[list[str]]:
         return [split(text, self.separator) for text in rollout.texts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ def limited(function: Callable[[Any], Any], seconds: float | None, whose: str) -
     if seconds is None:
         return function
 
+    @functools.wraps(function)
     def call(argument: Any) -> Any:
         answer: list[Any] = []
         failure: list[BaseException] = []

@@ -68,12 +68,22 @@ class Inputs:
 
 
 FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
-    "NaN reward": (PluginError, 3, "response 0 got nan, not a finite number", lambda i: i.function("nan")),
-    "one reward too few": (PluginError, 3, "gave 3 rewards for 4 responses", lambda i: i.function("one_too_few")),
+    "NaN reward": (
+        PluginError,
+        3,
+        r"\.py:nan; function of .* response 0 got nan, not a finite number",
+        lambda i: i.function("nan"),
+    ),
+    "one reward too few": (
+        PluginError,
+        3,
+        r"\.py:one_too_few; function of .* gave 3 rewards for 4 responses",
+        lambda i: i.function("one_too_few"),
+    ),
     "reward raises": (
         PluginError,
         3,
-        "failed on a batch of 4: KeyError: 'x'",
+        r"\.py:score; function of .* failed on a batch of 4: KeyError: 'x'",
         lambda i: i.code("def score(**columns): return columns['x']"),
     ),
     "reward's file fails": (
