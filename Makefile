@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BOTH := -n 2 --dist loadfile
-PLAIN := not real and not installed and not nightly and not browser and not trackers
+PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
+.PHONY: quickstart test lint unit examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -27,7 +27,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 quickstart: .venv/quickstart
 	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
 
-test: lint unit browser trackers real third-party wheel
+test: lint docs unit examples browser trackers real third-party wheel
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -36,6 +36,15 @@ lint: .venv/test
 
 unit: .venv/test
 	$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)"
+
+# What the examples' pages say, for two steps on a tiny model.
+examples: .venv/test
+	$(BIN)/python -m pytest $(BOTH:loadfile=load) -m examples tests/examples
+
+# The site of the docs, from the pages here: build/site/index.html. A broken link or anchor fails.
+docs: .venv/test
+	$(BIN)/python -m sphinx -E -W --keep-going -q -c docs -d build/doctrees . build/site
+	$(BIN)/python -m pytest -m site tests/site
 
 # What takes minutes: fifty kills.
 nightly: .venv/test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def about(module: str, name: str) -> str:
     text = inspect.getdoc(found) if inspect.isclass(found) or inspect.isfunction(found) else _below(name)
     if not text:
         raise LookupError(f"{module}.{name} is public and has no docstring")
-    return " ".join(text.split("\n\n", 1)[0].split()).replace("|", "\\|")
+    return re.sub(r"<(?=\w)", "&lt;", " ".join(text.split("\n\n", 1)[0].split()).replace("|", "\\|"))
 
 
 def _below(name: str) -> str | None:

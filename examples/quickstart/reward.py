@@ -45,7 +45,9 @@ def train_reward(base: Path, pairs: Sequence[Pair], folder: Path, settings: dict
 
 def finish(base: Path, folder: Path, pairs: Sequence[Pair], golden: Sequence[str]) -> dict[str, float]:
     """Test the saved adapter on held-out pairs through transformers' own classifier; certify its base and reading."""
-    accuracy = pair_accuracy(load_classifier(base, folder), pairs, load_tokenizer(folder))
+    model, tokenizer = load_classifier(base, folder), load_tokenizer(folder)
+    model.config.pad_token_id = tokenizer.pad_token_id  # the base may name another: the classifier would read padding
+    accuracy = pair_accuracy(model, pairs, tokenizer)
     write_certificate(folder, base, golden)
     return {"accuracy": accuracy, "tested": len(pairs)}
 
