@@ -54,8 +54,8 @@ real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
 	$(BIN)/python -m pytest -m "real and not nightly" tests
 
-# The report, looked at. Installs Chromium where apt is at hand; without a browser the tests fail and say so.
-browser: .venv/test
+# The report and the site, looked at. Installs Chromium where apt is at hand; without a browser the tests fail and say so.
+browser: .venv/test docs
 	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null || true
 	$(BIN)/python -m pytest -m browser tests/browser
 

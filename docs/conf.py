@@ -55,6 +55,7 @@ html_title = "marl"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
+html_show_search_summary = False  # it fetches pages, which browsers refuse for plain files
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 

@@ -1,4 +1,4 @@
-"""Two policies on one base in memory, trained in turn: one becomes cheerful, the other gloomy.
+"""Two policies on one base in memory, trained in turn: one learns to use long words, the other short ones.
 
 `python examples/two_policies/two_policies.py`; further arguments are `section.key=value` for both configs.
 """
@@ -9,24 +9,28 @@ from pathlib import Path
 from marl_core import Prompts, Runner, load_config
 
 HERE = Path(__file__).parent
-MOODS = ("cheerful", "gloomy")
+POLICIES = ("long_words", "short_words")
 OPENINGS = ("The second half of the film", "My friends and I", "The old captain in the story")
 
 
 def main(sets: list[str]) -> None:
     """Train both, then let both go on with the same openings."""
-    configs = {mood: load_config(HERE / f"{mood}.yaml", sets=sets) for mood in MOODS}
-    first = Runner(configs["cheerful"], policy="cheerful")
-    second = Runner(configs["gloomy"], policy="gloomy", bank=first.bank)  # the same base: only an adapter more
+    configs = {name: load_config(HERE / f"{name}.yaml", sets=sets) for name in POLICIES}
+    first = Runner(configs["long_words"], policy="long_words")
+    second = Runner(
+        configs["short_words"], policy="short_words", bank=first.bank
+    )  # the same base: only an adapter more
     show_memory(first)
     for one, other in zip(first.steps(), second.steps(), strict=True):
-        print(f"step {one.step:2}   cheerful {one.reward_mean:+.3f}   gloomy {other.reward_mean:+.3f}", flush=True)
+        print(
+            f"step {one.step:2}   long words {one.reward_mean:+.3f}   short words {other.reward_mean:+.3f}", flush=True
+        )
     tokenizer = first.bank.tokenizer
     prompts = Prompts.of([tokenizer(text).input_ids for text in OPENINGS], tokenizer.pad_token_id, texts=OPENINGS)
-    for mood, runner in zip(MOODS, (first, second), strict=True):
-        runner.save()
+    for name, runner in zip(POLICIES, (first, second), strict=True):
+        runner.train()  # no step is left: writes the final adapter
         for prompt, text in zip(OPENINGS, runner.generate(prompts).texts, strict=True):
-            print(f"{mood}: {prompt}", *text.split())
+            print(f"{name}: {prompt}", *text.split())
 
 
 def show_memory(runner: Runner) -> None:

@@ -167,7 +167,9 @@ def test_the_check_of_sums() -> None:
     assert correct([""] * 5, [" 9\n", "9", "90", "9\n3+4=7", "nine"], [9, 9, 9, 9, 9]) == [1.0, 1.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("folder", sorted(page.parent.name for page in EXAMPLES.glob("*/*.py")))
+@pytest.mark.parametrize(
+    "folder", sorted({file.parent.name for kind in ("py", "yaml") for file in EXAMPLES.glob(f"*/*.{kind}")})
+)
 def test_every_example_is_in_the_table_and_has_its_page(folder: str) -> None:
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert f"]({folder}/README.md)" in table
