@@ -30,7 +30,7 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
-CPU_TOKENS = 512  # per forward and backward, where nothing else is said
+CPU_TOKENS = 256  # per forward and backward, where nothing else is said
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
