@@ -217,10 +217,8 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     """Activations for backward, N L (24 h + 9 f) values (N L h and one layer with checkpointing), and the adapters' own inputs.
 
-    The two numbers are fitted to benchmarks/memory.py, LoRA on all linear layers: attention's and the optimizer's short-lived
-    copies are in them.
-
-    In half precision each adapted layer keeps its input once more, cast to the adapter's float32. Logits come in tiles, three
+    The two numbers were fitted to benchmarks/memory.py, LoRA on all linear layers, before bank/lean.py kept less: they are
+    an upper bound where it applies, and so are the float32 copies of adapters' inputs in half precision. Logits come in tiles, three
     buffers each, and the policy's gradient of the hidden states is held in float32.
     """
     micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch
