@@ -30,7 +30,8 @@ def main() -> None:
 
     changes = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in job["set"])}
     config = config_of(work, base, reward, job["dtype"], job["device"], job["threads"], changes)
-    result = measure(work, config, prompt_ids(base, work, job["shape"]), job)
+    in_child(lambda: (folder / "ids.json").write_text(json.dumps(prompt_ids(base, work, job["shape"]))))
+    result = measure(work, config, json.loads((folder / "ids.json").read_text()), job)
     Path(job["out"]).write_text(json.dumps(result))
 
 

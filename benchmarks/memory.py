@@ -17,6 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from workloads import W1, write_reward_adapter  # this folder is no package
+
 SHAPE = {
     "vocab_size": 32000,
     "hidden_size": 768,
@@ -28,23 +32,34 @@ SHAPE = {
 }
 """A random Llama of 110 million parameters: the size of the machine's noise is small beside it."""
 
+EIGHT = {"microbatch": 8}
 CASES: dict[str, dict[str, Any]] = {
-    "fp32-8": {"model": {"dtype": "float32"}},
-    "bf16-8": {"model": {"dtype": "bfloat16"}},
-    "fp32-2": {"model": {"dtype": "float32"}, "ppo": {"microbatch": 2}},
-    "fp32-checkpointing": {"model": {"dtype": "float32", "gradient_checkpointing": True}},
-    "fp32-own-value": {"model": {"dtype": "float32"}, "value": {"on": "own"}},
+    "fp32": {},
+    "bf16": {"model": {"dtype": "bfloat16"}},
+    "fp32-8": {"ppo": EIGHT},
+    "bf16-8": {"model": {"dtype": "bfloat16"}, "ppo": EIGHT},
+    "fp32-checkpointing": {"model": {"gradient_checkpointing": True}, "ppo": EIGHT},
+    "fp32-own-value": {"value": {"on": "own"}, "ppo": EIGHT},
+    "fp32-policy-only": {
+        "value": "none",
+        "ppo": {**EIGHT, "advantage": "grpo", "samples_per_prompt": 2, "kl": {"coef": 0.0}},
+    },
+    "fp32-all-roles": {"reward": {"use": "adapter"}, "ppo": EIGHT},
+    "nf4": {"model": {"dtype": "bfloat16"}, "quantization": "bnb-4bit"},
 }
 
 
 def config_of(case: str, folder: Path, device: str) -> dict[str, Any]:
     """The case's config: 16 prompts of 32 tokens, 96 new tokens each."""
     changes = CASES[case]
+    function = {"use": "function", "target": f"{folder / 'rewards.py'}:length"}
+    reward = {**changes["reward"], "path": str(folder / "reward")} if "reward" in changes else function
     return {
-        "model": {"path": str(folder / "model"), **changes.get("model", {})},
+        "model": {"path": str(folder / "model"), "dtype": "float32", **changes.get("model", {})},
+        "quantization": changes.get("quantization", "none"),
         "policy": {"r": 16, "targets": "all-linear"},
         "reference": "disabled-adapter",
-        "reward": {"use": "function", "target": f"{folder / 'rewards.py'}:length"},
+        "reward": reward,
         "value": changes.get("value", {"on": "policy"}),
         "data": {"prompts": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
         "sampling": {"max_new_tokens": 96, "min_new_tokens": 96},
@@ -58,6 +73,7 @@ def write_inputs(folder: Path) -> None:
     from marl_core.testing import write_tiny_model
 
     write_tiny_model(folder / "model", **SHAPE)
+    write_reward_adapter(str(folder / "model"), folder / "reward", W1)
     rows = [
         json.dumps({"prompt": f"{index:02d} film that begins with rain."[:32].ljust(32, ".")}) for index in range(16)
     ]
@@ -105,6 +121,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--folder", type=Path, help="inputs of a parent process")
+    parser.add_argument("--out", type=Path, help="write what was measured as JSON")
     asked = parser.parse_args()
     if asked.folder is not None:
         print(json.dumps(measure(asked.cases[0], asked.folder, asked.device)))
@@ -112,6 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder))
         print("| case | estimate, MiB | measured, MiB | estimate / measured |\n| --- | --- | --- | --- |")
+        measured = {}
         for case in asked.cases:
             command = [sys.executable, __file__, case, "--device", asked.device, "--folder", folder]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -119,7 +137,12 @@ def main() -> None:
                 sys.exit(done.stderr)
             found = json.loads(done.stdout.splitlines()[-1])
             said, peak = found["estimate"] / 2**20, found["measured"] / 2**20
+            measured[case] = {"measured_mib": round(peak), "loaded_mib": round(found["loaded"] / 2**20)}
             print(f"| {case} | {said:,.0f} | {peak:,.0f} | {said / peak:.2f} |", flush=True)
+        if asked.out is not None:
+            asked.out.write_text(
+                json.dumps({"device": asked.device, "cases": measured}, indent=1) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ argument, so gradient checkpointing recomputes with the same one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from marl_core.bank.lean import again
 
 NAME = "marl"
 SHORT = 256  # keys up to which explicit products beat the CPU's fused kernel: 2x in float32, 9x in bfloat16 backward
@@ -67,7 +70,7 @@ def attend(
     if layout is not None:
         query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
     if _small(query, key, value, attention_mask, dropout, options):
-        out = _products(query, key, value, scaling)
+        out = again(partial(_products, scaling=scaling), query, key, value)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     return (out if layout is None else layout.gather(out)), None

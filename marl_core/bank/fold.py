@@ -30,6 +30,7 @@ def folded(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
     if not layers or adapter is None or _bytes(layers) > SHARE * _base_bytes(bank):
         yield False
         return
+    before = [vars(layer).get("forward") for layer in layers]
     try:
         with torch.no_grad():
             for layer in layers:
@@ -38,8 +39,11 @@ def folded(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
                 )
         yield True
     finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
 
 
 def foldable(bank: AdapterBank, adapter: str | None) -> list[Any]:

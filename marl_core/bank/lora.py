@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from marl_core.bank.lean import keep_less
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.errors import ConfigError, DataError
 
@@ -148,10 +149,12 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
     """Add an adapter to the base; ConfigError when peft can't, e.g. for layers_to_transform that match nothing."""
     try:
         if peft is None:
-            return PeftModel(base, config, adapter_name=name)
-        peft.add_adapter(name, config)
+            peft = PeftModel(base, config, adapter_name=name)
+        else:
+            peft.add_adapter(name, config)
     except Exception as error:  # whatever an odd adapter_config.json makes of it
         raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}") from error
+    keep_less(base)
     return peft
 
 

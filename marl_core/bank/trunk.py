@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from marl_core.bank import attention
+from marl_core.bank.lean import keep_less
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +41,7 @@ class Trunk:
         self.sharded = False
         """Whether the layers are spread over processes: then each pass needs all of them."""
         _remove_dropout(model)
+        keep_less(model)
         model.eval()
         self._body: nn.Module = getattr(model, model.base_model_prefix, model)
         self.head: nn.Module = model.get_output_embeddings()

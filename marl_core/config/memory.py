@@ -30,7 +30,7 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
-CPU_TOKENS = 512  # per forward and backward, where nothing else is said
+CPU_TOKENS = 256  # per forward and backward, where nothing else is said
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -217,10 +217,8 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     """Activations for backward, N L (24 h + 9 f) values (N L h and one layer with checkpointing), and the adapters' own inputs.
 
-    The two numbers are fitted to benchmarks/memory.py, LoRA on all linear layers: attention's and the optimizer's short-lived
-    copies are in them.
-
-    In half precision each adapted layer keeps its input once more, cast to the adapter's float32. Logits come in tiles, three
+    The two numbers were fitted to benchmarks/memory.py, LoRA on all linear layers, before bank/lean.py kept less: they are
+    an upper bound where it applies, and so are the float32 copies of adapters' inputs in half precision. Logits come in tiles, three
     buffers each, and the policy's gradient of the hidden states is held in float32.
     """
     micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch

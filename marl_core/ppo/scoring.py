@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -93,15 +95,32 @@ def _banned(rollout: Rollout) -> Banned | None:
 
 
 def blocks(lengths: Sequence[int], size: int, tokens: int | None = None) -> Iterator[slice]:
-    """Rows in order: at most `size` a block, and at most `tokens` tokens if given, where a longer row stands alone."""
+    """Rows in order: at most `size` a block, and at most `tokens` tokens if given, where a longer row stands alone.
+
+    Each `size` rows make as few blocks as they can, as even as they can be: the largest sets the memory.
+    """
     for start in range(0, len(lengths), size):
-        first, held, end = start, 0, min(start + size, len(lengths))
-        for row in range(start, end):
-            if tokens is not None and row > first and held + lengths[row] > tokens:
-                yield slice(first, row)
-                first, held = row, 0
-            held += lengths[row]
-        yield slice(first, end)
+        rows = lengths[start : start + size]
+        ends = _ends(rows, _even(rows, tokens)) if tokens is not None else [len(rows)]
+        for first, end in pairwise([0, *ends]):
+            yield slice(start + first, start + end)
+
+
+def _even(lengths: Sequence[int], tokens: int) -> int:
+    """The smallest budget that needs no more blocks than `tokens` does."""
+    fewest = len(_ends(lengths, tokens))
+    return bisect_left(range(tokens), True, key=lambda budget: len(_ends(lengths, budget)) <= fewest)
+
+
+def _ends(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Where each block ends when rows are taken as long as they fit."""
+    ends, held = [], 0
+    for row, length in enumerate(lengths):
+        if row and held + length > tokens:
+            ends.append(row)
+            held = 0
+        held += length
+    return [*ends, len(lengths)]
 
 
 def pieces(rollout: Rollout, size: int, tokens: int | None = None) -> Iterator[Rollout]:
@@ -173,9 +192,11 @@ def reference_logprobs(
     return found
 
 
-def score_all(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int) -> Scores:
+def score_all(
+    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int, tokens: int | None = None
+) -> Scores:
     """All sources' scores and their weighted sum; PluginError when a response was judged by none."""
-    given = {source.name: _score(bank, source, rollout, microbatch) for source in sources}
+    given = {source.name: _score(bank, source, rollout, microbatch, tokens) for source in sources}
     scores, judged = combine(given, {source.name: source.weight for source in sources}, rollout)
     if not bool(judged.all()):
         row = int((~judged).nonzero()[0])
@@ -187,10 +208,10 @@ def score_all(bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, mi
 
 
 def score_sources(
-    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int
+    bank: AdapterBank, sources: Sequence[Source], rollout: Rollout, microbatch: int, tokens: int | None = None
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Weighted sum [B] of all sources, and each source's own scores [B] (NaN where a source abstained)."""
-    scores = score_all(bank, sources, rollout, microbatch)
+    scores = score_all(bank, sources, rollout, microbatch, tokens)
     return scores.total, scores.parts
 
 
@@ -202,12 +223,12 @@ def own_scores(found: object, rollout: Rollout) -> Scores:
     return Scores(scores.total, {}, scores.tokens)
 
 
-def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int) -> Tensor:
+def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int, tokens: int | None) -> Tensor:
     who = f"reward {source.name!r}" + (f" ({source.origin})" if source.origin else "")
     if isinstance(source.score, ScoreView):
         view = source.score
         scores = torch.cat(
-            [bank.score(view, piece.sequence_ids, piece.sequence_mask) for piece in pieces(rollout, microbatch)]
+            [bank.score(view, piece.sequence_ids, piece.sequence_mask) for piece in pieces(rollout, microbatch, tokens)]
         )
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])

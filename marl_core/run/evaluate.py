@@ -11,8 +11,9 @@ from marl_core.config.plan import Plan
 from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.rollout import generate
-from marl_core.ppo.scoring import WITHOUT_GRADIENT, reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Evaluation, Rollout
+from marl_core.run.passes import score_budget
 from marl_core.run.prompts import PromptData
 from marl_core.run.roles import Roles
 from marl_core.run.seeds import derive_seed
@@ -43,7 +44,7 @@ def evaluate(
                 first=ranks.rank * len(places),
                 whole=ranks.size * len(places),
             )
-            shared = ranks.everyone(_rows(plan, roles, rollout))
+            shared = ranks.everyone(_rows(plan, roles, rollout, ranks))
             rows += [row for part in shared for row in part][: end - start]
         per_seed.append(_means(rows))
         samples = samples or rows[: part.samples]
@@ -66,15 +67,18 @@ def evaluate(
     )
 
 
-def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> list[dict[str, Any]]:
-    size = max(plan.config.ppo.microbatch or plan.config.ppo.minibatch, WITHOUT_GRADIENT)
+def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict[str, Any]]:
+    size, tokens = score_budget(plan.config, roles.bank, ranks)
     temperature = plan.config.sampling.temperature
-    total, _ = score_sources(roles.bank, roles.rewards, rollout, size)
-    judged = {j.name: score_sources(roles.bank, [j], rollout, size)[0] for j in roles.judges}
+    total, _ = score_sources(roles.bank, roles.rewards, rollout, size, tokens)
+    judged = {j.name: score_sources(roles.bank, [j], rollout, size, tokens)[0] for j in roles.judges}
     kl = 0.0 * total
     if plan.config.ppo.kl.coef > 0:
-        policy = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
-        reference = reference_logprobs(roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin)
+        view = View(roles.trained.policy)
+        policy = view_logprobs(roles.bank, view, rollout, temperature, size, tokens=tokens).logprobs
+        reference = reference_logprobs(
+            roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin, tokens
+        )
         kl = masked_sum(policy - reference, rollout.mask, dim=1)
     return [
         {

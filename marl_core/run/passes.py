@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
+from marl_core.config.run_config import RunConfig
+from marl_core.ppo.ranks import Ranks
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
     captured,
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     """What policy, value and reference say of each token, [B, T] each: logprobs, entropy, and values, reference if any."""
     bank, config, trained = runner.bank, runner.config, runner.roles.trained
-    tokens = token_budget(runner)
+    tokens = token_budget(config, bank, runner.ranks)
     temperature, size = config.sampling.temperature, config.ppo.microbatch or config.ppo.minibatch // runner.ranks.size
     head = trained.value_head if trained.value_on_policy else None
     policy = captured(rollout, head) or view_logprobs(
@@ -46,15 +49,23 @@ def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     return found
 
 
-def token_budget(runner: Runner) -> int | None:
+def token_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> int | None:
     """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows, or ranks must keep step."""
-    if runner.config.ppo.microbatch or runner.ranks.size > 1:
+    if config.ppo.microbatch or ranks.size > 1:
         return None
-    return runner.config.speed.microbatch_tokens or TOKENS_AT_ONCE[runner.bank.device.type == "cuda"]
+    return config.speed.microbatch_tokens or TOKENS_AT_ONCE[bank.device.type == "cuda"]
 
 
-TOKENS_AT_ONCE = {False: 512, True: 16_384}
+def score_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> tuple[int, int | None]:
+    """Most responses, and most tokens if limited, of a pass without gradient from which no ratio is taken."""
+    tokens = token_budget(config, bank, ranks)
+    rows = max(config.ppo.microbatch or config.ppo.minibatch, WITHOUT_GRADIENT)
+    return rows, None if tokens is None else TIMES_WITHOUT_GRADIENT * tokens
+
+
+TOKENS_AT_ONCE = {False: 256, True: 16_384}
 """Enough to keep the device busy (benchmarks/NOTES.md); memory then doesn't grow with the length of responses."""
+TIMES_WITHOUT_GRADIENT = 4  # a pass that keeps nothing for backward may be larger
 
 
 def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
@@ -63,10 +74,10 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
         return own_scores(own, rollout)
 
     def mine(part: Rollout) -> dict[str, Tensor]:
-        size = max(runner.config.ppo.microbatch or runner.config.ppo.minibatch, WITHOUT_GRADIENT)
-        found = score_all(runner.bank, runner.roles.rewards, part, size)
-        tokens = {} if found.tokens is None else {TOKENS: found.tokens}
-        return {TOTAL: found.total, **tokens, **found.parts}
+        size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
+        found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
+        by_token = {} if found.tokens is None else {TOKENS: found.tokens}
+        return {TOTAL: found.total, **by_token, **found.parts}
 
     parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))
     return Scores(parts.pop(TOTAL), tokens=parts.pop(TOKENS, None), parts=parts)

@@ -30,6 +30,7 @@ from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
 from marl_core.run.folder import RunFolder
+from marl_core.run.give_back import give_back
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
@@ -178,7 +179,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
                 ranks=self.ranks,
-                tokens=passes.token_budget(self),
+                tokens=passes.token_budget(self.config, self.bank, self.ranks),
             )
             self.guards.updated(self, stats)
         self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))
@@ -262,4 +263,5 @@ class Runner:
         return max(1, positions - self.config.sampling.max_new_tokens)
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
+        give_back()
         return timed(self.seconds, phase)

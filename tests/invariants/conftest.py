@@ -23,7 +23,8 @@ class World:
     """A model with an SFT and a reward adapter, a maker of configs, and how much its numbers may round.
 
     Tolerances are about ten times what was measured in float32. `rows`: a row alone against a row in its batch, nats,
-    and relative to the number. `gradient`: relative; rows packed without their padding add up in another order (2e-6).
+    and relative to the number. `gradient`: relative; packed rows round elsewhere (2e-6), as far from float64 as padded ones
+    (run/test_rounding.py).
     `sampled`: log-probs of generation against those of scoring, nats; the tiny model's logits at temperature 0.7 span
     tens of nats, so 5e-6 of a number near 1 is 2e-5 here.
     """
