@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
-from marl_core.config.prompt_template import columns_of
 from marl_core.config.fit_checks import fit_findings
 from marl_core.config.lora_checks import lora_findings
 from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
 from marl_core.config.part import Part
+from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import LoraPart, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError

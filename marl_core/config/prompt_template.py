@@ -31,9 +31,7 @@ def columns_of(template: str) -> list[str]:
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """The template with a row's values in place; columns must be there."""
-    return "".join(
-        literal + ("" if name is None else str(row[name])) for literal, name in pieces(template)
-    )
+    return "".join(literal + ("" if name is None else str(row[name])) for literal, name in pieces(template))
 
 
 def _shown(name: str, form: str | None, conversion: str | None) -> str:

@@ -108,7 +108,9 @@ class PromptData:
 
 
 def _wanted(data: DataPart) -> str:
-    return repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
+    return (
+        repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
+    )
 
 
 def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
