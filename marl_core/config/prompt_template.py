@@ -14,10 +14,12 @@ def pieces(template: str) -> Iterator[tuple[str, str | None]]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"{template!r} is no template ({error}); {EXAMPLE}") from error
+        raise ValueError(f"prompt_template {template!r} is no template ({error}); {EXAMPLE}") from error
     for literal, name, form, conversion in parsed:
         if name is not None and (not name or form or conversion):
-            raise ValueError(f"{template!r} holds {{{_shown(name, form, conversion)}}}, not a column; {EXAMPLE}")
+            raise ValueError(
+                f"prompt_template {template!r} holds {{{_shown(name, form, conversion)}}}, not a column; {EXAMPLE}"
+            )
         yield literal, name
 
 
@@ -25,7 +27,7 @@ def columns_of(template: str) -> list[str]:
     """The columns a template names. ValueError when there is none, or when it is no template."""
     names = [name for _, name in pieces(template) if name is not None]
     if not names:
-        raise ValueError(f"{template!r} names no column, so all prompts would be the same; {EXAMPLE}")
+        raise ValueError(f"prompt_template {template!r} names no column, so all prompts would be the same; {EXAMPLE}")
     return names
 
 

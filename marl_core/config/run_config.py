@@ -138,16 +138,9 @@ class DataPart(Part):
     shuffle: bool = True
     """New order each epoch, from the run's seed."""
 
-    @field_validator("prompt_template")
-    @classmethod
-    def _names_columns(cls, value: str | None) -> str | None:
-        if value is not None:
-            columns_of(value)
-        return value
-
     @model_validator(mode="after")
     def _one_source_of_text(self) -> Self:
-        if self.prompt_template is not None and "field" in self.model_fields_set and self.field != "prompt":
+        if self.prompt_template is not None and columns_of(self.prompt_template) and self.field != "prompt":
             raise ValueError("field is never used with prompt_template; remove one of them")
         return self
 

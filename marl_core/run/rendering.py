@@ -74,10 +74,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool = False)
             "Use plain texts (data.prompt_template writes one), or give a tokenizer that has a template as model.tokenizer."
         )
     goes_on = prompt[-1]["role"] == "assistant"
-    ids = tokenizer.apply_chat_template(
+    rendered: Any = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, return_dict=False
     )
-    return list(ids)
+    return list(rendered)
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool, source: str, index: int) -> list[int]:
