@@ -1,4 +1,4 @@
-"""The command line: marl run | check | plugins | new-plugin | schema | merge | report. Heavy imports happen inside the commands."""
+"""The command line: marl run | check | plugins | schema | merge | report | publish | ... Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
+from marl_core.cli_publish import publish
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
@@ -190,6 +191,7 @@ def replay(
 
 
 app.command("new-plugin")(new_plugin)
+app.command("publish")(publish)
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:

@@ -13,6 +13,7 @@ from marl_core.config.fit_checks import fit_findings
 from marl_core.config.lora_checks import lora_findings
 from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
 from marl_core.config.part import Part
+from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import LoraPart, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
@@ -89,15 +90,13 @@ def _adapter(config: RunConfig) -> Iterator[MarlError]:
 
 
 def _data(config: RunConfig) -> Iterator[MarlError]:
-    asked = []
-    if config.data is not None:
-        asked.append((config.data.prompts, config.data.field, "data.prompts"))
-    if config.eval.prompts is not None:
-        asked.append((config.eval.prompts, config.data.field if config.data else "prompt", "eval.prompts"))
-    for name, field, asked_by in asked:
-        error = look_at_prompts(name, field, asked_by)
-        if error is not None:
-            yield error
+    part = config.data
+    template = part.prompt_template if part is not None else None
+    columns = [part.field if part is not None else "prompt"] if template is None else columns_of(template)
+    named_by = "data.field" if template is None else "data.prompt_template"
+    for name, key in ((part and part.prompts, "data.prompts"), (config.eval.prompts, "eval.prompts")):
+        errors = (look_at_prompts(name, column, key, named_by) for column in columns) if name else ()
+        yield from [error for error in errors if error is not None][:1]
     if config.eval.prompts is None and (config.eval.judges or config.eval.every):
         yield ConfigError("eval: judges and `every` need prompts to evaluate on. Set eval.prompts, or remove them.")
 

@@ -18,7 +18,7 @@ FIRST_ROWS = 20
 MAX_JSON_BYTES = 20_000_000
 
 
-def look_at_prompts(name: str, field: str, asked_by: str) -> DataError | None:
+def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.field") -> DataError | None:
     """What is wrong with a prompts file as far as its first rows show; None if nothing, or if it isn't a local file."""
     suffix = os.path.splitext(name)[1].lower()
     path = Path(os.path.expanduser(name))
@@ -37,7 +37,7 @@ def look_at_prompts(name: str, field: str, asked_by: str) -> DataError | None:
     try:
         if os.path.getsize(path) == 0:
             return DataError(f"{asked_by}: {name!r} is empty. Give a file with one prompt per row.")
-        return _look_at_rows(_first_rows(path, suffix), name, field, asked_by)
+        return _look_at_rows(_first_rows(path, suffix), name, field, asked_by, named_by)
     except (OSError, ValueError, csv.Error) as error:
         return DataError(f"{asked_by}: {name!r} can't be read: {error}. Repair the file, or save it again as UTF-8.")
 
@@ -70,7 +70,7 @@ def _json_line(line: str, number: int) -> Any:
         raise ValueError(f"line {number} is not JSON ({error.msg})") from error
 
 
-def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str) -> DataError | None:
+def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str, named_by: str) -> DataError | None:
     if rows is None:
         return None
     if not rows:
@@ -84,7 +84,8 @@ def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str) 
         if field not in row:
             columns = ", ".join(str(column) for column in row)
             return DataError(
-                f"{asked_by}: row {number} of {name!r} has no column {field!r}. Set data.field to one of: {columns}."
+                f"{asked_by}: row {number} of {name!r} has no column {field!r}. "
+                f"{'Set data.field to' if named_by == 'data.field' else f'Name in {named_by}'} one of: {columns}."
             )
     return None
 

@@ -21,6 +21,7 @@ from pydantic import (
 from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
 from marl_core.config.part import Fraction, Part
 from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
+from marl_core.config.prompt_template import columns_of
 
 __all__ = [
     "ClipPart",
@@ -113,8 +114,18 @@ class DataPart(Part):
     """A .json, .jsonl, .csv or .parquet file, or a datasets name."""
     split: str = "train"
     """Split, for a datasets name."""
+    subset: str | None = None
+    """Configuration of a data set that has several, e.g. `main`."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of a datasets name."""
     field: str = "prompt"
     """Column with the prompt: a text, or a list of chat messages."""
+    prompt_template: str | None = None
+    """The prompt made of columns, instead of `field`: `"Question: {question}\\nAnswer:"`. A literal brace is doubled."""
+    chat: bool = False
+    """A text is one user message, rendered with the model's chat template; lists of messages always are."""
+    system_prompt: str | None = Field(None, min_length=1)
+    """System message before each chat prompt that brings none of its own."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt allowed, in tokens; what the model's positions leave beside max_new_tokens when absent."""
     on_long: Literal["error", "drop", "truncate-left"] = "error"
@@ -126,6 +137,12 @@ class DataPart(Part):
     template written out), or keep it as plain text."""
     shuffle: bool = True
     """New order each epoch, from the run's seed."""
+
+    @model_validator(mode="after")
+    def _one_source_of_text(self) -> Self:
+        if self.prompt_template is not None and columns_of(self.prompt_template) and self.field != "prompt":
+            raise ValueError("field is never used with prompt_template; remove one of them")
+        return self
 
 
 class SamplingPart(Part):
@@ -143,9 +160,15 @@ class SamplingPart(Part):
     """Top-k sampling, 0 is off. Above 0 the sampled distribution is not the scored one."""
     stop: list[str] = Field(default_factory=list)
     """Further stop tokens beside the tokenizer's EOS; each must be a single token."""
+    stop_strings: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Texts that end a response. The token that completes one still counts; rewards read the text before it."""
 
     @model_validator(mode="after")
     def _min_fits_max(self) -> Self:
+        if self.min_new_tokens and self.stop_strings:
+            raise ValueError(
+                "min_new_tokens with stop_strings: a text can't be kept from being sampled as a stop token can; remove one"
+            )
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         return self
@@ -170,7 +193,9 @@ class EvalPart(Part):
     """Evaluation on held-out prompts, before, during and after training."""
 
     prompts: str | None = None
-    """Held-out prompts file; no evaluation when absent."""
+    """Held-out prompts file or datasets name, read as `data` says; no evaluation when absent."""
+    split: str | None = None
+    """Split, for a datasets name; `data.split` when absent."""
     every: NonNegativeInt = 0
     """Evaluate every this many steps; 0: only before and after."""
     limit: PositiveInt | None = None

@@ -19,6 +19,7 @@ from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
 from marl_core.ppo.captured import Captured
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
+from marl_core.ppo.stop_strings import StopStrings
 from marl_core.ppo.types import Prompts
 
 ROWS_AT_ONCE = 64
@@ -46,6 +47,7 @@ def decode(
     found = Decoded.empty(count, most, device, value_head is not None)
     longest = torch.full((count,), most) if limits is None else limits
     stop, longest = torch.tensor(list(stops), device=device), longest.to(device)
+    strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
     live, hidden = _prefill(bank, prompts, samples, most)
     for place in range(most):
         never = stops if place < sampling.min_new_tokens else ()
@@ -53,6 +55,8 @@ def decode(
         values = apply_head(bank.heads[value_head], hidden) if value_head is not None else None
         found.keep(live, place, chosen, values)
         stopped = torch.isin(chosen.tokens, stop)
+        if strings is not None:
+            stopped |= strings.met(found.ids[live.rows, : place + 1])
         found.finished[live.rows] |= stopped & live.going
         live.going &= ~stopped & (place + 1 < longest[live.rows])
         if place + 1 == most or not bool(live.going.any()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
@@ -16,6 +16,7 @@ from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError
 from marl_core.ppo.captured import Captured
 from marl_core.ppo.decode import decode
+from marl_core.ppo.stop_strings import Criterion, StopStrings
 from marl_core.ppo.types import Prompts, Rollout
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def stop_ids(
         tokens = tokenizer.encode(text, add_special_tokens=False)
         if len(tokens) != 1:
             raise ConfigError(
-                f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token."
+                f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
+                "Text of several tokens goes into sampling.stop_strings."
             )
         ids.add(tokens[0])
     if not ids:
@@ -125,18 +127,26 @@ def _by_transformers(
     with torch.random.fork_rng(devices=[bank.device] if bank.device.type == "cuda" else [], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
+        strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
+        criterion = None if strings is None else Criterion(strings, prompts.ids.shape[1])
         with bank.using(adapter), bank.trunk.generating() as model:
             sample: Any = model.generate
             whole: Tensor = sample(
                 input_ids=prompts.ids,
                 attention_mask=prompts.mask.long(),
                 generation_config=config,
+                stopping_criteria=StoppingCriteriaList([criterion] if criterion is not None else []),
                 synced_gpus=bank.trunk.sharded,  # a pass through sharded layers needs every rank, finished or not
             )
     ids = whole[:, prompts.ids.shape[1] :]
     mask, finished = response_mask(ids, stops)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    if criterion is not None and criterion.lengths is not None:
+        met = (criterion.lengths > 0) & (criterion.lengths <= mask.sum(dim=1))
+        mask, finished = mask & (~met[:, None] | (places < criterion.lengths[:, None])), finished | met
     if limits is not None:
-        mask = mask & (torch.arange(ids.shape[1], device=ids.device) < limits[:, None].to(ids.device))
+        finished &= mask.sum(dim=1) <= limits.to(ids.device)
+        mask = mask & (places < limits[:, None].to(ids.device))
     width = int(mask.any(dim=0).sum())
     return _rollout(bank, prompts, sampling, stops, ids[:, :width], mask[:, :width], finished, None)
 
@@ -153,6 +163,8 @@ def _rollout(
 ) -> Rollout:
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
+    texts = texts if strings is None else [strings.cut(text) for text in texts]
     ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()
     return Rollout(prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops), captured)
 

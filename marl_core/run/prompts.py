@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataPart
 from marl_core.errors import DataError
 from marl_core.ppo.types import Prompts
+from marl_core.run.rendering import ControlTokens, Row, encode_row, render
 from marl_core.run.seeds import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +39,23 @@ class PromptData:
     def load(cls, data: DataPart, tokenizer: PreTrainedTokenizerBase, room: int) -> PromptData:
         """Read, check and tokenize; DataError with row numbers for what can't be used. `room`: positions left for a prompt."""
         limit = min(data.max_prompt_tokens or room, room)
-        rows = read_rows(data.prompts, data.split)
-        texts = [_prompt(row, data.field, data.prompts, index) for index, row in enumerate(rows)]
+        rows = read_rows(data.prompts, data.split, data.subset, data.revision)
+        prompts = [render(data, row, data.prompts, index) for index, row in enumerate(rows)]
         kept: list[tuple[Row, Any, list[int]]] = []
         long: list[int] = []
         empty: list[int] = []
         control = ControlTokens(tokenizer)
         spelled: dict[int, str] = {}
-        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            token = control.spelled_in(text)
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            token = control.spelled_in(prompt)
             if token is not None and data.on_control != "parse":
-                as_text = data.on_control == "as-text" and isinstance(text, str)  # a template can't keep them apart
+                as_text = data.on_control == "as-text" and isinstance(prompt.prompt, str)  # a chat template can't
                 if not as_text:
                     spelled[index] = token
                     continue
-            tokens = encode(tokenizer, text, plain=data.on_control == "as-text")
-            if not tokens or (isinstance(text, str) and not text.strip()):
+            plain = data.on_control == "as-text"
+            tokens = encode_row(tokenizer, prompt.prompt, plain, data.prompts, index)
+            if not tokens or prompt.empty:
                 empty.append(index)
                 continue
             if len(tokens) > limit:
@@ -63,7 +63,7 @@ class PromptData:
                 if data.on_long != "truncate-left":
                     continue
                 tokens = tokens[-limit:]
-            kept.append((row, text, tokens))
+            kept.append((row, prompt.prompt, tokens))
         _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
         _complain(
             list(spelled),
@@ -82,7 +82,7 @@ class PromptData:
         )
         if not kept:
             raise DataError(
-                f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {data.field!r}."
+                f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_wanted(data)}."
             )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad)
@@ -107,60 +107,10 @@ class PromptData:
         return order
 
 
-class ControlTokens:
-    """The tokens that mean something to the model beside their text: EOS, BOS, a template's marks."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        known = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        names = {str(token) for token in known if token.special} | set(tokenizer.all_special_tokens)
-        self._pattern = re.compile(
-            "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)) or r"(?!)"
-        )
-
-    def spelled_in(self, prompt: Any) -> str | None:
-        """The first control token that a text, or a message of a chat, spells out; None when there is none."""
-        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if isinstance(m["content"], str)]
-        return next((found.group() for text in texts if (found := self._pattern.search(text))), None)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool = False) -> list[int]:
-    """Tokens of a text, or of chat messages through the model's own chat template.
-
-    With `plain`, what spells a control token in a text stays text.
-    """
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt, split_special_tokens=plain).input_ids)
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "data: the prompts are chat messages, but this model's tokenizer has no chat template. Use plain texts."
-        )
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
-
-
-def _prompt(row: Row, field: str, source: str, index: int) -> Any:
-    if field not in row:
-        raise DataError(
-            f"data.field: row {index} of {source} has no {field!r}; it has: {', '.join(map(str, row)) or 'nothing'}."
-        )
-    value = row[field]
-    messages = (
-        isinstance(value, list)
-        and value
-        and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+def _wanted(data: DataPart) -> str:
+    return (
+        repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
     )
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-    except (UnicodeEncodeError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"data.field: row {index} of {source} holds half of a surrogate pair or no text at all ({error}), which no tokenizer "
-            "can read. Mend the text."
-        ) from error
-    if not isinstance(value, str) and not messages:
-        raise DataError(
-            f"data.field: row {index} of {source} has a {type(value).__name__} as {field!r}; "
-            "a prompt is a text, or a list of {role, content} messages."
-        )
-    return value
 
 
 def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
@@ -170,12 +120,12 @@ def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: st
         )
 
 
-def read_rows(source: str, split: str = "train") -> list[Row]:
+def read_rows(source: str, split: str = "train", subset: str | None = None, revision: str | None = None) -> list[Row]:
     """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
     path = Path(os.path.expanduser(source))
     read = _READERS.get(path.suffix.lower())
     if read is None:
-        return _from_datasets(source, split)
+        return _from_datasets(source, split, subset, revision)
     if not os.path.isfile(path):
         raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
     try:
@@ -232,13 +182,14 @@ def _read_parquet(path: Path) -> list[Row]:
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
-def _from_datasets(source: str, split: str) -> list[Row]:
+def _from_datasets(source: str, split: str, subset: str | None, revision: str | None) -> list[Row]:
     import datasets
 
     try:
-        return list(datasets.load_dataset(source, split=split))
+        return list(datasets.load_dataset(source, subset, split=split, revision=revision))
     except Exception as error:
+        asked = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
         raise DataError(
-            f"data.prompts: {source!r} is no .json, .jsonl, .csv or .parquet file, and datasets could not load it "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})."
+            f"data.prompts: {source!r} is no .json, .jsonl, .csv or .parquet file, and datasets could not load it with {asked} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Check the name, data.split and data.subset."
         ) from error

@@ -252,10 +252,10 @@ class Runner:
     def _heldout(self) -> PromptData | None:
         if self.config.eval.prompts is None:
             return None
+        asked = self.config.eval
         part = self.config.data or DataPart(prompts=self.config.eval.prompts)
-        return PromptData.load(
-            part.model_copy(update={"prompts": self.config.eval.prompts}), self.bank.tokenizer, self._room()
-        )
+        part = part.model_copy(update={"prompts": asked.prompts, "split": asked.split or part.split})
+        return PromptData.load(part, self.bank.tokenizer, self._room())
 
     def _room(self) -> int:
         """Positions that the model leaves for a prompt."""

@@ -122,10 +122,11 @@ def wrap(
 def columns(rollout: Rollout) -> dict[str, Any]:
     """Keyword arguments of a reward function: each a list with one entry for each response."""
     prompts = list(rollout.prompts.texts)
-    chat = bool(prompts) and isinstance(prompts[0], list)
-    completions: list[Any] = (
-        [[{"role": "assistant", "content": text}] for text in rollout.texts] if chat else list(rollout.texts)
-    )
+    chats = [isinstance(prompt, list) for prompt in prompts] or [False] * len(rollout)
+    completions: list[Any] = [
+        [{"role": "assistant", "content": text}] if chat else text
+        for chat, text in zip(chats, rollout.texts, strict=True)
+    ]
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
     names = {name for row in rollout.prompts.rows for name in row} - {
         "prompt",

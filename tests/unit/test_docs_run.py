@@ -102,6 +102,16 @@ def test_the_page_on_plugins(
     assert re.search(r"^2 \d+ '", out, flags=re.MULTILINE)  # the observer's second step
 
 
+class NoHub:
+    """Stands for the hub's interface: nothing leaves the machine."""
+
+    def create_repo(self, name: str, **_: Any) -> str:
+        return f"https://hub.example/{name}"
+
+    def upload_folder(self, **_: Any) -> None:
+        """Nothing."""
+
+
 def test_every_command_and_each_of_its_options_has_an_executed_example(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +145,7 @@ def test_every_command_and_each_of_its_options_has_an_executed_example(
         == 3
     )
     assert [dump.name for dump in Path("runs/broken/dumps").iterdir()] == ["step-000002-score"]
+    monkeypatch.setattr("huggingface_hub.HfApi", NoHub)
     shell = Shell(monkeypatch)
     for kind, text in blocks("cli.md"):
         if kind == "sh":

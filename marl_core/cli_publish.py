@@ -1,0 +1,24 @@
+"""`marl publish`: the trained adapter with a model card, in a folder of its own, and on a hub when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; must not exist yet.")],
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="NAME", help="Upload that folder too, as OWNER/NAME.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new hub repository is public; else private.")] = False,
+) -> None:
+    """Write a run's adapter and a model card into a folder of its own; nothing is uploaded unless asked."""
+    from marl_core.run.publish import publish_adapter, push
+
+    typer.echo(str(publish_adapter(run, to, hub=push_to_hub)))
+    if push_to_hub is not None:
+        typer.echo(push(to, push_to_hub, public=public))

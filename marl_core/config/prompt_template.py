@@ -1,0 +1,40 @@
+"""Prompt templates: a text with column names in braces. Nothing but names: no attributes, conversions or formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from string import Formatter
+from typing import Any
+
+EXAMPLE = "write column names in braces, e.g. 'Question: {question}\\nAnswer:', and a literal brace doubled, {{ or }}"
+
+
+def pieces(template: str) -> Iterator[tuple[str, str | None]]:
+    """Literal texts, each with the column that follows it (None at the end). ValueError for what is no template."""
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"prompt_template {template!r} is no template ({error}); {EXAMPLE}") from error
+    for literal, name, form, conversion in parsed:
+        if name is not None and (not name or form or conversion):
+            raise ValueError(
+                f"prompt_template {template!r} holds {{{_shown(name, form, conversion)}}}, not a column; {EXAMPLE}"
+            )
+        yield literal, name
+
+
+def columns_of(template: str) -> list[str]:
+    """The columns a template names. ValueError when there is none, or when it is no template."""
+    names = [name for _, name in pieces(template) if name is not None]
+    if not names:
+        raise ValueError(f"prompt_template {template!r} names no column, so all prompts would be the same; {EXAMPLE}")
+    return names
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """The template with a row's values in place; columns must be there."""
+    return "".join(literal + ("" if name is None else str(row[name])) for literal, name in pieces(template))
+
+
+def _shown(name: str, form: str | None, conversion: str | None) -> str:
+    return name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")

@@ -1,0 +1,68 @@
+"""Publishing a run's adapter: its files and a model card in a folder, and that folder on a hub when asked."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from marl_core.config.redact import redact
+from marl_core.errors import ConfigError, DataError
+from marl_core.run.files import new_folder, write_text
+from marl_core.run.model_card import model_card
+from marl_core.run.report.data import read_runs
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None) -> Path:
+    """Copy RUN/final/policy into the new folder `to` beside a README.md; `hub` is the name the card loads it by.
+
+    DataError when there is no finished run, or something is there already; ConfigError for what is no hub name.
+    """
+    if hub is not None and not HUB_NAME.fullmatch(hub):
+        raise ConfigError(f"publish: {hub!r} is no hub name. Give OWNER/NAME, e.g. --push-to-hub me/my-adapter.")
+    source, target = Path(run).expanduser() / "final" / "policy", Path(to).expanduser()
+    if not (source.parent.parent / "config.yaml").is_file():
+        raise DataError(f"publish: {run} holds no run (no config.yaml). Give the run.folder of a run.")
+    missing = [name for name in FILES[:2] if not (source / name).is_file()]
+    if missing:
+        raise DataError(
+            f"publish: {source} has no {' and no '.join(missing)}: the run hasn't ended. Go on with it by marl run --resume."
+        )
+    if target.exists():
+        raise DataError(f"publish: {target} is there already, and nothing is overwritten. Give --to a new folder.")
+    try:
+        (data,) = read_runs([run])
+        card = model_card(data, hub)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"publish: the files of {run} can't be read ({error!r}). Restore config.yaml, provenance.json and evals.jsonl."
+        ) from error
+    try:
+        with new_folder(target) as temporary:
+            for name in FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, temporary / name)
+            write_text(temporary / "README.md", redact(card))
+    except OSError as error:
+        raise DataError(f"publish: {target} can't be written ({error}). Give --to another folder.") from error
+    return target
+
+
+def push(folder: str | Path, name: str, *, public: bool = False) -> str:
+    """Upload a folder as the hub repository `name`, made if it isn't there; its address. Credentials are the hub library's own."""
+    import huggingface_hub
+
+    try:
+        api = huggingface_hub.HfApi()
+        address = api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Adapter trained with marl")
+    except Exception as error:  # network, rights, names: the hub library has a dozen families
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"publish: {name} could not be uploaded ({type(error).__name__}: {first}). {folder} is complete: log in with "
+            "`hf auth login`, or check name and network, then upload it by `hf upload`."
+        ) from error
+    return str(address)
