@@ -113,7 +113,8 @@ def _adapted(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     result, scaling = self.base_layer(x), self.scaling[name]
 
     def change(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b) * scaling
+        changed: Tensor = nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b) * scaling
+        return changed
 
     summed: Tensor = result + again(change, x, self.lora_A[name].weight, self.lora_B[name].weight)
     return summed.to(result.dtype)
