@@ -128,7 +128,13 @@ def test_every_example_in_the_repository_fits_the_schema() -> None:
 
     root = Path(__file__).parents[3]
     validator = Draft202012Validator(json_schema(Catalog.installed()))
-    texts = {str(file): file.read_text(encoding="utf-8") for file in (root / "examples").rglob("*.yaml")}
+    files = [
+        file
+        for file in (root / "examples").rglob("*.yaml")
+        if file.parent.name != "third_party"  # names a strategy that is installed for its own tests only
+        and file.name != "arms.yaml"  # changes, not a config
+    ]
+    texts = {str(file): file.read_text(encoding="utf-8") for file in files}
     for page in [root / "README.md", *(root / "docs").glob("*.md")]:
         for index, block in enumerate(
             re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
