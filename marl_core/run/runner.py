@@ -30,7 +30,7 @@ from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
 from marl_core.run.folder import RunFolder
-from marl_core.run.give_back import give_back, large_blocks_alone
+from marl_core.run.give_back import give_back
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
@@ -80,7 +80,6 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        large_blocks_alone()
         self.guards = Guards()
         self.plan.hooks.around = self.guards.watch.around
         self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
