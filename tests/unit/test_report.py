@@ -145,6 +145,9 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (folder / "preflight.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataError, match=r"preflight\.json holds a list"):
         write_report(folder)
+    (folder / "config.yaml").write_bytes(b"\0")
+    with pytest.raises(DataError, match=r"config\.yaml is not YAML"):
+        write_report(folder)
     with pytest.raises(DataError, match="holds no run"):
         write_report(tmp_path)
 

@@ -60,7 +60,10 @@ def _read(path: Path, name: str) -> RunData:
     if not (path / "config.yaml").is_file():
         raise DataError(f"report: {path} holds no run (no config.yaml). Give the run.folder of a run.")
     text = (path / "config.yaml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:  # a NUL byte makes one that is no ValueError
+        raise ValueError(f"config.yaml is not YAML: {str(error).splitlines()[0]}") from error
     return RunData(
         name=name,
         folder=path,

@@ -45,7 +45,10 @@ def read_arguments(words: Sequence[str]) -> dict[str, Any]:
         while "=" not in word and at < len(words) and not words[at].startswith("--"):
             parts.append(words[at])
             at += 1
-        read = [yaml.safe_load(part) for part in parts]
+        try:
+            read = [yaml.safe_load(part) for part in parts]
+        except yaml.YAMLError:
+            read = list(parts)  # a text that YAML can't take stays a text
         given[name.replace("-", "_")] = True if not read else read[0] if len(read) == 1 else read
     file = given.pop("config", None)
     return {**(read_mapping(Path(str(file))) if file else {}), **given}
