@@ -20,7 +20,8 @@ def log_likelihood(
 ) -> list[float]:
     """Log-probability in nats of each whole completion after its prompt, under `model` in bfloat16.
 
-    End-of-sequence can't be sampled in this study (exactly as many tokens as allowed), so its mass is left out here as well.
+    End-of-sequence can't be sampled in this study (exactly as many tokens as allowed), so its mass is left out here as well;
+    where a pre-flight check shows one, it counts nothing.
     """
     network, tokenizer = _load(model)
     starts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
@@ -30,8 +31,10 @@ def log_likelihood(
     for row, tokens in zip(mask, rows, strict=True):
         row[: len(tokens)] = 1
     logits = network(input_ids=ids, attention_mask=mask).logits.float()
-    logits[..., _stops(network, tokenizer)] = -torch.inf
+    stops = torch.tensor(_stops(network, tokenizer))
+    logits[..., stops] = -torch.inf
     found = logits.log_softmax(dim=-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    found = found.masked_fill(torch.isin(ids[:, 1:], stops), 0.0)
     return [
         float(row[len(start) - 1 : len(tokens) - 1].sum()) for row, start, tokens in zip(found, starts, rows, strict=True)
     ]

@@ -12,7 +12,7 @@ from judges import vader, vader_positive
 from quickstart import FULL, Story, prepare_prompts
 from stages import Stage, console, headline, run_stage
 
-__all__ = ["Stage", "console", "headline", "make_story", "run_stage", "vader", "vader_positive"]
+__all__ = ["Stage", "console", "headline", "make_story", "reviews_of", "run_stage", "vader", "vader_positive"]
 
 
 def make_story(model: str | None, inputs: Path, settings: dict[str, Any] = FULL) -> Story:
@@ -22,3 +22,8 @@ def make_story(model: str | None, inputs: Path, settings: dict[str, Any] = FULL)
         run_stage(stage)
     prepare_prompts(story)
     return story
+
+
+def reviews_of(part: str, count: int) -> list[str]:
+    """The first texts of one part of the snippets."""
+    return [review.text for review in split(read_reviews(fetch_text()))[part][:count]]

@@ -17,6 +17,7 @@ from quickstart_parts import console
 
 from marl_core.errors import MarlError
 
+Cost = dict[str, Any]
 COST = "cost.json"  # written last: its presence says that a run is finished
 
 
@@ -40,6 +41,12 @@ class Job:
         return True
 
     @property
+    def cost(self) -> Cost:
+        """What a finished run cost: CPU seconds, peak memory in MiB."""
+        cost: Cost = json.loads((self.folder / COST).read_text(encoding="utf-8"))
+        return cost
+
+    @property
     def config_file(self) -> Path:
         """The config it runs with, beside its folder."""
         return self.folder.with_suffix(".yaml")
@@ -51,14 +58,14 @@ def run_all(jobs: Sequence[Job], inputs: Inputs, workers: int) -> None:
     console.print(f"{len(jobs)} runs, {len(jobs) - len(open_jobs)} of them done before")
     pool = ThreadPoolExecutor(workers)
     try:
-        for job, seconds in zip(open_jobs, pool.map(lambda job: run(job, inputs), open_jobs), strict=True):
-            console.print(f"{time.strftime('%H:%M')} {job.folder.name}: {seconds:.0f} s of CPU")
+        for job, cost in zip(open_jobs, pool.map(lambda job: run(job, inputs), open_jobs), strict=True):
+            console.print(f"{time.strftime('%H:%M')} {job.folder.name}: {cost['cpu_seconds']:.0f} s of CPU")
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def run(job: Job, inputs: Inputs) -> float:
-    """Run one job to its end; its CPU seconds. A part that was killed before is resumed, its time not counted."""
+def run(job: Job, inputs: Inputs) -> Cost:
+    """Run one job to its end; what it cost. A part that was killed before is resumed, its time not counted."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     job.config_file.write_text(yaml.safe_dump(job.config, sort_keys=False), encoding="utf-8")
     resume = (job.folder / "checkpoints").is_dir() and any((job.folder / "checkpoints").iterdir())
@@ -71,7 +78,7 @@ def run(job: Job, inputs: Inputs) -> float:
     if child.returncode:
         raise MarlError(f"{job.folder.name} failed; see {job.folder.with_suffix('.log')}.")
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-    seconds = used.ru_utime + used.ru_stime
-    cost = {"cpu_seconds": round(seconds, 1), "peak_rss_mib": round(used.ru_maxrss / 1024), "resumed": resume}
+    seconds = round(used.ru_utime + used.ru_stime, 1)
+    cost = {"cpu_seconds": seconds, "peak_rss_mib": round(used.ru_maxrss / 1024), "resumed": resume}
     (job.folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
-    return seconds
+    return cost
