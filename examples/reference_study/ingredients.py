@@ -10,9 +10,9 @@ from arms import Inputs
 from quickstart_parts import Stage, make_story, run_stage
 
 
-def make_inputs(folder: Path, model: str | None) -> Inputs:
+def make_inputs(folder: Path, model: str | None, fast: bool) -> Inputs:
     """All ingredients, made once."""
-    story = make_story(model, Path("runs/quickstart-inputs"))
+    story = make_story(model, fast)
     merged, reward = story.merged(), story.reward()
 
     def build(out: Path) -> dict[str, float]:

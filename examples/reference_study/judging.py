@@ -15,9 +15,7 @@ Gram = tuple[int, ...]
 
 
 @torch.no_grad()
-def log_likelihood(
-    prompts: list[str], completion_ids: list[list[int]], model: str, **columns: Any
-) -> list[float]:
+def log_likelihood(prompts: list[str], completion_ids: list[list[int]], model: str, **columns: Any) -> list[float]:
     """Log-probability in nats of each whole completion after its prompt, under `model` in bfloat16.
 
     End-of-sequence can't be sampled in this study (exactly as many tokens as allowed), so its mass is left out here as well;
@@ -36,7 +34,8 @@ def log_likelihood(
     found = logits.log_softmax(dim=-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     found = found.masked_fill(torch.isin(ids[:, 1:], stops), 0.0)
     return [
-        float(row[len(start) - 1 : len(tokens) - 1].sum()) for row, start, tokens in zip(found, starts, rows, strict=True)
+        float(row[len(start) - 1 : len(tokens) - 1].sum())
+        for row, start, tokens in zip(found, starts, rows, strict=True)
     ]
 
 

@@ -2,22 +2,24 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "quickstart"))  # its modules import each other by plain names
 
 from data import read_reviews, split
 from fetch import fetch_model, fetch_text
 from judges import vader, vader_positive
-from quickstart import FULL, Story, prepare_prompts
+from quickstart import FAST, FULL, Story, prepare_prompts
+from quiet import quiet
 from stages import Stage, console, headline, run_stage
 
 __all__ = ["Stage", "console", "headline", "make_story", "reviews_of", "run_stage", "vader", "vader_positive"]
 
 
-def make_story(model: str | None, inputs: Path, settings: dict[str, Any] = FULL) -> Story:
+def make_story(model: str | None, fast: bool) -> Story:
     """The quickstart's first two stages, made now unless they are there: SFT adapter, merged base, reward adapter."""
-    story = Story(fetch_model(model), split(read_reviews(fetch_text())), settings, 0, inputs)
+    quiet()
+    inputs = Path("runs/quickstart-fast-inputs" if fast else "runs/quickstart-inputs")
+    story = Story(fetch_model(model), split(read_reviews(fetch_text())), FAST if fast else FULL, 0, inputs)
     for stage in (story.sft(), story.merged(), story.reward()):
         run_stage(stage)
     prepare_prompts(story)

@@ -52,11 +52,13 @@ def tell(
     unknown = sorted(set(names or []) - set(arms))
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: there is no such arm. There are {', '.join(arms)}.")
-    inputs = make_inputs(runs, model)
+    inputs = make_inputs(runs, model, fast)
     more = (FAST if fast else {}) | ({"run.threads": threads} if threads else {})
     headline("Arms")
     jobs = []
-    for seed in seeds:  # one seed of every arm first: half a study shows half of the certainty, not half of the questions
+    for (
+        seed
+    ) in seeds:  # one seed of every arm first: half a study shows half of the certainty, not half of the questions
         for name in names or arms:
             folder = runs / "arms" / f"{name}-{seed}"
             jobs.append(Job(arms[name], seed, folder, arms[name].config(inputs, seed, folder, more)))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,27 @@ class Job:
 
 
 def run_all(jobs: Sequence[Job], inputs: Inputs, workers: int) -> None:
-    """Run what isn't finished, `workers` at a time; stops at the first that fails."""
+    """Run what isn't finished, `workers` at a time; one that fails stops no other."""
     open_jobs = [job for job in jobs if not job.finished]
     console.print(f"{len(jobs)} runs, {len(jobs) - len(open_jobs)} of them done before")
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for job, cost in zip(open_jobs, pool.map(lambda job: run(job, inputs), open_jobs), strict=True):
-            console.print(f"{time.strftime('%H:%M')} {job.folder.name}: {cost['cpu_seconds']:.0f} s of CPU")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    failures = []
+    with ThreadPoolExecutor(workers) as pool:
+        for future in as_completed([pool.submit(run, job, inputs) for job in open_jobs]):
+            try:
+                folder, cost = future.result()
+                console.print(f"{time.strftime('%H:%M')} {folder.name}: {cost['cpu_seconds']:.0f} s of CPU")
+            except MarlError as error:
+                failures.append(str(error))
+                console.print(f"[red]{error}[/]", soft_wrap=True)
+    if failures:
+        raise MarlError(f"{len(failures)} of {len(open_jobs)} runs failed; mend what their logs say, then start again.")
 
 
-def run(job: Job, inputs: Inputs) -> Cost:
-    """Run one job to its end; what it cost. A part that was killed before is resumed, its time not counted."""
+def run(job: Job, inputs: Inputs) -> tuple[Path, Cost]:
+    """Run one job to its end; its folder and what it cost. A part that was killed before is resumed, its time not counted."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     job.config_file.write_text(yaml.safe_dump(job.config, sort_keys=False), encoding="utf-8")
-    resume = (job.folder / "checkpoints").is_dir() and any((job.folder / "checkpoints").iterdir())
+    resume = (job.folder / "config.yaml").is_file() and any((job.folder / "checkpoints").glob("*"))
     if not resume:
         shutil.rmtree(job.folder, ignore_errors=True)
     with open(job.folder.with_suffix(".log"), "ab") as log:
@@ -81,4 +86,4 @@ def run(job: Job, inputs: Inputs) -> Cost:
     seconds = round(used.ru_utime + used.ru_stime, 1)
     cost = {"cpu_seconds": seconds, "peak_rss_mib": round(used.ru_maxrss / 1024), "resumed": resume}
     (job.folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
-    return cost
+    return job.folder, cost
