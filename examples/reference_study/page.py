@@ -129,6 +129,14 @@ class Telling:
             [[s["prompt"], s["response"].strip(), f"{s['score']:+.1f}"] for s in mine],
         )
 
+    def plain(self, number: float) -> str:
+        """A small number as people write it."""
+        return f"{number:g}"
+
+    def versions(self) -> str:
+        """The libraries that made the numbers."""
+        return ", ".join(f"{name} {number}" for name, number in self.results.machine["versions"].items())
+
     def hours(self) -> str:
         """CPU time of all runs together."""
         return f"{sum(row['cpu_seconds'] for row in self.results.costs) / 3600:.1f}"

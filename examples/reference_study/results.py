@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, read_arms
+import yaml
+from arms import CONFIG, HERE, read_arms
 
 RESULTS = HERE / "results"
 STEP = {  # name here: name in steps.jsonl
@@ -53,18 +54,16 @@ def collect(runs: Path) -> None:
                 for one in line["samples"]
                 if seed == "0" and line["step"]
             ]
-        costs.append(who | json.loads((folder / "cost.json").read_text(encoding="utf-8")))
-        provenance = folder / "provenance.json"
-        if provenance.is_file():
-            commits.add(json.loads(provenance.read_text(encoding="utf-8")).get("commit"))
+        cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+        commits.add(cost.pop("commit", None))
+        costs.append(who | cost)
     for name, rows in {"steps": steps, "evals": evals, "samples": samples, "costs": costs}.items():
         write(RESULTS / f"{name}.jsonl", rows)
     machine = {
         "machine": f"{_processor()}, 2 cores" if platform.system() == "Linux" else platform.processor(),
         "threads of a run": 1,
-        "marl-core": version("marl-core"),
         "commits": sorted(commit for commit in commits if commit),
-        **{name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in ("marl-core", *LIBRARIES)},
     }
     (RESULTS / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
 
@@ -110,6 +109,28 @@ class Results:
 
     def __init__(self, folder: Path = RESULTS) -> None:
         self.folder = folder
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What all arms share: study.yaml."""
+        found: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of each response."""
+        return TOKENS
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are."""
+        return len(self.costs)
+
+    @property
+    def seed_count(self) -> str:
+        """Seeds of each arm: one number, or from which to which."""
+        counts = [len({row["seed"] for row in self.evals if row["arm"] == arm}) for arm in self.arms()]
+        return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:

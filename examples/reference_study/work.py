@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arms import Arm, Inputs
+from arms import HERE, Arm, Inputs
 from quickstart_parts import console
 
 from marl_core.errors import MarlError
@@ -84,6 +84,12 @@ def run(job: Job, inputs: Inputs) -> tuple[Path, Cost]:
         raise MarlError(f"{job.folder.name} failed; see {job.folder.with_suffix('.log')}.")
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     seconds = round(used.ru_utime + used.ru_stime, 1)
-    cost = {"cpu_seconds": seconds, "peak_rss_mib": round(used.ru_maxrss / 1024), "resumed": resume}
+    cost = {"cpu_seconds": seconds, "peak_rss_mib": round(used.ru_maxrss / 1024), "resumed": resume, "commit": commit()}
     (job.folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
     return job.folder, cost
+
+
+def commit() -> str | None:
+    """The commit of this checkout, if it is one."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
