@@ -75,6 +75,8 @@ class Telling:
 
     def value(self, arm: str, metric: str, step: int | None = None) -> str:
         """One number with its spread."""
+        if metric in LATE and not self.results.curve(arm, metric):
+            return "-"  # nothing of the kind: no value function
         spread = self.results.late(arm, metric) if metric in LATE else self.results.at(arm, metric, step)
         return shown(spread, DIGITS[metric])
 
@@ -87,7 +89,9 @@ class Telling:
         """The difference of two arms, in words: with the seeds' own noise beside it."""
         a, b = self.results.at(one, metric), self.results.at(two, metric)
         digits = DIGITS[metric]
-        noise = (((a.std or 0.0) ** 2 + (b.std or 0.0) ** 2) / a.count) ** 0.5
+        if a.std is None or b.std is None:
+            return f"{a.mean - b.mean:+.{digits}f} (one seed only)"
+        noise = (a.std**2 / a.count + b.std**2 / b.count) ** 0.5
         return f"{a.mean - b.mean:+.{digits}f} (standard error of the difference {noise:.{digits}f})"
 
     def layouts(self, arms: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arms import CONFIG, HERE, read_arms
+from arms import CONFIG, HERE, SEEDS, read_arms
 
 RESULTS = HERE / "results"
 STEP = {  # name here: name in steps.jsonl
@@ -125,6 +125,15 @@ class Results:
     def runs(self) -> int:
         """How many runs there are."""
         return len(self.costs)
+
+    @property
+    def planned(self) -> int:
+        """How many there are to be."""
+        return len(read_arms()) * len(SEEDS)
+
+    def has(self, name: str) -> bool:
+        """Whether a part was measured."""
+        return (self.folder / f"{name}.jsonl").is_file()
 
     @property
     def seed_count(self) -> str:
