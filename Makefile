@@ -5,7 +5,7 @@ BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint unit examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
+.PHONY: quickstart study test lint unit examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -26,6 +26,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 quickstart: .venv/quickstart
 	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
+
+# Hours: the study behind docs/reference-policies.md, in resumable pieces.
+study: .venv/quickstart
+	$(INSTALL) -e '.[quickstart,bitsandbytes]'
+	$(BIN)/python examples/reference_study/study.py $(ARGS)
 
 test: lint docs unit examples browser trackers real third-party wheel
 
