@@ -38,7 +38,7 @@ def new_plugin(
     written = write_plugin(plain, family, folder)
     typer.echo("\n".join(str(file) for file in written))
     typer.echo(
-        f"\nInstall and test it:\n  pip install -e {folder}\n  python -m pytest {folder}\n"
+        f"\nInstall and test it:\n  pip install -e '{folder}[test]'\n  python -m pytest {folder}\n"
         f"Then a config may say:\n  {_fill(MY_LINE[family], plain, family)}"
     )
 

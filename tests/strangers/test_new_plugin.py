@@ -60,7 +60,7 @@ def test_what_is_printed_says_how_to_go_on(
     monkeypatch.chdir(tmp_path)
     assert main(["new-plugin", "marl-politeness", "--family", "reward", "--out", "here"]) == 0
     said = capsys.readouterr().out
-    assert "pip install -e here" in said
+    assert "pip install -e 'here[test]'" in said
     assert "reward: {use: politeness}" in said
 
 

@@ -43,8 +43,9 @@ class Ledger:
         self.remarks.append((key, why))
 
     def refused(self, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-        """All remarks, and every key that nobody took, with its reason."""
-        return [*self.remarks, *((key, reasons.get(key, NO_SUCH)) for key in self.left)]
+        """All remarks, and every key that nobody took, with its reason; those that change nothing stand last."""
+        found = [*self.remarks, *((key, reasons.get(key, NO_SUCH)) for key in self.left)]
+        return sorted(found, key=lambda pair: pair[1].startswith("not needed"))
 
 
 def offers(family: Any, name: str) -> bool:
@@ -88,7 +89,10 @@ def warm_up(
     if count:
         return int(count)
     if ratio and steps:
-        return round(float(ratio) * steps)
+        rounded = round(float(ratio) * steps)
+        if rounded == 0:
+            ledger.remark(ratio_key, f"{ratio:g} of {steps} steps rounds to 0: there is no warm-up (ppo.warmup_steps)")
+        return rounded
     if ratio:
         ledger.remark(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
     return None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from marl_core import ConfigError
-from marl_plugins.carry.ledger import Ledger, offers, rows_of, run_parts, steps_of, warm_up, without_none
+from marl_plugins.carry.ledger import Ledger, offers, run_parts, steps_of, warm_up, without_none
+from marl_plugins.carry.llamafactory_data import data_part
 from marl_plugins.carry.reasons import LLAMAFACTORY
 
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
@@ -29,7 +27,7 @@ def carry(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
         ledger.remark("finetuning_type", f"{kind!r}: marl trains a LoRA")
     model, quantization = _model(ledger)
     policy, reference = _policy(ledger, str(model["path"]))
-    data, rows = _data(ledger)
+    data, rows = data_part(ledger)
     config = {
         "model": model,
         "quantization": quantization,
@@ -163,49 +161,6 @@ def _reward(ledger: Ledger, base: str) -> Any:
             ledger.remark("reward_model_adapters", "merge them into reward_model first (marl merge)")
         return {"use": "model", "path": model}
     return {"use": "adapter", "path": model}
-
-
-def _data(ledger: Ledger) -> tuple[dict[str, Any], int | None]:
-    names = [name.strip() for name in str(ledger.take("dataset", default="")).split(",") if name.strip()]
-    folder = Path(str(ledger.take("dataset_dir", default="data")))
-    if not names:
-        ledger.remark("dataset", "is missing: name a file of prompts")
-        names = ["prompts.jsonl"]
-    if len(names) > 1:
-        ledger.remark(
-            "dataset", f"marl reads one file of prompts: {names[0]} is taken, join {', '.join(names[1:])} to it"
-        )
-    known = _known_dataset(folder, names[0])
-    prompts, column = known or (names[0], "prompt")
-    if known is None and names != ["prompts.jsonl"]:
-        ledger.remark(
-            "dataset",
-            f"{names[0]!r} stands in no {folder / 'dataset_info.json'} here: set data.prompts to its file, data.field to its column",
-        )
-    limit = ledger.number("max_samples")
-    rows = rows_of(prompts)
-    if limit and (rows is None or rows > limit):
-        ledger.remark("max_samples", f"marl uses all prompts: keep the first {limit:g} in the file")
-    part = {
-        "prompts": prompts,
-        "field": column,
-        "max_prompt_tokens": ledger.number("cutoff_len", default=2048),
-        "on_long": "truncate-left",
-    }
-    return part, rows
-
-
-def _known_dataset(folder: Path, name: str) -> tuple[str, str] | None:
-    """File (or hub name) and prompt column from LLaMA-Factory's dataset_info.json."""
-    try:
-        entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
-        columns = entry.get("columns", {})
-        chat = entry.get("formatting") == "sharegpt"
-        column = columns.get("messages", "conversations") if chat else columns.get("prompt", "instruction")
-        place = entry.get("hf_hub_url") or os.path.join(folder, entry["file_name"])
-        return str(place), str(column)
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
 
 
 def _sampling(ledger: Ledger) -> dict[str, Any]:

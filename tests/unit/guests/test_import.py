@@ -180,3 +180,46 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert load_config("printed.yaml").run.seed == 3
     assert main(["import", "llamafactory", "no.yaml"]) == 2
     assert "can't be read" in capsys.readouterr().err
+
+
+def dataset(rows: list[dict[str, Any]], **entry: Any) -> None:
+    Path("data").mkdir(exist_ok=True)
+    Path("data/rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    Path("data/dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.json", **entry}}), "utf-8")
+
+
+def test_the_input_column_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {**BASE, "dataset": "mine"}
+    dataset([{"instruction": "a", "input": "b"}] * 2)
+    config, refused = carried(llamafactory, given)
+    assert config["data"]["prompt_template"] == "{instruction}\n{input}"
+    assert "dataset" not in refused
+    dataset([{"instruction": "a", "input": "b"}, {"instruction": "a", "input": ""}])
+    assert "1 of 2 rows have a 'input'" in carried(llamafactory, given)[1]["dataset"]
+    dataset([{"instruction": "a", "input": ""}])
+    assert carried(llamafactory, given)[0]["data"]["field"] == "instruction"
+    Path("data/rows.json").unlink()
+    assert "data.prompt_template" in carried(llamafactory, given)[1]["dataset"]
+
+
+def test_sharegpt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset([{"conversations": [{"from": "human", "value": "a"}]}], formatting="sharegpt")
+    config, refused = carried(llamafactory, {**BASE, "dataset": "mine"})
+    assert config["data"]["field"] == "conversations"
+    assert "the last answer cut off" in refused["dataset"]
+
+
+def test_the_template_becomes_a_chat() -> None:
+    config, refused = carried(llamafactory, {**BASE, "template": "llama3"})
+    assert config["data"]["chat"] is True
+    assert "data.chat" in refused["template"]
+    assert "chat" not in carried(llamafactory, {**BASE, "template": "default"})[0]["data"]
+
+
+def test_what_changes_nothing_stands_last_and_a_lost_warm_up_is_said() -> None:
+    given = {**BASE, "do_train": True, "frobnicate": 1, "max_steps": 10, "warmup_ratio": 0.01}
+    _, refused = llamafactory.carry(given)
+    assert refused[-1][0] == "do_train"
+    assert "rounds to 0" in dict(refused)["warmup_ratio"]
