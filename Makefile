@@ -5,7 +5,7 @@ BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
+.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -32,15 +32,20 @@ study: .venv/quickstart
 	$(INSTALL) -e '.[quickstart,bitsandbytes]'
 	$(BIN)/python examples/reference_study/study.py $(ARGS)
 
-test: lint docs unit examples browser trackers real third-party wheel
+# Every test once: those of the house read the checkout, all others run against the built wheel, as its users will.
+test: lint docs house examples browser trackers real third-party wheel
 
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# While working: the suite against the checkout.
 unit: .venv/test
 	$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)"
+
+house: .venv/test
+	$(BIN)/python -m pytest $(BOTH:loadfile=load) -m "$(PLAIN)" tests/house
 
 # What the examples' pages say, for two steps on a tiny model.
 examples: .venv/test
@@ -75,7 +80,7 @@ third-party: .venv/test
 	$(BIN)/python -m pytest -m installed tests
 	$(BIN)/python -m pip uninstall --quiet --yes acme-marl
 
-# The suite once more, against the built wheel instead of the checkout.
+# The suite against the built wheel instead of the checkout.
 wheel: .venv/test
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
