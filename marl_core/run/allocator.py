@@ -1,14 +1,26 @@
-"""Freed memory goes back to the system between phases.
+"""How the C library holds a run's memory: large blocks apart from small ones, and freed ones back to the system between phases.
 
 glibc keeps what was freed for later, and before 2.38 it doesn't find freed blocks again for aligned requests, as all of torch's are: what
-one phase has freed would stay resident beside what the next one needs.
+one phase, or one layer computed again, has freed would stay resident beside what the next one needs.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+
+SWITCH = "THP_MEM_ALLOC_ENABLE"
+"""Torch's own: blocks of 2 MiB and more begin at a page, and the system is asked for huge pages there."""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def align_large_blocks() -> None:
+    """Turn torch's switch on, unless the user has set it or the system knows no huge pages. Torch reads it at its first large tensor."""
+    if HUGE_PAGES.exists():
+        os.environ.setdefault(SWITCH, "1")
 
 
 @cache
