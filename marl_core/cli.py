@@ -103,7 +103,8 @@ def check(
     ] = False,
 ) -> None:
     """Say everything about FILE that can be known without weights."""
-    from marl_core.cli_show import show_memory, show_plan
+    from marl_core.cli_show import show_memory, show_plan, show_unseen
+    from marl_core.config.explain import unseen
     from marl_core.config.plan import Plan
     from marl_core.registry.catalog import Catalog
 
@@ -111,11 +112,14 @@ def check(
     plan = Plan.of(_read(file, sets, catalog), catalog)
     plan.require()
     show_plan(plan)
+    missing = unseen(plan)
+    if missing:
+        show_unseen(missing)
     if memory:
         from marl_core.config.memory import estimate
 
         show_memory(estimate(plan))
-    typer.echo(f"{file}: nothing speaks against this run.")
+    typer.echo(f"{file}: nothing speaks against this run{', as far as could be checked' if missing else ''}.")
 
 
 @app.command()

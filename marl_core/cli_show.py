@@ -37,6 +37,11 @@ def show_plan(plan: Plan) -> None:
         console.print(Text(f"warning: {warning}", "yellow"))
 
 
+def show_unseen(sentence: str) -> None:
+    """What `marl check` could not look at."""
+    _console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
+
+
 def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
     """What a run says before its first step: roles, what was found in the run folder, the pre-flight check."""
     show_plan(plan)

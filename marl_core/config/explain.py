@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 def explain(plan: Plan) -> list[str]:
     """A few sentences for `marl check`. Reads config files and headers at most."""
     return [_once(plan), *_beside(plan), _reference(plan)]
+
+
+def unseen(plan: Plan) -> str | None:
+    """What could not be checked because the hub model isn't on this machine, and how to have it; None when it is here."""
+    model = plan.config.model
+    if os.path.isdir(os.path.expanduser(model.path)):
+        return None
+    try:
+        files = read_model(model.path, model.revision)
+        if files is not None and files.shapes():
+            return None
+    except DataError:
+        pass  # a cache without the weights
+    revision = f" --revision {model.revision}" if model.revision else ""
+    return (
+        f"model.path: {model.path!r} isn't on this machine yet, so what needs the model's files was not checked: LoRA targets, shapes of "
+        f"adapters and heads, stop tokens, its length, memory. `marl run` downloads it; to check now, `hf download {model.path}{revision}` "
+        "first, or give a folder."
+    )
 
 
 def _once(plan: Plan) -> str:

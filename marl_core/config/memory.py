@@ -79,7 +79,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
     if files is None:
         raise DataError(
             f"model.path: {model.path!r} isn't on this machine, so its shapes aren't known. "
-            "Download it first, or give a folder, to estimate memory."
+            f"Download it first (`hf download {model.path}`), or give a folder, to estimate memory."
         )
     shapes = _counted_once(files)
     base = _base_bytes(plan, shapes)

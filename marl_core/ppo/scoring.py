@@ -187,7 +187,7 @@ def reference_logprobs(
     if not bool(found.isfinite().all()):
         row = int((~found.isfinite()).any(dim=1).nonzero()[0])
         raise PluginError(
-            f"{origin}: the reference gave a log-prob that isn't finite for response {row}: {rollout.texts[row][:80]!r}."
+            f"{origin}: the reference gave a log-prob that isn't finite for response {row + 1}: {rollout.texts[row][:80]!r}."
         )
     return found
 
@@ -202,7 +202,7 @@ def score_all(
         row = int((~judged).nonzero()[0])
         names = ", ".join(source.name for source in sources)
         raise PluginError(
-            f"reward: no source ({names}) gave response {row} a score; its text begins {rollout.texts[row][:80]!r}."
+            f"reward: no source ({names}) gave response {row + 1} a score; its text begins {rollout.texts[row][:80]!r}."
         )
     return scores
 
@@ -233,7 +233,7 @@ def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int,
         if not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).nonzero()[0])
             raise NumericError(
-                f"{who}: response {row} got {scores[row].item()}; its text begins {rollout.texts[row][:80]!r}."
+                f"{who}: response {row + 1} got {scores[row].item()}; its text begins {rollout.texts[row][:80]!r}."
             )
         return scores
     return as_scores(_call(source.score, rollout, who), rollout, who)
@@ -261,7 +261,7 @@ def as_scores(found: object, rollout: Rollout, who: str, error: type[MarlError] 
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if value is not None and not (number and abs(value) <= LARGEST):  # type: ignore[arg-type]  # a Real here; NaN fails too
             raise error(
-                f"{who}: response {row} got {value!r:.80}, not a finite number; its text begins {rollout.texts[row][:80]!r}."
+                f"{who}: response {row + 1} got {value!r:.80}, not a finite number; its text begins {rollout.texts[row][:80]!r}."
             )
     numbers_only = [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]  # checked above
     return torch.tensor(numbers_only, dtype=torch.float32, device=rollout.ids.device)

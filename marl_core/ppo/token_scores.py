@@ -56,7 +56,7 @@ def read_token_scores(found: object, rollout: Rollout, who: str, error: type[Mar
         row = int(bad.nonzero()[0])
         place = int((~result[row].isfinite()).nonzero()[0])
         raise error(
-            f"{who}: token {place} of response {row} got {result[row, place].item()}, not a finite number; "
+            f"{who}: token {place + 1} of response {row + 1} got {result[row, place].item()}, not a finite number; "
             f"its text begins {rollout.texts[row][:80]!r}."
         )
     return result
@@ -75,10 +75,12 @@ def _from_lists(found: object, rollout: Rollout, who: str, error: type[MarlError
         length = int(rollout.lengths[i])
         if values is None or len(values) != length:
             what = "one number" if values is None else f"{len(values)} numbers"
-            raise error(f"{who}: response {i} has {length} tokens and got {what}; give one for each token, or None.")
+            raise error(
+                f"{who}: response {i + 1} has {length} tokens and got {what}; give one for each token, or None."
+            )
         wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v)]
         if wrong:
-            raise error(f"{who}: a token of response {i} got {wrong[0]!r:.80}, not a finite number.")
+            raise error(f"{who}: a token of response {i + 1} got {wrong[0]!r:.80}, not a finite number.")
         result[i, rollout.mask[i].cpu()] = torch.tensor([float(value) for value in values], dtype=torch.float32)
     return result
 

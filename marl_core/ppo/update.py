@@ -140,7 +140,8 @@ def _rows_named(rows: Tensor, epoch: int) -> Iterator[None]:
         yield
     except NumericError as error:
         error.rows = rows.tolist()
-        error.args = (f"{error} It came in epoch {epoch + 1}, in the minibatch of rows {error.rows[:8]}.",)
+        numbers = ", ".join(str(row + 1) for row in error.rows[:8])
+        error.args = (f"{error} It came in epoch {epoch + 1}, in the minibatch of responses {numbers}.",)
         raise
 
 

@@ -159,14 +159,15 @@ def _sources(runner: Runner) -> str:
 
 
 def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, whose: str, what: str) -> None:
-    """NumericError that names the rows whose number is wrong, and the first row's text."""
+    """NumericError that names the responses whose number is wrong, counted from 1, and the first one's text."""
     if not bool(wrong.any()):
         return
     rows = wrong.reshape(len(wrong), -1).any(dim=1).nonzero().flatten().tolist()
     value = float(tensor[wrong].flatten()[0])
+    numbers = ", ".join(str(row + 1) for row in rows[:8])
     text = texts[rows[0]] if isinstance(texts, list | tuple) else ""
     raise NumericError(
-        f"score: a {name} {what}: {value} in {len(rows)} of {len(wrong)} responses, rows {rows[:8]}; the first begins {text[:80]!r}. "
+        f"score: a {name} {what}: {value} in {len(rows)} of {len(wrong)} responses (number {numbers}); the first begins {text[:80]!r}. "
         f"{whose}. No step was taken with it."
     )
 

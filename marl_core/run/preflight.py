@@ -183,6 +183,5 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
     gap = float((together - alone).abs().max())
     ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
     tail = "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
-    return Check(
-        "batch", ok, f"a row alone and in its batch differ by up to {gap:.2g} nats{tail}", {"max_difference": gap}
-    )
+    how = " are bitwise the same" if gap == 0 else f" differ by up to {gap:.2g} nats"
+    return Check("batch", ok, f"a row alone and in its batch{how}{tail}", {"max_difference": gap})

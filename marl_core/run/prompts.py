@@ -115,8 +115,9 @@ def _wanted(data: DataPart) -> str:
 
 def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
     if rows and refuse:
+        numbers = ", ".join(str(row + 1) for row in rows[:5])
         raise DataError(
-            f"data.prompts: {len(rows)} prompts of {source} {what} (rows {', '.join(map(str, rows[:5]))}). Mend them, or set {way_out}."
+            f"data.prompts: {len(rows)} prompts of {source} {what} (rows {numbers}). Mend them, or set {way_out}."
         )
 
 
@@ -138,7 +139,7 @@ def read_rows(source: str, split: str = "train", subset: str | None = None, revi
     if bad or not rows:
         raise DataError(
             f"data.prompts: {source} must hold rows of named columns; "
-            + (f"row {bad[0]} is none." if bad else "it holds no row.")
+            + (f"row {bad[0] + 1} is none." if bad else "it holds no row.")
         )
     return rows
 
@@ -167,7 +168,7 @@ def _read_json(path: Path) -> list[Row]:
 def _read_csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows: list[Row] = list(csv.DictReader(stream, strict=True))
-    long = [number for number, row in enumerate(rows) if None in row]
+    long = [number for number, row in enumerate(rows, start=1) if None in row]
     if long:
         raise ValueError(f"row {long[0]} has more cells than the header has columns")
     return rows

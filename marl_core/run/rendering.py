@@ -35,8 +35,8 @@ class Rendered:
 
 
 def render(data: DataPart, row: Row, source: str, index: int) -> Rendered:
-    """A row's prompt as the config asks for it. DataError naming the row when it can't be made."""
-    where = f"row {index} of {source}"
+    """A row's prompt as the config asks for it. DataError naming the row, counted from 1, when it can't be made."""
+    where = f"row {index + 1} of {source}"
     if data.prompt_template is not None:
         names = columns_of(data.prompt_template)
         values = {name: _cell(row, name, where) for name in names}
@@ -91,7 +91,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool, sou
             raise
         roles = ", ".join(str(message["role"]) for message in prompt)
         raise DataError(
-            f"data.prompts: the model's chat template can't render row {index} of {source} (roles: {roles}): {error}. "
+            f"data.prompts: the model's chat template can't render row {index + 1} of {source} (roles: {roles}): {error}. "
             "Mend its messages, leave out data.system_prompt if the template has no system role, or use plain texts."
         ) from error
 

@@ -100,7 +100,7 @@ def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: A
         alone = torch.cat([answer(rollout.select(slice(i, i + 1))) for i in range(len(rollout))])
         gaps = (alone - first).abs().amax(dim=1)
         assert float(gaps.max()) <= ALONE, (
-            f"{name}: response {int(gaps.argmax())} gets other log-probs alone than in its batch (by {float(gaps.max()):.3g}): "
+            f"{name}: response {int(gaps.argmax()) + 1} gets other log-probs alone than in its batch (by {float(gaps.max()):.3g}): "
             "padding or the other responses take part; look at rollout.sequence_mask"
         )
     _check_update_end(strategy, hooks, bank, {*bank.adapters} - others - {*bank.paths})

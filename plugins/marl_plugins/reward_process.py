@@ -76,7 +76,7 @@ class ProcessReward(Strategy):
             if not isinstance(scores, Sequence) or len(scores) != len(steps[i]):
                 what = f"{len(scores)} numbers" if isinstance(scores, Sequence) else repr(scores)[:80]
                 raise PluginError(
-                    f"reward.target: {self.target}: response {i} has {len(steps[i])} steps and got {what}; give one for each, or None."
+                    f"reward.target: {self.target}: response {i + 1} has {len(steps[i])} steps and got {what}; give one for each, or None."
                 )
             ids = rollout.ids[i][rollout.mask[i]].tolist()
             row = [0.0] * len(ids)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from marl_plugins.prompt_text import readable
+
 if TYPE_CHECKING:
     from marl_core import RunResult, ScoredRollout, StepStats
 
@@ -37,8 +39,10 @@ class Screen:
         self._steps, self._samples_every = steps, samples_every
         self._console = Console()
         self._rewards: list[float] = []
+        self._headed = (
+            False  # the header waits for the first step: the roles and the pre-flight check are told in between
+        )
         self._start, self._first = time.perf_counter(), done
-        self._console.print(HEADER, style="bold")
         self._bar = Progress(
             TextColumn("PPO"),
             BarColumn(),
@@ -64,10 +68,13 @@ class Screen:
             f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%}"
             f" {m['perf/tokens_per_second']:>7.0f} {left // 60:>4}:{left % 60:02}"
         )
+        if not self._headed:
+            self._bar.console.print(HEADER, style="bold")
+            self._headed = True
         self._bar.console.print(line, highlight=False)
         if self._samples_every and stats.step % self._samples_every == 0:
-            prompt = scored.rollout.prompts.texts[0] if scored.rollout.prompts.texts else ""
-            shown = f"[dim]{escape(str(prompt))}[/dim]{escape(scored.rollout.texts[0])}"
+            prompt = readable(scored.rollout.prompts.texts[0] if scored.rollout.prompts.texts else "")
+            shown = f"[dim]{escape(prompt)}[/dim]{escape(scored.rollout.texts[0])}"
             self._bar.console.print(
                 f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}", highlight=False
             )

@@ -288,8 +288,8 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
         lambda _: Reward(give=lambda rollout: [0.0] * (len(rollout) - 1)),
         "gave 2 rewards for 3 responses",
     ),
-    "NaN": ("reward", lambda _: Reward(give=per_row(float("nan"))), "response 0 got nan"),
-    "text": ("reward", lambda _: Reward(give=per_row("good")), "response 0 got 'good'"),
+    "NaN": ("reward", lambda _: Reward(give=per_row(float("nan"))), "response 1 got nan"),
+    "text": ("reward", lambda _: Reward(give=per_row("good")), "response 1 got 'good'"),
     "random scores": (
         "reward",
         lambda _: Reward(give=lambda rollout: torch.rand(len(rollout))),
@@ -329,7 +329,7 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
     "other responses take part": (
         "reference",
         lambda _: Reference(give=lambda rollout: torch.full(rollout.ids.shape, -float(len(rollout)))),
-        r"response 0 gets other log-probs alone than in its batch \(by 2\)",
+        r"response 1 gets other log-probs alone than in its batch \(by 2\)",
     ),
     "another shape": (
         "reference",

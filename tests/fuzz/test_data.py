@@ -90,15 +90,15 @@ class TestNastyPrompts:
         assert TOKENIZER.decode(list(data.tokens[0])) == "a\0b"
 
     def test_lone_surrogates_are_named_by_row(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"row 1 of .* half of a surrogate pair"):
+        with pytest.raises(DataError, match=r"row 2 of .* half of a surrogate pair"):
             PromptData.load(DataPart(prompts=str(self.write(tmp_path, "fine", "a\ud800"))), TOKENIZER, 64)
         chat = [{"role": "user", "content": "\udc00"}]
-        with pytest.raises(DataError, match=r"row 0 of .* half of a surrogate pair"):
+        with pytest.raises(DataError, match=r"row 1 of .* half of a surrogate pair"):
             PromptData.load(DataPart(prompts=str(self.write(tmp_path, chat))), TOKENIZER, 64)
 
     def test_a_megabyte_in_one_line_is_too_long_and_no_more(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "x" * 1_000_000)
-        with pytest.raises(DataError, match=r"exceed 64 tokens \(rows 1\)"):
+        with pytest.raises(DataError, match=r"exceed 64 tokens \(rows 2\)"):
             PromptData.load(DataPart(prompts=str(file)), TOKENIZER, 64)
         data = load(file)
         assert data is not None
@@ -106,7 +106,7 @@ class TestNastyPrompts:
 
     def test_control_tokens_in_a_text_are_refused_by_row(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "so<eos>it ends")
-        with pytest.raises(DataError, match=r"hold control tokens such as '<eos>' \(rows 1\).*data.on_control: parse"):
+        with pytest.raises(DataError, match=r"hold control tokens such as '<eos>' \(rows 2\).*data.on_control: parse"):
             PromptData.load(DataPart(prompts=str(file)), TOKENIZER, 64)
         parsed = PromptData.load(DataPart(prompts=str(file), on_control="parse"), TOKENIZER, 64)
         assert TOKENIZER.eos_token_id in parsed.tokens[1]

@@ -71,7 +71,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "NaN reward": (
         PluginError,
         3,
-        r"\.py:nan; function of .* response 0 got nan, not a finite number",
+        r"\.py:nan; function of .* response 1 got nan, not a finite number",
         lambda i: i.function("nan"),
     ),
     "one reward too few": (
@@ -125,8 +125,8 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     ),
     "SFT adapter of another base": (DataError, 4, "doesn't fit this model", Inputs.other_width),
     "adapter as pickle": (DataError, 4, "is a pickle, which can run code", Inputs.pickled_adapter),
-    "empty prompt": (DataError, 4, r"1 prompts of .* are empty \(rows 1\)", lambda i: i.prompts("fine", "")),
-    "over-long prompt": (DataError, 4, r"1 prompts of .* exceed 250 tokens \(rows 0\)", lambda i: i.prompts("a" * 251)),
+    "empty prompt": (DataError, 4, r"1 prompts of .* are empty \(rows 2\)", lambda i: i.prompts("fine", "")),
+    "over-long prompt": (DataError, 4, r"1 prompts of .* exceed 250 tokens \(rows 1\)", lambda i: i.prompts("a" * 251)),
     "prompt over the limit": (DataError, 4, "exceed 3 tokens", lambda i: i.prompts("four", max_prompt_tokens=3)),
     "missing column": (DataError, 4, "no column 'text'", lambda i: i.prompts("a", field="text")),
     "prompts missing": (

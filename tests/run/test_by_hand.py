@@ -86,8 +86,8 @@ def test_own_scores_are_shaped_too(make_config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.tensor([1.0, float("nan"), 0.0, 0.0]), "scores: response 1 got nan, not a finite number"),
-        ([1.0, 0.0, float("inf"), 0.0], "scores: response 2 got inf"),
+        (torch.tensor([1.0, float("nan"), 0.0, 0.0]), "scores: response 2 got nan, not a finite number"),
+        ([1.0, 0.0, float("inf"), 0.0], "scores: response 3 got inf"),
         ([1.0, 0.0], "scores gave 2 rewards for 4 responses"),
         (torch.zeros(4, 1), "scores gave"),
     ],

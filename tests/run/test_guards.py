@@ -42,12 +42,12 @@ def spoiled(tensor: torch.Tensor | None, row: int, value: float) -> torch.Tensor
         (
             "logprobs",
             math.nan,
-            "log-prob of the policy isn't finite: nan in 1 of 4 responses, rows .2.; the first begins",
+            r"log-prob of the policy isn't finite: nan in 1 of 4 responses \(number 3\); the first begins",
         ),
-        ("logprobs", 0.5, "log-prob of the policy is above 0: no probability: 0.5 in 1 of 4 responses, rows .2."),
+        ("logprobs", 0.5, r"log-prob of the policy is above 0: no probability: 0.5 in 1 of 4 responses \(number 3\)"),
         ("ref_logprobs", -math.inf, r"log-prob of the reference isn't finite: -inf .* It comes from disabled-adapter"),
         ("values", math.inf, "a value isn't finite: inf .* value head"),
-        ("scores", math.nan, r"a score isn't finite: nan .* rows \[2\].*rewards.py:odd; function of marl-core"),
+        ("scores", math.nan, r"a score isn't finite: nan .* \(number 3\).*rewards.py:odd; function of marl-core"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused(make_config: MakeConfig, name: str, value: float, said: str) -> None:
@@ -188,7 +188,7 @@ class TestDumpAndReplay:
     ) -> None:
         runner, flag = run
         flag.touch()
-        with pytest.raises(PluginError, match=r"response 1 got nan.*marl replay") as caught:
+        with pytest.raises(PluginError, match=r"response 2 got nan.*marl replay") as caught:
             next(runner.steps())
         dump = tmp_path / "run" / "dumps" / "step-000002-score"
         assert str(dump) in str(caught.value)
@@ -203,7 +203,7 @@ class TestDumpAndReplay:
         assert str(again.now) in again.then
         before = sorted(path for path in (tmp_path / "run").rglob("*"))
         assert main(["replay", str(dump)]) == 3
-        assert "response 1 got nan" in capsys.readouterr().err
+        assert "response 2 got nan" in capsys.readouterr().err
         flag.unlink()
         assert main(["replay", str(dump)]) == 0
         out = capsys.readouterr().out
@@ -219,7 +219,7 @@ class TestDumpAndReplay:
         held = weight.detach().clone()
         with torch.no_grad():
             weight.fill_(math.nan)  # what a bad step would leave
-        with pytest.raises(NumericError, match=r"in epoch 1, in the minibatch of rows \[0, 1\]\. The batch is in"):
+        with pytest.raises(NumericError, match=r"in epoch 1, in the minibatch of responses 1, 2\. The batch is in"):
             runner.update(scored)
         dump = tmp_path / "run" / "dumps" / "step-000002-update"
         again = replay(dump)

@@ -158,10 +158,10 @@ class TestHttp:
         bank, bad = tiny_bank(), HttpReward(url=server.url)
         source = Source("http", 1.0, Service(bad, bank.tokenizer))
         server.answer = lambda body, before: (200, {"rewards": [1.0, None, float("nan"), 0.0, 0.0]})
-        with pytest.raises(PluginError, match="response 2 got nan"):
+        with pytest.raises(PluginError, match="response 3 got nan"):
             score_all(bank, [source], ROLLOUT, 4)
         server.answer = lambda body, before: (200, {"rewards": [1.0, None, 0.0, 0.0, 0.0]})
-        with pytest.raises(PluginError, match=r"no source .* gave response 1 a score"):
+        with pytest.raises(PluginError, match=r"no source .* gave response 2 a score"):
             score_all(bank, [source], ROLLOUT, 4)
 
     def test_a_missing_token_is_said_before_the_run(self, make_config: MakeConfig, monkeypatch: Any) -> None:
@@ -223,7 +223,7 @@ class TestProcess:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("one_too_few", "response 0 has 4 steps and got 3 numbers"),
+            ("one_too_few", "response 1 has 4 steps and got 3 numbers"),
             ("whole", "gave a float, not lists of scores for 3 responses"),
         ],
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +26,9 @@ from marl_core import (
     hookimpl,
 )
 from marl_core.bank.lora import make_config as make_lora
+from marl_core.run import preflight
 from marl_core.run.gradient_check import Check, gradient_survives
-from marl_core.testing import tiny_bank
+from marl_core.testing import fake_rollout, tiny_bank
 from marl_plugins.quantization import Bnb4Bit
 
 MakeConfig = Callable[..., RunConfig]
@@ -227,6 +230,23 @@ class TestQuantized:
         bank.base.register_forward_pre_hook(spoil)
         with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it"):
             gradient_survives(bank, "policy")
+
+    @pytest.mark.parametrize(("gap", "said"), [(0.0, " are bitwise the same"), (0.25, " differ by up to 0.25 nats")])
+    def test_what_a_row_moves_with_its_batch_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, gap: float, said: str
+    ) -> None:
+        def forward(_bank: Any, rollout: Rollout, _temperature: float) -> Any:
+            return SimpleNamespace(logprobs=torch.full(rollout.ids.shape, gap if len(rollout) == 1 else 0.0))
+
+        monkeypatch.setattr(preflight, "forward", forward)
+        roles: Any = SimpleNamespace(
+            bank=SimpleNamespace(using=lambda _: nullcontext()), trained=SimpleNamespace(policy="policy")
+        )
+        plan: Any = SimpleNamespace(
+            config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0)),
+            quantization=SimpleNamespace(batch_invariant=True),
+        )
+        assert preflight._rows(plan, roles, fake_rollout()).detail == f"a row alone and in its batch{said}"
 
     def test_batch_dependence_of_int8_outliers_is_said(self, make_config: MakeConfig, wide_folder: str) -> None:
         found = check(make_config(model={"path": wide_folder}, quantization={"use": "bnb-8bit", "threshold": 6.0}))

@@ -61,16 +61,16 @@ class TestTemplate:
             DataPart(prompts="p.jsonl", prompt_template=wrong)
 
     def test_a_missing_column_is_named_with_its_row_and_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"prompt_template: row 1 of .*p.jsonl has no 'q'; it has: x, y"):
+        with pytest.raises(DataError, match=r"prompt_template: row 2 of .*p.jsonl has no 'q'; it has: x, y"):
             load(tmp_path, {"q": "a"}, {"x": 1, "y": 2}, prompt_template="Q: {q}")
 
     @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True])
     def test_what_is_neither_text_nor_number(self, tmp_path: Path, value: Any) -> None:
-        with pytest.raises(DataError, match=r"row 0 of .* has a .* as 'q'; a template takes texts and numbers"):
+        with pytest.raises(DataError, match=r"row 1 of .* has a .* as 'q'; a template takes texts and numbers"):
             load(tmp_path, {"q": value}, prompt_template="Q: {q}")
 
     def test_a_row_of_blanks_is_empty(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"1 prompts of .* are empty \(rows 0\)"):
+        with pytest.raises(DataError, match=r"1 prompts of .* are empty \(rows 1\)"):
             load(tmp_path, {"q": " "}, prompt_template="Q: {q}")
 
     def test_field_beside_it_would_be_ignored(self) -> None:
@@ -102,7 +102,7 @@ class TestChat:
         assert read(data) == ["<bos><user>hi<assistant>Well,"]
 
     def test_a_system_prompt_needs_a_chat(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"data.system_prompt: row 0 of .* is a text.*Set data.chat: true"):
+        with pytest.raises(DataError, match=r"data.system_prompt: row 1 of .* is a text.*Set data.chat: true"):
             load(tmp_path, {"prompt": "hi"}, system_prompt="s")
 
     def test_no_chat_template(self, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ class TestChat:
             load(tmp_path, {"prompt": "hi"}, chat=True, words=tokenizer(None))
 
     def test_what_the_template_refuses_is_said_with_its_row(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"can't render row 1 of .*p.jsonl \(roles: judge\): no such role"):
+        with pytest.raises(DataError, match=r"can't render row 2 of .*p.jsonl \(roles: judge\): no such role"):
             load(tmp_path, {"prompt": [USER]}, {"prompt": [{"role": "judge", "content": "x"}]})
 
 
@@ -125,7 +125,7 @@ class TestControl:
     @pytest.mark.parametrize("template", ["<eos> {q}", "{q}", "<{q}"])
     def test_a_row_with_one_is_refused(self, tmp_path: Path, template: str, options: dict[str, Any]) -> None:
         text = "eos>x" if template == "<{q}" else "a<eos>b"  # half of it in the template
-        with pytest.raises(DataError, match=r"control tokens such as '<eos>' \(rows 1\)"):
+        with pytest.raises(DataError, match=r"control tokens such as '<eos>' \(rows 2\)"):
             load(tmp_path, {"q": "fine"}, {"q": text}, prompt_template=template, **options)
 
     @pytest.mark.parametrize(

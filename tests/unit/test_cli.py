@@ -102,8 +102,19 @@ def test_check_says_who_is_who(config: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "reward function" in out
     assert "warning: sampling.top_p: 0.9" in out
-    assert out.rstrip().endswith("nothing speaks against this run.")
+    assert "note: model.path: 'owner/model' isn't on this machine yet" in out
+    assert "`hf download owner/model`" in out
+    assert out.rstrip().endswith("nothing speaks against this run, as far as could be checked.")
     assert not (config.parent / "runs").exists()
+
+
+def test_check_has_no_note_where_the_model_is_here(
+    config: Path, wide_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(config), "--set", f"model.path={wide_folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "note:" not in out
+    assert out.rstrip().endswith("nothing speaks against this run.")
 
 
 @pytest.mark.parametrize(

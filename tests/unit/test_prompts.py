@@ -103,7 +103,7 @@ class TestChat:
 
     @pytest.mark.parametrize("wrong", [[], [{"role": "user"}], ["hi"], {"role": "user", "content": "x"}, 3, None, True])
     def test_anything_else_is_refused(self, tmp_path: Path, wrong: Any) -> None:
-        with pytest.raises(DataError, match=r"row 1 of .* has a .* as 'prompt'; a prompt is a text, or a list"):
+        with pytest.raises(DataError, match=r"row 2 of .* has a .* as 'prompt'; a prompt is a text, or a list"):
             load(write(tmp_path, "p.jsonl", [{"prompt": "fine"}, {"prompt": wrong}]))
 
 
@@ -112,14 +112,14 @@ class TestRefused:
     def test_empty_prompts_are_named_by_row(self, tmp_path: Path, empty: str) -> None:
         source = write(tmp_path, "p.jsonl", [*ROWS, {"prompt": empty}, {"prompt": empty}])
         with pytest.raises(
-            DataError, match=r"2 prompts of .* are empty \(rows 3, 4\). Mend them, or set data.on_empty: drop"
+            DataError, match=r"2 prompts of .* are empty \(rows 4, 5\). Mend them, or set data.on_empty: drop"
         ):
             load(source)
         assert len(load(source, on_empty="drop")) == 3
 
     def test_over_long_prompts(self, tmp_path: Path) -> None:
         source = write(tmp_path, "p.jsonl", ROWS)  # 6, 3 and 6 tokens
-        with pytest.raises(DataError, match=r"2 prompts of .* exceed 5 tokens \(rows 0, 2\)"):
+        with pytest.raises(DataError, match=r"2 prompts of .* exceed 5 tokens \(rows 1, 3\)"):
             load(source, max_prompt_tokens=5)
         assert list(load(source, max_prompt_tokens=5, on_long="drop").texts) == ["Bad"]
         cut = load(source, max_prompt_tokens=5, on_long="truncate-left")
@@ -138,7 +138,7 @@ class TestRefused:
             load(write(tmp_path, "p.jsonl", [{"prompt": " "}]), on_empty="drop")
 
     def test_a_missing_column_is_named_with_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"row 0 of .* has no 'text'; it has: prompt, label"):
+        with pytest.raises(DataError, match=r"row 1 of .* has no 'text'; it has: prompt, label"):
             load(write(tmp_path, "p.jsonl", ROWS), field="text")
 
     def test_bad_json_is_named_by_line(self, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class TestRefused:
         ("name", "content", "message"),
         [
             ("p.jsonl", b"", "holds no row"),
-            ("p.jsonl", b"3\n", "row 0 is none"),
+            ("p.jsonl", b"3\n", "row 1 is none"),
             ("p.json", b"[]", "holds no row"),
             ("p.json", b"{", "could not be read"),
             ("p.json", b'"text"', "holds a str, not a list of rows"),

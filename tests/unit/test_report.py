@@ -168,6 +168,15 @@ def test_tokens_make_up_the_response_and_carry_their_kl() -> None:
     assert response({"response": "plain"}) == "plain"
 
 
+def test_a_chat_is_shown_with_its_roles_and_texts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image"}]
+    line = {"step": 1, "prompt": [{"role": "user", "content": parts}], "response": "A cat.", "score": 1.0}
+    (folder / "samples.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    shown = page(read_runs([folder]))
+    assert '<span class="role">user</span> What is this? [image]</div>' in shown
+
+
 def test_markup_escapes_what_it_does_not_know() -> None:
     assert tag("a", "<", Markup("<b/>"), [1, None], title='"', class_="x", data_y=2, hidden=True) == (
         '<a title="&quot;" class="x" data-y="2" hidden>&lt;<b/>1</a>'

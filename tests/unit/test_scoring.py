@@ -225,17 +225,17 @@ class TestRewards:
             ("abc", "gave a str"),
             ({"a": 1.0}, "gave a dict"),
             (iter([1.0]), "gave a list_iterator"),
-            ([1.0, float("nan"), 2.0], "response 1 got nan, not a finite number"),
-            ([1.0, 2.0, float("inf")], "response 2 got inf"),
-            (torch.tensor([1.0, float("nan"), 2.0]), "response 1 got nan"),
-            ([1.0, "2", 3.0], "response 1 got '2'"),
-            ([True, 1.0, 2.0], "response 0 got True"),
-            (torch.tensor([True, False, True]), "response 0 got True"),
-            ([[1.0], 1.0, 2.0], "response 0 has 7 tokens and got 1 numbers; give one for each token"),
-            ([1j, 1.0, 2.0], "response 0 got 1j"),
-            ([1e300, 1.0, 2.0], "response 0 got 1e\\+300"),
-            ([10**400, 1.0, 2.0], "response 0 got 1000"),
-            ([Decimal(1), 1.0, 2.0], "response 0 got Decimal"),
+            ([1.0, float("nan"), 2.0], "response 2 got nan, not a finite number"),
+            ([1.0, 2.0, float("inf")], "response 3 got inf"),
+            (torch.tensor([1.0, float("nan"), 2.0]), "response 2 got nan"),
+            ([1.0, "2", 3.0], "response 2 got '2'"),
+            ([True, 1.0, 2.0], "response 1 got True"),
+            (torch.tensor([True, False, True]), "response 1 got True"),
+            ([[1.0], 1.0, 2.0], "response 1 has 7 tokens and got 1 numbers; give one for each token"),
+            ([1j, 1.0, 2.0], "response 1 got 1j"),
+            ([1e300, 1.0, 2.0], "response 1 got 1e\\+300"),
+            ([10**400, 1.0, 2.0], "response 1 got 1000"),
+            ([Decimal(1), 1.0, 2.0], "response 1 got Decimal"),
         ],
     )
     def test_anything_else_is_the_plugins_fault(self, bank: AdapterBank, bad: Any, message: str) -> None:
@@ -272,7 +272,7 @@ class TestRewards:
         assert parts["a"].isnan().tolist() == [False, True, False]
 
     def test_somebody_must_judge_each_response(self, bank: AdapterBank) -> None:
-        with pytest.raises(PluginError, match=r"no source \(a, b\) gave response 1 a score; its text begins ' acting'"):
+        with pytest.raises(PluginError, match=r"no source \(a, b\) gave response 2 a score; its text begins ' acting'"):
             total(bank, source([1.0, None, 3.0], "a"), source([None, None, 3.0], "b"))
 
     def test_a_shared_view_is_scored_in_pieces(self, bank: AdapterBank) -> None:
@@ -283,7 +283,7 @@ class TestRewards:
     def test_a_shared_view_with_bad_weights_is_a_numeric_error(self, bank: AdapterBank) -> None:
         bank.heads["broken"] = torch.nn.Linear(32, 1)
         torch.nn.init.constant_(bank.heads["broken"].bias, float("nan"))
-        with pytest.raises(NumericError, match="reward 'r': response 0 got nan"):
+        with pytest.raises(NumericError, match="reward 'r': response 1 got nan"):
             score_sources(bank, [Source("r", 1.0, ScoreView(View(None), "broken"))], fake_rollout(), 2)
 
     def test_a_single_response(self) -> None:

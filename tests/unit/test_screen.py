@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from marl_core import RunResult, ScoredRollout, StepStats
+from marl_core import Rollout, RunResult, ScoredRollout, StepStats
 from marl_core.testing import fake_rollout, tiny_tokenizer
+from marl_plugins.prompt_text import readable
 from marl_plugins.samples import sample_rows, token_ends
 from marl_plugins.screen import Screen, sparkline
 
@@ -33,11 +35,14 @@ def test_sparkline() -> None:
     assert len(sparkline(list(range(1000)))) == 24
 
 
+def scored_of(rollout: Rollout) -> ScoredRollout:
+    return ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.zeros(len(rollout)))
+
+
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
     out = io.StringIO()
     monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, force_terminal=terminal, width=140))
-    rollout = fake_rollout()
-    scored = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.zeros(3))
+    scored = scored_of(fake_rollout())
     screen = Screen(2, 0, 2)
     for step in (1, 2):
         screen.step(StepStats(step, {**METRICS, "objective/scores": float(step)}), scored)
@@ -51,6 +56,43 @@ def test_plain_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split()[:3] for line in text.splitlines()[1:3]] == [["1", "1.000", "2.00"], ["2", "2.000", "2.00"]]
     assert text.count("sample (") == 1
     assert "final adapter in runs/x/final/policy" in text
+
+
+def test_the_header_stands_right_above_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, width=140))
+    screen = Screen(2, 0, 0)
+    assert out.getvalue() == ""  # the roles and the pre-flight check are told here
+    screen.step(StepStats(1, METRICS), scored_of(fake_rollout()))
+    screen.step(StepStats(2, METRICS), scored_of(fake_rollout()))
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["step", "1", "2"]
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "What is\n2 + 3?"}, {"type": "image"}]},
+]
+
+
+def test_a_chat_is_shown_as_a_person_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, width=140))
+    rollout = fake_rollout()
+    chats = replace(rollout, prompts=replace(rollout.prompts, texts=[CHAT] * len(rollout)), texts=["5"] * len(rollout))
+    Screen(1, 0, 1).step(StepStats(1, METRICS), scored_of(chats))
+    assert [line.strip() for line in out.getvalue().splitlines()[2:]] == [
+        "sample (0.00):",
+        "system: Be brief.",
+        "user: What is 2 + 3? [image]",
+        "assistant: 5",
+    ]
+
+
+def test_a_long_prompt_is_shortened_and_an_opened_answer_goes_on() -> None:
+    assert readable("short") == "short"
+    assert readable("a" * 400 + "z") == "... " + "a" * 299 + "z"  # the end: what the response goes on with
+    opened = readable([{"role": "user", "content": "b" * 400}, {"role": "assistant", "content": "The answer is"}])
+    assert opened.split("\n") == ["", " " * 11 + "user: " + "b" * 300 + " ...", " " * 11 + "assistant: The answer is"]
 
 
 def test_a_bar_with_the_rewards_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,14 +48,14 @@ class TestWhatMayBeGiven:
         [
             (torch.zeros(3, 2), r"gave a tensor of torch.float32 \[3, 2\]; return numbers, \[3\] or \[3, 3\]"),
             (torch.zeros(3, 3, dtype=torch.bool), "torch.bool"),
-            (torch.full((3, 3), math.nan), "token 0 of response 0 got nan"),
-            (torch.tensor([[0.0, 0, 0], [0, math.inf, 0], [0, 0, 0]]), "token 1 of response 1 got inf"),
+            (torch.full((3, 3), math.nan), "token 1 of response 1 got nan"),
+            (torch.tensor([[0.0, 0, 0], [0, math.inf, 0], [0, 0, 0]]), "token 2 of response 2 got inf"),
             ([[1.0, 2.0, 3.0], [1.0]], "gave 2 rewards for 3 responses"),
-            ([[1.0, 2.0, 3.0], [1.0], [1.0]], "response 1 has 2 tokens and got 1 numbers"),
-            ([[1.0, 2.0, 3.0], 1.0, [1.0]], "response 1 has 2 tokens and got one number"),
-            ([[1.0, 2.0, "3"], [1.0, 2.0], [1.0]], "a token of response 0 got '3', not a finite number"),
-            ([[1.0, 2.0, math.nan], [1.0, 2.0], [1.0]], "a token of response 0 got nan"),
-            ([[1.0, 2.0, True], [1.0, 2.0], [1.0]], "a token of response 0 got True"),
+            ([[1.0, 2.0, 3.0], [1.0], [1.0]], "response 2 has 2 tokens and got 1 numbers"),
+            ([[1.0, 2.0, 3.0], 1.0, [1.0]], "response 2 has 2 tokens and got one number"),
+            ([[1.0, 2.0, "3"], [1.0, 2.0], [1.0]], "a token of response 1 got '3', not a finite number"),
+            ([[1.0, 2.0, math.nan], [1.0, 2.0], [1.0]], "a token of response 1 got nan"),
+            ([[1.0, 2.0, True], [1.0, 2.0], [1.0]], "a token of response 1 got True"),
         ],
     )
     def test_anything_else_is_refused(self, rollout: Rollout, bad: Any, message: str) -> None:
@@ -74,7 +74,7 @@ class TestWhatTheyAddUpTo:
         assert found.parts["steps"][0] == 6.0
 
     def test_somebody_must_judge_each_response(self, bank: AdapterBank, rollout: Rollout) -> None:
-        with pytest.raises(PluginError, match=r"no source .* gave response 1 a score"):
+        with pytest.raises(PluginError, match=r"no source .* gave response 2 a score"):
             score_all(bank, [source([[1.0, 2.0, 3.0], None, [5.0]])], rollout, 2)
 
     def test_without_them_there_are_none(self, bank: AdapterBank, rollout: Rollout) -> None:

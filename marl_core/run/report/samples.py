@@ -84,10 +84,18 @@ def _prompt(prompt: Any) -> Child:
     """A text, or chat messages with their roles."""
     if isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
         return [
-            tag("div", tag("span", message.get("role", ""), class_="role"), " ", str(message.get("content", "")))
+            tag("div", tag("span", message.get("role", ""), class_="role"), " ", _content(message.get("content", "")))
             for message in prompt
         ]
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+
+
+def _content(content: Any) -> str:
+    """A message's text; of a list of parts the texts, and the kind of any other part."""
+    if not isinstance(content, list):
+        return str(content)
+    parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+    return " ".join(str(part.get("text", f"[{part.get('type', 'part')}]")) for part in parts)
 
 
 def response(line: Mapping[str, Any]) -> Child:
