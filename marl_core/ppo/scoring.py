@@ -274,7 +274,11 @@ def _call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> 
     except MarlError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        raise PluginError(f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}") from error
+        said = [
+            f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}",
+            *getattr(error, "__notes__", []),
+        ]
+        raise PluginError(". ".join(said)) from error
 
 
 def _describe(found: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_core import ConfigError, PluginError
+from marl_plugins.user_code import blamed, raised_from
 
 if TYPE_CHECKING:
     from marl_core import RewardFunction, Rollout
@@ -73,7 +74,9 @@ def load(target: str) -> Callable[..., Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"reward.target: there is no file {place!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:
-        raise PluginError(f"reward.target: {place} could not be imported: {type(error).__name__}: {error}.") from error
+        raise PluginError(
+            f"reward.target: {place} could not be imported: {type(error).__name__}: {error}. {raised_from(error)}".rstrip()
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"reward.target: {place} has no function {name!r}.")
@@ -111,9 +114,12 @@ def wrap(
         )
 
     def score(rollout: Rollout) -> Any:
-        given = {**columns(rollout), **(more(rollout) if more else {}), **arguments}
-        found = function(**{key: value for key, value in given.items() if accepted is None or key in accepted})
-        return _wait(found) if inspect.isawaitable(found) else found
+        extra = more(rollout) if more else {}
+        given = {**columns(rollout), **extra, **arguments}
+        passed = {key: value for key, value in given.items() if accepted is None or key in accepted}
+        with blamed(function, passed.keys() - {*arguments, *extra}):
+            found = function(**passed)
+            return _wait(found) if inspect.isawaitable(found) else found
 
     vars(score)["label"] = target  # errors name it
     return score

@@ -83,13 +83,13 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "reward raises": (
         PluginError,
         3,
-        r"\.py:score; function of .* failed on a batch of 4: KeyError: 'x'",
+        r"\.py:score; function of .* failed on a batch of 4: KeyError: 'x'\. It was raised from .*, line 1, in score",
         lambda i: i.code("def score(**columns): return columns['x']"),
     ),
     "reward's file fails": (
         PluginError,
         3,
-        "could not be imported: ZeroDivisionError",
+        "could not be imported: ZeroDivisionError: division by zero. It was raised from .*, line 1",
         lambda i: i.code("score = 1 / 0"),
     ),
     "no such function": (
