@@ -44,7 +44,7 @@ def _metadata(run: RunData) -> str:
 
     base = str(run.config["model"]["path"])
     data = ModelCardData(
-        base_model=base if _on_a_hub(base) else None,
+        base_model=base if on_a_hub(base) else None,
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["marl", "ppo", "lora", "rlhf"],
@@ -52,8 +52,9 @@ def _metadata(run: RunData) -> str:
     return str(data.to_yaml()).strip()
 
 
-def _on_a_hub(base: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not os.path.exists(base)
+def on_a_hub(base: str) -> bool:
+    """Whether a base is named as others can load it: OWNER/NAME, and no folder of this machine."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None and not os.path.exists(base)
 
 
 def _base(run: RunData) -> str:
@@ -106,8 +107,15 @@ def _training(run: RunData) -> str:
 
 def _curve(run: RunData, metric: str, title: str) -> Iterator[str]:
     first, last = run.ends(metric)
-    if first is not None and last is not None:
-        yield f"- {title}: {first:.4g} in the first tenth of the steps, {last:.4g} in the last"
+    if first is None or last is None:
+        return
+    few = run.tenth(metric)
+    if len(run.curve(metric)) == 1:
+        yield f"- {title}: {first:.4g} (one step)"
+    elif few == 1:
+        yield f"- {title}: {first:.4g} in the first step, {last:.4g} in the last"
+    else:
+        yield f"- {title}: {first:.4g} in the first {few} steps, {last:.4g} in the last {few}"
 
 
 def _results(run: RunData) -> str:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from marl_core.config.redact import redact
 from marl_core.errors import ConfigError, DataError
 from marl_core.run.files import new_folder, write_text
-from marl_core.run.model_card import model_card
-from marl_core.run.report.data import read_runs
+from marl_core.run.model_card import model_card, on_a_hub
+from marl_core.run.report.data import RunData, read_runs
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None) -> Path:
+def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, base: str | None = None) -> Path:
     """Copy RUN/final/policy into the new folder `to` beside a README.md; `hub` is the name the card loads it by.
 
+    `base` is the hub name that the card and the adapter's config give for the base, instead of the run's `model.path`.
     DataError when there is no finished run, or something is there already; ConfigError for what is no hub name.
     """
-    if hub is not None and not HUB_NAME.fullmatch(hub):
-        raise ConfigError(f"publish: {hub!r} is no hub name. Give OWNER/NAME, e.g. --push-to-hub me/my-adapter.")
+    for name, example in ((hub, "--push-to-hub me/my-adapter"), (base, "--base me/my-base")):
+        if name is not None and not HUB_NAME.fullmatch(name):
+            raise ConfigError(f"publish: {name!r} is no hub name. Give OWNER/NAME, e.g. {example}.")
     source, target = Path(run).expanduser() / "final" / "policy", Path(to).expanduser()
     if not (source.parent.parent / "config.yaml").is_file():
         raise DataError(f"publish: {run} holds no run (no config.yaml). Give the run.folder of a run.")
@@ -35,7 +39,7 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None) 
         raise DataError(f"publish: {target} is there already, and nothing is overwritten. Give --to a new folder.")
     try:
         (data,) = read_runs([run])
-        card = model_card(data, hub)
+        card = model_card(data if base is None else _on_base(data, base), hub)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"publish: the files of {run} can't be read ({error!r}). Restore config.yaml, provenance.json and evals.jsonl."
@@ -46,9 +50,38 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None) 
                 if (source / name).is_file():
                     shutil.copyfile(source / name, temporary / name)
             write_text(temporary / "README.md", redact(card))
+            if base is not None:
+                _name_base(temporary / "adapter_config.json", base)
     except OSError as error:
         raise DataError(f"publish: {target} can't be written ({error}). Give --to another folder.") from error
     return target
+
+
+def base_problem(run: str | Path, base: str | None = None) -> str | None:
+    """Why others can't load the adapter by what the card calls its base; None when they can."""
+    (data,) = read_runs([run])
+    path = base or str(data.config["model"]["path"])
+    if base is not None or on_a_hub(path):
+        return None
+    return (
+        f"the card names the base {path!r}, which is no hub name (OWNER/NAME), so others can't load the adapter by it. Where these weights "
+        "are on a hub, publish into a new folder with --base OWNER/NAME; else upload the base first."
+    )
+
+
+def _on_base(run: RunData, base: str) -> RunData:
+    """The run with its base, and a tokenizer that was a folder here, under the base's hub name."""
+    model = {key: value for key, value in run.config["model"].items() if key != "revision"}
+    if model.get("tokenizer") and not on_a_hub(str(model["tokenizer"])):
+        model["tokenizer"] = None
+    return replace(run, config={**run.config, "model": {**model, "path": base}})
+
+
+def _name_base(file: Path, base: str) -> None:
+    """PEFT's config names the base too, unless it was prepared (then the adapter belongs to none that can be named)."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("base_model_name_or_path"):
+        write_text(file, json.dumps({**config, "base_model_name_or_path": base, "revision": None}, indent=2))
 
 
 def push(folder: str | Path, name: str, *, public: bool = False) -> str:

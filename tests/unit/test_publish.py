@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_the_card_states_base_reference_reward_kl_and_judges(finished: Path) -> 
     assert f"fingerprint of its weights: `{provenance['base']['fingerprint']}`" in card
     assert "reference:\n  use: disabled-adapter" in card
     assert "mine.py:half" in card
-    assert "mean reward of a step: 0.5 in the first tenth" in card
+    assert "mean reward of a step: 0.5 (one step)" in card
     assert "| held-out prompts | step 0 | step 1 |" in card
     assert "| reward | 0.5 | 0.5 |" in card
     assert "| judge `strict` | 3.25 | 3.25 |" in card
@@ -122,6 +123,45 @@ def test_the_card_states_base_reference_reward_kl_and_judges(finished: Path) -> 
     assert head(card)["library_name"] == "peft"
     assert "base_model" not in head(card)  # a local folder is no hub name
     assert "prepared before training" not in card
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (1, "0 (one step)"),
+        (9, "0 in the first step, 8 in the last\n"),
+        (40, "1.5 in the first 4 steps, 37.5 in the last 4\n"),  # means of 0..3 and of 36..39
+    ],
+)
+def test_how_many_steps_a_mean_is_over_is_said(finished: Path, steps: int, said: str) -> None:
+    (run,) = read_runs([finished])
+    longer = replace(run, steps=[{"step": i + 1, "objective/scores": i} for i in range(steps)])
+    assert f"- mean reward of a step: {said}" in model_card(longer)
+
+
+def test_a_base_in_a_folder_is_warned_of(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["publish", str(finished), "--to", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().err
+    assert "which is no hub name (OWNER/NAME), so others can't load the adapter by it" in shown
+    assert "--base OWNER/NAME" in shown
+
+
+def test_base_names_it_in_card_and_config(
+    copy: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def local_tokenizer(config: Any) -> None:
+        config["model"] |= {"tokenizer": "/here/words", "revision": "abc"}
+
+    run, out = copy(config_yaml=local_tokenizer), tmp_path / "out"
+    assert main(["publish", str(run), "--to", str(out), "--base", "me/base"]) == 0
+    assert capsys.readouterr().err == ""
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert head(card)["base_model"] == "me/base"
+    assert "AutoModelForCausalLM.from_pretrained('me/base')" in card
+    assert "AutoTokenizer.from_pretrained('me/base')" in card
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    assert main(["publish", str(run), "--to", str(tmp_path / "other"), "--base", "./base"]) == 2
+    assert "no hub name" in capsys.readouterr().err
 
 
 def test_base_revision_and_preparation(copy: Callable[..., Path]) -> None:

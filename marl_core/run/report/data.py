@@ -39,8 +39,12 @@ class RunData:
         values = [value for _, value in self.curve(metric)]
         if not values:
             return None, None
-        few = max(1, len(values) // 10)
+        few = self.tenth(metric)
         return sum(values[:few]) / few, sum(values[-few:]) / few
+
+    def tenth(self, metric: str) -> int:
+        """Steps that `ends` takes the means over."""
+        return max(1, len(self.curve(metric)) // 10)
 
     def mean(self, metric: str) -> float | None:
         """Mean of a metric over all steps."""

@@ -40,7 +40,7 @@ def summary(runs: Sequence[RunData]) -> Markup:
                 number(run.mean("perf/tokens_per_second")),
             ]
         )
-    note = "First tenth of the steps → last tenth, means over training batches."
+    note = "First tenth of the steps (at least one) → last tenth, means over training batches."
     return section("Summary", table(heads, rows, class_="figures"), note=note)
 
 
