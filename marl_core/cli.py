@@ -16,6 +16,7 @@ from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
 from marl_core.cli_publish import publish
 from marl_core.errors import ConfigError, MarlError
+from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
 if TYPE_CHECKING:
@@ -123,12 +124,17 @@ def check(
 
 
 @app.command()
-def plugins() -> None:
+def plugins(
+    family: Annotated[
+        str | None, typer.Option("--family", metavar="|".join(FAMILIES), help="Only this kind of choice.")
+    ] = None,
+) -> None:
     """List the strategies installed here; broken ones in red."""
+    chosen = list(FAMILIES) if family is None else [family_named(family)]
     from marl_core.cli_show import show_plugins
     from marl_core.registry.catalog import Catalog
 
-    show_plugins(Catalog.installed())
+    show_plugins(Catalog.installed(), chosen)
 
 
 @app.command()

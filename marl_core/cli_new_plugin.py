@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from marl_core.errors import ConfigError
-from marl_core.registry.families import FAMILIES, FamilyName
+from marl_core.registry.families import FAMILIES, FamilyName, family_named
 
 PREFIX = "marl-"
 TAKEN = ("core", "plugins")  # their modules would be ours
@@ -27,19 +27,20 @@ TEMPLATES = "plugin_template"
 
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What configs will call the strategy, e.g. politeness.")],
-    family: Annotated[FamilyName, typer.Option("--family", help="What kind of choice it is.")],
+    family: Annotated[str, typer.Option("--family", metavar="|".join(FAMILIES), help="What kind of choice it is.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Folder to write; default: marl-NAME.")
     ] = None,
 ) -> None:
     """Write a package with a strategy of one's own: code, entry point, tests, README."""
-    plain = _plain(name, family)
+    kind = family_named(family)
+    plain = _plain(name, kind)
     folder = out or Path(PREFIX + plain)
-    written = write_plugin(plain, family, folder)
+    written = write_plugin(plain, kind, folder)
     typer.echo("\n".join(str(file) for file in written))
     typer.echo(
         f"\nInstall and test it:\n  pip install -e '{folder}[test]'\n  python -m pytest {folder}\n"
-        f"Then a config may say:\n  {_fill(MY_LINE[family], plain, family)}"
+        f"Then a config may say:\n  {_fill(MY_LINE[kind], plain, kind)}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from marl_core.config.explain import explain
 from marl_core.config.roles import summary
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing
-from marl_core.registry.families import FAMILIES
+from marl_core.registry.families import FAMILIES, FamilyName
 
 if TYPE_CHECKING:
     from marl_core.config.memory import MemoryEstimate
@@ -68,10 +69,10 @@ def show_memory(memory: MemoryEstimate) -> None:
     _console().print(table)
 
 
-def show_plugins(catalog: Catalog) -> None:
+def show_plugins(catalog: Catalog, families: Iterable[FamilyName] = FAMILIES) -> None:
     """Every strategy that is installed, with its first line of documentation or the reason why it can't be used."""
     table = _table("name", "family", "package", "version", "what it is")
-    for family in FAMILIES:
+    for family in families:
         for listing in catalog.listings(family):
             about, is_broken = _about(catalog, listing)
             style = "red" if is_broken else ""

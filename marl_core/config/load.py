@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from marl_core.config.foreign import refuse_foreign
 from marl_core.config.layers import Setting, apply_settings, settings_from_environment, settings_from_options
 from marl_core.config.problems import problem_lines
 from marl_core.config.redact import redacted
@@ -33,7 +34,9 @@ def load_config(
     Raises ConfigError with one line per problem, PluginError for a plugin that is named and broken.
     """
     settings = settings_from_environment(os.environ if env is None else env) + settings_from_options(sets)
-    written = apply_settings({**(defaults or {}), **_read(Path(path))}, settings)
+    read = _read(Path(path))
+    refuse_foreign(read, str(path))
+    written = apply_settings({**(defaults or {}), **read}, settings)
     return parse_config(written, str(path), catalog or Catalog.installed(), settings)
 
 

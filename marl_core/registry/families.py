@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
+
+from marl_core.errors import ConfigError
 
 FamilyName = Literal["reference", "reward", "quantization", "observer"]
 
@@ -27,3 +30,13 @@ FAMILIES: dict[FamilyName, Family] = {
     "quantization": Family("quantization", "marl_quantization"),
     "observer": Family("observer", None),
 }
+
+
+def family_named(name: str) -> FamilyName:
+    """The family of this name, as `--family` gives it; ConfigError with the names there are, and the near one."""
+    for known in FAMILIES:
+        if name == known:
+            return known
+    near = difflib.get_close_matches(name.strip().lower(), FAMILIES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"--family: {name!r} is none of {', '.join(FAMILIES)}.{hint}")

@@ -135,6 +135,35 @@ def test_check_refuses(
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_config_that_is_not_there_is_2(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that the config names would be 4: see the table in docs/cli.md."""
+    assert main([command, str(tmp_path / "no.yaml")]) == 2
+    assert "no.yaml: can't read the config: No such file" in capsys.readouterr().err
+
+
+def test_plugins_of_one_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "--family", "observer"]) == 0
+    families = {line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert families == {"observer"}
+
+
+@pytest.mark.parametrize("command", [["plugins"], ["new-plugin", "politeness"]])
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("rewards", "'rewards' is none of reference, reward, quantization, observer. Did you mean 'reward'?"),
+        ("refernce", "Did you mean 'reference'?"),
+        ("zzz", "is none of reference, reward, quantization, observer.\n"),
+    ],
+)
+def test_a_family_that_is_none_gets_the_names(
+    command: list[str], family: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--family", family]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "marl run"

@@ -47,6 +47,46 @@ def test_dump_loads_back_to_an_equal_config(config_file: Path, catalog: Catalog,
     assert load_config(again, ["reward.0.target=9"], catalog, {}) != config
 
 
+LLAMAFACTORY = """model_name_or_path: meta-llama/Llama-3-8B
+reward_model: saves/reward
+stage: ppo
+finetuning_type: lora
+lora_target: all
+dataset: identity
+template: llama3
+learning_rate: 1.0e-5
+"""
+TRL = "model_name_or_path: EleutherAI/pythia-1b\nreward_model_path: x\nkl_coef: 0.05\nnum_ppo_epochs: 4\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            LLAMAFACTORY,
+            "a config of LLaMA-Factory, .*Carry it over: marl import llamafactory .*ppo.yaml --to marl.yaml",
+        ),
+        (TRL, "a config of a TRL script, .*Carry it over: marl import trl-args --config .*ppo.yaml --to marl.yaml"),
+    ],
+)
+def test_a_config_of_another_trainer_is_told_by_its_keys(
+    tmp_path: Path, catalog: Catalog, text: str, said: str
+) -> None:
+    file = tmp_path / "ppo.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(file, (), catalog, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_slip_of_the_pen_is_no_other_trainer(config_file: Path, catalog: Catalog) -> None:
+    config_file.write_text(
+        config_file.read_text(encoding="utf-8") + "\nlearning_rate: 1\nkl_coef: 2\n", encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match=r"learning_rate: unknown key\. It belongs in"):
+        load_config(config_file, (), catalog, {})
+
+
 @pytest.mark.parametrize(
     ("sets", "line"),
     [
