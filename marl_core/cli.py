@@ -86,11 +86,20 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.run.quiet import quiet_libraries
 
     quiet_libraries()  # before the libraries are imported: some speak then
+    first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    if resume:
+        from marl_core.run.finished import finished
+
+        nothing_left = finished(config)
+        if nothing_left is not None:
+            if first:
+                typer.echo(nothing_left)
+            return
     from marl_core.run.runner import Runner
 
     runner = Runner(plan, resume=resume, override=override)
     found = runner.prepare()
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+    if first:
         show_start(plan, found, runner.folder.notes if runner.folder else [])
     runner.train()
 

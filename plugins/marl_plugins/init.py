@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from marl_plugins.writing import MODELINE, render, write
 
 Memory = Literal["full", "8bit", "4bit"]
 QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
+FUNCTION = re.compile(r".+:[A-Za-z_]\w*")
+EXAMPLES = {"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "reward": "rewards.py:score", "data": "prompts.jsonl"}
 QUESTIONS = {
     "base": "1 of 5. Base model (folder or hub name)",
     "sft": "2 of 5. SFT adapter on it, to start from (folder; empty: none)",
@@ -41,6 +44,8 @@ def init(
     if file.exists() and not force:
         raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
     answers = _answers({"base": base, "sft": sft, "reward": reward, "memory": memory, "data": data})
+    if not field.strip():
+        raise ConfigError("--field: an answer is needed, e.g. prompt.")
     write(compose(answers, field), file, force=True)
     typer.echo(f"{file}: written. Next: marl check {file}, then marl run {file}")
 
@@ -58,15 +63,35 @@ def _answers(given: dict[str, str | None]) -> dict[str, str]:
     answers = {}
     for name, question in QUESTIONS.items():
         value = given[name]
-        if value is None and asks:
-            choices = f" [{'/'.join(QUANTIZATION)}]" if name == "memory" else ""
-            value = str(
-                typer.prompt(question + choices, default=usual.get(name), show_default=name == "memory")
-            ).strip()
-        answers[name] = value if value is not None else usual[name]
-    if answers["memory"] not in QUANTIZATION:
-        raise ConfigError(f"memory: {answers['memory']!r} is none of {', '.join(QUANTIZATION)}.")
+        if value is None:
+            answers[name] = _ask(name, question, usual.get(name, "")) if asks else usual[name]
+            continue
+        answers[name] = value.strip()
+        problem = _problem(name, answers[name])
+        if problem:
+            raise ConfigError(f"--{name}: {problem}.")
     return answers
+
+
+def _ask(name: str, question: str, usual: str) -> str:
+    """Ask until the answer can stand in a config; an empty one is the usual one, where there is one."""
+    while True:
+        answer = str(typer.prompt(question, default=usual, show_default=name == "memory")).strip() or usual
+        problem = _problem(name, answer)
+        if problem is None:
+            return answer
+        typer.echo(f"  {problem}.")
+
+
+def _problem(name: str, answer: str) -> str | None:
+    """Why an answer can't stand in a config; whether files are there is for `marl check`."""
+    if name == "memory":
+        return None if answer in QUANTIZATION else f"{answer!r} is none of {', '.join(QUANTIZATION)}"
+    if not answer:
+        return None if name == "sft" else f"an answer is needed, e.g. {EXAMPLES[name]}"
+    if name == "reward" and ":" in answer and not os.path.isdir(answer) and not FUNCTION.fullmatch(answer):
+        return f"{answer!r} names no function; write {EXAMPLES[name]}"
+    return None
 
 
 def compose(answers: dict[str, str], field: str = "prompt") -> str:

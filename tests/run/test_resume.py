@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_core import ConfigError, DataError, RunConfig, Runner
+from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
+from marl_core.cli import main
+from marl_core.run.finished import finished
 
 MakeConfig = Callable[..., RunConfig]
 STEPS = 4
@@ -155,6 +157,63 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     ]
     runner.train()
     assert all(torch.equal(state(runner)[name], value) for name, value in whole[1].items())
+
+
+class TestFinished:
+    """`marl run --resume` on a run with nothing left to do."""
+
+    def test_it_says_so_and_changes_nothing(
+        self,
+        make_config: MakeConfig,
+        prompts_file: str,
+        whole: tuple[Path, dict[str, Tensor]],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        file = tmp_path / "run.yaml"
+        file.write_text(dump_config(config(make_config, whole[0], prompts_file)), encoding="utf-8")
+        before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+        assert main(["run", str(file), "--resume"]) == 0
+        said = capsys.readouterr().out
+        assert f"this run is finished, {STEPS} steps of {STEPS} are done" in said
+        assert str(whole[0] / "final" / "policy") in said
+        assert f"--resume --set ppo.steps={2 * STEPS} --override (the learning rate's schedule" in said
+        assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        "lost",
+        ["final", "report.html", "evals.jsonl", f"checkpoints/step-{STEPS:06d}/policy/adapter_config.json"],
+    )
+    def test_with_something_left_to_do_it_is_not(
+        self,
+        make_config: MakeConfig,
+        prompts_file: str,
+        whole: tuple[Path, dict[str, Tensor]],
+        tmp_path: Path,
+        lost: str,
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(whole[0], folder)
+        asked = config(make_config, folder, prompts_file)
+        assert finished(asked) is not None
+        shutil.rmtree(folder / lost) if lost == "final" else (folder / lost).unlink()
+        assert finished(asked) is None
+
+    def test_a_final_adapter_of_fewer_steps_is_none(
+        self, make_config: MakeConfig, prompts_file: str, whole: tuple[Path, dict[str, Tensor]], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(whole[0], folder)
+        older = folder / "checkpoints" / "step-000002" / "policy" / "adapter_model.safetensors"
+        shutil.copyfile(older, folder / "final" / "policy" / older.name)
+        assert finished(config(make_config, folder, prompts_file)) is None
+
+    def test_more_steps_are_work(
+        self, make_config: MakeConfig, prompts_file: str, whole: tuple[Path, dict[str, Tensor]]
+    ) -> None:
+        asked = config(make_config, whole[0], prompts_file)
+        longer = asked.model_copy(update={"ppo": asked.ppo.model_copy(update={"steps": STEPS + 1})})
+        assert finished(longer) is None
 
 
 class TestRefused:

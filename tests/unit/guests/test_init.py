@@ -70,6 +70,41 @@ def test_on_a_terminal_it_asks_what_is_not_given(folder: Path, monkeypatch: pyte
     assert config.reference.use == "disabled-adapter"
 
 
+def test_an_empty_or_wrong_answer_is_asked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["", "  ", "owner/model", "", "", "rewards.py:", "rewards.py:score", "16bit", "", "", "prompts.jsonl"]
+    answers = iter(typed)
+    monkeypatch.setattr("marl_plugins.init.typer.prompt", lambda question, **options: next(answers))
+    monkeypatch.setattr("marl_plugins.init.sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    assert main(["init", "run.yaml"]) == 0
+    assert list(answers) == []
+    out = capsys.readouterr().out
+    assert out.count("an answer is needed, e.g. HuggingFaceTB/SmolLM2-135M-Instruct") == 2
+    assert "an answer is needed, e.g. rewards.py:score" in out
+    assert "'rewards.py:' names no function" in out
+    assert "'16bit' is none of full, 8bit, 4bit" in out
+    assert main(["check", "run.yaml"]) == 0
+    assert load_config("run.yaml").quantization.use == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--base", " "], "--base: an answer is needed"),
+        (["--reward", "rewards.py:a-b"], "--reward: 'rewards.py:a-b' names no function"),
+        (["--data", ""], "--data: an answer is needed"),
+        (["--field", ""], "--field: an answer is needed"),
+    ],
+)
+def test_what_marl_would_not_take_is_not_written(
+    folder: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "run.yaml", *OPTIONS, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("run.yaml").exists()
+
+
 def test_nothing_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("mine", encoding="utf-8")
     assert main(["init", "run.yaml", *OPTIONS]) == 2
