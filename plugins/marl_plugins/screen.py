@@ -76,7 +76,9 @@ class Screen:
             prompt = readable(scored.rollout.prompts.texts[0] if scored.rollout.prompts.texts else "")
             shown = f"[dim]{escape(prompt)}[/dim]{escape(scored.rollout.texts[0])}"
             self._bar.console.print(
-                f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}", highlight=False
+                f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}",
+                highlight=False,
+                soft_wrap=not self._console.is_terminal,
             )
         self._rewards.append(m["objective/scores"])
         shown = f"[cyan]{sparkline(self._rewards)}[/cyan] {m['objective/scores']:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from marl_core import AdapterBank, Plan, RunConfig
+from marl_core.cli import main
 from marl_core.config.load import parse_config
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.registry.catalog import Catalog
@@ -40,7 +42,18 @@ def test_the_yaml_says_what_the_quickstart_runs() -> None:
 
 def test_the_first_commands_are_targets_of_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert set(re.findall(r"^make (\S+)", blocks("sh")[1], flags=re.MULTILINE)) == {"quickstart", "test"} <= targets
+    assert set(re.findall(r"^make (\S+)", blocks("sh")[2], flags=re.MULTILINE)) == {"quickstart", "test"} <= targets
+
+
+def test_it_begins_with_install_check_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order, and the config is there and right."""
+    install, first, _ = blocks("sh")
+    assert "pip install -e" in install
+    commands = [shlex.split(line, comments=True) for line in first.splitlines()]
+    assert [words[:2] for words in commands] == [["marl", "check"], ["marl", "run"]]
+    monkeypatch.chdir(ROOT)
+    assert main(commands[0][1:]) == 0
+    assert commands[0][2] == commands[1][2]
 
 
 def test_the_runner_example_runs(
