@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marl_core.config.redact import redact
 from marl_core.errors import DataError, MarlError
 from marl_core.ppo.types import Prompts, Rollout, ScoredRollout
 from marl_core.run import checkpoint
@@ -90,7 +91,7 @@ def _words(runner: Runner, phase: str, rollout: Rollout, error: MarlError) -> di
         "step": runner.done + 1,
         "phase": phase,
         "error": type(error).__name__,
-        "message": str(error),
+        "message": redact(str(error)),
         "minibatch": list(getattr(error, "rows", [])),
         "last_plugin": runner.guards.watch.last,
         "kl_coef": runner.kl_coef,

@@ -210,6 +210,20 @@ class TestDumpAndReplay:
         assert "Now it passes: 4 responses were scored" in out
         assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
 
+    def test_a_secret_on_the_line_that_failed_is_struck_out(self, make_config: MakeConfig, tmp_path: Path) -> None:
+        """The message quotes the user's line; the dump is a file that may be passed on."""
+        code = "calls = []\ndef odd(completions, **_):\n    calls.append(1)\n    if len(calls) > 2:\n"
+        code += "        ask(token='hf_abcdefghijklmnopqrst')\n    return [float(len(c)) for c in completions]\n"
+        (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+        reward = {"use": "function", "target": f"{tmp_path}/mine.py:odd"}
+        runner = Runner(make_config(reward=reward, run={"folder": str(tmp_path / "run")}))
+        with pytest.raises(PluginError, match=r"mine\.py, line 5, in odd: `ask\("):
+            runner.train()
+        (words,) = (tmp_path / "run" / "dumps").glob("*/dump.json")
+        text = words.read_text(encoding="utf-8")
+        assert "`ask(token='[redacted]')`" in text
+        assert "hf_abc" not in text
+
     def test_an_update_that_overflows(self, run: tuple[Runner, Path], tmp_path: Path) -> None:
         """The dump holds the minibatch that failed and the weights of that moment: the same error comes again."""
         runner, _ = run

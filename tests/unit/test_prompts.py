@@ -151,6 +151,7 @@ class TestRefused:
         [
             ("p.jsonl", b"", "holds no row"),
             ("p.jsonl", b"3\n", "row 1 is none"),
+            ("p.csv", b"prompt,label\na,b\nc,d,e\n", "row 2 has more cells than the header"),
             ("p.json", b"[]", "holds no row"),
             ("p.json", b"{", "could not be read"),
             ("p.json", b'"text"', "holds a str, not a list of rows"),
