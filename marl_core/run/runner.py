@@ -29,8 +29,8 @@ from marl_core.ppo.types import (
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
-from marl_core.run.folder import RunFolder
 from marl_core.run.allocator import give_back
+from marl_core.run.folder import RunFolder
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
