@@ -15,7 +15,7 @@ from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_m
 from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
-from marl_core.config.run_config import LoraPart, RunConfig
+from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 
 if TYPE_CHECKING:
@@ -187,9 +187,6 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     for index, choice in enumerate(config.reward):
         if choice.weight == 0:
             yield f"reward.{index}.weight: 0: this source is measured and never trained on."
-    unused = [name for name in LoraPart.model_fields if _changed(config.value, name)]
-    if unused and config.value_on != "own":
-        yield f"value: {', '.join(unused)} have no effect with value on {config.value_on!r}; they are for `on: own`."
 
 
 def _changed(part: Part, name: str) -> bool:

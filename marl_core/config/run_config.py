@@ -98,6 +98,9 @@ class PolicyPart(LoraPart):
         return self
 
 
+SAY_OWN = "write value: {on: own, ...}, or take them out"
+
+
 class ValuePart(LoraPart):
     """The value function."""
 
@@ -277,15 +280,17 @@ class RunConfig(Part):
         return {"on": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _value_fits_advantage(self) -> Self:
-        critic_free = self.ppo.advantage != "gae"
-        if self.value.on == "none" and not critic_free:
+    def _value_fits(self) -> Self:
+        on, advantage = self.value.on, self.ppo.advantage
+        if on == "none" and advantage == "gae":
+            raise ValueError("value: none with ppo.advantage gae: GAE needs a value function; write value: policy")
+        if on in ("policy", "own") and advantage != "gae":
+            raise ValueError(f"value: {on} is never used with ppo.advantage {advantage}; write value: none")
+        keys = [name for name in LoraPart.model_fields if getattr(self.value, name) != getattr(LoraPart(), name)]
+        if keys and self.value_on != "own":  # a written-out config names every key: only values show what was given
+            where = f"{self.value_on!r}{'' if on else ' where value.on is not given'}"
             raise ValueError(
-                "value: none with ppo.advantage gae: GAE needs a value function; use value: policy, or advantage rloo"
-            )
-        if self.value.on in ("policy", "own") and critic_free:
-            raise ValueError(
-                f"value: {self.value.on} is never used with ppo.advantage {self.ppo.advantage}; write value: none"
+                f"value: only an adapter of its own has {', '.join(keys)}, and the value function is on {where}; {SAY_OWN}"
             )
         return self
 

@@ -118,6 +118,14 @@ def test_a_slip_of_the_pen_is_no_other_trainer(config_file: Path, catalog: Catal
         (["model={}"], "model.path: is required and wasn't given."),
         (["policy.targets=3"], "policy.targets: should be a valid string or should be a valid list, but 3 was given."),
         (["ppo.minibatch=5"], "ppo: minibatch 5 does not divide batch 32 (remainder 2)."),
+        (
+            ["value.r=8"],
+            "config: value: only an adapter of its own has r, and the value function is on 'policy' where value.on is not",
+        ),
+        (
+            ["value.on=policy", "value.alpha=8"],
+            "has alpha, and the value function is on 'policy'; write value: {on: own",
+        ),
         (["value=none"], "config: value: none with ppo.advantage gae: GAE needs a value function"),
         (["quantization=nine"], "quantization: no quantization strategy is called 'nine'; did you mean 'none'?"),
         (["eval.judges.j.use=shrot"], "eval.judges.j: no reward strategy is called 'shrot'"),
