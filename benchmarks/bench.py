@@ -79,7 +79,14 @@ def machine() -> dict[str, Any]:
         fields = {key.strip(): value.strip() for key, value in lines.items()}
         cpu = fields.get("model name", cpu)
         flags = " ".join(flag for flag in fields.get("flags", "").split() if flag.startswith(("amx", "avx512_bf16")))
-    return {"cpu": cpu, "cores": os.cpu_count(), "flags": flags, "python": platform.python_version()}
+    allocator = Path(os.environ.get("LD_PRELOAD", "")).name or " ".join(platform.libc_ver())
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "flags": flags,
+        "python": platform.python_version(),
+        "allocator": allocator,
+    }
 
 
 def line(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.adapter_files import read_adapter
@@ -31,6 +31,9 @@ FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 CPU_TOKENS = 256  # per forward and backward, where nothing else is said
+KERNELS = 60 * 2**20  # buffers of the libraries' kernels, and code that is read when it is needed
+ALIGNED_BLOCK = int(2.5 * 2**20)
+SMALL_HOLES, LARGE_HOLES, OWN_VALUE_HOLES = 2.9, 1.5, 2.0
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -94,7 +97,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
             _sampling(plan, files, shapes, base),
             _update(plan, files, shapes),
         ),
-        loading=_loading(plan, shapes, base),
+        loading=_loading(plan, files, shapes, base),
     )
 
 
@@ -186,11 +189,15 @@ def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMe
     return RoleMemory("value", (own + head) * TRAINED, base + (separate + head) * TRAINED, what)
 
 
-def _loading(plan: Plan, shapes: Shapes, base: float) -> float:
-    """A base that is prepared is loaded in float32 first, and cast beside that."""
-    if not plan.hooks.implements(plan.reference, "marl_prepare_base"):
-        return base
-    return 4.0 * sum(prod(shape) for shape in shapes.values()) + (base if plan.config.model.dtype != "float32" else 0.0)
+def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> float:
+    """The files' pages, and what is made of them beside: a cast, float32 for a base that is prepared, quantized weights."""
+    prepared = plan.hooks.implements(plan.reference, "marl_prepare_base")
+    count, plain = sum(prod(shape) for shape in shapes.values()), DTYPE_BYTES[plan.config.model.dtype]
+    stored, width = float(files.stored_bytes()), 4 if prepared else plain
+    cast = stored != width * sum(prod(shape) for shape in files.shapes().values())
+    held = stored + (width * count if cast else 0)
+    held += plain * count if plain < width else 0
+    return held + (base if plan.quantization.bytes_per_weight else 0)
 
 
 def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
@@ -215,28 +222,46 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 
 
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
-    """Activations for backward, N L (24 h + 9 f) values (N L h and one layer with checkpointing), and the adapters' own inputs.
+    """What backward needs of N tokens, and what the C library's heap loses to holes between blocks.
 
-    The two numbers were fitted to benchmarks/memory.py, LoRA on all linear layers, before bank/lean.py kept less: they are
-    an upper bound where it applies, and so are the float32 copies of adapters' inputs in half precision. Logits come in tiles, three
-    buffers each, and the policy's gradient of the hidden states is held in float32.
+    Kept for a token and layer (bank/lean.py): 6 h + 2 f values and the inputs of adapted layers; with checkpointing h, and one
+    layer's at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32.
     """
-    micro = plan.config.ppo.microbatch or plan.config.ppo.minibatch
-    hidden, layers = _size(files, "hidden_size", "n_embd"), _size(files, "num_hidden_layers", "n_layer")
+    hidden, layers = _size(files, "hidden_size", "n_embd"), max(_size(files, "num_hidden_layers", "n_layer"), 1)
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
-    plain = DTYPE_BYTES[plan.config.model.dtype]
-    inside = float((24 * hidden + 9 * feed_forward) * plain)
-    if plain < FROZEN:
-        inside += FROZEN * sum(shape[1] for _, shape in _adapted(plan.config.policy, shapes)) / max(layers, 1)
-    per_token = layers * hidden * plain + inside if plan.config.model.gradient_checkpointing else layers * inside
-    at_once = micro * _sequence(plan)
-    if not plan.config.ppo.microbatch:  # a budget of tokens then; run/passes.py has the same number
-        at_once = min(at_once, max(plan.config.speed.microbatch_tokens or CPU_TOKENS, _sequence(plan)))
-    activations = at_once * per_token
-    responses = min(micro * plan.config.sampling.max_new_tokens, at_once)
+    width = DTYPE_BYTES[plan.config.model.dtype]
+    inputs = {(name.rpartition(".")[0], shape[1]) for name, shape in _adapted(plan.config.policy, shapes)}
+    values = [(hidden, 6.0), (feed_forward, 2.0), *((size, 1 / layers) for _, size in inputs)]
+    rows, tokens = _at_once(plan)
+    own = plan.config.value_on == "own"
+    kept = sum(count * size * width * tokens * _holes(size * width * tokens, own) for size, count in values)
+    layer_inputs = layers * hidden * width * tokens * _holes(hidden * width * tokens, own)
+    activations = layer_inputs + 2 * kept if plan.config.model.gradient_checkpointing else layers * kept
+    responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
     logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
-    held = float(activations + logits + 4 * FROZEN * responses * hidden)
-    return RoleMemory("update", held, held, f"activations and logits of {micro} responses", passing=True)
+    held = float(activations + logits + 4 * FROZEN * responses * hidden + KERNELS)
+    return RoleMemory("update", held, held, f"activations and logits of {tokens} tokens", passing=True)
+
+
+def _at_once(plan: Plan) -> tuple[int, int]:
+    """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of run/passes.py."""
+    rows, length = plan.config.ppo.microbatch, _sequence(plan)
+    if not rows:
+        budget = max(plan.config.speed.microbatch_tokens or CPU_TOKENS, length)
+        parts = ceil(plan.config.ppo.minibatch * length / budget)
+        rows = ceil(plan.config.ppo.minibatch / parts)
+    return rows, rows * length
+
+
+def _holes(block: int, own_value: bool) -> float:
+    """How much of the heap a kept block of so many bytes takes, fitted to benchmarks/memory.py (glibc 2.36).
+
+    Before 2.38 glibc hardly finds freed blocks again; large ones begin at a page (run/allocator.py) and lose less. A value adapter's passes
+    leave holes of other sizes.
+    """
+    if block < ALIGNED_BLOCK:
+        return SMALL_HOLES
+    return OWN_VALUE_HOLES if own_value else LARGE_HOLES
 
 
 def _adapted(part: LoraPart, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:

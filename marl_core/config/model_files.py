@@ -48,6 +48,15 @@ class ModelFiles:
             raise DataError(f"model.path: {self.folder} {what}. Copy the whole folder.")
         return {name: shape for file in files for name, shape in read_shapes(file, "model.path").items()}
 
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the files: what the headers leave."""
+
+        def tensors(file: Path) -> int:
+            with file.open("rb") as stream:
+                return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
+
+        return sum(tensors(file) for file in self.weight_files)
+
 
 def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
     """A local model, or a hub model that is in this machine's cache; None for a hub name that isn't.

@@ -9,7 +9,7 @@ import pytest
 
 from marl_core import Catalog, DataError
 from marl_core.config.load import parse_config
-from marl_core.config.memory import MemoryEstimate, RoleMemory, estimate
+from marl_core.config.memory import KERNELS, SMALL_HOLES, MemoryEstimate, RoleMemory, estimate
 from marl_core.config.plan import Plan
 
 # embedding 40 + q 16 + up 32 + norm 4 (the tied output layer isn't counted again)
@@ -90,10 +90,11 @@ def test_value(config: dict[str, Any], catalog: Catalog) -> None:
 def test_cache_and_activations(config: dict[str, Any], catalog: Catalog) -> None:
     memory = estimate_of({**config, "ppo": {"batch": 4, "minibatch": 2}}, catalog)
     assert row(memory, "sampling").shared == 2 * 1 * 1 * 2 * (4 * 8) * 2
-    inputs = 4 * (4 + 4)  # of the two adapted layers, once more in float32
-    assert (
-        row(memory, "update").shared == 2 * 8 * ((24 * 4 + 9 * 8) * 2 + inputs) + 3 * 2 * 8 * 10 * 4 + 4 * 4 * 2 * 8 * 4
-    )
+    kept = (
+        6 * 4 + 2 * 8 + 4 + 4
+    )  # what attention, norms and the gated product keep, and the inputs of two adapted layers
+    logits, gradient = 3 * 4 * 2 * 8 * 10, 4 * 4 * 2 * 8 * 4
+    assert row(memory, "update").shared == pytest.approx(2 * 16 * kept * SMALL_HOLES + logits + gradient + KERNELS)
     assert memory.shared == sum(role.shared for role in memory.roles)
     assert memory.separate > memory.shared
 
@@ -110,7 +111,14 @@ def test_the_peak_is_what_stays_and_the_larger_of_what_passes(
     passing = [row(memory, name).shared for name in ("sampling", "update")]
     assert memory.peak == memory.shared - sum(passing) + max(passing)
     merged = estimate_of({**config, "reference": {"use": "merged", "adapter": str(adapter_folder)}}, catalog)
-    assert merged.loading == 4 * WEIGHTS + 2 * WEIGHTS  # float32, and the cast beside it
+    stored = 4 * (WEIGHTS + 40)  # the output layer is in the file
+    assert merged.loading == stored + 2 * WEIGHTS  # float32, and the cast beside it
+    assert memory.loading == stored + 2 * WEIGHTS
+    assert estimate_of(
+        {**config, "quantization": "eight"}, catalog
+    ).loading == stored + 2 * WEIGHTS + IN_LINEARS + 2 * (WEIGHTS - IN_LINEARS)
+    exact = {**config, "model": {**config["model"], "dtype": "float32"}}
+    assert estimate_of(exact, catalog).loading == stored
 
 
 def test_folded_copies_count_while_they_are_small(config: dict[str, Any], catalog: Catalog) -> None:
