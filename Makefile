@@ -85,7 +85,7 @@ wheel: .venv/test
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
-	cp -r tests examples docs pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
+	cp -r tests examples docs benchmarks pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
 	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)" --ignore=tests/house
 
 # One PPO step on fixed work, beside the machine's floor; `make bench ARGS="W1 --dtype bfloat16"` for a part.

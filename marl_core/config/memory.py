@@ -33,7 +33,7 @@ ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 CPU_TOKENS = 256  # per forward and backward, where nothing else is said
 KERNELS = 60 * 2**20  # buffers of the libraries' kernels, and code that is read when it is needed
 ALIGNED_BLOCK = int(2.5 * 2**20)
-SMALL_HOLES, LARGE_HOLES, OWN_VALUE_HOLES = 2.9, 1.5, 2.0
+SMALL_HOLES, LARGE_HOLES, OWN_VALUE_HOLES = 3.1, 1.6, 2.1
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 

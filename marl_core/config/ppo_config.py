@@ -24,7 +24,7 @@ class KLPart(Part):
     """Per-token estimator (Schulman 2020)."""
     into: Literal["reward", "loss"] = "reward"
     """Subtract it from the token rewards, or add it to the loss."""
-    coef: NonNegativeFloat = 0.05
+    coef: NonNegativeFloat = 0.2
     """Coefficient (start value when adaptive). 0 skips the reference pass."""
     target: PositiveFloat | None = None
     """Target KL in nats per response: makes the coefficient adaptive (Ziegler et al. 2019)."""
@@ -68,7 +68,7 @@ class PPOPart(Part):
     """Responses per forward and backward; gradients accumulate to a minibatch."""
     epochs: PositiveInt = 4
     """Passes over the rollout."""
-    learning_rate: PositiveFloat = 1e-4
+    learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of the policy adapter."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning-rate schedule over all PPO steps, after warm-up."""

@@ -220,7 +220,7 @@ class TestNone:
         assert [step.kl_nats for step in stats] == [0.0, 0.0]
 
     def test_with_a_penalty_it_is_refused(self, make_config: MakeConfig) -> None:
-        with pytest.raises(ConfigError, match=r"reference: none, but ppo.kl.coef is 0.05"):
+        with pytest.raises(ConfigError, match=r"reference: none, but ppo.kl.coef is 0.2"):
             Plan.of(make_config(reference="none")).require()
 
 

@@ -33,7 +33,7 @@ def test_tensorboard_holds_what_steps_jsonl_holds(
         assert [value for _, value in found] == pytest.approx([stats[name] for stats in seen], rel=1e-5, abs=1e-7)
     assert [event.step for event in events.Scalars("eval/reward")] == [2]
     (written,) = (tmp_path / "run").rglob("hparams.yml")
-    assert "ppo.kl.coef: 0.05" in written.read_text(encoding="utf-8")
+    assert "ppo.kl.coef: 0.2" in written.read_text(encoding="utf-8")
 
 
 def _train(config: Any) -> Any:
@@ -79,7 +79,7 @@ def test_the_others_offline(
         (experiment,) = [found for found in mlflow.search_experiments() if found.name == "tiny"]
         (run,) = mlflow.MlflowClient().search_runs([experiment.experiment_id])
         assert run.data.metrics["objective/scores"] == pytest.approx(seen[-1].reward_mean)
-        assert run.data.params["ppo.kl.coef"] == "0.05"
+        assert run.data.params["ppo.kl.coef"] == "0.2"
     elif name == "wandb":
         (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
         assert b"objective/scores" in file.read_bytes()
