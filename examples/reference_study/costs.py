@@ -1,5 +1,6 @@
 """Memory and seconds a step of each layout: short runs without evaluation, one after the other."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,6 @@ def _cost(runs: Path, inputs: Inputs, name: str, steps: int, threads: int | None
     arm = read_arms()[name]
     config = arm.config(inputs, 0, folder, more | ({"run.threads": threads} if threads else {}))
     job = Job(arm, 0, folder, config)
+    if not job.finished:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed the rest would be measured
     return job.cost if job.finished else run(job, inputs)[1]

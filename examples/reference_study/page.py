@@ -141,6 +141,11 @@ class Telling:
         """The libraries that made the numbers."""
         return ", ".join(f"{name} {number}" for name, number in self.results.machine["versions"].items())
 
+    def times(self, one: str, two: str) -> str:
+        """How often the second layout's CPU seconds a step go into the first's."""
+        seconds = {row["arm"]: row["cpu_seconds_per_step"] for row in self.results.layouts}
+        return f"{seconds[one] / seconds[two]:.1f} times"
+
     def hours(self) -> str:
         """CPU time of all runs together."""
         return f"{sum(row['cpu_seconds'] for row in self.results.costs) / 3600:.1f}"
