@@ -33,15 +33,6 @@ def arms() -> Any:
     return study("arms")
 
 
-class TestArms:
-    def test_the_value_is_where_the_title_says(self, arms: Any) -> None:
-        """An arm whose value keys had no effect was the same run as another, and its page went on about the difference."""
-        inputs = arms.Inputs(**{name: "somewhere" for name in arms.Inputs.__dataclass_fields__})
-        for name, on in {"head": "policy", "adapter": "own", "four": "own", "rloo": "none", "grpo": "none"}.items():
-            config = arms.read_arms()[name].config(inputs, 0, Path("runs/x"), {})
-            assert parse_config(config, name, Catalog.installed()).value_on == on
-
-
 class TestPage:
     def test_page_and_results_agree(self) -> None:
         rendered = study("page").render(study("results").Results())
@@ -80,6 +71,13 @@ class TestPage:
 
 
 class TestArms:
+    def test_the_value_is_where_the_title_says(self, arms: Any) -> None:
+        """An arm whose value keys had no effect was the same run as another, and its page went on about the difference."""
+        inputs = arms.Inputs("raw", "sft", "merged", "reward", "reward-model", "p.jsonl", "h.jsonl")
+        for name, on in {"head": "policy", "adapter": "own", "four": "own", "rloo": "none", "grpo": "none"}.items():
+            config = arms.read_arms()[name].config(inputs, 0, Path("runs/x"), {})
+            assert parse_config(config, name, Catalog.installed()).value_on == on
+
     def test_every_arm_is_a_valid_config(self, arms: Any, tmp_path: Path) -> None:
         inputs = arms.Inputs("raw", "sft", "merged", "reward", "reward-model", "p.jsonl", "h.jsonl")
         for arm in arms.read_arms().values():
