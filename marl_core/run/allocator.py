@@ -1,8 +1,8 @@
 """How the C library holds a run's memory: large blocks apart from small ones, and freed ones back to the system between phases.
 
 glibc keeps what was freed for later, and before 2.38 it doesn't find freed blocks again for aligned requests, as all of torch's are: what
-one phase, or one layer computed again, has freed would stay resident beside what the next one needs. And oneDNN keeps the kernels it has
-made for each shape of a product; rows of unequal length give a new shape nearly every time.
+one phase, or one layer computed again, has freed would stay resident beside what the next one needs. And in half precision
+the kernels made for each shape of a product are kept; rows of unequal length give a new shape nearly every time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 SWITCH = "THP_MEM_ALLOC_ENABLE"
 """Torch's own: blocks of 2 MiB and more begin at a page, and the system is asked for huge pages there."""
-KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-"""oneDNN's own: for how many shapes it keeps kernels; 1,024 unless told."""
-FEW = "64"  # enough for a pass's shapes forward and backward; in bfloat16 W2 of the benchmark takes 350 MiB less, in the same time
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""oneDNN's own, and that of torch's layer above it: for how many shapes each keeps kernels; 1,024 unless told."""
+FEW = "32"  # a pass forward and backward meets about 20 shapes; each kernel holds 0.6 MiB (figures in docs/speed.md)
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -28,8 +28,12 @@ def align_large_blocks() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN forget kernels of shapes long gone, unless the user has set how many it keeps. It reads this at its first product."""
-    os.environ.setdefault(KERNELS, FEW)
+    """Let oneDNN and torch forget kernels of shapes long gone, unless the user has set how many they keep.
+
+    Both read this at their first product.
+    """
+    for name in KERNELS:
+        os.environ.setdefault(name, FEW)
 
 
 @cache
