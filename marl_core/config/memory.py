@@ -30,10 +30,13 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
-CPU_TOKENS = 256  # per forward and backward, where nothing else is said
-KERNELS = 60 * 2**20  # buffers of the libraries' kernels, and code that is read when it is needed
+# tokens per forward and backward, where nothing else is said: the same bytes
+CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
+# by bytes a value: buffers of the libraries' kernels, and code that is read when it is needed
+KERNELS = {4: 60 * 2**20, 2: 20 * 2**20}
 ALIGNED_BLOCK = int(2.5 * 2**20)
 SMALL_HOLES, LARGE_HOLES, OWN_VALUE_HOLES = 3.1, 1.6, 2.1
+QUANTIZED_HOLES = 1.45  # times the others: dequantized weights come and go between kept blocks
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -235,11 +238,13 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     rows, tokens = _at_once(plan)
     own = plan.config.value_on == "own"
     kept = sum(count * size * width * tokens * _holes(size * width * tokens, own) for size, count in values)
+    if plan.quantization.bytes_per_weight:
+        kept *= QUANTIZED_HOLES
     layer_inputs = layers * hidden * width * tokens * _holes(hidden * width * tokens, own)
     activations = layer_inputs + 2 * kept if plan.config.model.gradient_checkpointing else layers * kept
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
     logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
-    held = float(activations + logits + 4 * FROZEN * responses * hidden + KERNELS)
+    held = float(activations + logits + 4 * FROZEN * responses * hidden + KERNELS[width])
     return RoleMemory("update", held, held, f"activations and logits of {tokens} tokens", passing=True)
 
 
@@ -247,7 +252,7 @@ def _at_once(plan: Plan) -> tuple[int, int]:
     """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of run/passes.py."""
     rows, length = plan.config.ppo.microbatch, _sequence(plan)
     if not rows:
-        budget = max(plan.config.speed.microbatch_tokens or CPU_TOKENS, length)
+        budget = max(plan.config.speed.microbatch_tokens or CPU_TOKENS[plan.config.model.dtype], length)
         parts = ceil(plan.config.ppo.minibatch * length / budget)
         rows = ceil(plan.config.ppo.minibatch / parts)
     return rows, rows * length

@@ -189,7 +189,7 @@ class SpeedPart(Part):
     pack: bool = True
     """Rows of unequal length go through the trunk without their padding."""
     microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward where ppo.microbatch isn't set; 256 on a CPU and 16,384 on CUDA when absent."""
+    """Most tokens per forward and backward where ppo.microbatch isn't set. Absent: 16,384 on CUDA, 512 on a CPU, 256 there in float32."""
 
 
 class EvalPart(Part):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
+from marl_core.config.memory import CPU_TOKENS
 from marl_core.config.run_config import RunConfig
 from marl_core.ppo.ranks import Ranks
 from marl_core.ppo.scoring import (
@@ -53,7 +54,8 @@ def token_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> int | No
     """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows, or ranks must keep step."""
     if config.ppo.microbatch or ranks.size > 1:
         return None
-    return config.speed.microbatch_tokens or TOKENS_AT_ONCE[bank.device.type == "cuda"]
+    usual = CUDA_TOKENS if bank.device.type == "cuda" else CPU_TOKENS[config.model.dtype]
+    return config.speed.microbatch_tokens or usual
 
 
 def score_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> tuple[int, int | None]:
@@ -63,7 +65,7 @@ def score_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> tuple[in
     return rows, None if tokens is None else TIMES_WITHOUT_GRADIENT * tokens
 
 
-TOKENS_AT_ONCE = {False: 256, True: 16_384}
+CUDA_TOKENS = 16_384
 """Enough to keep the device busy (benchmarks/NOTES.md); memory then doesn't grow with the length of responses."""
 TIMES_WITHOUT_GRADIENT = 4  # a pass that keeps nothing for backward may be larger
 

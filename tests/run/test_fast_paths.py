@@ -19,6 +19,7 @@ from marl_core.ppo import decode as decode_module
 from marl_core.ppo.rollout import generate
 from marl_core.ppo.sampling import choose, scored_logits
 from marl_core.ppo.scoring import blocks, view_logprobs
+from marl_core.run.passes import token_budget
 from marl_core.testing import tiny_bank
 
 EOS = 2
@@ -283,11 +284,10 @@ class TestBlocks:
         assert found[0].policy_loss == pytest.approx(found[1].policy_loss, abs=1e-5)
         assert capture or found[0].first_ratio_error == found[1].first_ratio_error == 0.0
 
-    def test_the_memory_estimate_knows_the_budget(self) -> None:
-        from marl_core.config import memory
-        from marl_core.run import passes
-
-        assert passes.TOKENS_AT_ONCE[False] == memory.CPU_TOKENS
+    @pytest.mark.parametrize(("dtype", "tokens"), [("float32", 256), ("bfloat16", 512)])
+    def test_half_precision_takes_twice_the_tokens(self, make_config: MakeConfig, dtype: str, tokens: int) -> None:
+        runner = Runner(make_config(model={"dtype": dtype}))
+        assert token_budget(runner.config, runner.bank, runner.ranks) == tokens
 
 
 def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> None:
