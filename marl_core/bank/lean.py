@@ -49,8 +49,15 @@ class _Again(torch.autograd.Function):
 
 
 def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function(*inputs), of which backward keeps the inputs alone; `function` must be pure and cheap."""
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
+    """function(*inputs), of which backward keeps the inputs alone; `function` must be pure and cheap.
+
+    A compiler decides that for itself.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or not any(tensor.requires_grad for tensor in inputs)
+    ):
         return function(*inputs)
     result: Any = _Again.apply
     out: Tensor = result(function, *inputs)

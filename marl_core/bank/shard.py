@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from marl_core.errors import ConfigError
+from marl_core.bank.layers import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ def shard_base(base: PreTrainedModel, device: str) -> PreTrainedModel:
     from torch.distributed.fsdp import fully_shard
 
     body: nn.Module = getattr(base, base.base_model_prefix, base)
-    layers = _layers(body)
+    layers = decoder_layers(body, "model.shard: fsdp2", "model.shard: none")
     base.requires_grad_(False)
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for layer in layers:
@@ -37,17 +37,6 @@ def shard_base(base: PreTrainedModel, device: str) -> PreTrainedModel:
     fully_shard(body, mesh=mesh, ignored_params={p for p in body.parameters() if p not in sharded})
     _move_rest(base, sharded, torch.device(device))
     return base
-
-
-def _layers(body: nn.Module) -> list[nn.Module]:
-    """The decoder layers: the one long ModuleList of the body."""
-    lists = [child for child in body.children() if isinstance(child, nn.ModuleList) and len(child)]
-    if len(lists) != 1:
-        raise ConfigError(
-            f"model.shard: fsdp2 needs a base whose decoder layers are one list; {type(body).__name__} has {len(lists)}. "
-            "Use model.shard: none."
-        )
-    return list(lists[0])
 
 
 def _move_rest(base: nn.Module, sharded: set[nn.Parameter], device: torch.device) -> None:

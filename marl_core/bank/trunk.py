@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,8 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from marl_core.bank import attention
+from marl_core.bank.compiled import cannot, compile_layers, stance
+from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_less
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class Trunk:
         self._window = _window(model.config.get_text_config())
         self.pack = True
         """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
+        self.compiled = False
+        """Whether passes that keep no cache run compiled; `compile` says so."""
+        self._marked = False
         self.positions = 0
         """Token positions computed so far, padding included: benchmarks compare them with the real ones."""
 
@@ -82,9 +87,32 @@ class Trunk:
     def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, **options: Any) -> Tensor:
         self.positions += ids.numel()
         options = {"use_cache": False, **options}
-        output = self._body(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
+        with self._stance(sampling=options["use_cache"]):
+            output = self._body(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
         states: Tensor = output.last_hidden_state
         return states
+
+    def compile(self, on: bool) -> None:
+        """Run the decoder layers compiled from now on, or plain; ConfigError where they can't be."""
+        self.compiled = False
+        if not on:
+            return
+        layers = decoder_layers(self._body, "speed.compile", "speed.compile: false")
+        ids = torch.arange(4, device=self.device)[None] % self.vocabulary
+        _ = self.packs, self.plain_head  # measured on the plain layers
+        try:
+            if not self._marked:
+                compile_layers(layers)
+            self._marked = self.compiled = True
+            with torch.no_grad():
+                self._run(ids, None, None)
+        except Exception as error:
+            self.compiled = False
+            raise cannot(error) from error
+
+    def _stance(self, sampling: bool) -> AbstractContextManager[Any]:
+        """How marked layers run in one pass."""
+        return stance(self.compiled and not sampling) if self._marked else nullcontext()
 
     def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
         layout = attention.Layout.of(mask)
@@ -159,20 +187,22 @@ class Trunk:
         self.model.eval()
         self.model.generation_config = GenerationConfig()
         try:
-            yield self.model
+            with self._stance(sampling=True):
+                yield self.model
         finally:
             self.model.generation_config = habits
             self.model.train(training)
 
     def logits(self, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         """Logits of the last `last` positions, [B, last, V]: the slow path for heads that aren't one matrix."""
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=position_ids(mask),
-            use_cache=False,
-            logits_to_keep=last,
-        )
+        with self._stance(sampling=False):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                position_ids=position_ids(mask),
+                use_cache=False,
+                logits_to_keep=last,
+            )
         logits: Tensor = output.logits
         return logits
 

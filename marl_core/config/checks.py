@@ -27,6 +27,7 @@ def core_findings(plan: Plan) -> list[MarlError]:
     config = plan.config
     return [
         *_model(plan),
+        *_compile(config),
         *_adapter(config),
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
@@ -52,6 +53,17 @@ def _model(plan: Plan) -> Iterator[MarlError]:
     if files is not None:
         yield from _model_files(config, files)
         yield from fit_findings(plan, files)
+
+
+def _compile(config: RunConfig) -> Iterator[MarlError]:
+    """Compiled layers are held against the plain ones on whole, unquantized bases; others are refused."""
+    shard, quantization = config.model.shard != "none", config.quantization.label
+    if config.speed.compile and (shard or quantization != "none"):
+        what = "model.shard" if shard else f"quantization: {quantization}"
+        yield ConfigError(
+            f"speed.compile: compiled layers don't go with {what}: nobody has measured that they give the plain layers' numbers there. "
+            "Set speed.compile: false."
+        )
 
 
 def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:

@@ -22,6 +22,7 @@ from marl_core.config.choice import ObserverChoice, QuantizationChoice, Referenc
 from marl_core.config.part import Fraction, Part
 from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
 from marl_core.config.prompt_template import columns_of
+from marl_core.config.speed_config import SpeedPart
 
 __all__ = [
     "ClipPart",
@@ -37,6 +38,7 @@ __all__ = [
     "RunPart",
     "SamplingPart",
     "ShapingPart",
+    "SpeedPart",
     "ValuePart",
 ]
 
@@ -175,21 +177,6 @@ class SamplingPart(Part):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         return self
-
-
-class SpeedPart(Part):
-    """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
-
-    decode: Literal["marl", "transformers"] = "marl"
-    """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
-    fold: bool = False
-    """Sample through copies of the adapted weights with the policy folded in: float32 bases, up to a quarter of their size."""
-    capture: bool = True
-    """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own."""
-    pack: bool = True
-    """Rows of unequal length go through the trunk without their padding."""
-    microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward where ppo.microbatch isn't set. Absent: 16,384 on CUDA, 512 on a CPU, 256 there in float32."""
 
 
 class EvalPart(Part):

@@ -86,6 +86,7 @@ class Runner:
         self.bank = self.roles.bank
         self.bank.trunk.pack = config.speed.pack
         try:
+            self.bank.trunk.compile(config.speed.compile)
             self._open(resume)
         except BaseException:
             self.roles.discard()
