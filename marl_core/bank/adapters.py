@@ -46,7 +46,7 @@ class AdapterBank:
         """What was done to the base before it was frozen, e.g. which adapter was merged in."""
         self.fingerprint: dict[str, list[float]] | None = None
         self.quantization = quantization or Quantization()
-        self.trunk = Trunk(base)
+        self.trunk = Trunk(base, quantized=self.quantization.config is not None)
         self.linears = lora.linear_names(base, base.get_output_embeddings())
         self.heads: dict[str, nn.Linear] = {}
         self.reward_views: dict[str, ScoreView] = {}
@@ -306,7 +306,11 @@ class AdapterBank:
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
         view = reward or reward_adapter.only(self)
         ids = as_ids(input_ids, "input_ids")
-        mask = torch.ones_like(ids) if attention_mask is None else as_mask(attention_mask, "attention_mask", tuple(ids.shape))
+        mask = (
+            torch.ones_like(ids)
+            if attention_mask is None
+            else as_mask(attention_mask, "attention_mask", tuple(ids.shape))
+        )
         scores = self.score(view, ids, mask)
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)

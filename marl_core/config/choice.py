@@ -83,6 +83,11 @@ class Choice(BaseModel):
                 self._strategy, self._origin = loaded.build(self.options), loaded.listing.display_name
         return self._strategy
 
+    def build(self, catalog: Catalog) -> Strategy:
+        """A strategy for one plan: a new one for a name, however often the config was copied; the object that was given."""
+        strategy = self.resolve(catalog)
+        return strategy if strategy is self.use else strategy.fresh()
+
     def __eq__(self, other: object) -> bool:
         """Equal when they ask for the same; whether the strategy was looked up already doesn't matter."""
         if not isinstance(other, Choice) or type(self) is not type(other):

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.cache import new_cache
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
@@ -99,7 +98,7 @@ class _Live:
 def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, most: int) -> tuple[_Live, Tensor]:
     """Each different prompt once; then every sample has its row."""
     ids, mask = prompts.ids[::samples], prompts.mask[::samples]
-    cache = new_cache(bank.base.config, mask.shape[1] + most)
+    cache = bank.trunk.new_cache(mask.shape[1] + most)
     hidden = bank.trunk.extend(ids, mask, cache)[:, -1]
     if samples > 1:
         cache.batch_repeat_interleave(samples)

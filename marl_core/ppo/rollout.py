@@ -76,7 +76,7 @@ def generate(
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     speed = speed or SpeedPart()
-    if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful or bank.trunk.sharded:
+    if bank.trunk.sampler(speed.decode) == "transformers":
         return _by_transformers(bank, adapter, prompts, sampling, stops, None if seed is None else seed + first, limits)
     random = None if seed is None else torch.Generator().manual_seed(seed)
     uniforms = torch.rand(whole or len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)

@@ -57,9 +57,7 @@ class Prompts:
     def __post_init__(self) -> None:
         ids = as_ids(self.ids, "Prompts.ids")
         rows = as_table(self.rows, len(ids), "Prompts.rows")
-        _convert(
-            self, rows=rows, texts=_texts(self.texts), ids=as_ids(ids, "Prompts.ids", (len(rows), ids.shape[1]))
-        )
+        _convert(self, rows=rows, texts=_texts(self.texts), ids=as_ids(ids, "Prompts.ids", (len(rows), ids.shape[1])))
         _convert(self, mask=as_mask(self.mask, "Prompts.mask", tuple(self.ids.shape)).to(self.ids.device))
         if self.texts and len(self.texts) != len(rows):
             raise DataError(f"Prompts.texts: {len(self.texts)} texts for {len(rows)} prompts.")
@@ -86,7 +84,9 @@ class Prompts:
         given = as_rows(tokens, "Prompts.of: tokens")
         if mask is not None:
             counts = as_mask(mask, "Prompts.of: mask", (len(given), len(given[0]) if given else 0)).tolist()
-            given = [[token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)]
+            given = [
+                [token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)
+            ]
         ids, mask = pad_rows(given, pad, "left")
         return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
 

@@ -41,6 +41,7 @@ def evaluate(
                 plan.config.sampling,
                 stops,
                 derive_seed("eval", seed, start),
+                speed=plan.config.speed,
                 first=ranks.rank * len(places),
                 whole=ranks.size * len(places),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
 from marl_core.run.shares import generate_in_shares, score_in_shares
 from marl_core.run.start import agree_at_start, trained_tensors
-from marl_core.run.timing import timed
+from marl_core.run.timing import threads, timed
 
 
 class Runner:
@@ -73,21 +73,20 @@ class Runner:
                 warnings.warn(warning, MarlWarning, stacklevel=2)
         else:
             self.plan = config
+        self.plan = self.plan.for_run(self)
         self.ranks = join(self.plan.config)
         self.plan = self.plan if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
         self.guards = Guards()
         self.plan.hooks.around = self.guards.watch.around
-        self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
+        with threads(config.run.threads):
+            self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
-        self.bank.trunk.pack = config.speed.pack
         try:
-            self.bank.trunk.compile(config.speed.compile)
-            self._open(resume)
+            with self.running():
+                self._open(resume)
         except BaseException:
             self.roles.discard()
             raise
@@ -242,7 +241,8 @@ class Runner:
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         agree_at_start(self)
-        found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        with self.running():
+            found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
         self.guards.watch.settled()
         if self.folder is not None:
@@ -263,6 +263,17 @@ class Runner:
         positions = getattr(self.bank.base.config.get_text_config(), "max_position_embeddings", None) or 2**20
         return max(1, positions - self.config.sampling.max_new_tokens)
 
-    def _timed(self, phase: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A block in which threads and the shared base's passes are as this run's config says; afterwards as before.
+
+        Every method that computes opens it by itself.
+        """
+        with threads(self.config.run.threads), self.bank.trunk.passing(self.roles.options):
+            yield
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
         give_back()
-        return timed(self.seconds, phase)
+        with timed(self.seconds, phase), self.running():
+            yield
