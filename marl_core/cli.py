@@ -83,9 +83,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()  # before the libraries are imported: some speak then
+    _set_up_process()
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
         from marl_core.run.finished import finished
@@ -164,9 +162,7 @@ def merge(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()
+    _set_up_process()
     from marl_core.bank.merge import merge_adapter
 
     report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
@@ -197,9 +193,7 @@ def replay(
     sets: Sets = None,
 ) -> None:
     """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()
+    _set_up_process()
     from marl_core.run.replay import replay as again
 
     found = again(dump, sets=sets or ())
@@ -211,6 +205,15 @@ def replay(
 
 app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
+
+
+def _set_up_process() -> None:
+    """What the command line may do and the library may not: this process is marl's own. Before the libraries are imported."""
+    from marl_core.run.allocator import set_up_process
+    from marl_core.run.quiet import quiet_libraries
+
+    set_up_process()
+    quiet_libraries()
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
