@@ -92,7 +92,10 @@ def test_naming_runner_first_sets_what_the_libraries_set_and_no_more() -> None:
 
 
 def test_the_test_sees_what_an_import_could_change() -> None:
-    code = "import logging, os, random, sys, warnings\nos.environ['A_NEW_ONE'] = '1'\nwarnings.simplefilter('ignore')\nrandom.seed(0)\nimport torch\ntorch.manual_seed(1)\ntorch.set_num_threads(1 + torch.get_num_threads())"
+    code = (
+        "import os, random, warnings\nos.environ['A_NEW_ONE'] = '1'\nwarnings.simplefilter('ignore')\nrandom.seed(0)\n"
+        "import torch\ntorch.manual_seed(1)\ntorch.set_num_threads(1 + torch.get_num_threads())"
+    )
     expected = {
         "environment",
         "warning filters",
