@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
@@ -103,6 +104,17 @@ class Catalog:
                 f"uninstall one, or write `use: {offers[0].qualified_name}`."
             )
         return offers[0]
+
+    def listing_of(self, family: FamilyName, kind: type) -> Listing | None:
+        """The listing that announces this class; None when nobody does. Nothing is imported: the class is there already."""
+        for listing in self.listings(family):
+            module, _, name = listing.target.partition(":")
+            found: Any = sys.modules.get(module.strip())
+            for part in name.split("[")[0].strip().split("."):
+                found = getattr(found, part, None)
+            if found is kind:
+                return listing
+        return None
 
     def load(self, family: FamilyName, name: str) -> LoadedStrategy:
         """Look up, import and verify one strategy. Raises as `lookup` does, and PluginError for a broken plugin."""

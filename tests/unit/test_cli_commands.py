@@ -67,7 +67,10 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], An
     return write
 
 
-SAYS = '"""A stranger.\n\nMore."""\nimport typer\ndef f(word: str, loud: bool = False) -> None:\n    """Say a word.\n\n    Long."""\n    print(word)\n'
+SAYS = (
+    '"""A stranger."""\nimport typer\n'
+    'def f(word: str, loud: bool = False) -> None:\n    """Say a word.\n\n    Long."""\n    print(word)\n'
+)
 
 
 def test_it_is_imported_when_it_is_called_and_not_before(
@@ -165,6 +168,7 @@ def test_ours_stay_ours() -> None:
 
 
 def test_our_own_guests_are_not_imported_by_other_commands(tmp_path: Path) -> None:
-    code = "import sys\nfrom marl_core.cli import main\nmain(['plugins', '--family', 'observer'])\nprint([m for m in sorted(sys.modules) if m.startswith('marl_plugins.')])"
+    code = "import sys\nfrom marl_core.cli import main\nmain(['plugins', '--family', 'observer'])\n"
+    code += "print(sorted(m for m in sys.modules if 'marl_plugins.' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "['marl_plugins.lines', 'marl_plugins.observers']"
