@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.fit_checks import fit_findings
+from marl_core.config.hub import cached_adapter
 from marl_core.config.lora_checks import lora_findings
-from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
+from marl_core.config.model_files import ModelFiles, read_model, unpinned_code
 from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
@@ -99,11 +99,11 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
 
 
 def _adapter(config: RunConfig) -> Iterator[MarlError]:
-    source = config.policy.source
-    if source is None or (looks_like_hub_name(source) and not os.path.exists(source)):
+    part = config.policy
+    if part.source is None:
         return
     try:
-        read_adapter(source, "policy.from")
+        cached_adapter(part.source, "policy.from", part.revision, part.subfolder)
     except DataError as error:
         yield error
 

@@ -15,8 +15,9 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.adapter_files import read_adapter
+from marl_core.config.hub import adapter_folder
 from marl_core.config.model_files import ModelFiles, read_model
-from marl_core.config.roles import adapter_options, path_options
+from marl_core.config.roles import adapter_options, path_options, where
 from marl_core.config.run_config import LoraPart
 from marl_core.errors import DataError
 from marl_core.registry.strategy import Strategy
@@ -147,8 +148,16 @@ def _base(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
 
 
 def _policy(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
-    source = plan.config.policy.source
-    count = _adapter_parameters(source) if source else lora_parameters(plan.config.policy, shapes)
+    part = plan.config.policy
+    count = lora_parameters(part, shapes)
+    if part.source is not None:
+        folder = adapter_folder(part.source, part.revision, part.subfolder)
+        if folder is None:
+            raise DataError(
+                f"policy.from: {part.source!r} isn't on this machine, so its shapes aren't known. "
+                f"Download it first (`hf download {part.source}`), or give a folder, to estimate memory."
+            )
+        count = _adapter_parameters(folder)
     trained = count * TRAINED
     return RoleMemory(
         "policy", trained, base + trained, f"{count:,} trained parameters, gradients and AdamW in float32"
@@ -171,7 +180,7 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
         return RoleMemory(name, held, base + held, "an adapter on the base, frozen, float32")
     for _, path in path_options(strategy):
         try:
-            model = read_model(path)
+            model = read_model(path, where(strategy)[0])
             count = sum(prod(shape) for shape in model.shapes().values()) if model else 0
         except DataError:
             continue

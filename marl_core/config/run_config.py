@@ -85,7 +85,11 @@ class PolicyPart(LoraPart):
     start: Literal["new", "continue"] = "new"
     """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
     source: str | None = Field(None, alias="from")
-    """Adapter to copy when `start` is `continue`."""
+    """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
+    revision: str | None = Field(None, min_length=1)
+    """Hub revision (branch, tag or commit) of `from`."""
+    subfolder: str | None = Field(None, min_length=1)
+    """Folder inside `from` that holds the adapter."""
 
     @model_validator(mode="after")
     def _source_fits_start(self) -> Self:
@@ -93,6 +97,8 @@ class PolicyPart(LoraPart):
             raise ValueError("start: continue needs `from: path/to/adapter`")
         if self.start == "new" and self.source:
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
+        if self.start == "new" and (self.revision or self.subfolder):
+            raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
         plain = LoraPart()
         ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
         if self.start == "continue" and ignored:
