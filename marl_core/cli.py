@@ -15,6 +15,7 @@ import typer
 from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
 from marl_core.cli_publish import publish
+from marl_core.cli_warnings import warnings_in_one_line
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        with damaged_metadata_passed_over():
+        with damaged_metadata_passed_over(), warnings_in_one_line():
             code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
