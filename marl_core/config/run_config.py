@@ -169,6 +169,8 @@ class SamplingPart(Part):
     """Nucleus sampling. Below 1 the sampled distribution is not the scored one."""
     top_k: NonNegativeInt = 0
     """Top-k sampling, 0 is off. Above 0 the sampled distribution is not the scored one."""
+    rows: PositiveInt | None = None
+    """Most responses sampled at once: bounds the cache of keys and values. Those of one prompt stay together. Absent: a whole batch."""
     stop: list[str] = Field(default_factory=list)
     """Further stop tokens beside the tokenizer's EOS; each must be a single token."""
     stop_strings: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
