@@ -186,6 +186,10 @@ class SamplingPart(Part):
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         return self
 
+    def at_once(self, count: int, samples: int) -> int:
+        """How many of `count` responses are sampled together: as `rows` says, but never fewer than the `samples` of one prompt."""
+        return count if self.rows is None else min(max(self.rows // samples, 1) * samples, count)
+
 
 class EvalPart(Part):
     """Evaluation on held-out prompts, before, during and after training."""

@@ -72,9 +72,11 @@ def generate(
 
     Prompts come `samples` times in a row each; `limits` [B] are the most tokens of each row. The rollout also carries
     the log-probs (and the values of `value_head`) seen in sampling where they are exact enough for the update. The global
-    random state is left as it was when a seed is given. `sampling.rows` rows are sampled at once; each draws numbers of its own,
-    so how many doesn't matter (but to transformers' `generate`, which draws for all its rows together). Prompts that are a part of a batch of `whole` rows, from row
+    random state is left as it was when a seed is given. Prompts that are a part of a batch of `whole` rows, from row
     `first` on, draw the numbers that they would draw in it.
+
+    `sampling.rows` rows are sampled at once. Each draws numbers of its own, so how many doesn't matter; only transformers'
+    `generate` draws for all its rows together.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     speed = speed or SpeedPart()
@@ -89,7 +91,7 @@ def generate(
                 None if seed is None else seed + first + piece.start,
                 None if limits is None else limits[piece],
             )
-            for piece in _pieces(len(prompts), sampling.rows, samples)
+            for piece in _pieces(len(prompts), sampling, samples)
         ]
         return _joined(prompts, parts, _pad(bank, stops))
     random = None if seed is None else torch.Generator().manual_seed(seed)
@@ -112,7 +114,7 @@ def generate(
                     samples=samples,
                     value_head=value_head,
                 )
-                for piece in _pieces(len(prompts), sampling.rows, samples)
+                for piece in _pieces(len(prompts), sampling, samples)
             ]
         )
     exact = speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None
@@ -121,10 +123,10 @@ def generate(
     )
 
 
-def _pieces(count: int, most: int | None, samples: int) -> list[slice]:
-    """The rows sampled together: at most `most`, but never fewer than the `samples` of one prompt, which share its prefill."""
-    size = count if most is None else max(most // samples, 1) * samples
-    return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+def _pieces(count: int, sampling: SamplingPart, samples: int) -> list[slice]:
+    """The rows sampled together; those of one prompt share its prefill."""
+    size = max(sampling.at_once(count, samples), 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _part(prompts: Prompts, piece: slice) -> Prompts:
