@@ -34,4 +34,4 @@ class SpeedPart(Part):
     compile: bool = False
     """Run the decoder layers through torch.compile in scoring and update: for long runs, see docs/speed.md. Sampling stays plain."""
     microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward where ppo.microbatch isn't set. Absent: 16,384 on CUDA (a guess), 512 on a CPU, 256 there in float32."""
+    """Most tokens per forward and backward without ppo.microbatch. Absent: 16,384 on CUDA (a guess), 512 on a CPU (float32: 256)."""
