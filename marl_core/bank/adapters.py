@@ -6,6 +6,7 @@ one indivisible block: with gradient checkpointing, backward recomputes through 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -278,7 +279,7 @@ class AdapterBank:
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        lora.write_adapter(self.peft, name, folder, None if self.prepared else self.source)
+        lora.write_adapter(self.peft, name, folder, None if self.prepared else os.path.expanduser(self.source))
 
     # -- scores ---------------------------------------------------------------------------------------------
 
