@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
+    from marl_core.config.hub import cached_adapter
     from marl_core.config.load import dump_config, load_config
     from marl_core.config.plan import Plan
     from marl_core.config.run_config import RunConfig
@@ -45,6 +46,7 @@ _HOMES = {
     "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.config.adapter_files": ("read_adapter",),
+    "marl_core.config.hub": ("cached_adapter",),
     "marl_core.config.load": ("dump_config", "load_config"),
     "marl_core.config.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
@@ -85,6 +87,7 @@ __all__ = [
     "Strategy",
     "View",
     "__version__",
+    "cached_adapter",
     "dump_config",
     "hookimpl",
     "load_config",

@@ -6,6 +6,7 @@ one indivisible block: with gradient checkpointing, backward recomputes through 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,12 +121,15 @@ class AdapterBank:
         trainable: bool = False,
         dropout: float | None = None,
         asked_by: str = "adapter",
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> None:
         """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place.
 
-        `dropout` replaces the LoRA dropout that the adapter was trained with.
+        `dropout` replaces the LoRA dropout that the adapter was trained with. `revision` is that of a hub name (branch,
+        tag or commit), `subfolder` the folder inside `path` that holds the adapter, as peft calls them.
         """
-        files = lora.find_adapter(path, asked_by)
+        files = lora.find_adapter(path, asked_by, revision, subfolder)
         config = lora.config_of(files, self.linears, asked_by)
         lora.refuse_rewriting(config, files, asked_by)
         if trainable and files.score_keys:
@@ -147,16 +151,24 @@ class AdapterBank:
         self._paths[name] = files.folder.resolve()
         self._restore()
 
-    def frozen(self, path: str | Path, role: str, asked_by: str = "adapter") -> str:
-        """Name of the frozen adapter at `path`: loaded once, however many roles ask for it."""
-        folder = lora.find_adapter(path, asked_by).folder.resolve()
+    def frozen(
+        self,
+        path: str | Path,
+        role: str,
+        asked_by: str = "adapter",
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Name of the frozen adapter at `path`, as `load` takes it: loaded once, however many roles ask for it."""
+        folder = lora.find_adapter(path, asked_by, revision, subfolder).folder.resolve()
         for name, known in self._paths.items():
             if known == folder and name not in self._trainable:
                 return name
         name, number = role, 2
         while name in self.adapters:
             name, number = f"{role}-{number}", number + 1
-        self.load(name, path, asked_by=asked_by)
+        self.load(name, path, asked_by=asked_by, revision=revision, subfolder=subfolder)
         return name
 
     def load_reward(
@@ -166,13 +178,16 @@ class AdapterBank:
         position: Position | None = None,
         pad_id: int | None = None,
         asked_by: str = "reward.path",
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> ScoreView:
         """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen.
 
         Which token is scored comes from the adapter's certificate, else from the tokenizer saved beside it, as
         transformers' classifier would read it. DataError when the adapter was trained on other weights than these.
+        `revision` and `subfolder` as in `load`.
         """
-        return reward_adapter.load(self, path, position, pad_id, asked_by)
+        return reward_adapter.load(self, path, position, pad_id, asked_by, revision, subfolder)
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
@@ -271,7 +286,7 @@ class AdapterBank:
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        lora.write_adapter(self.peft, name, folder, None if self.prepared else self.source)
+        lora.write_adapter(self.peft, name, folder, None if self.prepared else os.path.expanduser(self.source))
 
     # -- scores ---------------------------------------------------------------------------------------------
 

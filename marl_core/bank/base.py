@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def load_bank(
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
     """
     quantization = quantization or Quantization()
+    source, path = path, os.path.expanduser(path)
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
     target = _target(device, quantization, shard)
@@ -67,7 +69,7 @@ def load_bank(
         quantization.after_load(base)
     _check_vocabulary(base, words, path)
     base = shard_base(base, target) if shard else base
-    bank = AdapterBank(base, words, source=path, quantization=quantization)
+    bank = AdapterBank(base, words, source=source, quantization=quantization)
     bank.trunk.sharded = shard
     bank.fingerprint = prints
     return bank
@@ -98,13 +100,14 @@ def load_base(
     path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
     """The plain model, without a bank."""
-    return _load(path, dtype, device, None, {"trust_remote_code": False, "revision": revision})
+    return _load(os.path.expanduser(path), dtype, device, None, {"trust_remote_code": False, "revision": revision})
 
 
 def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
+    path = os.path.expanduser(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError) as error:

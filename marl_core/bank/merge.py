@@ -30,9 +30,17 @@ class MergeReport:
     seconds: float
 
 
-def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adapter") -> PreTrainedModel:
+def merge_into(
+    base: PreTrainedModel,
+    adapter: str | Path,
+    asked_by: str = "adapter",
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> PreTrainedModel:
     """The base with a LoRA adapter folded into its weights; the model object is the same one, changed.
 
+    `revision` is that of a hub name, `subfolder` the folder inside `adapter` that holds it.
     Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
     """
     if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
@@ -40,14 +48,20 @@ def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adap
             f"{asked_by}: merging needs the full-precision (float32) base, this one is "
             f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    unload: Any = attach(base, adapter, asked_by).merge_and_unload
+    unload: Any = attach(base, adapter, asked_by, revision, subfolder).merge_and_unload
     merged: PreTrainedModel = unload(safe_merge=True)
     return merged
 
 
-def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftModel:
+def attach(
+    base: PreTrainedModel,
+    adapter: str | Path,
+    asked_by: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> PeftModel:
     """The base with one adapter injected and active, every tensor in its place."""
-    files = lora.find_adapter(adapter, asked_by)
+    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
     if files.score_keys:
         raise DataError(
             f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head."

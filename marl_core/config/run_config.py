@@ -85,7 +85,11 @@ class PolicyPart(LoraPart):
     start: Literal["new", "continue"] = "new"
     """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
     source: str | None = Field(None, alias="from")
-    """Adapter to copy when `start` is `continue`."""
+    """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
+    revision: str | None = Field(None, min_length=1)
+    """Hub revision (branch, tag or commit) of `from`."""
+    subfolder: str | None = Field(None, min_length=1)
+    """Folder inside `from` that holds the adapter."""
 
     @model_validator(mode="after")
     def _source_fits_start(self) -> Self:
@@ -93,6 +97,8 @@ class PolicyPart(LoraPart):
             raise ValueError("start: continue needs `from: path/to/adapter`")
         if self.start == "new" and self.source:
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
+        if self.start == "new" and (self.revision or self.subfolder):
+            raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
         plain = LoraPart()
         ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
         if self.start == "continue" and ignored:
@@ -163,6 +169,8 @@ class SamplingPart(Part):
     """Nucleus sampling. Below 1 the sampled distribution is not the scored one."""
     top_k: NonNegativeInt = 0
     """Top-k sampling, 0 is off. Above 0 the sampled distribution is not the scored one."""
+    rows: PositiveInt | None = None
+    """Most responses sampled at once: bounds the cache of keys and values. Those of one prompt stay together. Absent: a whole batch."""
     stop: list[str] = Field(default_factory=list)
     """Further stop tokens beside the tokenizer's EOS; each must be a single token."""
     stop_strings: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
@@ -177,6 +185,10 @@ class SamplingPart(Part):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         return self
+
+    def at_once(self, count: int, samples: int) -> int:
+        """How many of `count` responses are sampled together: as `rows` says, but never fewer than the `samples` of one prompt."""
+        return count if self.rows is None else min(max(self.rows // samples, 1) * samples, count)
 
 
 class EvalPart(Part):

@@ -107,6 +107,12 @@ def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, most: int) -> tu
     return _Live(rows, torch.ones_like(rows, dtype=torch.bool), prompts.mask, cache), hidden
 
 
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [b, t] one below the other, [B, T]; narrower ones are filled with 0 on the right."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
 @dataclass(slots=True)
 class Decoded:
     """Response tokens [B, T] int64, their mask, which rows met a stop token, and the numbers seen on the way."""
@@ -134,6 +140,18 @@ class Decoded:
         self.entropy[live.rows, place] = chosen.entropy * live.going
         if self.values is not None and values is not None:
             self.values[live.rows, place] = values * live.going
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
+        """The rows of several, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        ids, mask, logprobs, entropy = (
+            stacked([getattr(part, name) for part in parts]) for name in ("ids", "mask", "logprobs", "entropy")
+        )
+        values = [part.values for part in parts if part.values is not None]
+        finished = torch.cat([part.finished for part in parts])
+        return cls(ids, mask, finished, logprobs, entropy, stacked(values) if values else None)
 
     def trimmed(self) -> Decoded:
         """Without the places that no row reached."""

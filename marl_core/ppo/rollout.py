@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError
 from marl_core.ppo.captured import Behavior, Captured
-from marl_core.ppo.decode import decode
+from marl_core.ppo.decode import Decoded, decode, stacked
 from marl_core.ppo.stop_strings import Criterion, StopStrings
 from marl_core.ppo.types import Prompts, Rollout
 
@@ -73,11 +74,26 @@ def generate(
     the log-probs (and the values of `value_head`) seen in sampling where they are exact enough for the update. The global
     random state is left as it was when a seed is given. Prompts that are a part of a batch of `whole` rows, from row
     `first` on, draw the numbers that they would draw in it.
+
+    `sampling.rows` rows are sampled at once. Each draws numbers of its own, so how many doesn't matter; only transformers'
+    `generate` draws for all its rows together.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     speed = speed or SpeedPart()
     if bank.trunk.sampler(speed.decode) == "transformers":
-        return _by_transformers(bank, adapter, prompts, sampling, stops, None if seed is None else seed + first, limits)
+        parts = [
+            _by_transformers(
+                bank,
+                adapter,
+                _part(prompts, piece),
+                sampling,
+                stops,
+                None if seed is None else seed + first + piece.start,
+                None if limits is None else limits[piece],
+            )
+            for piece in _pieces(len(prompts), sampling, samples)
+        ]
+        return _joined(prompts, parts, _pad(bank, stops))
     random = None if seed is None else torch.Generator().manual_seed(seed)
     uniforms = torch.rand(whole or len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)
     uniforms = uniforms[first : first + len(prompts)]
@@ -86,21 +102,58 @@ def generate(
         opened.enter_context(bank.trunk.generating())
         if speed.fold:
             opened.enter_context(folded(bank, adapter))
-        found = decode(
-            bank,
-            prompts,
-            sampling,
-            stops,
-            uniforms.to(bank.device),
-            limits=limits,
-            samples=samples,
-            value_head=value_head,
+        found = Decoded.joined(
+            [
+                decode(
+                    bank,
+                    _part(prompts, piece),
+                    sampling,
+                    stops,
+                    uniforms[piece].to(bank.device),
+                    limits=None if limits is None else limits[piece],
+                    samples=samples,
+                    value_head=value_head,
+                )
+                for piece in _pieces(len(prompts), sampling, samples)
+            ]
         )
     captured = None
     if speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None:  # else not exact enough
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
         captured = Captured(found.logprobs, found.entropy, found.values, behavior)
     return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, captured)
+
+
+def _pieces(count: int, sampling: SamplingPart, samples: int) -> list[slice]:
+    """The rows sampled together; those of one prompt share its prefill."""
+    size = max(sampling.at_once(count, samples), 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _part(prompts: Prompts, piece: slice) -> Prompts:
+    """Some of the prompts, padded as all of them are."""
+    return replace(
+        prompts,
+        ids=prompts.ids[piece],
+        mask=prompts.mask[piece],
+        rows=prompts.rows[piece],
+        texts=prompts.texts[piece],
+    )
+
+
+def _joined(prompts: Prompts, parts: Sequence[Rollout], pad: int) -> Rollout:
+    """One rollout of all prompts, from those of its pieces."""
+    if len(parts) == 1:
+        return parts[0]
+    mask = stacked([part.mask for part in parts])
+    return replace(
+        parts[0],
+        prompts=prompts,
+        ids=stacked([part.ids for part in parts]).masked_fill(~mask, pad),
+        mask=mask,
+        texts=[text for part in parts for text in part.texts],
+        finished=torch.cat([part.finished for part in parts]),
+    )
 
 
 def _by_transformers(

@@ -155,7 +155,15 @@ def _same_base(plan: Plan, bank: AdapterBank) -> None:
 def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
     part = plan.config.policy
     if part.start == "continue":
-        bank.load(name, part.source or "", trainable=True, dropout=part.dropout, asked_by="policy.from")
+        bank.load(
+            name,
+            part.source or "",
+            trainable=True,
+            dropout=part.dropout,
+            asked_by="policy.from",
+            revision=part.revision,
+            subfolder=part.subfolder,
+        )
     else:
         bank.add(name, _lora(part, bank), seed=derive_seed(plan.config.run.seed, "policy"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from marl_core.bank.adapters import AdapterBank
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import MarlWarning
+from marl_core.errors import warn
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.rollout import generate, stop_ids
@@ -70,7 +69,7 @@ class Runner:
             self.plan = Plan.of(config, catalog)
             self.plan.require()
             for warning in self.plan.warnings():
-                warnings.warn(warning, MarlWarning, stacklevel=2)
+                warn(warning)
         else:
             self.plan = config
         self.plan = self.plan.for_run(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,11 @@ class RewardModel:
     def __init__(self, options: ModelReward, device: str) -> None:
         """Load both; DataError when the model has no trained head with one label."""
         self._options, self._device = options, device
+        path = os.path.expanduser(options.path)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                options.path, revision=options.revision, trust_remote_code=False
-            )
+            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision, trust_remote_code=False)
             self._model, report = AutoModelForSequenceClassification.from_pretrained(
-                options.path,
+                path,
                 revision=options.revision,
                 dtype=getattr(torch, options.dtype),
                 use_safetensors=True,
