@@ -16,10 +16,12 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
-from marl_core.bank.reward_check import refuse_other_base
+from marl_core.bank.fingerprint import Fingerprint
+from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
+from marl_core.bank.which_base import Origin
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -43,7 +45,10 @@ class AdapterBank:
         self.source = source or str(getattr(base, "name_or_path", ""))
         self.prepared = ""
         """What was done to the base before it was frozen, e.g. which adapter was merged in."""
-        self.fingerprint: dict[str, list[float]] | None = None
+        self.fingerprint: Fingerprint | None = None
+        """Record of the base's weights (marl_core.bank.fingerprint); None where none was made."""
+        self.origin: Origin | None = None
+        """Where the base was read from, when it is still as it was read."""
         self.quantization = quantization or Quantization()
         self.trunk = Trunk(base)
         self.linears = lora.linear_names(base, base.get_output_embeddings())
@@ -51,6 +56,8 @@ class AdapterBank:
         self.reward_views: dict[str, ScoreView] = {}
         self.reward_checks: dict[str, str] = {}
         """What is known about each reward adapter's fit to this base, in a sentence."""
+        self.base_checks: dict[str, str] = {}
+        """The same of each other adapter that was read from disk."""
         self._peft: PeftModel | None = None
         self._switch = AdapterSwitch(base)
         self._active: str | None = None
@@ -139,7 +146,7 @@ class AdapterBank:
         try:
             lora.load_weights(self.peft, name, files, asked_by)
             if not files.score_keys:  # a reward adapter has a check of its own
-                refuse_other_base(self, files, asked_by)
+                self.base_checks[name] = check_base(self, files, asked_by)
         except DataError:
             self.remove(name)
             raise
@@ -189,7 +196,7 @@ class AdapterBank:
         else:
             self.peft.delete_adapter(name)
         self._trainable.discard(name)
-        for known in (self._paths, self.reward_views, self.reward_checks):
+        for known in (self._paths, self.reward_views, self.reward_checks, self.base_checks):
             known.pop(name, None)
         self.heads.pop(f"{name}-score", None)
         self._switch = AdapterSwitch(self.base)
