@@ -6,7 +6,7 @@ one indivisible block: with gradient checkpointing, backward recomputes through 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
-from marl_core.bank.fingerprint import Fingerprint
+from marl_core.bank.fingerprint import Fingerprint, kinds
+from marl_core.bank.guard import BaseGuard, Look, take_out_the_rest, unusual
 from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
@@ -63,6 +64,8 @@ class AdapterBank:
         self._active: str | None = None
         self._trainable: set[str] = set()
         self._paths: dict[str, Path] = {}
+        self._guard = BaseGuard(base)
+        self._spoiled = ""
         base.requires_grad_(False)
 
     @classmethod
@@ -104,19 +107,64 @@ class AdapterBank:
     # -- adding ---------------------------------------------------------------------------------------------
 
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
-        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was."""
+        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was.
+
+        ConfigError when making it would change the base, which is then as it was.
+        """
+        wrong = lora.rewriting(config)
+        if wrong:
+            raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
+        changed = self._insert(name, config, trainable, seed, lambda: None)
+        if changed:
+            raise ConfigError(f"adapter {name!r}: {changed}")
+
+    def _insert(
+        self, name: str, config: LoraConfig, trainable: bool, seed: int | None, fill: Callable[[], None]
+    ) -> str:
+        """Inject an adapter and fill its weights. What is wrong when that changed the base; then it isn't in the bank."""
+        self._refuse_when_spoiled()
         lora.check_name(name, {*self.adapters, *self.heads})
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            if seed is not None:
-                torch.manual_seed(seed)
-            try:
-                self._peft = lora.inject(self._peft, self.base, name, config)
-            finally:
-                self._restore()
-        if trainable:
-            self._trainable.add(name)
+        before = self._guard.look()
+        try:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                try:
+                    self._peft = lora.inject(self._peft, self.base, name, config)
+                finally:
+                    self._restore()
+            if trainable:
+                self._trainable.add(name)
+            self._switch = AdapterSwitch(self.base)
+            self._restore()
+            fill()
+        except Exception:
+            self._undo(name, before)
+            raise
+        changed = self._guard.changed(before)
+        if not changed:
+            return ""
+        self._undo(name, before)
+        after = "it can't be put back, so this bank can't be used any more" if self._spoiled else "it has been put back"
+        return (
+            f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
+            f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
+        )
+
+    def _undo(self, name: str, before: Look) -> None:
+        """Take out an adapter, whole or in part, and give the base back what it held."""
+        if name in self.adapters:
+            self.remove(name)
+        take_out_the_rest(self.base, name)
+        self._trainable.discard(name)
         self._switch = AdapterSwitch(self.base)
         self._restore()
+        if not self._guard.put_back(before):
+            self._spoiled = f"making the adapter {name!r} changed the base's weights, and what they were is lost"
+
+    def _refuse_when_spoiled(self) -> None:
+        if self._spoiled:
+            raise ConfigError(f"This bank can't be used: {self._spoiled}. Load the base again.")
 
     def load(
         self,
@@ -142,14 +190,15 @@ class AdapterBank:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
             config.lora_dropout = dropout
-        self.add(name, config, trainable=trainable, seed=0)
-        try:
+
+        def fill() -> None:
             lora.load_weights(self.peft, name, files, asked_by)
             if not files.score_keys:  # a reward adapter has a check of its own
                 self.base_checks[name] = check_base(self, files, asked_by)
-        except DataError:
-            self.remove(name)
-            raise
+
+        changed = self._insert(name, config, trainable, 0, fill)
+        if changed:
+            raise DataError(f"{asked_by}: {files.folder}: {changed}")
         self._paths[name] = files.folder.resolve()
         self._restore()
 
@@ -213,6 +262,7 @@ class AdapterBank:
         """Make `adapter` the active one until further notice; prefer the block form, `using`."""
         if adapter is not None and adapter not in self.adapters:
             raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+        self._refuse_when_spoiled()
         self._active = adapter
         self._switch.set(adapter)
 

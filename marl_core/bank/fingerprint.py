@@ -54,19 +54,26 @@ def fingerprint(base: PreTrainedModel, *, half: bool = False) -> Fingerprint:
 
 
 @torch.no_grad()
-def record(tensor: Tensor, *, whole: bool = True) -> dict[str, Any]:
-    """Shape, dtype, the dtype that its numbers need, samples, and with `whole` the digest in that dtype."""
+def record(tensor: Tensor, *, dtype: str | None = None, whole: bool = True) -> dict[str, Any]:
+    """Shape, dtype, the dtype that its numbers need, samples, and with `whole` the digest in that dtype.
+
+    `dtype`: as if it had been cast to that dtype, which floating point numbers are.
+    """
+    to = getattr(torch, dtype) if dtype is not None and tensor.is_floating_point() else tensor.dtype
     flat = tensor.detach().reshape(-1)
-    samples = flat[_places(tensor).to(flat.device)].float().cpu()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    values = _needed(samples) if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) else dtype
+    samples = flat[_places(tensor).to(flat.device)].to(to).float().cpu()
+    values = getattr(torch, _needed(samples)) if to in (torch.float32, torch.bfloat16, torch.float16) else to
     return {
         "shape": list(tensor.shape),
-        "dtype": dtype,
-        "values": values,
-        "digest": f"{int(_digest_as(flat, getattr(torch, values))) & (2**64 - 1):016x}" if whole else None,
+        "dtype": _word(to),
+        "values": _word(values),
+        "digest": f"{int(_digest_as(flat, to, values)) & (2**64 - 1):016x}" if whole else None,
         "samples": base64.b64encode(samples.numpy().astype("<f4").tobytes()).decode("ascii"),
     }
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def collected(tensors: dict[str, Any], prefix: str, *, half: bool = False, packed: bool = False) -> Fingerprint:
@@ -107,10 +114,10 @@ def _needed(samples: Tensor) -> str:
     return "float32"
 
 
-def _digest_as(flat: Tensor, dtype: torch.dtype) -> Tensor:
+def _digest_as(flat: Tensor, held: torch.dtype, values: torch.dtype) -> Tensor:
     found = torch.zeros((), dtype=torch.int64, device=flat.device)
     for chunk in flat.split(CHUNK):  # a cast copies, so never the whole tensor at once
-        found = found * 31 + digest(chunk.to(dtype))
+        found = found * 31 + digest(chunk.to(held).to(values))
     return found
 
 

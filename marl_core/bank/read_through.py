@@ -30,8 +30,10 @@ class CannotRead(Exception):  # no fault: the caller says what can't be told
     """Why a folder's weights can't be compared, in a few words."""
 
 
-def fingerprint_of_folder(folder: Path, *, dtype: str = "auto", whole: bool = True) -> Fingerprint:
-    """Record of a causal language model's folder, its numbers cast to `dtype`; CannotRead where that can't be had.
+def fingerprint_of_folder(folder: Path, *, dtype: str | None = None, whole: bool = True) -> Fingerprint:
+    """Record of a causal language model's folder; CannotRead where that can't be had.
+
+    `dtype` records what its numbers are after a cast to that dtype.
 
     A folder whose weights are quantized is recorded as its files are. `whole`: digests too, which reads every byte.
     """
@@ -75,13 +77,13 @@ def _packed(folder: Path) -> Fingerprint:
     return collected(tensors, "", packed=True)
 
 
-def _read(folder: Path, dtype: str, whole: bool) -> Fingerprint:
+def _read(folder: Path, dtype: str | None, whole: bool) -> Fingerprint:
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]), _recorded(whole) as records:
+        with _quiet(), torch.random.fork_rng(devices=[]), _recorded(dtype, whole) as records:
             model, report = load(
                 str(folder),
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                dtype="auto",  # a cast of all of it takes longer than reading it
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -101,12 +103,12 @@ def _read(folder: Path, dtype: str, whole: bool) -> Fingerprint:
             tensors[name] = records[id(tensor)][1]
             names[id(tensor)] = name
         elif not tensor.is_meta:  # a buffer
-            tensors[name] = record(tensor, whole=whole)
+            tensors[name] = record(tensor, dtype=dtype, whole=whole)
     return collected(tensors, model.base_model_prefix, half=is_half(folder))
 
 
 @contextmanager
-def _recorded(whole: bool) -> Iterator[dict[int, tuple[Tensor, Any]]]:
+def _recorded(dtype: str | None, whole: bool) -> Iterator[dict[int, tuple[Tensor, Any]]]:
     """Inside, each parameter that this thread puts into a module is recorded and replaced by an empty one.
 
     Gives, by the empty one's id, itself (so that the id stays its own) and the record.
@@ -119,7 +121,7 @@ def _recorded(whole: bool) -> Iterator[dict[int, tuple[Tensor, Any]]]:
             return None
         empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         empty._is_hf_initialized = True  # type: ignore[attr-defined]  # else transformers would fill it
-        records[id(empty)] = (empty, record(parameter, whole=whole))
+        records[id(empty)] = (empty, record(parameter, dtype=dtype, whole=whole))
         return empty
 
     handle = register_module_parameter_registration_hook(keep)

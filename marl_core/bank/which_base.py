@@ -85,7 +85,7 @@ def which_base(files: AdapterFiles, origin: Origin | None, mine: Callable[[], Fi
 
 def _by_weights(folder: Path, name: str, known: Fingerprint) -> Answer:
     whole = any(entry.get("digest") for entry in known["tensors"].values())
-    dtype = known["dtype"] if whole and known["dtype"] in ("float32", "bfloat16", "float16") else "auto"
+    dtype = known["dtype"] if whole and known["dtype"] in ("bfloat16", "float16") else None
     try:
         theirs = fingerprint_of_folder(folder, dtype=dtype, whole=whole)
     except CannotRead as error:
