@@ -166,7 +166,7 @@ def _load_prepared(
 def _prepared(path: str, prepare: Prepare, options: dict[str, Any]) -> tuple[PreTrainedModel, Fingerprint]:
     base = _load(path, "float32", "cpu", None, options)
     base = prepare(base) or base
-    return base, fingerprint(base)
+    return base, fingerprint(base, computed=True)
 
 
 def _write_prepared(path: str, prepare: Prepare, options: dict[str, Any], folder: str) -> Fingerprint:

@@ -44,7 +44,7 @@ def _validate_fingerprint(base: dict[str, Any]) -> None:
     tensors = base["tensors"]
     if not isinstance(base["prefix"], str) or not isinstance(base["values"], str) or not isinstance(tensors, dict):
         raise ValueError("the base's fingerprint is not what write_certificate writes")
-    if base["packed"] is not False or base["half"] not in (True, False):
+    if base["packed"] is not False or not all(isinstance(base[key], bool) for key in ("half", "computed")):
         raise ValueError("the base's fingerprint is not what write_certificate writes")
     for entry in tensors.values():
         plain = tensors[entry["same_as"]] if "same_as" in entry else entry

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Fingerprint = dict[str, Any]
-"""JSON-able: version, dtype, values, half, packed, prefix, and `tensors`, a record by name."""
+"""JSON-able: version, dtype, values, half, packed, computed, prefix, and `tensors`, a record by name."""
 
 VERSION = 2
 SAMPLES = 64
@@ -33,11 +33,16 @@ STEPS = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of each dtype, relative to the number."""
 ODD_SHARE = 0.25
 """Share of a tensor's samples that may be a step off: two casts in a row round 6 % of numbers otherwise than one."""
+NOISE = 1e-5
+"""What rounding in a merge may change, relative to a tensor's largest sample: ten times float32's own."""
 CHUNK = 2**24
 
 
-def fingerprint(base: PreTrainedModel, *, half: bool = False) -> Fingerprint:
-    """Record of an unquantized base. `half`: its numbers came out of a float16 file."""
+def fingerprint(base: PreTrainedModel, *, half: bool = False, computed: bool = False) -> Fingerprint:
+    """Record of an unquantized base. `half`: its numbers came out of a float16 file.
+
+    `computed`: its numbers weren't just read (an adapter was merged in), so another machine may have rounded otherwise.
+    """
     records: dict[int, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
     names: dict[int, str] = {}
@@ -50,7 +55,7 @@ def fingerprint(base: PreTrainedModel, *, half: bool = False) -> Fingerprint:
             continue
         names[id(tensor)] = name
         tensors[name] = records[id(tensor)] = record(tensor)
-    return collected(tensors, base.base_model_prefix, half=half)
+    return collected(tensors, base.base_model_prefix, half=half, computed=computed)
 
 
 @torch.no_grad()
@@ -76,7 +81,9 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def collected(tensors: dict[str, Any], prefix: str, *, half: bool = False, packed: bool = False) -> Fingerprint:
+def collected(
+    tensors: dict[str, Any], prefix: str, *, half: bool = False, packed: bool = False, computed: bool = False
+) -> Fingerprint:
     """The fingerprint made of records by name."""
     sizes: Counter[str] = Counter()
     stored: Counter[str] = Counter()
@@ -90,6 +97,7 @@ def collected(tensors: dict[str, Any], prefix: str, *, half: bool = False, packe
         "values": sizes.most_common(1)[0][0] if sizes else "float32",
         "half": half or bool(stored and stored.most_common(1)[0][0] == "float16"),
         "packed": packed,
+        "computed": computed,
         "prefix": prefix,
         "tensors": tensors,
     }
@@ -97,7 +105,8 @@ def collected(tensors: dict[str, Any], prefix: str, *, half: bool = False, packe
 
 def samples_of(found: Mapping[str, Any]) -> Tensor:
     """A record's samples, float32."""
-    return torch.frombuffer(bytearray(base64.b64decode(found["samples"])), dtype=torch.float32)
+    found_bytes = bytearray(base64.b64decode(found["samples"]))
+    return torch.frombuffer(found_bytes, dtype=torch.float32) if found_bytes else torch.zeros(0)
 
 
 def _places(tensor: Tensor) -> Tensor:
@@ -144,14 +153,16 @@ class Difference:
 
 def difference(mine: Fingerprint, recorded: Fingerprint) -> Difference:
     """What differs between two bases, a cast to another dtype allowed for."""
-    cast = mine["values"] != recorded["values"] or mine["half"] != recorded["half"]
+    twice = mine["half"] and mine["values"] == "bfloat16"  # through float16 and bfloat16, in this or the other order
+    cast = mine["values"] != recorded["values"] or mine["half"] != recorded["half"] or twice
+    noise = NOISE if mine["computed"] or recorded["computed"] else 0.0
     here, there = _by_plain_name(mine), _by_plain_name(recorded)
     # an embedding with added rows can't be compared; where more has another shape, no adapter of it fits at all
     shared = [name for name in here if name in there and here[name]["shape"] == there[name]["shape"]]
     names, off, count = [], 0.0, 0
     for name in shared:
         a, b = here[name], there[name]
-        differs, share = _differs(a, b, cast)
+        differs, share = _differs(a, b, cast, noise)
         if differs:
             names.append(name)
             off += share * len(samples_of(a))
@@ -173,15 +184,17 @@ def plain_name(name: str, prefix: str) -> str:
     return name.removeprefix(f"{prefix}.").removeprefix("language_model.").removeprefix("model.")
 
 
-def _differs(a: Mapping[str, Any], b: Mapping[str, Any], cast: bool) -> tuple[bool, float]:
+def _differs(a: Mapping[str, Any], b: Mapping[str, Any], cast: bool, noise: float) -> tuple[bool, float]:
     """Whether two records are of other weights, and the share of their samples that differ."""
     one, other = samples_of(a), samples_of(b)
+    if len(one) != len(other):
+        return True, 1.0
     share = float((one != other).float().mean()) if len(one) else 0.0
     known = a["digest"] is not None and b["digest"] is not None
     if a["values"] == b["values"] and known and a["digest"] == b["digest"]:
         return False, 0.0
-    if cast or _narrowed(a, b) or _narrowed(b, a):
-        return _differ_after_a_cast(one, other, {a["values"], b["values"]}), share
+    if cast or noise or _narrowed(a, b) or _narrowed(b, a):
+        return _differ_after_a_cast(one, other, {a["values"], b["values"]}, noise), share
     return (known or a["values"] != b["values"] or share > 0), share
 
 
@@ -190,13 +203,14 @@ def _narrowed(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a["dtype"] in ("bfloat16", "float16") and b["values"] not in ("bfloat16", a["dtype"])
 
 
-def _differ_after_a_cast(one: Tensor, other: Tensor, values: set[str]) -> bool:
+def _differ_after_a_cast(one: Tensor, other: Tensor, values: set[str], noise: float) -> bool:
     coarse = next((dtype for dtype in ("bfloat16", "float16") if dtype in values), "float32")
     to = getattr(torch, coarse)
+    small = SMALLEST + noise * float(one.abs().max()) if len(one) else SMALLEST
     one, other = (part.to(to).float() if len(values) > 1 else part for part in (one, other))
     off = (one - other).abs()
-    far = off > STEPS[coarse] * torch.maximum(one.abs(), other.abs()) + SMALLEST
-    return bool(far.any()) or float((off > SMALLEST).float().mean()) > ODD_SHARE
+    far = off > STEPS[coarse] * torch.maximum(one.abs(), other.abs()) + small
+    return bool(far.any()) or float((off > small).float().mean()) > ODD_SHARE
 
 
 def kinds(names: Iterable[str]) -> str:

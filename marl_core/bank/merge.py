@@ -66,7 +66,7 @@ def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftMod
 def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
     """DataError when the adapter names another base; a warning when that can't be told."""
     found = which_base(
-        files, None, lambda: fingerprint(base)
+        files, None, lambda: fingerprint(base, computed=True)
     )  # no origin: something may be merged into this one already
     if found.same is None:
         warnings.warn(

@@ -99,7 +99,7 @@ def base_of(bank: AdapterBank) -> Fingerprint | None:
         not getattr(bank.base, "is_quantized", False) and bank.quantization.config is None and not bank.trunk.sharded
     )
     if bank.fingerprint is None and plain:
-        bank.fingerprint = fingerprint(bank.base)
+        bank.fingerprint = fingerprint(bank.base, computed=True)
     return bank.fingerprint
 
 
