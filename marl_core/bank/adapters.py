@@ -159,8 +159,21 @@ class AdapterBank:
         self._trainable.discard(name)
         self._switch = AdapterSwitch(self.base)
         self._restore()
-        if not self._guard.put_back(before):
+        if not (self._guard.put_back(before) or self._read_again(before)):
             self._spoiled = f"making the adapter {name!r} changed the base's weights, and what they were is lost"
+
+    def _read_again(self, before: Look) -> bool:
+        """Take what was written over from the files; whether the base is as it was."""
+        from marl_core.bank.base import load_base
+
+        plain = self.quantization.config is None and not self.trunk.sharded
+        if self.origin is None or self.origin.folder is None or not plain:
+            return False
+        try:
+            source = load_base(str(self.origin.folder), dtype=str(self.base.dtype).removeprefix("torch."))
+        except DataError:
+            return False
+        return self._guard.put_back_from(source, before)
 
     def _refuse_when_spoiled(self) -> None:
         if self._spoiled:

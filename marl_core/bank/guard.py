@@ -78,6 +78,15 @@ class BaseGuard:
                 where[place.attribute] = tensor  # type: ignore[assignment]  # a parameter among parameters
         return not (changed and self.changed(before))
 
+    @torch.no_grad()
+    def put_back_from(self, source: nn.Module, before: Look) -> bool:
+        """Copy changed tensors from a model that was read anew, where they were written in place; as `put_back`."""
+        places, others = base_places(self._base), base_places(source)
+        for name in self.changed(before):
+            if name in places and name in others and places[name].tensor.shape == others[name].tensor.shape:
+                places[name].tensor.data.copy_(others[name].tensor)
+        return not self.changed(before)
+
     def _tensors(self) -> dict[str, Tensor]:
         return {name: place.tensor for name, place in base_places(self._base).items() if not place.tensor.is_meta}
 
