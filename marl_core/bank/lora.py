@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from marl_core.bank.lean import keep_less
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.config.hub import is_hub_adapter
+from marl_core.config.lora_checks import REWRITING, REWRITING_OPTIONS
 from marl_core.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -106,20 +107,28 @@ def find_adapter(
     return read_adapter(Path(folder, subfolder or ""), asked_by)
 
 
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights."
+
+
+def rewriting(config: LoraConfig) -> str | None:
+    """Which option of a LoRA is known to change the base that all roles share, in words; None when none is."""
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(REWRITING):
+        return f"init_lora_weights {start!r} rewrites the base's weights"
+    for name in REWRITING_OPTIONS:
+        if getattr(config, name, None) is not None:
+            return f"{name} rewrites the base's weights"
+    if config.trainable_token_indices or config.layer_replication:
+        return "trainable_token_indices or layer_replication change the base"
+    return None
 
 
 def refuse_rewriting(config: LoraConfig, files: AdapterFiles, asked_by: str) -> None:
     """DataError when injecting this adapter would change the base that all roles share."""
-    start = config.init_lora_weights
-    wrong = None
-    if isinstance(start, str) and start.startswith(REWRITING):
-        wrong = f"init_lora_weights {start!r} rewrites the base's weights when it is loaded"
-    elif config.trainable_token_indices or config.layer_replication:
-        wrong = "trainable_token_indices or layer_replication change the base"
+    wrong = rewriting(config)
     if wrong:
         raise DataError(
-            f"{asked_by}: {files.folder}: {wrong}, and all roles share the base. Convert it to a plain LoRA (PEFT: "
+            f"{asked_by}: {files.folder}: {wrong} when it is loaded, and all roles share the base. Convert it to a plain LoRA (PEFT: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it (reference: merged-base, marl merge)."
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from marl_core.bank import lora
-from marl_core.bank.certificate import fingerprint, fingerprint_of_files, same_base
-from marl_core.errors import ConfigError, DataError
+from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.which_base import which_base
+from marl_core.config.adapter_files import AdapterFiles
+from marl_core.errors import ConfigError, DataError, MarlWarning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,15 +71,28 @@ def attach(
         )
     linears = lora.linear_names(base, base.get_output_embeddings())
     config = lora.config_of(files, linears, asked_by)
-    recorded = fingerprint_of_files(files.base_name) if files.base_name and Path(files.base_name).is_dir() else None
-    if recorded is not None and not same_base(fingerprint(base), recorded):
-        raise DataError(
-            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's. "
-            "Use that base, or an adapter of this one."
-        )
+    _check_base(base, files, asked_by)
     peft = PeftModel(base, config, adapter_name="merged")
     lora.load_weights(peft, "merged", files, asked_by)
     return peft.eval()
+
+
+def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
+    """DataError when the adapter names another base; a warning when that can't be told."""
+    found = which_base(
+        files, None, lambda: fingerprint(base, computed=True)
+    )  # no origin: something may be merged into this one already
+    if found.same is None:
+        warnings.warn(
+            f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.",
+            MarlWarning,
+            stacklevel=3,
+        )
+    elif found.difference is not None and not found.same:
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
+            f"({found.difference}). Use that base, or an adapter of this one."
+        )
 
 
 @torch.no_grad()

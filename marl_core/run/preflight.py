@@ -71,6 +71,11 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
         Check(f"reward adapter {name}", "can't verify" not in detail, detail)
         for name, detail in roles.bank.reward_checks.items()
     ]
+    checks += [
+        Check(f"adapter {name}", False, detail)
+        for name, detail in roles.bank.base_checks.items()
+        if "can't verify" in detail
+    ]
     return Preflight(tuple(checks))
 
 
