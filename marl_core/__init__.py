@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
+    from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
@@ -53,6 +54,7 @@ _HOMES = {
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
+    "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
@@ -74,6 +76,7 @@ __all__ = [
     "Quantization",
     "RankError",
     "ReferenceFunction",
+    "ResponseDecoder",
     "RewardFunction",
     "Rollout",
     "RunConfig",

@@ -17,6 +17,7 @@ from marl_core.errors import ConfigError
 from marl_core.ppo.captured import Captured
 from marl_core.ppo.decode import decode
 from marl_core.ppo.stop_strings import Criterion, StopStrings
+from marl_core.ppo.texts import ResponseDecoder, response_texts
 from marl_core.ppo.types import Prompts, Rollout
 
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ def _by_transformers(
         if seed is not None:
             torch.manual_seed(seed)
         strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
-        criterion = None if strings is None else Criterion(strings, prompts.ids.shape[1])
+        criterion = None
+        if strings is not None:
+            criterion = Criterion(strings, prompts.ids.shape[1], ResponseDecoder.of(bank.tokenizer, prompts))
         with bank.using(adapter), bank.trunk.generating() as model:
             sample: Any = model.generate
             whole: Tensor = sample(
@@ -162,7 +165,7 @@ def _rollout(
     captured: Captured | None,
 ) -> Rollout:
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-    texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = response_texts(bank.tokenizer, prompts, rows)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
     texts = texts if strings is None else [strings.cut(text) for text in texts]
     ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
+from marl_core.ppo.texts import response_texts
 
 
 def _expect(owner: str, tensor: Tensor, name: str, shape: tuple[int, ...], kind: str) -> None:
@@ -131,9 +132,9 @@ class Rollout:
         cut = [_up_to_stop(list(response), stops) for response in responses]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
-        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
-        device = prompts.ids.device
-        return cls(prompts.with_texts(tokenizer), ids.to(device), mask.to(device), texts, finished.to(device))
+        device, prompts = prompts.ids.device, prompts.with_texts(tokenizer)
+        texts = response_texts(tokenizer, prompts, cut)
+        return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
 
     @property
     def sequence_ids(self) -> Tensor:

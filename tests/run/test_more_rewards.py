@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -253,12 +253,11 @@ class TestProcess:
         assert "".join(steps) == text
 
     def test_ends_with_tokens_of_many_letters(self) -> None:
-        class Words:
-            def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-                return "".join({1: "one\n", 2: "two", 3: "\n\n", 4: "x", 9: ""}[token] for token in ids)
+        def decode(ids: Sequence[int]) -> str:
+            return "".join({1: "one\n", 2: "two", 3: "\n\n", 4: "x", 9: ""}[token] for token in ids)
 
         # steps: "one\n" | "two\n" | "\n" | "x": the token "\n\n" ends two of them
-        assert step_ends([1, 2, 3, 4, 9], ["one\n", "two\n", "\n", "x"], Words()) == [0, 2, 2, 4]  # type: ignore[arg-type]
+        assert step_ends([1, 2, 3, 4, 9], ["one\n", "two\n", "\n", "x"], decode) == [0, 2, 2, 4]
 
 
 class TestLengthFormat:
