@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
+from marl_core.bank.room import vocabulary_of
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, MarlWarning
 from marl_core.ppo.captured import Captured
 from marl_core.ppo.decode import decode
 from marl_core.ppo.stop_strings import Criterion, StopStrings
@@ -25,24 +27,64 @@ if TYPE_CHECKING:
 
 
 def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: int | Sequence[int] | None
+    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: Any, vocabulary: int | None = None
 ) -> list[int]:
-    """All tokens that end a response: the tokenizer's EOS, the model's own list, and `sampling.stop`."""
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    ids |= (
-        set(model_eos) if isinstance(model_eos, list | tuple) else set() if model_eos is None else {int(str(model_eos))}
-    )
+    """All tokens that end a response: the tokenizer's EOS, the model's own (an id, or several in whatever holds them), and
+    `sampling.stop`.
+
+    Ids that the model can't sample, beyond its `vocabulary`, are left out with a MarlWarning; ConfigError where one is asked for,
+    or none is left.
+    """
+    ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
+    foreign = sorted(token for token in ids if not _known(token, vocabulary))
+    if foreign:
+        warnings.warn(
+            f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
+            f"vocabulary of {vocabulary} tokens, so they can't be sampled; they are left out.",
+            MarlWarning,
+            stacklevel=2,
+        )
+    ids -= set(foreign)
     for text in sampling.stop:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        if len(tokens) != 1:
-            raise ConfigError(
-                f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
-                "Text of several tokens goes into sampling.stop_strings."
-            )
-        ids.add(tokens[0])
+        ids.add(_stop(tokenizer, text, vocabulary))
     if not ids:
-        raise ConfigError("sampling: this tokenizer has no EOS token; name one in sampling.stop.")
+        raise ConfigError(
+            "sampling: this tokenizer has no EOS token" + (" that the model knows" if foreign else "") + "; "
+            "name one in sampling.stop."
+        )
     return sorted(ids)
+
+
+def _ids(given: Any) -> list[int]:
+    """Ids out of None, a number, or any container of numbers, tensors and arrays included."""
+    if given is None:
+        return []
+    given = given.tolist() if hasattr(given, "tolist") else given
+    return [int(token) for token in given] if isinstance(given, Iterable) else [int(given)]
+
+
+def _known(token: int, vocabulary: int | None) -> bool:
+    return token >= 0 and (vocabulary is None or token < vocabulary)
+
+
+def _stop(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None) -> int:
+    """The one token that `text` is."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise ConfigError(
+            f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
+            "Text of several tokens goes into sampling.stop_strings."
+        )
+    if tokens[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
+        raise ConfigError(
+            f"sampling.stop: this tokenizer doesn't know {text!r}. Name a token that it has, or use sampling.stop_strings."
+        )
+    if not _known(tokens[0], vocabulary):
+        raise ConfigError(
+            f"sampling.stop: {text!r} is token {tokens[0]}, and the model has {vocabulary} tokens only, so it can never be sampled. "
+            "Name a token that the model has, or use sampling.stop_strings."
+        )
+    return int(tokens[0])
 
 
 def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -174,4 +216,4 @@ def _rollout(
 
 def _pad(bank: AdapterBank, stops: Sequence[int]) -> int:
     pad = bank.tokenizer.pad_token_id
-    return int(stops[0] if pad is None else pad)
+    return int(pad if pad is not None and _known(pad, vocabulary_of(bank.base)) else stops[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
 from marl_core.errors import MarlWarning
@@ -95,8 +96,9 @@ class Runner:
     def _open(self, resume: bool) -> None:
         """Data, optimizer and counters; then, on resume, the checkpoint."""
         config = self.config
-        self.stops = stop_ids(self.bank.tokenizer, config.sampling, self.bank.base.generation_config.eos_token_id)
-        self.data = PromptData.load(config.data, self.bank.tokenizer, self._room()) if config.data else None
+        model_eos = self.bank.base.generation_config.eos_token_id
+        self.stops = stop_ids(self.bank.tokenizer, config.sampling, model_eos, vocabulary_of(self.bank.base))
+        self.data = self._prompts(config.data) if config.data else None
         self.heldout = self._heldout()
         self.optimizer = make_optimizer(self.roles.trained.parameters(self.bank), config)
         self.shaper = Shaper(config.shaping)
@@ -256,12 +258,13 @@ class Runner:
         asked = self.config.eval
         part = self.config.data or DataPart(prompts=self.config.eval.prompts)
         part = part.model_copy(update={"prompts": asked.prompts, "split": asked.split or part.split})
-        return PromptData.load(part, self.bank.tokenizer, self._room())
+        return self._prompts(part)
 
-    def _room(self) -> int:
-        """Positions that the model leaves for a prompt."""
-        positions = getattr(self.bank.base.config.get_text_config(), "max_position_embeddings", None) or 2**20
-        return max(1, positions - self.config.sampling.max_new_tokens)
+    def _prompts(self, part: DataPart) -> PromptData:
+        """Prompts that fit into the positions that the model leaves beside a response."""
+        positions = position_limit(self.bank.base) or 2**20
+        room = max(1, positions - self.config.sampling.max_new_tokens)
+        return PromptData.load(part, self.bank.tokenizer, room, vocabulary_of(self.bank.base))
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         give_back()
