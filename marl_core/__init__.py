@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
+    from marl_core.bank.room import position_limit
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
     from marl_core.config.load import dump_config, load_config
@@ -52,6 +53,7 @@ _HOMES = {
     "marl_core.bank.adapters": ("AdapterBank",),
     "marl_core.bank.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
+    "marl_core.bank.room": ("position_limit",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.texts": ("ResponseDecoder",),
@@ -93,6 +95,7 @@ __all__ = [
     "load_config",
     "merge_adapter",
     "merge_into",
+    "position_limit",
     "read_adapter",
     "response_logprobs",
     "write_certificate",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_core import ConfigError, PluginError
+from marl_plugins.conversation import answered
 from marl_plugins.user_code import blamed, raised_from
 
 if TYPE_CHECKING:
@@ -126,13 +127,15 @@ def wrap(
 
 
 def columns(rollout: Rollout) -> dict[str, Any]:
-    """Keyword arguments of a reward function: each a list with one entry for each response."""
-    prompts = list(rollout.prompts.texts)
-    chats = [isinstance(prompt, list) for prompt in prompts] or [False] * len(rollout)
-    completions: list[Any] = [
-        [{"role": "assistant", "content": text}] if chat else text
-        for chat, text in zip(chats, rollout.texts, strict=True)
-    ]
+    """Keyword arguments of a reward function: each a list with one entry for each response.
+
+    An answer that a chat's own assistant message began is one completion, and its prompt ends before it.
+    """
+    prompts, completions = list(rollout.prompts.texts), list[Any](rollout.texts)
+    for at, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            prompts[at], answer = answered(prompt, completions[at])
+            completions[at] = [answer]
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
     names = {name for row in rollout.prompts.rows for name in row} - {
         "prompt",

@@ -145,8 +145,11 @@ class TestHttp:
 
     def test_llama_factorys_format(self, server: Server) -> None:
         server.answer = lambda body, before: (200, {"scores": [float(len(text)) for text in body["messages"]]})
-        assert ask(server, format="llama-factory") == [3.0, 4.0, 5.0, 6.0, 7.0]
-        assert server.requests[0] == {"model": "model", "messages": ["p0a", "p1bb", "p2ccc", "p3dddd", "p4eeeee"]}
+        assert ask(server, format="llama-factory") == [8.0, 9.0, 10.0, 11.0, 7.0]
+        assert server.requests[0] == {  # with the marks, as LLaMA-Factory decodes for its reward servers
+            "model": "model",
+            "messages": ["p0a<eos>", "p1bb<eos>", "p2ccc<eos>", "p3dddd<eos>", "p4eeeee"],
+        }
 
     def test_a_run(self, server: Server, make_config: MakeConfig) -> None:
         stats = list(Runner(make_config(reward={"use": "http", "url": server.url, "batch": 3})).steps())
