@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
+    from marl_core.ppo.reward_context import RewardContext, reward_context
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
@@ -56,6 +57,7 @@ _HOMES = {
     "marl_core.bank.room": ("position_limit",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
+    "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
     "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
@@ -79,6 +81,7 @@ __all__ = [
     "RankError",
     "ReferenceFunction",
     "ResponseDecoder",
+    "RewardContext",
     "RewardFunction",
     "Rollout",
     "RunConfig",
@@ -98,6 +101,7 @@ __all__ = [
     "position_limit",
     "read_adapter",
     "response_logprobs",
+    "reward_context",
     "write_certificate",
 ]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
+from marl_core.ppo.reward_context import Logged
 from marl_core.ppo.texts import response_texts
 
 
@@ -198,6 +199,8 @@ class ScoredRollout:
     raw_scores: Tensor | None = None
     entropy: Tensor | None = None
     token_scores: Tensor | None = None
+    logged: Logged | None = None
+    """What reward functions logged beside their scores."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollout.ids.shape)
@@ -288,6 +291,8 @@ class Evaluation:
     finished: float
     judges: Mapping[str, Mapping[str, float]]
     samples: Sequence[Mapping[str, Any]]
+    logged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Numbers that reward functions logged: mean, and std over seeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from marl_core.config.run_config import DataPart, RunConfig
 from marl_core.errors import MarlWarning
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
+from marl_core.ppo.reward_context import RewardContext, asking, logged
 from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.ppo.types import (
     Advantages,
@@ -209,7 +210,10 @@ class Runner:
         found = score_in_shares(
             self.ranks, rollout, self.config.ppo.minibatch, lambda mine: passes.model_numbers(self, mine)
         )
-        given = passes.rewards(self, rollout, scores)
+        with self.asking() as context:
+            given = passes.rewards(self, rollout, scores)
+        parts = self.ranks.everyone(context.part()) if scores is None else []
+        said = logged(parts, [len(rollout) // self.ranks.size] * len(parts))
         shaped, tokens = self.shaper(given.total, rollout.finished), self.shaper.tokens(given.tokens)
         return ScoredRollout(
             rollout,
@@ -221,7 +225,14 @@ class Runner:
             given.total,
             found["entropy"],
             tokens,
+            said,
         )
+
+    def asking(self) -> AbstractContextManager[RewardContext]:
+        """Around every call of reward functions: they may ask where the run is, and log."""
+        prompts = self.config.ppo.batch / self.config.ppo.samples_per_prompt / (len(self.data) if self.data else 1)
+        steps = self.config.ppo.steps
+        return asking(RewardContext(self.done, steps, self.done * prompts, steps * prompts, self.ranks.first))
 
     # -- the run: see run/loop.py ---------------------------------------------------------------------------
 
@@ -244,7 +255,8 @@ class Runner:
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         agree_at_start(self)
-        found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        with self.asking():  # what they log here is of no step
+            found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
         self.guards.watch.settled()
         if self.folder is not None:

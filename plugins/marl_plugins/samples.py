@@ -16,7 +16,7 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     """The first `count` responses of a step with their scores and KL; by token, where there is a tokenizer.
 
     `token_ends[i]` is how many characters of `response` the first i + 1 tokens make, `token_kl[i]` log-prob of the policy minus
-    that of the reference, in nats.
+    that of the reference, in nats. What reward functions gave to `log_extra` stands under its own name.
     """
     from marl_core import ResponseDecoder
 
@@ -27,7 +27,7 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     rows = []
     for i in range(min(count, len(rollout))):
         keep = rollout.mask[i].cpu()
-        row = {
+        row: dict[str, Any] = {
             "step": stats.step,
             "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
             "response": rollout.texts[i],
@@ -36,6 +36,11 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
             "kl_nats": None if gap is None else round(float(gap[i][keep].sum()), 4),
             "finished": bool(rollout.finished[i]),
         }
+        if scored.logged is not None:
+            row |= {
+                name if name not in row else f"logged/{name}": column[i]
+                for name, column in scored.logged.columns.items()
+            }
         if gap is not None and decoders:
             ids = rollout.ids[i].cpu()[keep].tolist()
             row["token_ends"] = token_ends(ids, len(rollout.texts[i]), tokenizer, decoders[i])
