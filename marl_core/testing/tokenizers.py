@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -78,7 +78,7 @@ def byte_level(**options: Any) -> Any:
     return words
 
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[], Any]] = {
     "metaspace-first": lambda: metaspace("first"),
     "metaspace-always": lambda: metaspace("always"),
     "metaspace-never": lambda: metaspace("never"),

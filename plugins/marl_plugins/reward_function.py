@@ -92,7 +92,7 @@ def load(target: str) -> Callable[..., Any]:
 def _instance(made: type, target: str) -> Callable[..., Any]:
     """A class is asked for an instance, which is the function."""
     try:
-        found = made()
+        found: Callable[..., Any] = made()
     except Exception as error:
         raise ConfigError(
             f"reward.target: {target} is a class, and can't be made without arguments ({error}). Make an instance in that module, "

@@ -92,7 +92,8 @@ class RewardModel:
                     f"reward.template: the prompts are chats, and the tokenizer of {self._options.path!r} has no chat template. "
                     "Set reward.template: plain to have the messages' texts joined, or give a reward model for chats."
                 )
-            return str(self._tokenizer.apply_chat_template([*before, answer], tokenize=False))
+            whole = [dict(message) for message in (*before, answer)]
+            return str(self._tokenizer.apply_chat_template(whole, tokenize=False))
         joined = (prompt if isinstance(prompt, str) else "\n".join(map(said, prompt))) + response
         if self._begins:
             joined = joined.removeprefix(self._tokenizer.bos_token)

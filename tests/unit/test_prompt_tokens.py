@@ -110,7 +110,7 @@ class TestCut:
         assert list(data.cut) == [0]
 
     def test_a_bos_that_the_template_of_columns_writes_stays(self, tmp_path: Path) -> None:
-        options = {"prompt_template": "<bos>{q}", "max_prompt_tokens": 4, "on_long": "truncate-left"}
+        options: dict[str, Any] = {"prompt_template": "<bos>{q}", "max_prompt_tokens": 4, "on_long": "truncate-left"}
         (tokens,) = load(tmp_path, [{"q": "long text"}], byte_level(), **options).tokens
         assert byte_level().decode(list(tokens)) == "<bos>ext"
 
@@ -135,7 +135,7 @@ class TestCut:
     def test_a_chat_keeps_its_opening_its_system_message_and_the_answers(self, tmp_path: Path, limit: int) -> None:
         words = talker()
         talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "abcdefghij" * 9}]
-        options = {"max_prompt_tokens": limit + 20, "on_long": "truncate-left"}
+        options: dict[str, Any] = {"max_prompt_tokens": limit + 20, "on_long": "truncate-left"}
         (tokens,) = load(tmp_path, [{"prompt": talk}], words, **options).tokens
         text = words.decode(list(tokens))
         assert len(tokens) == limit + 20  # a byte a token: nothing is lost that had room
@@ -144,7 +144,7 @@ class TestCut:
 
     def test_the_oldest_text_goes_first(self, tmp_path: Path) -> None:
         words = talker()
-        talk = [
+        talk: list[dict[str, Any]] = [
             {"role": "user", "content": "a" * 30},
             {"role": "assistant", "content": "b" * 30},
             {"role": "user", "content": [{"type": "text", "text": "c" * 10}, {"type": "text", "text": "d" * 10}]},
@@ -153,7 +153,7 @@ class TestCut:
             words.apply_chat_template([{**m, "content": ""} for m in talk], add_generation_prompt=True)["input_ids"]
         )
         for room, left in ((70, "b" * 30), (45, "b" * 25), (15, "c" * 5), (3, "")):
-            options = {"max_prompt_tokens": frame + room, "on_long": "truncate-left"}
+            options: dict[str, Any] = {"max_prompt_tokens": frame + room, "on_long": "truncate-left"}
             (tokens,) = load(tmp_path, [{"prompt": talk}], words, **options).tokens
             text = words.decode(list(tokens))
             assert len(tokens) == frame + room
@@ -164,7 +164,7 @@ class TestCut:
     def test_a_begun_answer_stays(self, tmp_path: Path) -> None:
         words = talker()
         talk = [{"role": "user", "content": "a" * 50}, {"role": "assistant", "content": "Well, I think"}]
-        options = {"max_prompt_tokens": 50, "on_long": "truncate-left"}
+        options: dict[str, Any] = {"max_prompt_tokens": 50, "on_long": "truncate-left"}
         (tokens,) = load(tmp_path, [{"prompt": talk}], words, **options).tokens
         text = words.decode(list(tokens))
         assert text.startswith("<bos><|user|>a")
@@ -173,7 +173,7 @@ class TestCut:
 
     def test_a_template_that_has_no_room_is_said_by_row(self, tmp_path: Path) -> None:
         talk = [{"role": "system", "content": "s" * 90}, {"role": "user", "content": "hello"}]
-        rows = [{"prompt": TALK}, {"prompt": talk}]
+        rows: list[dict[str, Any]] = [{"prompt": TALK}, {"prompt": talk}]
         with pytest.raises(DataError, match=r"exceed 60 tokens, even without .* \(rows 2\)"):
             load(tmp_path, rows, talker(), max_prompt_tokens=60, on_long="truncate-left")
 
@@ -191,13 +191,19 @@ class TestOptionsOfTheTemplate:
 
     @pytest.mark.parametrize("nothing", [None, "", [], {}, "[]", "{}"])
     def test_nothing_in_the_columns(self, tmp_path: Path, nothing: Any) -> None:
-        rows = [{"prompt": TALK, "tools": nothing}, {"prompt": TALK, "chat_template_kwargs": nothing}]
+        rows: list[dict[str, Any]] = [
+            {"prompt": TALK, "tools": nothing},
+            {"prompt": TALK, "chat_template_kwargs": nothing},
+        ]
         for tokens in load(tmp_path, rows, talker()).tokens:
             assert list(tokens) == self.wanted()
 
     def test_the_runs_and_a_rows(self, tmp_path: Path) -> None:
-        rows = [{"prompt": TALK}, {"prompt": TALK, "chat_template_kwargs": {"enable_thinking": True}}]
-        options = {"chat_template_kwargs": {"enable_thinking": False, "tools": [TOOL]}}
+        rows: list[dict[str, Any]] = [
+            {"prompt": TALK},
+            {"prompt": TALK, "chat_template_kwargs": {"enable_thinking": True}},
+        ]
+        options: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False, "tools": [TOOL]}}
         data = load(tmp_path, rows, talker(), **options)
         assert list(data.tokens[0]) == self.wanted(enable_thinking=False, tools=[TOOL])
         assert list(data.tokens[1]) == self.wanted(enable_thinking=True, tools=[TOOL])
@@ -209,7 +215,7 @@ class TestOptionsOfTheTemplate:
 
         other = {"type": "function", "function": {"name": "g", "strict": True}}
         calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"prompt": TALK, "chat_template_kwargs": {"enable_thinking": False}, "tools": [TOOL]},
             {
                 "prompt": [
@@ -225,7 +231,7 @@ class TestOptionsOfTheTemplate:
         words = talker()
         data = PromptData.load(DataPart(prompts=str(tmp_path / "p.parquet")), words, 900)
         for row, tokens in zip(rows, data.tokens, strict=True):
-            options = {**row.get("chat_template_kwargs", {}), "tools": row.get("tools")}
+            options: dict[str, Any] = {**row.get("chat_template_kwargs", {}), "tools": row.get("tools")}
             wanted = words.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False, **options)
             assert words.decode(list(tokens)) == wanted
 
@@ -236,7 +242,7 @@ class TestOptionsOfTheTemplate:
             "rag": "R{{ messages[0].content }}",
             "tool_use": "T",
         }
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"prompt": TALK},
             {"prompt": TALK, "chat_template_kwargs": {"chat_template": "rag"}},
             {"prompt": TALK, "tools": [TOOL]},
@@ -307,7 +313,10 @@ class TestMessages:
         """A data set's rows may hold arrays and tuples."""
         import datasets
 
-        rows = [{"prompt": np.array([{"role": "user", "content": "hi"}], dtype=object)}, {"prompt": tuple(TALK)}]
+        rows: list[dict[str, Any]] = [
+            {"prompt": np.array([{"role": "user", "content": "hi"}], dtype=object)},
+            {"prompt": tuple(TALK)},
+        ]
         monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: rows)
         data = PromptData.load(DataPart(prompts="owner/chats"), talker(), 200)
         assert list(data.texts) == [TALK, TALK]
