@@ -13,7 +13,6 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
-from marl_core.bank.room import vocabulary_of
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError, MarlWarning
 from marl_core.ppo.captured import Captured
@@ -118,6 +117,7 @@ def generate(
     `first` on, draw the numbers that they would draw in it.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
+    _say_added_ends(bank.tokenizer, prompts)
     speed = speed or SpeedPart()
     if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful or bank.trunk.sharded:
         return _by_transformers(bank, adapter, prompts, sampling, stops, None if seed is None else seed + first, limits)
@@ -142,6 +142,19 @@ def generate(
     exact = speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None
     return _rollout(
         bank, prompts, sampling, stops, found.ids, found.mask, found.finished, found.captured if exact else None
+    )
+
+
+def _say_added_ends(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+    """A MarlWarning where all prompts were made by calling a tokenizer that appends EOS."""
+    eos = tokenizer.eos_token_id
+    if eos is None or not bool((prompts.ids[:, -1] == eos).all()) or list(tokenizer("a").input_ids)[-1] != eos:
+        return
+    warnings.warn(
+        "generate: every prompt ends in the EOS that this tokenizer appends to a text, so all responses are written after the end. "
+        "Take it off (ids[:-1]); prompts that marl reads from `data` have none.",
+        MarlWarning,
+        stacklevel=3,
     )
 
 
@@ -216,4 +229,4 @@ def _rollout(
 
 def _pad(bank: AdapterBank, stops: Sequence[int]) -> int:
     pad = bank.tokenizer.pad_token_id
-    return int(pad if pad is not None and _known(pad, vocabulary_of(bank.base)) else stops[0])
+    return int(stops[0] if pad is None else pad)

@@ -105,9 +105,8 @@ class PromptData:
                 MarlWarning,
                 stacklevel=2,
             )
-        pad = tokenizer.pad_token_id
-        usable = pad is not None and (vocabulary is None or pad < vocabulary)
-        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad if usable else 0, cut)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad, cut)
 
     def take(self, indices: Sequence[int]) -> Prompts:
         """The prompts at these places, as one batch."""

@@ -13,12 +13,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from marl_core import ConfigError, DataError, MarlWarning
+from marl_core import ConfigError, DataError, MarlWarning, Prompts
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.run_config import DataPart, SamplingPart
-from marl_core.ppo.rollout import stop_ids
+from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.run.prompts import PromptData
-from marl_core.testing import tiny_model, tiny_tokenizer
+from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
 from marl_core.testing.tokenizers import byte_fallback, byte_level, framed, metaspace, wordpiece
 
 CHAT = (
@@ -370,12 +370,17 @@ class TestEndTokens:
             PromptData.load(part, words, 100, 260)
         assert len(PromptData.load(part, words, 100, 261)) == 2
 
-    def test_a_pad_token_that_the_model_lacks_pads_nothing(self, tmp_path: Path) -> None:
-        words = tiny_tokenizer()
-        words.add_special_tokens({"pad_token": "<|pad|>"})
-        (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n{"prompt": "hello"}\n', encoding="utf-8")
-        data = PromptData.load(DataPart(prompts=str(tmp_path / "p.jsonl")), words, 100, 260)
-        assert int(data.take([0, 1]).ids.max()) < 260
+    def test_prompts_of_ones_own_that_end_in_an_added_eos_are_said(self) -> None:
+        """A tokenizer called by hand: nothing can tell its EOS from a meant one, so nothing is taken away in silence."""
+        bank = tiny_bank()
+        bank.tokenizer = framed(byte_level(), ["<bos>"], ["<eos>"])
+        part = SamplingPart(max_new_tokens=1)
+        ended = Prompts.of([bank.tokenizer(text).input_ids for text in ("hi", "you")], 0)
+        with pytest.warns(MarlWarning, match="every prompt ends in the EOS that this tokenizer appends"):
+            generate(bank, None, ended, part, [2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            generate(bank, None, Prompts.of([bank.tokenizer("hi").input_ids[:-1], ended.ids[1].tolist()], 0), part, [2])
 
 
 def llama(**changes: Any) -> Any:
