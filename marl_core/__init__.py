@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
+    from marl_core.bank.room import position_limit
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
     from marl_core.config.hub import cached_adapter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
+    from marl_core.ppo.reward_context import RewardContext, reward_context
+    from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
@@ -53,8 +56,11 @@ _HOMES = {
     "marl_core.bank.adapters": ("AdapterBank",),
     "marl_core.bank.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
+    "marl_core.bank.room": ("position_limit",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
+    "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
+    "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
@@ -76,6 +82,8 @@ __all__ = [
     "Quantization",
     "RankError",
     "ReferenceFunction",
+    "ResponseDecoder",
+    "RewardContext",
     "RewardFunction",
     "Rollout",
     "RunConfig",
@@ -93,8 +101,10 @@ __all__ = [
     "load_config",
     "merge_adapter",
     "merge_into",
+    "position_limit",
     "read_adapter",
     "response_logprobs",
+    "reward_context",
     "write_certificate",
 ]
 

@@ -21,7 +21,7 @@ from pydantic import (
 from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
 from marl_core.config.part import Fraction, Part
 from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
-from marl_core.config.prompt_template import columns_of
+from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
 from marl_core.config.speed_config import SpeedPart
 
 __all__ = [
@@ -137,10 +137,14 @@ class DataPart(Part):
     """A text is one user message, rendered with the model's chat template; lists of messages always are."""
     system_prompt: str | None = Field(None, min_length=1)
     """System message before each chat prompt that brings none of its own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for all prompts, e.g. `{enable_thinking: false}`, as transformers' `apply_chat_template` takes
+    them. A row's own, in columns `chat_template_kwargs` and `tools`, win."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt allowed, in tokens; what the model's positions leave beside max_new_tokens when absent."""
     on_long: Literal["error", "drop", "truncate-left"] = "error"
-    """What to do with a longer prompt."""
+    """What to do with a longer prompt. `truncate-left` takes away the oldest text, and leaves what the tokenizer puts first, the
+    chat template's own and system messages."""
     on_empty: Literal["error", "drop"] = "error"
     """What to do with an empty prompt."""
     on_control: Literal["error", "drop", "parse", "as-text"] = "error"
@@ -154,6 +158,14 @@ class DataPart(Part):
         if self.prompt_template is not None and columns_of(self.prompt_template) and self.field != "prompt":
             raise ValueError("field is never used with prompt_template; remove one of them")
         return self
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _not_marls_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(value.keys() & NOT_A_TEMPLATES)
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: marl sets this itself; remove it")
+        return value
 
 
 class SamplingPart(Part):

@@ -18,6 +18,7 @@ from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
 from marl_core.ppo.stop_strings import StopStrings
+from marl_core.ppo.texts import ResponseDecoder
 from marl_core.ppo.types import Prompts
 
 ROWS_AT_ONCE = 64
@@ -46,6 +47,7 @@ def decode(
     longest = torch.full((count,), most) if limits is None else limits
     stop, longest = torch.tensor(list(stops), device=device), longest.to(device)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
+    decoders = ResponseDecoder.of(bank.tokenizer, prompts) if strings is not None else []
     live, hidden = _prefill(bank, prompts, samples, most)
     for place in range(most):
         never = stops if place < sampling.min_new_tokens else ()
@@ -54,7 +56,7 @@ def decode(
         found.keep(live, place, chosen, values)
         stopped = torch.isin(chosen.tokens, stop)
         if strings is not None:
-            stopped |= strings.met(found.ids[live.rows, : place + 1])
+            stopped |= strings.met(found.ids[live.rows, : place + 1], [decoders[row] for row in live.rows.tolist()])
         found.finished[live.rows] |= stopped & live.going
         live.going &= ~stopped & (place + 1 < longest[live.rows])
         if place + 1 == most or not bool(live.going.any()):

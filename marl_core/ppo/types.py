@@ -16,6 +16,8 @@ from torch import Tensor
 from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
+from marl_core.ppo.reward_context import Logged
+from marl_core.ppo.texts import response_texts
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
@@ -159,9 +161,9 @@ class Rollout:
         cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
-        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
-        device = prompts.ids.device
-        return cls(prompts.with_texts(tokenizer), ids.to(device), mask.to(device), texts, finished.to(device))
+        device, prompts = prompts.ids.device, prompts.with_texts(tokenizer)
+        texts = response_texts(tokenizer, prompts, cut)
+        return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
 
     @property
     def sequence_ids(self) -> Tensor:
@@ -226,6 +228,8 @@ class ScoredRollout:
     raw_scores: Tensor | None = None
     entropy: Tensor | None = None
     token_scores: Tensor | None = None
+    logged: Logged | None = None
+    """What reward functions logged beside their scores."""
 
     def __post_init__(self) -> None:
         shape, device = tuple(self.rollout.ids.shape), self.rollout.ids.device
@@ -315,6 +319,8 @@ class Evaluation:
     finished: float
     judges: Mapping[str, Mapping[str, float]]
     samples: Sequence[Mapping[str, Any]]
+    logged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Numbers that reward functions logged: mean, and std over seeds."""
 
 
 @dataclass(frozen=True, slots=True)

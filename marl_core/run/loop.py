@@ -114,7 +114,7 @@ def evaluation(runner: Runner) -> Evaluation | None:
     """Evaluate on the held-out prompts and append it to the run folder."""
     if runner.heldout is None:
         return None
-    with runner.running():
+    with runner.running(), runner.asking():
         found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done, runner.ranks)
     runner.before = runner.before or found
     if runner.folder is not None:

@@ -71,10 +71,15 @@ class ModelReward(Strategy):
         description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages.",
     )
     append_eos: bool = Field(
-        True, description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them."
+        True,
+        description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them; never twice.",
     )
     batch: PositiveInt = Field(16, description="Texts per forward pass.")
-    max_tokens: PositiveInt = Field(2048, description="Texts are cut on the left to this many tokens.")
+    max_tokens: PositiveInt = Field(
+        2048,
+        description="Longer texts are cut to this many tokens, or to what model and tokenizer have room for: on the side that the "
+        "tokenizer's config names, else on the left to max_tokens, and as its tokenizer cuts to the model's room.",
+    )
 
     @hookimpl
     def marl_reward(self, bank: AdapterBank) -> RewardFunction:
