@@ -16,8 +16,10 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
+from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import refuse_other_base
 from marl_core.bank.switch import AdapterSwitch
+from marl_core.bank.targets import Layers, linear_names, without_idle
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
@@ -46,7 +48,8 @@ class AdapterBank:
         self.fingerprint: dict[str, list[float]] | None = None
         self.quantization = quantization or Quantization()
         self.trunk = Trunk(base)
-        self.linears = lora.linear_names(base, base.get_output_embeddings())
+        self._layers = linear_names(base, base.get_output_embeddings())
+        self._measured = False
         self.heads: dict[str, nn.Linear] = {}
         self.reward_views: dict[str, ScoreView] = {}
         self.reward_checks: dict[str, str] = {}
@@ -94,6 +97,14 @@ class AdapterBank:
         """Names of all adapters, in the order they came."""
         return list(self._peft.peft_config) if self._peft is not None else []
 
+    @property
+    def linears(self) -> Layers:
+        """Full names of the linear layers that a LoRA can adapt with effect, the LM head left out. Measured once."""
+        if not self._measured:
+            self._layers = without_idle(self._layers, self.base, self.trunk.try_out)
+            self._measured = True
+        return self._layers
+
     # -- adding ---------------------------------------------------------------------------------------------
 
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
@@ -110,6 +121,17 @@ class AdapterBank:
             self._trainable.add(name)
         self._switch = AdapterSwitch(self.base)
         self._restore()
+        self._try(name)
+
+    def _try(self, name: str) -> None:
+        """One small pass through a new adapter: a layer of the model that can't run with it is named at once."""
+        try:
+            with torch.no_grad(), self.using(name):
+                self.trunk.try_out()
+        except Exception as error:
+            sentence = lora.odd_layer(self.base, name, error)
+            self.remove(name)
+            raise ConfigError(sentence) from error
 
     def load(
         self,
@@ -125,8 +147,8 @@ class AdapterBank:
         `dropout` replaces the LoRA dropout that the adapter was trained with.
         """
         files = lora.find_adapter(path, asked_by)
+        lora.check_name(name, {*self.adapters, *self.heads})
         config = lora.config_of(files, self.linears, asked_by)
-        lora.refuse_rewriting(config, files, asked_by)
         if trainable and files.score_keys:
             raise DataError(
                 f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
@@ -135,7 +157,10 @@ class AdapterBank:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
             config.lora_dropout = dropout
-        self.add(name, config, trainable=trainable, seed=0)
+        try:
+            self.add(name, config, trainable=trainable, seed=0)
+        except ConfigError as error:  # a file's layers are the file's, not the user's
+            raise lora.cannot_stand(files, error, asked_by) from error
         try:
             lora.load_weights(self.peft, name, files, asked_by)
             if not files.score_keys:  # a reward adapter has a check of its own
@@ -240,7 +265,7 @@ class AdapterBank:
         """The parameters of an adapter or head by name: what an optimizer gets."""
         if name in self.heads:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
-        found = {key: value for key, value in self.base.named_parameters() if _belongs(key, name)}
+        found = adapter_parameters(self.base, name) if name in self.adapters else {}
         if not found:
             raise ConfigError(
                 f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
@@ -249,8 +274,10 @@ class AdapterBank:
 
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
-        for key, parameter in self.base.named_parameters():
-            parameter.requires_grad_(any(_belongs(key, name) for name in self._trainable))
+        self.base.requires_grad_(False)
+        for name in self._trainable:
+            for parameter in adapter_parameters(self.base, name).values():
+                parameter.requires_grad_(True)
         if self._peft is not None:
             self._peft.train(self.base.training)
         self._switch.set(self._active)
@@ -293,8 +320,3 @@ class AdapterBank:
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)
         return scores
-
-
-def _belongs(parameter: str, adapter: str) -> bool:
-    parts = parameter.split(".")
-    return any(part.startswith("lora_") and parts[i + 1] == adapter for i, part in enumerate(parts[:-1]))

@@ -47,8 +47,7 @@ class Trunk:
         model.eval()
         self._body: nn.Module = getattr(model, model.base_model_prefix, model)
         self.head: nn.Module = model.get_output_embeddings()
-        weight: Any = self.head.weight
-        self.hidden_size: int = weight.shape[1]
+        self._hidden_size: int | None = None
         self._plain: bool | None = None
         self._packs: bool | None = None
         self._window = _window(model.config.get_text_config())
@@ -65,6 +64,14 @@ class Trunk:
         """Where the embeddings live."""
         device: torch.device = self._embedding.device
         return device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last hidden states, which may be another than the LM head's. Measured once."""
+        if self._hidden_size is None:
+            with torch.no_grad():
+                self._hidden_size = self.try_out().shape[-1]
+        return self._hidden_size
 
     @property
     def vocabulary(self) -> int:
@@ -91,6 +98,14 @@ class Trunk:
             output = self._body(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
         states: Tensor = output.last_hidden_state
         return states
+
+    def try_out(self) -> Tensor:
+        """Hidden states [1, n, H] of a few tokens, uncompiled: shows whether the model runs, and what it calls."""
+        (compiled, positions), self.compiled = (self.compiled, self.positions), False
+        try:
+            return self._run(torch.arange(4, device=self.device)[None] % self.vocabulary, None, None)
+        finally:
+            self.compiled, self.positions = compiled, positions
 
     def compile(self, on: bool) -> None:
         """Run the decoder layers compiled from now on, or plain; ConfigError where they can't be."""

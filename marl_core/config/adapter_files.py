@@ -15,6 +15,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_HEAD_PICKLE = "value_head.bin"
 SCORE_KEYS = ("score", "classifier")
 VALUE_HEAD_KEYS = ("v_head.summary.weight", "v_head.summary.bias")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -47,7 +48,8 @@ class AdapterFiles:
     def score_keys(self) -> list[str]:
         """Names of the score head's tensors (weight, and bias if there is one)."""
         heads = [f"base_model.model.{head}." for head in SCORE_KEYS]
-        return [key for key in self.shapes if any(key.startswith(head) for head in heads) and "lora_" not in key]
+        kept = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
+        return [key for key in kept if any(key.startswith(head) for head in heads)]
 
     @property
     def reward_head(self) -> tuple[Path, dict[str, tuple[int, ...]]]:
