@@ -35,7 +35,9 @@ def check_name(name: str, taken: Iterable[str]) -> None:
             f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
         )
     if hasattr(_CONTAINER, name):  # torch keeps adapters by name in containers that have these already
-        raise ConfigError(f"{name!r} can't name an adapter: torch's containers of modules have it as a name of their own.")
+        raise ConfigError(
+            f"{name!r} can't name an adapter: torch's containers of modules have it as a name of their own."
+        )
     if name in taken:
         raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
 

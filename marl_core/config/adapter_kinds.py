@@ -58,7 +58,7 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     return {
         name.removeprefix(PREFIX): shape
         for name, shape in files.shapes.items()
-        if name not in heads and ".lora_" not in name and not _is_value_head(name)
+        if name not in heads and not re.search(r"(^|\.)lora_", name) and not _is_value_head(name)
     }
 
 
@@ -169,9 +169,7 @@ def _lost_heads(files: AdapterFiles) -> Iterator[str]:
 def _way_out(files: AdapterFiles) -> str:
     if files.score_keys or files.value_head:
         return "Train the reward adapter again without it."
-    return (
-        f"Merge it into a base of its own first: marl merge --model BASE --adapter {files.folder} --out NEW, then model.path: NEW."
-    )
+    return f"Merge it into a base of its own first: marl merge --model BASE --adapter {files.folder} --out NEW, then model.path: NEW."
 
 
 def _told(saved: Iterable[str]) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from marl_core.config.adapter_kinds import REWRITING, VARIANTS
 from marl_core.config.run_config import LoraPart, RunConfig
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+CHANGING = ("modules_to_save", "trainable_token_indices", "layer_replication")
 SHARED_MODULES = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
@@ -33,9 +34,12 @@ def _findings(part: LoraPart, key: str) -> Iterator[str]:
     yield from _initialization(lora, key)
     if lora.get("bias", "none") != "none":
         yield f"{key}.lora.bias: {lora['bias']!r} trains biases of the base, which all roles share. Use bias: none."
-    for name in ("modules_to_save", "trainable_token_indices", "layer_replication"):
+    for name in CHANGING:
         if lora.get(name):
             yield f"{key}.lora.{name}: changes modules of the base, which all roles share. Remove it."
+    for name in sorted(set(VARIANTS) - set(CHANGING)):
+        if lora.get(name) not in (None, False):  # an empty section asks for the variant too
+            yield f"{key}.lora.{name}: such a LoRA {VARIANTS[name]}. Remove it."
     targets = [part.targets] if isinstance(part.targets, str) else part.targets
     for target in targets:
         if target.rsplit(".", 1)[-1] in SHARED_MODULES:
@@ -54,6 +58,11 @@ def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
             f"{key}.lora.init_lora_weights: {start!r} rewrites the base's weights, so the other roles would no "
             "longer see the model they were trained on, nor the reference the model the policy starts from. Use "
             "true or gaussian."
+        )
+    elif start == "mica":
+        yield (
+            f"{key}.lora.init_lora_weights: 'mica' trains one factor of each LoRA and keeps the other, marl trains both. "
+            "Use true or gaussian."
         )
     elif start == "eva":
         yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl hasn't. Use true or gaussian."

@@ -45,9 +45,7 @@ class MergedBase(Strategy):
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The adapter must be there, and must not be applied twice."""
-        files = read_adapter(self.adapter, "reference.adapter")
-        if files.score_keys:
-            yield f"reference.adapter: {self.adapter} is a reward adapter (it has a score head), not an SFT adapter"
+        read_adapter(self.adapter, "reference.adapter")
         if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: merged-base folds {self.adapter} into the base, and the policy continues {plan.config.policy.source} on top "
