@@ -13,6 +13,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.certificate import fingerprint, fingerprint_of_files
 from marl_core.bank.shard import shard_base
 from marl_core.config.model_files import unpinned_code
+from marl_core.config.stored_weights import quantization_of_folder
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -41,6 +42,8 @@ def load_bank(
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
     """
     quantization = quantization or Quantization()
+    if quantization.config is None:
+        quantization = quantization_of_folder(path, revision, dtype) or quantization
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
     target = _target(device, quantization, shard)

@@ -41,11 +41,6 @@ def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adap
 
     Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
     """
-    if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
-        raise ConfigError(
-            f"{asked_by}: merging needs the full-precision (float32) base, this one is "
-            f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
-        )
     unload: Any = attach(base, adapter, asked_by).merge_and_unload
     merged: PreTrainedModel = unload(safe_merge=True)
     return merged
@@ -56,6 +51,11 @@ def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str, *, grow: b
 
     `grow`: give the base the rows of the adapter's saved embeddings first, where it was trained with added tokens.
     """
+    if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
+        raise ConfigError(
+            f"{asked_by}: merging needs the full-precision (float32) base, this one is "
+            f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
+        )
     files = lora.find_adapter(adapter, asked_by)
     wrong = [*refusals(files, "merged"), *([] if grow else other_rows(files, _rows(base)))]
     if wrong:

@@ -17,6 +17,7 @@ from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import RunConfig
+from marl_core.config.stored_weights import stored_findings
 from marl_core.errors import ConfigError, DataError, MarlError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def core_findings(plan: Plan) -> list[MarlError]:
         *_compile(config),
         *_adapter(config),
         *adapter_findings(plan),
+        *stored_findings(plan),
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
         *_folder(plan),
