@@ -64,7 +64,8 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 
 def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Those of them that are the embedding or the output layer."""
-    return {name: shape for name, shape in saved_modules(files).items() if _leaf(name) in (*EMBEDDINGS, *HEADS)}
+    whole = {name: shape for name, shape in saved_modules(files).items() if "trainable_tokens" not in name}
+    return {name: shape for name, shape in whole.items() if _leaf(name) in (*EMBEDDINGS, *HEADS)}
 
 
 def brings_tokens(files: AdapterFiles) -> bool:
@@ -125,7 +126,7 @@ def _names(files: AdapterFiles) -> Iterator[str]:
     """Files that peft itself would load without a word and without a tensor."""
     names = sorted(files.shapes)
     empty = [name for name in names if ".lora_" in name and 0 in files.shapes[name]]
-    flat = [name for name in names if re.search(r"\.lora_[AB]\.", name) and len(files.shapes[name]) < 2]
+    flat = [name for name in names if re.search(r"\.lora_[AB]\.(.+\.)?weight$", name) and len(files.shapes[name]) < 2]
     if empty or flat:
         bad = [*empty, *flat]
         yield (
