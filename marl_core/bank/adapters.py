@@ -148,7 +148,7 @@ class AdapterBank:
         """
         files = lora.find_adapter(path, asked_by)
         lora.check_name(name, {*self.adapters, *self.heads})
-        config = lora.config_of(files, self.linears, asked_by)
+        config = lora.config_of(files, self.linears, asked_by, getattr(self.base.config, "model_type", None))
         if trainable and files.score_keys:
             raise DataError(
                 f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."

@@ -20,6 +20,7 @@ from marl_core.bank.experts import leave_counters
 from marl_core.bank.lean import keep_less
 from marl_core.bank.parts import adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
+from marl_core.config.adapter_checks import per_expert, unconverted
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.config.adapter_kinds import refusals, target_parameters
 from marl_core.errors import ConfigError, DataError
@@ -77,12 +78,12 @@ def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
     return read_adapter(folder, asked_by)
 
 
-def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> LoraConfig:
+def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str, kind: str | None = None) -> LoraConfig:
     """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py).
 
-    DataError when the adapter is of a kind that the shared base can't hold.
+    DataError when the adapter is of a kind that the shared base, a model of type `kind`, can't hold.
     """
-    wrong = refusals(files, "shared")
+    wrong = [*refusals(files, "shared"), *per_expert(files, kind)]
     if wrong:
         raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
     try:
@@ -187,9 +188,12 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
         lines = [f"{len(missing)} tensors are missing (first: {missing[:3]})"] if missing else []
         lines += [f"{len(extra)} have no place in this base (first: {extra[:3]})"] if extra else []
         lines += [f"{key} is {found[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
+        base: Any = peft.get_base_model()
+        single = unconverted(files, getattr(base.config, "model_type", None), extra)
+        if single:
+            raise DataError(f"{asked_by}: {single}")
         raise DataError(
-            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. "
-            f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
+            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. {_whose(files, base)}"
         )
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
@@ -199,6 +203,17 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
     with torch.no_grad():
         for key, tensor in mine.items():
             tensor.copy_(tensors[key])
+
+
+def _whose(files: AdapterFiles, base: Any) -> str:
+    """What to do about an adapter that doesn't fit, by whether it names this very base."""
+    here = str(getattr(base, "name_or_path", ""))
+    if files.base_name and (files.base_name == here or os.path.realpath(files.base_name) == os.path.realpath(here)):
+        return (
+            "It names this very base, whose layers have other names here than where it was trained (another class of the same model, or "
+            "other versions of transformers and peft): merge it there and give the merged model as model.path, or save it again here."
+        )
+    return f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
 
 
 def _read(files: AdapterFiles, asked_by: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import AdapterFiles, read_adapter
@@ -52,7 +52,7 @@ def adapter_findings(plan: Plan) -> Iterator[MarlError]:
             yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _rows(model)))
         elif target_parameters(files.config):
             directly[key] = target_parameters(files.config)
-        yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, model))
+        yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _kind(model)))
     yield from _experts(plan, directly)
 
 
@@ -83,29 +83,38 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
             return
 
 
-def per_expert(files: AdapterFiles, model: ModelFiles | None) -> Iterator[str]:
-    """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion would lose a part."""
-    experts = {match[1] for match in map(re.compile(r"\.experts\.\d+\.([^.]+)\.lora_").search, files.shapes) if match}
-    if not experts:
+def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
+    """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion for models of this kind loses a part."""
+    experts = {match[1] for match in map(ONE_EXPERT.search, files.shapes) if match}
+    if not experts or kind not in CONVERTED:
         return
-    whole = {name for name in files.shapes if ".lora_" in name and not re.search(r"\.experts\.\d+\.", name)}
+    whole = {name for name in files.shapes if ".lora_" in name and not ONE_EXPERT.search(name)}
     lost = sorted(name for name in whole if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
     halves = [pair for pair in (("gate_proj", "up_proj"), ("w1", "w3")) if len(experts & set(pair)) == 1]
-    kind = model.config.get("model_type") if model else None
-    why = ""
     if lost:
-        why = f"it adapts layers of the same name outside the experts too (first: {lost[0]}), whose LoRA peft's conversion loses"
-    elif halves:
-        why = f"it adapts only one of {' and '.join(halves[0])}, which are one tensor now"
-    elif isinstance(kind, str) and kind not in CONVERTED:
-        why = f"peft has no conversion for experts of a {kind}"
-    if why:
-        yield (
-            f"{files.folder} adapts experts one by one ({', '.join(sorted(experts))}), as transformers 4 kept them; transformers 5 keeps "
-            f"one tensor for all, and {why}. Merge it with transformers 4 and peft, and give the merged model as model.path."
+        yield _one_by_one(
+            files,
+            f"layers of the same name outside the experts are adapted too (first: {lost[0]}), whose LoRA peft's conversion loses",
         )
+    elif halves:
+        yield _one_by_one(files, f"only one of {' and '.join(halves[0])} is adapted, which are one tensor now")
 
 
+def unconverted(files: AdapterFiles, kind: str | None, names: Iterable[str]) -> str | None:
+    """Why tensors of single experts, `names`, found no place; None when there are none among them."""
+    if not any(ONE_EXPERT.search(name) for name in names):
+        return None
+    return _one_by_one(files, f"peft has no conversion for the experts of a {kind}")
+
+
+def _one_by_one(files: AdapterFiles, why: str) -> str:
+    return (
+        f"{files.folder} adapts experts one by one, as transformers 4 kept them; transformers 5 keeps one tensor for all of them, and "
+        f"{why}. Merge it with transformers 4 and peft, and give the merged model as model.path."
+    )
+
+
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)\.lora_")
 CONVERTED = frozenset(
     [
         "mixtral",
@@ -171,6 +180,11 @@ def _model(plan: Plan) -> ModelFiles | None:
         return read_model(plan.config.model.path, plan.config.model.revision)
     except DataError:
         return None  # told elsewhere
+
+
+def _kind(model: ModelFiles | None) -> str | None:
+    found = model.config.get("model_type") if model else None
+    return found if isinstance(found, str) else None
 
 
 def _rows(model: ModelFiles | None) -> dict[str, int]:
