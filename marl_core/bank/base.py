@@ -18,6 +18,7 @@ from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_ha
 from marl_core.bank.shard import shard_base
 from marl_core.bank.which_base import Origin, located
 from marl_core.config.model_files import unpinned_code
+from marl_core.config.stored_weights import quantization_of_folder, quantized_already
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -47,6 +48,8 @@ def load_bank(
     """
     quantization = quantization or Quantization()
     source, path = path, os.path.expanduser(path)
+    if quantization.config is None:
+        quantization = quantization_of_folder(path, revision, dtype) or quantization
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
     target = _target(device, quantization, shard)
@@ -130,7 +133,8 @@ def _load(
     path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]
 ) -> PreTrainedModel:
     if quantization is not None and quantization.config is not None:
-        options = {**options, "quantization_config": quantization.config, "device_map": {"": device}}
+        told = {} if quantized_already(path, options.get("revision")) else {"quantization_config": quantization.config}
+        options = {**options, **told, "device_map": {"": device}}
     base: Any
     try:
         load: Any = AutoModelForCausalLM.from_pretrained

@@ -106,7 +106,11 @@ class TestEveryKindAtEveryDepth:
 
     @pytest.mark.parametrize("kind", ["mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     def test_a_mixture_of_experts(self, kind: str) -> None:
-        model = causal(transformers.Qwen3MoeConfig(**SIZES, num_experts=4, moe_intermediate_size=16, head_dim=8))
+        model = causal(
+            transformers.Qwen3MoeConfig(
+                **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+            )
+        )
         before = fingerprint(model)
         dict(model.named_parameters())[f"model.layers.1.{kind}"].data.view(-1)[-1] += 0.01
         assert difference(fingerprint(model), before).names == (f"layers.1.{kind}",)
@@ -171,7 +175,11 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "opt": (lambda: causal(transformers.OPTConfig(**SMALL, word_embed_proj_dim=32, ffn_dim=64)), "q_proj"),
     "mixtral": (lambda: causal(transformers.MixtralConfig(**SIZES, num_local_experts=4)), "q_proj"),
     "qwen3-moe": (
-        lambda: causal(transformers.Qwen3MoeConfig(**SIZES, num_experts=4, moe_intermediate_size=16, head_dim=8)),
+        lambda: causal(
+            transformers.Qwen3MoeConfig(
+                **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+            )
+        ),
         "q_proj",
     ),
     "gemma3, text": (lambda: causal(transformers.Gemma3TextConfig(**SIZES, head_dim=8)), "q_proj"),
