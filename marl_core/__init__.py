@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
-    from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
+    from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
@@ -53,7 +53,7 @@ _HOMES = {
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
-    "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
+    "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -64,6 +64,7 @@ __all__ = [
     "Catalog",
     "ConfigError",
     "DataError",
+    "Evaluation",
     "MarlDeprecationWarning",
     "MarlError",
     "MarlWarning",

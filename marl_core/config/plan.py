@@ -57,6 +57,13 @@ class Plan:
         hooks = Hooks((strategy, origin) for strategy, origin in kept if strategy not in self.observers)
         return replace(self, config=self.config.model_copy(update={"observers": []}), hooks=hooks, observers=())
 
+    def for_one_run(self) -> Plan:
+        """The same with hooks of its own, so that two runs from one plan don't watch each other's calls."""
+        own = replace(self, hooks=self.hooks.again())
+        if "quantization" in vars(self):  # read already: the strategy is asked once
+            vars(own)["quantization"] = self.quantization
+        return own
+
     @property
     def reference_choice(self) -> ReferenceChoice:
         """The reference as the config names it."""

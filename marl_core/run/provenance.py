@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from marl_core.config.redact import redact, redacted
+from marl_core.config.adapter_files import WEIGHTS_FILE
+from marl_core.config.redact import redacted
 from marl_core.errors import DataError
 from marl_core.run.files import sha256
+from marl_core.run.inputs import data_inputs, judging_inputs, training_inputs
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -24,6 +27,7 @@ PACKAGES = ("marl-core", "torch", "transformers", "peft", "bitsandbytes", "safet
 def provenance(runner: Runner) -> dict[str, Any]:
     """Everything that is needed to tell whether two runs are comparable."""
     hooks, data = runner.plan.hooks, runner.config.data
+    fingerprint = runner.bank.fingerprint
     found: dict[str, Any] = {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
@@ -31,10 +35,13 @@ def provenance(runner: Runner) -> dict[str, Any]:
         "base": {
             "source": runner.bank.source,
             "prepared_by": runner.bank.prepared,
-            "fingerprint": _short(runner.bank.fingerprint),
+            "fingerprint": _short(fingerprint) if fingerprint else None,
+            "fingerprint_form": _short(_form(fingerprint)) if fingerprint else None,
         },
-        "data": {data.prompts: sha256(Path(data.prompts))} if data and Path(data.prompts).is_file() else {},
-        "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
+        "data": data_inputs(data.prompts, runner.data) if data else {},
+        "files": training_inputs(runner),
+        "eval_files": judging_inputs(runner),
+        "adapters": {name: sha256(path / WEIGHTS_FILE) for name, path in runner.bank.paths.items()},
         "hardware": {
             "machine": platform.machine(),
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -45,11 +52,28 @@ def provenance(runner: Runner) -> dict[str, Any]:
         },
         "python": platform.python_version(),
     }
-    return {
-        **found,
-        "base": redacted(found["base"]),
-        "data": {redact(name): digest for name, digest in found["data"].items()},
-    }
+    return {**found, "base": redacted(found["base"])}
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What a resumed run reads that isn't what it was at the start: what decides a step, and what only evaluations read.
+
+    What an older version didn't record can't be compared, and counts as unchanged.
+    """
+    serious = [
+        f"{kind} {name}"
+        for key, kind in (("data", "data"), ("files", "file"), ("adapters", "adapter"))
+        for name in _changed(was, now, key)
+    ]
+    base, here = was["base"], now["base"]
+    same_form = base.get("fingerprint_form") == here["fingerprint_form"]
+    serious += ["the base's weights"] if same_form and base["fingerprint"] != here["fingerprint"] else []
+    return serious, _changed(was, now, "eval_files")
+
+
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> list[str]:
+    before = was.get(key, {})
+    return [name for name in before if now[key].get(name) != before[name]] if isinstance(before, Mapping) else []
 
 
 def read_provenance(file: Path) -> dict[str, Any]:
@@ -74,5 +98,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _short(fingerprint: dict[str, list[float]] | None) -> str | None:
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16] if fingerprint else None
+def _form(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sampled: two fingerprints that sampled other things say nothing about each other."""
+    return {
+        name: len(value) if isinstance(value, list | tuple | Mapping) else value if name == "version" else None
+        for name, value in fingerprint.items()
+    }
+
+
+def _short(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -30,6 +30,7 @@ from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
 from marl_core.run.allocator import give_back
+from marl_core.run.audience import Audience
 from marl_core.run.folder import RunFolder
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
@@ -74,13 +75,13 @@ class Runner:
         else:
             self.plan = config
         self.ranks = join(self.plan.config)
-        self.plan = self.plan if self.ranks.first else self.plan.without_observers()
+        self.plan = self.plan.for_one_run() if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.guards = Guards()
+        self.guards, self.audience = Guards(), Audience()
         self.plan.hooks.around = self.guards.watch.around
         self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
@@ -247,7 +248,7 @@ class Runner:
         self.guards.watch.settled()
         if self.folder is not None:
             self.folder.start(self, found)
-        self.plan.hooks.run_start(self.plan, self.done, self.bank.tokenizer)
+        self.audience.begin(self)
         return found
 
     def _heldout(self) -> PromptData | None:
