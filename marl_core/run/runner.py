@@ -150,7 +150,7 @@ class Runner:
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
-        with self._timed("score"), self.guards.phase(self, "score", rollout):
+        with self._timed("score"), self.guards.phase(self, "score", rollout, own=scores):
             scored = self._score(rollout.to(self.bank.device), scores)
             self.guards.scored(self, scored)
             return scored
@@ -165,7 +165,7 @@ class Runner:
         seed = self.config.run.seed
         with (
             self._timed("update"),
-            self.guards.phase(self, "update", scored.rollout, scored),
+            self.guards.phase(self, "update", scored.rollout, scored, advantages),
             seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
@@ -190,6 +190,8 @@ class Runner:
 
     def _advance(self, scored: ScoredRollout) -> None:
         self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
+        if scored.raw_scores is not None:
+            self.shaper.learn(scored.raw_scores, scored.rollout.finished)
         self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
         kl = self.config.ppo.kl
         if kl.target is not None and scored.ref_logprobs is not None:
@@ -209,7 +211,8 @@ class Runner:
             self.ranks, rollout, self.config.ppo.minibatch, lambda mine: passes.model_numbers(self, mine)
         )
         given = passes.rewards(self, rollout, scores)
-        shaped, tokens = self.shaper(given.total, rollout.finished), self.shaper.tokens(given.tokens)
+        shaper = self.shaper.ahead(given.total, rollout.finished)
+        shaped, tokens = shaper(given.total, rollout.finished, learn=False), shaper.tokens(given.tokens)
         return ScoredRollout(
             rollout,
             found["logprobs"],
