@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from marl_core.bank.which_base import which_base
 from marl_core.config.adapter_checks import other_rows
 from marl_core.config.adapter_files import AdapterFiles
 from marl_core.config.adapter_kinds import brings_tokens, refusals, saved_embeddings
-from marl_core.errors import ConfigError, DataError, MarlWarning
+from marl_core.errors import ConfigError, DataError, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,11 +100,7 @@ def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> No
         files, None, lambda: fingerprint(base, computed=True)
     )  # no origin: something may be merged into this one already
     if found.same is None:
-        warnings.warn(
-            f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.",
-            MarlWarning,
-            stacklevel=3,
-        )
+        warn(f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.")
     elif found.difference is not None and not found.same:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "

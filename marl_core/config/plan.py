@@ -66,7 +66,7 @@ class Plan:
         Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
         """
         mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
-        return replace(
+        plan = replace(
             self,
             hooks=Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies),
             reference=mine[self.reference],
@@ -75,6 +75,9 @@ class Plan:
             quantization_strategy=mine[self.quantization_strategy],
             observers=tuple(mine[strategy] for strategy in self.observers),
         )
+        if "quantization" in vars(self) and plan.quantization_strategy is self.quantization_strategy:
+            vars(plan)["quantization"] = self.quantization  # the strategy is asked once
+        return plan
 
     def release(self) -> None:
         """The run is over: its strategies may serve another."""

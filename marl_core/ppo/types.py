@@ -317,7 +317,8 @@ class Evaluation:
     length: float
     length_std: float
     finished: float
-    judges: Mapping[str, Mapping[str, float]]
+    judges: Mapping[str, Mapping[str, float | None]]
+    """Of each judge `mean` and `std` over what it judged, None when it abstained from all; `judged`: the share it judged."""
     samples: Sequence[Mapping[str, Any]]
     logged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Numbers that reward functions logged: mean, and std over seeds."""

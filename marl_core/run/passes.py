@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
@@ -80,7 +81,13 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
     def mine(part: Rollout) -> dict[str, Tensor]:
         size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
-        by_token = {} if found.tokens is None else {TOKENS: found.tokens}
+        here = (
+            found.tokens is not None
+        )  # a source may have abstained from all of one rank's part, and all gather the same
+        anywhere = bool(runner.ranks.largest([float(here)])[0])
+        by_token = (
+            {TOKENS: found.tokens if here else torch.zeros_like(part.mask, dtype=torch.float32)} if anywhere else {}
+        )
         return {TOTAL: found.total, **by_token, **found.parts}
 
     parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))
