@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
+from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
 from marl_core.bank.reward_check import refuse_other_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
@@ -247,6 +248,12 @@ class AdapterBank:
             )
         return found
 
+    def checksum(self, *names: str) -> int:
+        """A number of the bits of these adapters and heads: any change of their weights, however made, shows in it."""
+        from marl_core.bank.left_alone import Weights
+
+        return Weights(pair for name in names for pair in self.parameters(name).items()).checksum()
+
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
         for key, parameter in self.base.named_parameters():
@@ -269,8 +276,15 @@ class AdapterBank:
     # -- scores ---------------------------------------------------------------------------------------------
 
     def score(self, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32."""
-        return reward_adapter.score(self, view, ids, mask)
+        """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32.
+
+        Ids of any integer dtype, a mask of 0 and 1 of any dtype, on any device, as tensors, arrays or lists. DataError otherwise.
+        """
+        tokens = as_ids(ids, "ids")
+        counts = as_mask(mask, "mask", tuple(tokens.shape)).to(tokens.device)
+        require_tokens(counts, "mask")
+        tokens = without_garbage(tokens, counts, self.trunk.vocabulary, "ids")
+        return reward_adapter.score(self, view, tokens.to(self.device), counts.to(self.device))
 
     def compute_reward_score(
         self,
@@ -278,18 +292,22 @@ class AdapterBank:
         attention_mask: Tensor | None = None,
         ppo_adapter_name: str | None = None,
         reward: ScoreView | None = None,
+        *,
+        token_type_ids: object = None,
     ) -> Tensor:
         """The classic call: rewards [B] float32 of input_ids [B, L] from the reward adapter.
 
-        Afterwards the policy `ppo_adapter_name` is active (or, without a name, whatever was before). `reward` picks
-        among several reward adapters.
+        Takes what a tokenizer returns, `**tokenizer(texts, padding=True)` included: see `score` for dtypes; causal models have no
+        token types. Without a mask every token counts. Afterwards the policy `ppo_adapter_name` is active (or, without a name,
+        whatever was before). `reward` picks among several reward adapters. ConfigError for a name that isn't there.
         """
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
             have = ", ".join(self.adapters)
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         view = reward or reward_adapter.only(self)
-        scores = self.score(view, input_ids.to(self.device), mask.to(self.device))
+        ids = as_ids(input_ids, "input_ids")
+        mask = torch.ones_like(ids) if attention_mask is None else as_mask(attention_mask, "attention_mask", tuple(ids.shape))
+        scores = self.score(view, ids, mask)
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)
         return scores

@@ -1,7 +1,7 @@
 """Sampling token by token with a cache: finished rows leave the batch, samples of one prompt share its prefill.
 
 What is drawn and what is scored are one distribution. Log-probs, entropies and values are by-products of the pass that
-draws; in float32 they are exact enough to stand for a scoring pass (`Captured`).
+draws; in float32 they are exact enough to stand for a scoring pass (see captured.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.cache import new_cache
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.captured import Captured
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
 from marl_core.ppo.stop_strings import StopStrings
 from marl_core.ppo.types import Prompts
@@ -145,8 +144,3 @@ class Decoded:
             tensor[:, :width] for tensor in (self.ids, self.mask, self.logprobs, self.entropy)
         )
         return Decoded(ids, mask, self.finished, logprobs, entropy, values)
-
-    @property
-    def captured(self) -> Captured:
-        """The by-products."""
-        return Captured(self.logprobs, self.entropy, self.values)

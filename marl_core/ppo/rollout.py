@@ -14,7 +14,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.errors import ConfigError
-from marl_core.ppo.captured import Captured
+from marl_core.ppo.captured import Behavior, Captured
 from marl_core.ppo.decode import decode
 from marl_core.ppo.stop_strings import Criterion, StopStrings
 from marl_core.ppo.types import Prompts, Rollout
@@ -96,10 +96,11 @@ def generate(
             samples=samples,
             value_head=value_head,
         )
-    exact = speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None
-    return _rollout(
-        bank, prompts, sampling, stops, found.ids, found.mask, found.finished, found.captured if exact else None
-    )
+    captured = None
+    if speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None:  # else not exact enough
+        behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
+        captured = Captured(found.logprobs, found.entropy, found.values, behavior)
+    return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, captured)
 
 
 def _by_transformers(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from marl_core.bank.heads import apply_head
 from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
 from marl_core.errors import DataError, MarlError, NumericError, PluginError
 from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
-from marl_core.ppo.token_scores import Scores, combine, is_per_token, read_token_scores
+from marl_core.ppo.token_scores import Scores, combine, is_per_token, number, read_token_scores, score_list
 from marl_core.ppo.types import Rollout
 
 LARGEST = torch.finfo(torch.float32).max
@@ -47,12 +46,14 @@ class Passed:
     values: Tensor | None
 
 
-def captured(rollout: Rollout, value_head: str | None) -> Passed | None:
-    """What the sampling pass has seen, where it stands for a scoring pass: a pass whose result is known isn't made."""
+def captured(
+    bank: AdapterBank, adapter: str, rollout: Rollout, temperature: float, value_head: str | None
+) -> Passed | None:
+    """The sampling pass's own numbers where they are this policy's, as it is now; None where a pass has to be made."""
     seen = rollout.captured
-    if seen is None or (value_head is not None and seen.values is None):
+    if seen is None or not seen.belongs_to(bank, adapter, value_head, temperature):
         return None
-    return Passed(seen.logprobs, seen.entropy, seen.values if value_head is not None else None)
+    return Passed(seen.logprobs, seen.entropy, seen.values)
 
 
 def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:
@@ -242,28 +243,25 @@ def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int,
 def as_scores(found: object, rollout: Rollout, who: str, error: type[MarlError] = PluginError) -> Tensor:
     """What a reward function gave, as a tensor [B], or [B, T] when it scored tokens; None becomes NaN (it abstains).
 
-    `error` unless lossless.
+    Taken is what `torch.tensor(list, dtype=torch.float32)` takes: numbers and booleans of Python, numpy and torch, in a list,
+    tensor, array or column of a table; [B, 1], as a classifier's logits come, is [B]. `error` for anything else.
     """
     count = len(rollout)
-    if is_per_token(found):
-        return read_token_scores(found, rollout, who, error)
-    if isinstance(found, Tensor):
-        if found.is_meta:
-            raise error(f"{who} gave a tensor without data (device meta); return numbers.")
-        values: list[object] = found.detach().cpu().tolist() if found.dim() == 1 else [found]
-    elif isinstance(found, list | tuple) or type(found).__module__ == "numpy":
-        values = list(found)  # type: ignore[call-overload]  # a numpy array is iterable
-    else:
+    values = score_list(found, who, error)
+    if values is None:
         raise error(f"{who} gave {_describe(found)}; return a list of {count} numbers, one for each response.")
     if len(values) != count:
         raise error(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
-    for row, value in enumerate(values):
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if value is not None and not (number and abs(value) <= LARGEST):  # type: ignore[arg-type]  # a Real here; NaN fails too
+    if is_per_token(values):
+        return read_token_scores(values, rollout, who, error)
+    scores = [number(value) for value in values]
+    for row, score in enumerate(scores):
+        if values[row] is not None and not (score is not None and abs(score) <= LARGEST):  # NaN fails too
             raise error(
-                f"{who}: response {row + 1} got {value!r:.80}, not a finite number; its text begins {rollout.texts[row][:80]!r}."
+                f"{who}: response {row + 1} got {values[row]!r:.80}, not a finite number; its text begins "
+                f"{rollout.texts[row][:80]!r}."
             )
-    numbers_only = [math.nan if value is None else float(value) for value in values]  # type: ignore[arg-type]  # checked above
+    numbers_only = [math.nan if score is None else score for score in scores]
     return torch.tensor(numbers_only, dtype=torch.float32, device=rollout.ids.device)
 
 

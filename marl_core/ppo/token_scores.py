@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from marl_core.bank.inputs import plain
 from marl_core.errors import MarlError
 from marl_core.ppo.types import Rollout
 
@@ -27,62 +28,69 @@ class Scores:
     tokens: Tensor | None = None
 
 
-def is_per_token(found: object) -> bool:
-    """Whether a reward gave scores for tokens: a tensor [B, T], or a list with a list of numbers for a response."""
-    if isinstance(found, Tensor):
-        return found.dim() == 2
-    rows = found if isinstance(found, list | tuple) else ()
-    return any(isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 1 for row in rows)
+def score_list(found: Any, who: str, error: type[MarlError]) -> list[Any] | None:
+    """What a reward gave as a list with an entry for each response: a number, a list of numbers, or None; None if it is no list.
+
+    A column [B, 1] becomes [B].
+    """
+    if isinstance(found, Tensor) and found.is_meta:
+        raise error(f"{who} gave a tensor without data (device meta); return numbers.")
+    if isinstance(found, str | bytes | Mapping) or not hasattr(found, "__len__") or not hasattr(found, "__iter__"):
+        return None
+    if getattr(found, "ndim", 1) == 0:  # a single number as tensor or array
+        return [found.item()]
+    values = [plain(value) for value in (found.detach() if isinstance(found, Tensor) else found)]
+    column = bool(values) and all(isinstance(value, list) and len(value) == 1 for value in values)
+    return [value[0] for value in values] if column else values
 
 
-def read_token_scores(found: object, rollout: Rollout, who: str, error: type[MarlError]) -> Tensor:
+def number(value: Any) -> float | None:
+    """A number or truth value of any library as a float; None for anything else, None included."""
+    if isinstance(value, str | bytes | complex) or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+    except OverflowError:
+        return math.inf
+
+
+def is_per_token(values: Sequence[Any]) -> bool:
+    """Whether a reward gave scores for tokens: a list of numbers for some response."""
+    return any(isinstance(row, list) for row in values)
+
+
+def read_token_scores(rows: Sequence[Any], rollout: Rollout, who: str, error: type[MarlError]) -> Tensor:
     """Scores for tokens as a tensor [B, T] float32: 0 under a false mask, a row of NaN where the source abstained.
 
-    `found` is a tensor [B, T], whatever stands under a false mask, or a list with a list of numbers for each response,
-    one for each of its tokens, or None. `error` unless it is that and all of it finite.
+    `rows`: for each response a list of numbers, one for each of its tokens, or for each place [T] of the rollout, whatever
+    stands under a false mask; or None. `error` unless it is that and all that counts is finite.
     """
-    shape, device = rollout.ids.shape, rollout.ids.device
-    if isinstance(found, Tensor):
-        if found.shape != shape or found.dtype == torch.bool:
-            raise error(
-                f"{who} gave a tensor of {found.dtype} {list(found.shape)}; return numbers, [{shape[0]}] or {list(shape)}."
-            )
-        result = torch.where(rollout.mask, found.detach().float().to(device), torch.zeros(shape, device=device))
-    else:
-        result = _from_lists(found, rollout, who, error).to(device)
-    given = ~result.isnan().all(dim=1) if not isinstance(found, Tensor) else torch.ones(len(rollout), dtype=torch.bool)
-    bad = (~result.isfinite()).any(dim=1).to(given.device) & given
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        place = int((~result[row].isfinite()).nonzero()[0])
-        raise error(
-            f"{who}: token {place + 1} of response {row + 1} got {result[row, place].item()}, not a finite number; "
-            f"its text begins {rollout.texts[row][:80]!r}."
-        )
-    return result
-
-
-def _from_lists(found: object, rollout: Rollout, who: str, error: type[MarlError]) -> Tensor:
-    rows: list[object] = list(found)  # type: ignore[call-overload]  # a list or tuple: see is_per_token
-    if len(rows) != len(rollout):
-        raise error(f"{who} gave {len(rows)} rewards for {len(rollout)} responses; return exactly one for each.")
-    result = torch.zeros(rollout.ids.shape, dtype=torch.float32)
+    shape = rollout.ids.shape
+    result = torch.zeros(shape, dtype=torch.float32)
+    rectangular = all(row is None or (isinstance(row, list) and len(row) == shape[1]) for row in rows)
     for i, row in enumerate(rows):
         if row is None:
             result[i] = math.nan
             continue
-        values = list(row) if hasattr(row, "__len__") else None  # type: ignore[call-overload]  # anything with a length
-        length = int(rollout.lengths[i])
-        if values is None or len(values) != length:
-            what = "one number" if values is None else f"{len(values)} numbers"
+        keep, length = rollout.mask[i].cpu(), int(rollout.lengths[i])
+        if rectangular:
+            row = [score for score, counts in zip(row, keep.tolist(), strict=True) if counts]
+        if not isinstance(row, list) or len(row) != length:
+            what = f"{len(row)} numbers" if isinstance(row, list) else "one number"
             raise error(
                 f"{who}: response {i + 1} has {length} tokens and got {what}; give one for each token, or None."
             )
-        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, numbers.Real) or not math.isfinite(v)]
-        if wrong:
-            raise error(f"{who}: a token of response {i + 1} got {wrong[0]!r:.80}, not a finite number.")
-        result[i, rollout.mask[i].cpu()] = torch.tensor([float(value) for value in values], dtype=torch.float32)
-    return result
+        scores = [number(value) for value in row]
+        for place, score in enumerate(scores):
+            if score is None or not abs(score) <= torch.finfo(torch.float32).max:
+                raise error(
+                    f"{who}: token {place + 1} of response {i + 1} got {row[place]!r:.80}, not a finite number; "
+                    f"its text begins {rollout.texts[i][:80]!r}."
+                )
+        result[i, keep] = torch.tensor(scores, dtype=torch.float32)
+    return result.to(rollout.ids.device)
 
 
 def combine(given: Mapping[str, Tensor], weights: Mapping[str, float], rollout: Rollout) -> tuple[Scores, Tensor]:

@@ -13,22 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
 
 
-def _expect(owner: str, tensor: Tensor, name: str, shape: tuple[int, ...], kind: str) -> None:
-    right_kind = {
-        "bool": tensor.dtype == torch.bool,
-        "int": tensor.dtype == torch.int64,
-        "float": tensor.dtype.is_floating_point,
-    }[kind]
-    if tuple(tensor.shape) != shape or not right_kind:
-        raise DataError(f"{owner}.{name}: expected {kind} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}.")
-
-
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
     """Token lists as ids[B, L] int64 and mask[B, L] bool, padded with `pad` on the "left" or "right"."""
+    rows = as_rows(rows, "token lists")
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), pad, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -37,6 +29,19 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor
         ids[index, where] = torch.tensor(list(row), dtype=torch.int64)
         mask[index, where] = True
     return ids, mask
+
+
+def _convert(record: object, **values: Any) -> None:
+    """Put converted values into a frozen dataclass that is being made."""
+    for name, value in values.items():
+        object.__setattr__(record, name, value)
+
+
+def _texts(texts: Any) -> Sequence[Any]:
+    """Texts or chats as a sequence, whatever held them: a list, an array, a column of a table."""
+    if isinstance(texts, str):
+        raise DataError("texts: give a list with a text for each row, not one text.")
+    return () if texts is None else texts if isinstance(texts, list | tuple) else list(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,14 @@ class Prompts:
     """What the user wrote: a text, or a list of chat messages."""
 
     def __post_init__(self) -> None:
-        shape = (len(self.rows), self.ids.shape[-1])
-        _expect("Prompts", self.ids, "ids", shape, "int")
-        _expect("Prompts", self.mask, "mask", shape, "bool")
+        ids = as_ids(self.ids, "Prompts.ids")
+        rows = as_table(self.rows, len(ids), "Prompts.rows")
+        _convert(
+            self, rows=rows, texts=_texts(self.texts), ids=as_ids(ids, "Prompts.ids", (len(rows), ids.shape[1]))
+        )
+        _convert(self, mask=as_mask(self.mask, "Prompts.mask", tuple(self.ids.shape)).to(self.ids.device))
+        if self.texts and len(self.texts) != len(rows):
+            raise DataError(f"Prompts.texts: {len(self.texts)} texts for {len(rows)} prompts.")
         if not bool(self.mask[:, -1:].all()) or bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
             raise DataError("Prompts: pad on the left: each row's tokens must end at the last column, without holes.")
 
@@ -66,10 +76,19 @@ class Prompts:
         pad: int,
         rows: Sequence[Mapping[str, Any]] | None = None,
         texts: Sequence[Any] = (),
+        mask: object = None,
     ) -> Prompts:
-        """Prompts from token lists."""
-        ids, mask = pad_rows(tokens, pad, "left")
-        return cls(ids, mask, rows if rows is not None else [{} for _ in tokens], texts)
+        """Prompts from token lists: lists, tensors or arrays of any integers.
+
+        `rows`: the data's columns, one mapping for each prompt, or columns by name with an entry for each. `mask`: what a
+        tokenizer that was asked to pad gives beside its ids; without it every token counts.
+        """
+        given = as_rows(tokens, "Prompts.of: tokens")
+        if mask is not None:
+            counts = as_mask(mask, "Prompts.of: mask", (len(given), len(given[0]) if given else 0)).tolist()
+            given = [[token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)]
+        ids, mask = pad_rows(given, pad, "left")
+        return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
 
     def with_texts(self, tokenizer: Any) -> Prompts:
         """The same prompts; texts that nobody gave are decoded from the tokens, so that rewards can read them."""
@@ -109,10 +128,15 @@ class Rollout:
     """Numbers of the sampling pass, where they are exact enough to be the old log-probs and values."""
 
     def __post_init__(self) -> None:
-        shape = (len(self.prompts), self.ids.shape[-1])
-        _expect("Rollout", self.ids, "ids", shape, "int")
-        _expect("Rollout", self.mask, "mask", shape, "bool")
-        _expect("Rollout", self.finished, "finished", (len(self.prompts),), "bool")
+        ids = as_ids(self.ids, "Rollout.ids")
+        shape = (len(self.prompts), ids.shape[1])
+        _convert(
+            self,
+            ids=as_ids(ids, "Rollout.ids", shape),
+            mask=as_mask(self.mask, "Rollout.mask", shape).to(ids.device),
+            finished=as_mask(self.finished, "Rollout.finished", shape[:1]).to(ids.device),
+            texts=_texts(self.texts),
+        )
         if len(self.texts) != len(self.prompts):
             raise DataError(f"Rollout.texts: {len(self.texts)} texts for {len(self.prompts)} prompts.")
         if not bool(self.mask.any(dim=1).all()):
@@ -126,9 +150,13 @@ class Rollout:
     def from_responses(
         cls, prompts: Prompts, responses: Sequence[Sequence[int]], tokenizer: Any, stop_ids: Sequence[int] | None = None
     ) -> Rollout:
-        """A rollout of one's own responses, given as token lists; what follows a stop token is cut off."""
-        stops = set(stop_ids if stop_ids is not None else [tokenizer.eos_token_id])
-        cut = [_up_to_stop(list(response), stops) for response in responses]
+        """A rollout of one's own responses, given as token lists (or tensors, arrays); what follows a stop token is cut off.
+
+        `stop_ids`: the tokens that end a response, the tokenizer's EOS when absent.
+        """
+        given = tokenizer.eos_token_id if stop_ids is None else stop_ids
+        stops = {int(stop) for stop in ([given] if not hasattr(given, "__iter__") else given) if stop is not None}
+        cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
@@ -153,7 +181,8 @@ class Rollout:
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("prompts", "ids", "mask", "finished")}
-        return replace(self, **moved)
+        captured = None if self.captured is None else self.captured.to(device)
+        return replace(self, **moved, captured=captured)
 
     def select(self, rows: Tensor | slice) -> Rollout:
         """Some of the responses."""
@@ -199,12 +228,11 @@ class ScoredRollout:
     token_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shape = tuple(self.rollout.ids.shape)
-        for name in ("logprobs", "ref_logprobs", "values", "entropy", "token_scores"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                _expect("ScoredRollout", tensor, name, shape, "float")
-        _expect("ScoredRollout", self.scores, "scores", shape[:1], "float")
+        shape, device = tuple(self.rollout.ids.shape), self.rollout.ids.device
+        wanted = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy", "token_scores"), shape)
+        for name, size in {**wanted, "scores": shape[:1], "raw_scores": shape[:1]}.items():
+            if getattr(self, name) is not None:
+                _convert(self, **{name: as_floats(getattr(self, name), f"ScoredRollout.{name}", size).to(device)})
 
 
 @dataclass(frozen=True, slots=True)

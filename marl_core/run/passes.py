@@ -34,7 +34,7 @@ def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     tokens = token_budget(config, bank, runner.ranks)
     temperature, size = config.sampling.temperature, config.ppo.microbatch or config.ppo.minibatch // runner.ranks.size
     head = trained.value_head if trained.value_on_policy else None
-    policy = captured(rollout, head) or view_logprobs(
+    policy = captured(bank, trained.policy, rollout, temperature, head) or view_logprobs(
         bank, View(trained.policy), rollout, temperature, size, value_head=head, entropy=True, tokens=tokens
     )
     found = {"logprobs": policy.logprobs, "entropy": policy.entropy}
@@ -51,8 +51,12 @@ def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
 
 
 def token_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> int | None:
-    """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows, or ranks must keep step."""
-    if config.ppo.microbatch or ranks.size > 1:
+    """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows.
+
+    None too where the base's layers are spread over processes: every pass needs all ranks then, so each must make as many, whatever
+    the lengths of its rows. Otherwise ranks meet at the sum of gradients alone.
+    """
+    if config.ppo.microbatch or bank.trunk.sharded:
         return None
     usual = CUDA_TOKENS if bank.device.type == "cuda" else CPU_TOKENS[config.model.dtype]
     return config.speed.microbatch_tokens or usual

@@ -7,6 +7,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -205,6 +207,11 @@ class TestRewards:
             torch.tensor([1.0, 2.5, -3.0], requires_grad=True),
             torch.tensor([1.0, 2.5, -3.0], dtype=torch.bfloat16),
             [Fraction(1), torch.tensor([2.5]).numpy()[0], -3.0],
+            [Decimal(1), torch.tensor(2.5), numpy.float16(-3)],
+            torch.tensor([[1.0], [2.5], [-3.0]]),
+            numpy.array([1, 2.5, -3.0]),
+            numpy.array([[1.0], [2.5], [-3.0]], dtype=numpy.float32),
+            pandas.Series([1, 2.5, -3.0], index=[7, 8, 9]),
         ],
     )
     def test_lossless_numbers_are_taken(self, bank: AdapterBank, good: Any) -> None:
@@ -214,11 +221,26 @@ class TestRewards:
         assert not found.requires_grad
 
     @pytest.mark.parametrize(
+        "good",
+        [
+            [True, False, True],
+            (True, 0, 1.0),
+            torch.tensor([True, False, True]),
+            [torch.tensor(True), torch.tensor(0), torch.tensor([1.0])[0]],
+            numpy.array([True, False, True]),
+            [numpy.bool_(True), numpy.int8(0), numpy.uint64(1)],
+        ],
+    )
+    def test_right_or_wrong_is_a_number_too(self, bank: AdapterBank, good: Any) -> None:
+        assert total(bank, source(good)).tolist() == [1.0, 0.0, 1.0]
+
+    @pytest.mark.parametrize(
         ("bad", "message"),
         [
             ([1.0, 2.0], "gave 2 rewards for 3 responses"),
             ([1.0] * 4, "gave 4 rewards for 3 responses"),
-            (torch.zeros(3, 1), r"gave a tensor of torch.float32 \[3, 1\]; return numbers, \[3\] or \[3, 8\]"),
+            (torch.zeros(3, 2), "response 1 has 7 tokens and got 2 numbers"),
+            (torch.zeros(3, device="meta"), "without data"),
             (torch.tensor(1.0), "gave 1 rewards for 3 responses"),
             (1.0, "gave a float; return a list of 3 numbers"),
             (None, "gave a NoneType"),
@@ -229,13 +251,10 @@ class TestRewards:
             ([1.0, 2.0, float("inf")], "response 3 got inf"),
             (torch.tensor([1.0, float("nan"), 2.0]), "response 2 got nan"),
             ([1.0, "2", 3.0], "response 2 got '2'"),
-            ([True, 1.0, 2.0], "response 1 got True"),
-            (torch.tensor([True, False, True]), "response 1 got True"),
             ([[1.0], 1.0, 2.0], "response 1 has 7 tokens and got 1 numbers; give one for each token"),
             ([1j, 1.0, 2.0], "response 1 got 1j"),
             ([1e300, 1.0, 2.0], "response 1 got 1e\\+300"),
             ([10**400, 1.0, 2.0], "response 1 got 1000"),
-            ([Decimal(1), 1.0, 2.0], "response 1 got Decimal"),
         ],
     )
     def test_anything_else_is_the_plugins_fault(self, bank: AdapterBank, bad: Any, message: str) -> None:

@@ -29,15 +29,19 @@ def test_prompts_repeat_keeps_groups_together() -> None:
     assert list(prompts.texts) == ["a", "a", "b", "b"]
 
 
-def test_prompts_refuse_other_shapes_and_dtypes() -> None:
+def test_prompts_refuse_what_cant_be_meant() -> None:
     ids, mask = torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool)
     Prompts(ids, mask, [{}, {}])
-    with pytest.raises(DataError, match=r"Prompts.mask: expected bool \[2, 3\]"):
-        Prompts(ids, mask.long(), [{}, {}])
-    with pytest.raises(DataError, match=r"Prompts.ids: expected int \[1, 3\]"):
-        Prompts(ids, mask, [{}])
-    with pytest.raises(DataError, match=r"Prompts.ids"):
-        Prompts(ids.int(), mask, [{}, {}])
+    for wrong, message in (
+        ((ids, mask.float() / 2, [{}, {}]), r"Prompts.mask: expected a mask of 0 and 1, .*it holds 0.5"),
+        ((ids, mask[:, :2], [{}, {}]), r"Prompts.mask: expected a mask of 0 and 1 of shape \[2, 3\], got \[2, 2\]"),
+        ((ids, mask, [{}]), r"Prompts.ids: expected token ids of shape \[1, 3\]"),
+        ((ids + 0.5, mask, [{}, {}]), r"Prompts.ids: expected token ids, .*no whole numbers"),
+        ((ids, mask, [{}, {}], ["a"]), "1 texts for 2 prompts"),
+        ((ids, mask, [{}, 3]), "row 2 is a int"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Prompts(*wrong)
 
 
 def rollout_parts() -> dict[str, Any]:
@@ -55,7 +59,8 @@ def rollout_parts() -> dict[str, Any]:
     [
         ("mask", torch.ones(2, 4, dtype=torch.bool), "Rollout.mask"),
         ("ids", torch.zeros(3, 3, dtype=torch.int64), "Rollout.ids"),
-        ("finished", torch.zeros(2), "Rollout.finished"),
+        ("finished", torch.full((2,), 0.5), "Rollout.finished"),
+        ("finished", torch.zeros(3), "Rollout.finished"),
         ("texts", [""], "1 texts for 2 prompts"),
         ("mask", torch.tensor([[True, True, True], [False, False, False]]), r"responses \[1\] have no token"),
     ],
@@ -129,7 +134,7 @@ def test_scored_rollout_checks_each_tensor() -> None:
         }
         with pytest.raises(DataError, match=rf"ScoredRollout.{name}"):
             ScoredRollout(rollout, **parts)
-    with pytest.raises(DataError, match=r"ScoredRollout.scores: expected float \[3\]"):
+    with pytest.raises(DataError, match=r"ScoredRollout.scores: expected numbers of shape \[3\]"):
         ScoredRollout(rollout, good, None, None, torch.zeros(2))
 
 
