@@ -46,7 +46,7 @@ SMALL: Mapping[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     "index_head_dim": 8,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # scores of a few heads tie at zero, and ties are decided by the row's length
     "index_topk": 4,
     # state spaces and linear attention
     "linear_num_key_heads": 2,
@@ -90,10 +90,18 @@ class Entry:
     model_type: str
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def four_bit(self) -> bool:
+        """Whether its twin in 4 bits is tried too."""
+        return self.model_type in FOUR_BIT and not self.changes.get("use_sliding_window")
+
 
 def _(model_type: str, **changes: Any) -> Entry:
     return Entry(model_type, changes)
 
+
+FOUR_BIT = ("gemma2", "gpt_neox", "lfm2", "llama", "opt", "qwen3", "qwen3_5_text", "qwen3_moe")
+"""Model types that are tried in 4 bits: each kind of layer once, where its sizes can be divisible by 64."""
 
 SLIDING = ["sliding_attention", "full_attention"] * 2
 RECURRENT = ["linear_attention", "full_attention"] * 2
@@ -139,6 +147,8 @@ _ENTRIES = (
     _("kimi_linear", layer_types=RECURRENT, **LATENT),
     _("lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_auto_adjust_ff_dim=False),
     _("lfm2_moe", layer_types=["conv", "full_attention", "conv", "conv"]),
+    _("emu3", vocabulary_map={"<image>": 5}, vq_config={"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1]}),
+    _("llama4", vision_config={"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32}),
     _("longcat_flash", **LATENT),
     _("mamba2", head_dim=16),
     _("minicpm3", **LATENT),
@@ -152,6 +162,7 @@ _ENTRIES = (
     _("roc_bert", pronunciation_embed_dim=8, shape_embed_dim=8, pronunciation_vocab_size=32, shape_vocab_size=32),
     _("xlstm", hidden_size=128),
     _("xmod", languages=["en_XX"], default_language="en_XX"),
+    _("xlm", causal=True),
     _("youtu", **LATENT),
     _("zamba", attention_head_dim=16, num_key_value_heads=4, num_hidden_layers=5, layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]),
     _("zamba2", num_key_value_heads=4, num_hidden_layers=5, layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]),
@@ -159,11 +170,16 @@ _ENTRIES = (
 )
 VARIANTS: Mapping[str, Entry] = {
     "bert without is_decoder": _("bert", is_decoder=False),
+    "roberta without is_decoder": _("roberta", is_decoder=False),
+    "xlm without causal": _("xlm"),
     "falcon with alibi": _("falcon", alibi=True),
     "falcon of the new kind": _("falcon", new_decoder_architecture=True),
     "gpt_neox without parallel residual": _("gpt_neox", use_parallel_residual=False),
     "mpt without alibi": _("mpt", attn_config={"alibi": False}),
     "opt after the norm": _("opt", do_layer_norm_before=False, word_embed_proj_dim=16),
+    "lfm2 with small weights": _(
+        "lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_auto_adjust_ff_dim=False, initializer_range=0.04
+    ),
     "qwen2 with windows": _("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
     "qwen3 with windows": _("qwen3", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
 }
@@ -190,20 +206,20 @@ def models() -> dict[str, Entry]:
     return dict(sorted({**found, **VARIANTS}.items()))
 
 
-def small_config(entry: Entry) -> Any:
-    """The config of an entry."""
+def small_config(entry: Entry, sizes: Mapping[str, Any] | None = None) -> Any:
+    """The config of an entry; `sizes` stand for those of `SMALL`."""
     from transformers import CONFIG_MAPPING
 
-    return _small(CONFIG_MAPPING[entry.model_type], entry.changes)
+    return _small(CONFIG_MAPPING[entry.model_type], entry.changes, {**SMALL, **(sizes or {})})
 
 
-def _small(kind: Any, changes: Mapping[str, Any]) -> Any:
-    """A config of class `kind` with `SMALL` and the changes, its parts likewise."""
+def _small(kind: Any, changes: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
+    """A config of class `kind` with the sizes that it knows and the changes, its parts likewise."""
     usual = kind()
     known = set(getattr(kind, "__dataclass_fields__", {})) | set(usual.to_dict())
-    values = {name: value for name, value in SMALL.items() if name in known}
+    values = {name: value for name, value in sizes.items() if name in known}
     parts = {name: type(getattr(usual, name)) for name in kind.sub_configs if hasattr(usual, name)}
     for name, part in parts.items():
         if hasattr(part, "sub_configs"):
-            values[name] = _small(part, changes.get(name, {}))
+            values[name] = _small(part, changes.get(name, {}), sizes)
     return kind(**{**values, **{name: value for name, value in changes.items() if name not in parts}})

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+import peft
+import torch
+import transformers
+import zoo_judge as judge
+from torch import Tensor
+from zoo_models import VOCABULARY, Entry, small_config
 
-import judge  # noqa: E402
-import peft  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from marl_core import AdapterBank, MarlError, Prompts, Rollout, RunConfig, Runner, merge_adapter, response_logprobs  # noqa: E402
-from marl_core.ppo.scoring import forward  # noqa: E402
-from marl_core.testing import tiny_tokenizer  # noqa: E402
+from marl_core import AdapterBank, MarlError, Prompts, Rollout, RunConfig, Runner, merge_adapter, response_logprobs
+from marl_core.ppo.scoring import forward
+from marl_core.testing import tiny_tokenizer
 
 EOS = 2
 LOGPROB = 3e-5
 """Most that log-probs may differ, in nats; ten times the noise of float32 where that is more."""
 GRADIENT = 1e-4
 """Most that a gradient may differ, relative to its norm, or to a thousandth of the whole gradient's."""
+
+WIDE = {"hidden_size": 64, "n_embd": 64, "intermediate_size": 128, "n_inner": 128, "moe_intermediate_size": 64, "head_dim": 16}
+"""Sizes that 4-bit layers take: divisible by 64."""
 
 
 class Wrong(AssertionError):
@@ -42,7 +44,7 @@ class NotAsked(Exception):
 class Subject:
     """A model folder in the zoo, what the judge says of it, and marl's bank on it."""
 
-    model_type: str
+    entry: Entry
     folder: Path
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -54,7 +56,7 @@ class Subject:
     @cached_property
     def rows(self) -> list[judge.Row]:
         """The rows that are scored."""
-        return judge.rows(260)
+        return judge.rows(VOCABULARY)
 
     @cached_property
     def plain(self) -> Any:
@@ -122,13 +124,18 @@ class Subject:
     @cached_property
     def rollout(self) -> Rollout:
         """The rows as marl takes them."""
-        prompts = Prompts.of([prompt for prompt, _ in self.rows], 0)
-        return Rollout.from_responses(prompts, [response for _, response in self.rows], self.runner.bank.tokenizer, [])
+        return rollout_of(self.rows, self.runner.bank)
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
         """marl's gradient of the mean log-prob with respect to the policy."""
         return gradients(self.runner.bank, self.rollout)
+
+
+def rollout_of(rows: Sequence[judge.Row], bank: AdapterBank) -> Rollout:
+    """Rows as marl takes them."""
+    prompts = Prompts.of([prompt for prompt, _ in rows], 0)
+    return Rollout.from_responses(prompts, [response for _, response in rows], bank.tokenizer, [])
 
 
 def scatter(bank: AdapterBank, name: str) -> None:
@@ -187,6 +194,17 @@ def close_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor], allowed
 # -- the checks ---------------------------------------------------------------------------------------------------
 
 
+def opened(subject: Subject) -> float:
+    """marl loads the folder."""
+    return 0.0 * subject.bank.trunk.hidden_size
+
+
+def ready(subject: Subject) -> float:
+    """marl builds a run with a new policy on its default targets."""
+    subject.facts["own decode"] = bool(subject.runner.bank.trunk.plain_head and not subject.runner.bank.trunk.stateful)
+    return 0.0
+
+
 @torch.no_grad()
 def causality(subject: Subject) -> float:
     """What comes later changes nothing before it, in the judge itself: without that no model can be sampled."""
@@ -222,13 +240,22 @@ def packed(subject: Subject) -> float:
 def _scored(subject: Subject, pack: bool) -> float:
     bank = subject.bank
     bank.trunk.pack = pack
-    prompts = Prompts.of([prompt for prompt, _ in subject.rows], 0)
-    rollout = Rollout.from_responses(prompts, [response for _, response in subject.rows], bank.tokenizer, [])
-    found = response_logprobs(bank, rollout)
+    found = response_logprobs(bank, rollout_of(subject.rows, bank))
     worst = 0.0
     for index, row in enumerate(subject.rows):
         wanted = judge.logprobs(subject.plain, row).detach()
         worst = max(worst, close(found[index][: len(row[1])], wanted, subject.allowed, f"log-probs of row {index + 1}"))
+    return worst
+
+
+def bare(subject: Subject) -> float:
+    """The base seen without the policy is still the model that the folder holds: the reference is what it says."""
+    found = response_logprobs(subject.runner.bank, subject.rollout)
+    worst = 0.0
+    for index, row in enumerate(subject.rows):
+        wanted = judge.logprobs(subject.plain, row).detach()
+        gap = close(found[index][: len(row[1])], wanted, subject.allowed, f"log-probs of row {index + 1}, adapters off")
+        worst = max(worst, gap)
     return worst
 
 
@@ -243,19 +270,49 @@ def saved(subject: Subject) -> float:
     return worst
 
 
+def quantized(subject: Subject) -> float:
+    """A wider twin in 4 bits: log-probs against transformers' own 4-bit model, and a step that leaves the base as it is."""
+    if not subject.entry.four_bit:
+        raise NotAsked("not tried")
+    _ = subject.config
+    base = subject.folder / "wide"
+    judge.write_model(small_config(subject.entry, WIDE), base)
+    tiny_tokenizer().save_pretrained(base)
+    packed = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    with torch.no_grad():
+        model = judge.causal(base, quantization_config=packed)
+        for module in model.modules():  # a kernel of some CPUs that rounds to bfloat16
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        wanted = [judge.logprobs(model, row) for row in subject.rows]
+    changes = {"model": {"path": str(base)}, "quantization": {"use": "bnb-4bit"}}
+    runner = Runner(subject.changed(**changes))
+    found = response_logprobs(runner.bank, rollout_of(subject.rows, runner.bank))
+    worst = 0.0
+    for index, row in enumerate(subject.rows):
+        gap = close(found[index][: len(row[1])], wanted[index], 3 * subject.allowed, f"log-probs of row {index + 1} in 4 bits")
+        worst = max(worst, gap)
+    one_step(runner, 10 * subject.allowed)
+    return worst
+
+
 def gradient(subject: Subject) -> float:
     """The policy's gradient against peft's, row by row, without padding."""
     model = judge.adapted(subject.base, subject.adapter, trainable=True)
     tokens = sum(len(response) for _, response in subject.rows)
     for row in subject.rows:
         (judge.logprobs(model, row).sum() / tokens).backward()
+    idle = sorted(plain_name(n, "default") for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    if idle:
+        raise Wrong(f"{len(idle)} tensors of the default targets are never used by the model (first: {idle[:2]})")
     wanted = {plain_name(n, "default"): zeros(p.grad, p) for n, p in model.named_parameters() if p.requires_grad}
     return close_gradients(subject.gradients, wanted, GRADIENT, "gradient")
 
 
 def sampled(subject: Subject) -> float:
     """Sampling by marl: captured log-probs are the judge's, and the likeliest tokens are the judge's likeliest."""
-    subject.facts["own decode"] = bool(subject.runner.bank.trunk.plain_head and not subject.runner.bank.trunk.stateful)
     return _sampled(subject, "marl")
 
 
@@ -372,7 +429,11 @@ def checkpointed(subject: Subject) -> float:
 def stepped(subject: Subject) -> float:
     """One step of PPO with everything on: finite, reference and policy one at the start, the base unchanged."""
     _ = subject.config
-    runner = Runner(subject.config)
+    return one_step(Runner(subject.config), 10 * subject.allowed)
+
+
+def one_step(runner: Runner, allowed: float) -> float:
+    """The error of the first minibatch's ratio."""
     before = {name: tensor.clone() for name, tensor in runner.bank.base.state_dict().items() if ".lora_" not in name}
     (stats,) = list(runner.steps())
     wrong = [name for name, value in stats.metrics.items() if not math.isfinite(value)]
@@ -386,24 +447,30 @@ def stepped(subject: Subject) -> float:
     if moved:
         raise Wrong(f"the base moved: {moved[:3]}")
     error = next(value for name, value in stats.metrics.items() if "first" in name and "ratio" in name)
-    if not error <= 10 * subject.allowed:
+    if not error <= allowed:
         raise Wrong(f"the first minibatch's ratio is off by {error:.2g}")
     return error
 
 
-CHECKS: dict[str, Callable[[Subject], float]] = {
+ON_THE_BANK: dict[str, Callable[[Subject], float]] = {
     "causal": causality,
     "padded": padded,
     "packed": packed,
+    "reward adapter": reward,
+}
+"""What needs no run."""
+IN_A_RUN: dict[str, Callable[[Subject], float]] = {
+    "bare": bare,
     "saved": saved,
     "gradient": gradient,
     "sampling": sampled,
     "sampling by transformers": sampled_by_transformers,
-    "reward adapter": reward,
     "merge": merged,
     "checkpointing": checkpointed,
     "step": stepped,
+    "4 bits": quantized,
 }
+"""What needs a policy on marl's default targets."""
 
 
 def said(error: BaseException) -> str:
@@ -411,26 +478,26 @@ def said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
-def measure(model_type: str, config: Any, folder: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+def measure(entry: Entry, folder: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     """Every check of one model: its facts, and by check a verdict (right, refused, wrong, none) with what was said."""
-    subject = Subject(model_type, folder)
+    subject = Subject(entry, folder)
     with judge.quiet():
-        built = judge.write_model(config, folder / "base")
+        subject.facts["class"] = judge.write_model(small_config(entry), folder / "base")
         tiny_tokenizer().save_pretrained(folder / "base")
-        subject.facts["class"] = type(built).__name__
-        del built
-        found: dict[str, Any] = {}
-        found["load"] = _try(lambda subject: float(subject.bank.trunk.hidden_size * 0), subject)
+        found: dict[str, Any] = {"load": _try(opened, subject)}
         if found["load"]["verdict"] == "right":
-            for name, check in CHECKS.items():
-                if not only or name in only:
-                    found[name] = _try(check, subject)
-    return {"type": model_type, **subject.facts, "checks": found}
+            found |= {name: _try(check, subject) for name, check in ON_THE_BANK.items() if name in (only or ON_THE_BANK)}
+            found["run"] = _try(ready, subject)
+        if found.get("run", {}).get("verdict") == "right":
+            found |= {name: _try(check, subject) for name, check in IN_A_RUN.items() if name in (only or IN_A_RUN)}
+    for one in found.values():
+        one["said"] = one.get("said", "").replace(str(folder), "FOLDER")
+    return {"type": entry.model_type, **subject.facts, "checks": found}
 
 
 def _try(check: Callable[[Subject], float], subject: Subject) -> dict[str, Any]:
     try:
-        return {"verdict": "right", "off": check(subject)}
+        return {"verdict": "right", "off": float(f"{check(subject):.0e}")}
     except NotAsked as error:
         return {"verdict": "none", "said": str(error)}
     except MarlError as error:
@@ -443,8 +510,6 @@ def _try(check: Callable[[Subject], float], subject: Subject) -> dict[str, Any]:
 
 def where(error: BaseException) -> str:
     """The last line of marl's own that was running."""
-    import traceback
-
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "marl_core" in f.filename or "peft" in f.filename]
     last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename).name}:{last.lineno} {last.name}"

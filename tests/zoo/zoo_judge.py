@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,13 @@ def rows(vocabulary: int, seed: int = 7) -> list[Row]:
     return [(some(prompt), some(response)) for prompt, response in ((9, 5), (2, 3), (6, 8), (3, 1), (9, 7))]
 
 
-def write_model(config: Any, folder: Path, seed: int = 0) -> Any:
-    """A random model of this config as a folder, nothing in it constant: what starts as zero or one gets noise."""
+def write_model(config: Any, folder: Path, seed: int = 0) -> str:
+    """A random model of this config as a folder, nothing in it constant (what starts as zero or one gets noise); its class."""
     torch.manual_seed(seed)
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    name = type(model).__name__
+    if type(model.config) is not type(config):  # a text model's class: what people have is the whole it is part of
+        model = transformers.AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
     random = torch.Generator().manual_seed(seed)
     persistent = set(model.state_dict())
     with torch.no_grad():
@@ -39,12 +43,13 @@ def write_model(config: Any, folder: Path, seed: int = 0) -> Any:
                 tensor += 0.1 * torch.randn(tensor.shape, generator=random)
     model.tie_weights()
     model.save_pretrained(folder)
-    return model
+    return name
 
 
-def causal(folder: str | Path) -> Any:
+def causal(folder: str | Path, **options: Any) -> Any:
     """The model as transformers alone loads it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
+    return load(folder, dtype=torch.float32, **options).eval()
 
 
 def adapted(folder: str | Path, adapter: str | Path, trainable: bool = False) -> Any:
@@ -83,8 +88,6 @@ def noise(model: Any, found: Sequence[Row]) -> float:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers and peft say much of models that are not real."""
-    import warnings
-
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(50)
     transformers.logging.disable_progress_bar()
