@@ -73,7 +73,9 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
 
     from marl_core import RunConfig, Runner
     from marl_core.ppo.types import Prompts
+    from marl_core.run.allocator import set_up_process
 
+    set_up_process()  # as `marl run` does
     runner = Runner(RunConfig.model_validate(config))
     loaded = peak_mib()
     samples = runner.config.ppo.samples_per_prompt

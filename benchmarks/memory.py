@@ -101,9 +101,11 @@ def measure(case: str, folder: Path, device: str) -> dict[str, float]:
     said = estimate(plan).peak
     import torch
 
+    from marl_core.run.allocator import set_up_process
     from marl_core.run.roles import build_roles  # noqa: F401  # the libraries, before the base line is taken
     from marl_core.run.runner import Runner
 
+    set_up_process()  # as `marl run` does
     torch.nn.functional.linear(torch.zeros(8, 8), torch.zeros(8, 8))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM starts again

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
+    from marl_core.bank.room import position_limit
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.adapter_files import read_adapter
+    from marl_core.config.hub import cached_adapter
     from marl_core.config.load import dump_config, load_config
     from marl_core.config.plan import Plan
     from marl_core.config.run_config import RunConfig
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
         RankError,
     )
     from marl_core.ppo.response_logprobs import response_logprobs
+    from marl_core.ppo.reward_context import RewardContext, reward_context
+    from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
@@ -45,14 +49,18 @@ _HOMES = {
     "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.config.adapter_files": ("read_adapter",),
+    "marl_core.config.hub": ("cached_adapter",),
     "marl_core.config.load": ("dump_config", "load_config"),
     "marl_core.config.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
     "marl_core.bank.adapters": ("AdapterBank",),
     "marl_core.bank.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
+    "marl_core.bank.room": ("position_limit",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
+    "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
+    "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
@@ -74,6 +82,8 @@ __all__ = [
     "Quantization",
     "RankError",
     "ReferenceFunction",
+    "ResponseDecoder",
+    "RewardContext",
     "RewardFunction",
     "Rollout",
     "RunConfig",
@@ -85,13 +95,16 @@ __all__ = [
     "Strategy",
     "View",
     "__version__",
+    "cached_adapter",
     "dump_config",
     "hookimpl",
     "load_config",
     "merge_adapter",
     "merge_into",
+    "position_limit",
     "read_adapter",
     "response_logprobs",
+    "reward_context",
     "write_certificate",
 ]
 

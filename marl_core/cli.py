@@ -15,6 +15,7 @@ import typer
 from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
 from marl_core.cli_publish import publish
+from marl_core.cli_warnings import warnings_in_one_line
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
@@ -83,9 +84,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()  # before the libraries are imported: some speak then
+    _set_up_process()
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
         from marl_core.run.finished import finished
@@ -164,9 +163,7 @@ def merge(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()
+    _set_up_process()
     from marl_core.bank.merge import merge_adapter
 
     report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
@@ -197,9 +194,7 @@ def replay(
     sets: Sets = None,
 ) -> None:
     """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
-    from marl_core.run.quiet import quiet_libraries
-
-    quiet_libraries()
+    _set_up_process()
     from marl_core.run.replay import replay as again
 
     found = again(dump, sets=sets or ())
@@ -211,6 +206,15 @@ def replay(
 
 app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
+
+
+def _set_up_process() -> None:
+    """What the command line may do and the library may not: this process is marl's own. Before the libraries are imported."""
+    from marl_core.run.allocator import set_up_process
+    from marl_core.run.quiet import quiet_libraries
+
+    set_up_process()
+    quiet_libraries()
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
@@ -232,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        with damaged_metadata_passed_over():
+        with damaged_metadata_passed_over(), warnings_in_one_line():
             code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:

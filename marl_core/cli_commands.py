@@ -1,16 +1,23 @@
 """Commands that installed packages add to `marl`: entry points of the group `marl.command`.
 
 A command that writes configs has to name strategies, which the core never does; so such commands are guests, as the strategies are.
-An entry point names a function that typer can make a command of, or a typer app with commands of its own.
+An entry point names a function that typer can make a command of, or a typer app with commands of its own. Names and owners come from
+the packages' metadata; a guest is imported when its command is called, and not before.
 """
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from marl_core.errors import PluginError
 
@@ -25,37 +32,75 @@ def add_commands(app: typer.Typer, points: Iterable[metadata.EntryPoint] | None 
         offered[point.name].append(point)
     for name, mine in sorted(offered.items()):
         if name not in taken:
-            _add(app, name, mine)
+            kind = type("Guest", (GuestCommand,), {"points": tuple(mine)})
+            app.command(name, cls=kind, add_help_option=False)(_nothing)
 
 
-def _add(app: typer.Typer, name: str, points: list[metadata.EntryPoint]) -> None:
-    owners = sorted({_owner(point) for point in points})
-    if len(owners) > 1:
-        app.command(name)(_refusal(f"marl {name}: offered by {' and by '.join(owners)}. Uninstall one of them."))
-        return
-    try:
-        found = points[0].load()
-        if not (isinstance(found, typer.Typer) or callable(found)):
-            raise TypeError(f"{points[0].value} is a {type(found).__name__}, neither a function nor a typer app")
-    except Exception as error:
-        reason = (
-            f"marl {name}: the command of {owners[0]} can't be loaded: {error!r}. Repair or uninstall that package."
-        )
-        app.command(name)(_refusal(reason))
-        return
+class GuestCommand(TyperCommand):
+    """What stands for a command until it is called: its arguments are read, and its help is written, by the real one."""
+
+    points: tuple[metadata.EntryPoint, ...] = ()
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The real command's context; PluginError when it can't be had."""
+        return self.loaded().make_context(info_name, args, parent=parent, **extra)
+
+    def loaded(self) -> Any:
+        """Import the real command. Whatever goes wrong is the package's, and named so; only Ctrl-C passes."""
+        name, owners = self.points[0].name, sorted({_owner(point) for point in self.points})
+        if len(owners) > 1:
+            raise PluginError(f"marl {name}: offered by {' and by '.join(owners)}. Uninstall one of them.")
+        try:
+            return _command(name, self.points[0].load(), self.points[0].value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may call sys.exit as it is imported
+            raise PluginError(
+                f"marl {name}: the command of {owners[0]} can't be loaded: {error!r}. Repair or uninstall that package."
+            ) from error
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """For `marl --help`: the first line of what the source says, which is read and not run; else whose it is."""
+        owners = sorted({_owner(point) for point in self.points})
+        told = _first_line(self.points[0].value) if len(owners) == 1 else ""
+        self.help = told or f"From {' and '.join(owners)}."
+        return super().get_short_help_str(limit)
+
+
+def _nothing() -> None:
+    """A command of an installed package."""
+
+
+def _command(name: str, found: object, target: str) -> Any:
+    """The command as typer makes it, by itself."""
+    if not (isinstance(found, typer.Typer) or callable(found)):
+        raise TypeError(f"{target} is a {type(found).__name__}, neither a function nor a typer app")
+    around = typer.Typer(rich_markup_mode=None)
+    around.callback()(_nothing)  # so that a single command keeps its name
     if isinstance(found, typer.Typer):
-        app.add_typer(found, name=name)
+        around.add_typer(found, name=name)
     else:
-        app.command(name)(found)
+        around.command(name)(found)
+    group: Any = get_command(around)
+    return group.commands[name]
+
+
+def _first_line(target: str) -> str:
+    """The first line of a function's docstring, or of its module's, found in the source; empty when it can't be."""
+    module, _, name = target.partition(":")
+    top, *below = module.strip().split(".")
+    try:
+        spec: Any = find_spec(top)  # of a top package: finding one inside it would import it
+        inside = [Path(folder, *below) for folder in spec.submodule_search_locations or ()]
+        places = [place for file in inside for place in (file.with_name(f"{file.name}.py"), file / "__init__.py")]
+        places = places if below else [Path(spec.origin)]
+        tree = ast.parse(next(place for place in places if place.is_file()).read_text(encoding="utf-8"))
+    except Exception:  # a stranger's source, or none: a zip, a compiled module
+        return ""
+    named = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name.strip()]
+    text = ast.get_docstring(named[0] if named else tree) or ""
+    return text.strip().split("\n", 1)[0]
 
 
 def _owner(point: metadata.EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
-
-
-def _refusal(reason: str) -> Callable[[], None]:
-    def refuse() -> None:
-        """A broken command of an installed package."""
-        raise PluginError(reason)
-
-    return refuse

@@ -65,8 +65,12 @@ def show_memory(memory: MemoryEstimate) -> None:
         _size(memory.separate),
         f"{memory.separate / max(memory.shared, 1):.1f} times as much",
     )
-    table.add_row("peak", _size(memory.peak), "", "the most at one moment: what stays, and sampling or update")
-    _console().print(table)
+    table.add_row(
+        "peak", _size(memory.peak), "", "the most at one moment: what stays, and sampling or update; or loading"
+    )
+    console = _console()
+    console.print(table)
+    console.print(Text(memory.caution), soft_wrap=True)
 
 
 def show_plugins(catalog: Catalog, families: Iterable[FamilyName] = FAMILIES) -> None:

@@ -5,6 +5,9 @@ Every message has three parts: what was asked, what is wrong and whose it is, wh
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class MarlError(Exception):
     """Base of all errors marl raises on purpose. A MarlError is never a bug of marl itself."""
@@ -63,3 +66,18 @@ class RankError(MarlError):
 
 class MarlWarning(UserWarning):
     """A run will do what was asked, and that may not be what was meant."""
+
+
+class PluginWarning(MarlWarning, RuntimeWarning):
+    """A package did something on import that a run can't have, and that was undone."""
+
+
+INSIDE = ("marl_core", "marl_plugins", "pluggy", "contextlib")
+
+
+def warn(message: str, category: type[Warning] = MarlWarning) -> None:
+    """Warn of the line that called marl, however deep inside of marl the reason was found."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

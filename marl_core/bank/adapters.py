@@ -6,7 +6,8 @@ one indivisible block: with gradient checkpointing, backward recomputes through 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,14 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
+from marl_core.bank.fingerprint import Fingerprint, kinds
+from marl_core.bank.guard import BaseGuard, Look, take_out_the_rest, unusual
 from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
-from marl_core.bank.reward_check import refuse_other_base
+from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
+from marl_core.bank.which_base import Origin
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -44,19 +48,26 @@ class AdapterBank:
         self.source = source or str(getattr(base, "name_or_path", ""))
         self.prepared = ""
         """What was done to the base before it was frozen, e.g. which adapter was merged in."""
-        self.fingerprint: dict[str, list[float]] | None = None
+        self.fingerprint: Fingerprint | None = None
+        """Record of the base's weights (marl_core.bank.fingerprint); None where none was made."""
+        self.origin: Origin | None = None
+        """Where the base was read from, when it is still as it was read."""
         self.quantization = quantization or Quantization()
-        self.trunk = Trunk(base)
+        self.trunk = Trunk(base, quantized=self.quantization.config is not None)
         self.linears = lora.linear_names(base, base.get_output_embeddings())
         self.heads: dict[str, nn.Linear] = {}
         self.reward_views: dict[str, ScoreView] = {}
         self.reward_checks: dict[str, str] = {}
         """What is known about each reward adapter's fit to this base, in a sentence."""
+        self.base_checks: dict[str, str] = {}
+        """The same of each other adapter that was read from disk."""
         self._peft: PeftModel | None = None
         self._switch = AdapterSwitch(base)
         self._active: str | None = None
         self._trainable: set[str] = set()
         self._paths: dict[str, Path] = {}
+        self._guard = BaseGuard(base)
+        self._spoiled = ""
         base.requires_grad_(False)
 
     @classmethod
@@ -98,19 +109,77 @@ class AdapterBank:
     # -- adding ---------------------------------------------------------------------------------------------
 
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
-        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was."""
+        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was.
+
+        ConfigError when making it would change the base, which is then as it was.
+        """
+        wrong = lora.rewriting(config)
+        if wrong:
+            raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
+        changed = self._insert(name, config, trainable, seed, lambda: None)
+        if changed:
+            raise ConfigError(f"adapter {name!r}: {changed}")
+
+    def _insert(
+        self, name: str, config: LoraConfig, trainable: bool, seed: int | None, fill: Callable[[], None]
+    ) -> str:
+        """Inject an adapter and fill its weights. What is wrong when that changed the base; then it isn't in the bank."""
+        self._refuse_when_spoiled()
         lora.check_name(name, {*self.adapters, *self.heads})
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            if seed is not None:
-                torch.manual_seed(seed)
-            try:
-                self._peft = lora.inject(self._peft, self.base, name, config)
-            finally:
-                self._restore()
-        if trainable:
-            self._trainable.add(name)
+        before = self._guard.look()
+        try:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                try:
+                    self._peft = lora.inject(self._peft, self.base, name, config)
+                finally:
+                    self._restore()
+            if trainable:
+                self._trainable.add(name)
+            self._switch = AdapterSwitch(self.base)
+            self._restore()
+            fill()
+        except Exception:
+            self._undo(name, before)
+            raise
+        changed = self._guard.changed(before)
+        if not changed:
+            return ""
+        self._undo(name, before)
+        after = "it can't be put back, so this bank can't be used any more" if self._spoiled else "it has been put back"
+        return (
+            f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
+            f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
+        )
+
+    def _undo(self, name: str, before: Look) -> None:
+        """Take out an adapter, whole or in part, and give the base back what it held."""
+        if name in self.adapters:
+            self.remove(name)
+        take_out_the_rest(self.base, name)
+        self._trainable.discard(name)
         self._switch = AdapterSwitch(self.base)
         self._restore()
+        if not (self._guard.put_back(before) or self._read_again(before)):
+            self._spoiled = f"making the adapter {name!r} changed the base's weights, and what they were is lost"
+
+    def _read_again(self, before: Look) -> bool:
+        """Take what was written over from the files; whether the base is as it was."""
+        from marl_core.bank.base import load_base
+
+        plain = self.quantization.config is None and not self.trunk.sharded
+        if self.origin is None or self.origin.folder is None or not plain:
+            return False
+        try:
+            source = load_base(str(self.origin.folder), dtype=str(self.base.dtype).removeprefix("torch."))
+        except DataError:
+            return False
+        return self._guard.put_back_from(source, before)
+
+    def _refuse_when_spoiled(self) -> None:
+        if self._spoiled:
+            raise ConfigError(f"This bank can't be used: {self._spoiled}. Load the base again.")
 
     def load(
         self,
@@ -120,12 +189,15 @@ class AdapterBank:
         trainable: bool = False,
         dropout: float | None = None,
         asked_by: str = "adapter",
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> None:
         """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place.
 
-        `dropout` replaces the LoRA dropout that the adapter was trained with.
+        `dropout` replaces the LoRA dropout that the adapter was trained with. `revision` is that of a hub name (branch,
+        tag or commit), `subfolder` the folder inside `path` that holds the adapter, as peft calls them.
         """
-        files = lora.find_adapter(path, asked_by)
+        files = lora.find_adapter(path, asked_by, revision, subfolder)
         config = lora.config_of(files, self.linears, asked_by)
         lora.refuse_rewriting(config, files, asked_by)
         if trainable and files.score_keys:
@@ -136,27 +208,36 @@ class AdapterBank:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
             config.lora_dropout = dropout
-        self.add(name, config, trainable=trainable, seed=0)
-        try:
+
+        def fill() -> None:
             lora.load_weights(self.peft, name, files, asked_by)
             if not files.score_keys:  # a reward adapter has a check of its own
-                refuse_other_base(self, files, asked_by)
-        except DataError:
-            self.remove(name)
-            raise
+                self.base_checks[name] = check_base(self, files, asked_by)
+
+        changed = self._insert(name, config, trainable, 0, fill)
+        if changed:
+            raise DataError(f"{asked_by}: {files.folder}: {changed}")
         self._paths[name] = files.folder.resolve()
         self._restore()
 
-    def frozen(self, path: str | Path, role: str, asked_by: str = "adapter") -> str:
-        """Name of the frozen adapter at `path`: loaded once, however many roles ask for it."""
-        folder = lora.find_adapter(path, asked_by).folder.resolve()
+    def frozen(
+        self,
+        path: str | Path,
+        role: str,
+        asked_by: str = "adapter",
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Name of the frozen adapter at `path`, as `load` takes it: loaded once, however many roles ask for it."""
+        folder = lora.find_adapter(path, asked_by, revision, subfolder).folder.resolve()
         for name, known in self._paths.items():
             if known == folder and name not in self._trainable:
                 return name
         name, number = role, 2
         while name in self.adapters:
             name, number = f"{role}-{number}", number + 1
-        self.load(name, path, asked_by=asked_by)
+        self.load(name, path, asked_by=asked_by, revision=revision, subfolder=subfolder)
         return name
 
     def load_reward(
@@ -166,13 +247,16 @@ class AdapterBank:
         position: Position | None = None,
         pad_id: int | None = None,
         asked_by: str = "reward.path",
+        revision: str | None = None,
+        subfolder: str | None = None,
     ) -> ScoreView:
         """A SEQ_CLS reward adapter as TRL's RewardTrainer writes it, with its score head, both frozen.
 
         Which token is scored comes from the adapter's certificate, else from the tokenizer saved beside it, as
         transformers' classifier would read it. DataError when the adapter was trained on other weights than these.
+        `revision` and `subfolder` as in `load`.
         """
-        return reward_adapter.load(self, path, position, pad_id, asked_by)
+        return reward_adapter.load(self, path, position, pad_id, asked_by, revision, subfolder)
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
@@ -190,7 +274,7 @@ class AdapterBank:
         else:
             self.peft.delete_adapter(name)
         self._trainable.discard(name)
-        for known in (self._paths, self.reward_views, self.reward_checks):
+        for known in (self._paths, self.reward_views, self.reward_checks, self.base_checks):
             known.pop(name, None)
         self.heads.pop(f"{name}-score", None)
         self._switch = AdapterSwitch(self.base)
@@ -207,6 +291,7 @@ class AdapterBank:
         """Make `adapter` the active one until further notice; prefer the block form, `using`."""
         if adapter is not None and adapter not in self.adapters:
             raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+        self._refuse_when_spoiled()
         self._active = adapter
         self._switch.set(adapter)
 
@@ -271,7 +356,7 @@ class AdapterBank:
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        lora.write_adapter(self.peft, name, folder, None if self.prepared else self.source)
+        lora.write_adapter(self.peft, name, folder, None if self.prepared else os.path.expanduser(self.source))
 
     # -- scores ---------------------------------------------------------------------------------------------
 
@@ -306,7 +391,11 @@ class AdapterBank:
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
         view = reward or reward_adapter.only(self)
         ids = as_ids(input_ids, "input_ids")
-        mask = torch.ones_like(ids) if attention_mask is None else as_mask(attention_mask, "attention_mask", tuple(ids.shape))
+        mask = (
+            torch.ones_like(ids)
+            if attention_mask is None
+            else as_mask(attention_mask, "attention_mask", tuple(ids.shape))
+        )
         scores = self.score(view, ids, mask)
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)

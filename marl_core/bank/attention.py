@@ -1,14 +1,18 @@
 """Attention without padding: rows of unequal length go through the trunk as one packed row, and only attention sees them apart.
 
-The function is registered with transformers under the name "marl". Without a `Layout` it is transformers' own sdpa,
+The function is registered with transformers under the name "marl" when a model first wants it. Without a `Layout` it is
+transformers' own sdpa,
 except where a product of small matrices is faster on a CPU (figures in benchmarks/NOTES.md). The layout travels as an
 argument, so gradient checkpointing recomputes with the same one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -69,7 +73,7 @@ def attend(
     """transformers' attention interface: query [B, heads, L, dim], key and value with their own heads -> [B, L, heads, dim]."""
     if layout is not None:
         query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
-    if _small(query, key, value, attention_mask, dropout, options):
+    if getattr(module, "is_causal", True) and _small(query, key, value, attention_mask, dropout, options):
         out = again(partial(_products, scaling=scaling), query, key, value)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
@@ -101,21 +105,24 @@ def _products(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
     """The mask that sdpa would get; none while packed rows go through, whose layout says it all."""
-    return None if _packing[-1] else sdpa_mask(*args, **options)
+    return None if _packed.get() else sdpa_mask(*args, **options)
 
 
-_packing = [False]
+_packed = ContextVar("marl_packed", default=False)
 
 
-class Packing:
-    """While open, transformers makes no attention mask: the tokens are packed."""
+@contextmanager
+def packing() -> Iterator[None]:
+    """Inside, transformers makes no attention mask: the tokens are packed."""
+    before = _packed.set(True)
+    try:
+        yield
+    finally:
+        _packed.reset(before)
 
-    def __enter__(self) -> None:
-        _packing.append(True)
 
-    def __exit__(self, *_: object) -> None:
-        _packing.pop()
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _mask)
+@cache
+def register() -> None:
+    """Tell transformers of `attend`, when a model first wants it: importing this changes nothing for anybody."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, _mask)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.certificate import fingerprint, fingerprint_of_files
+from marl_core.bank.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_half
 from marl_core.bank.shard import shard_base
+from marl_core.bank.which_base import Origin, located
 from marl_core.config.model_files import unpinned_code
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
@@ -41,6 +46,7 @@ def load_bank(
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
     """
     quantization = quantization or Quantization()
+    source, path = path, os.path.expanduser(path)
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
     target = _target(device, quantization, shard)
@@ -50,27 +56,31 @@ def load_bank(
     words = load_tokenizer(
         tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
     )
-    full_first = prepare is not None
-    base = _load(
-        path,
-        "float32" if full_first else dtype,
-        "cpu" if full_first or shard else target,
-        None if full_first else quantization,
-        options,
-    )
+    first = "cpu" if shard else target
     if prepare is not None:
-        base = prepare(base) or base
-    prints = fingerprint(base) if full_first or quantization.config is None else fingerprint_of_files(path)
-    if full_first:
-        base = _finish(base, dtype, "cpu" if shard else target, quantization, options)
+        base, prints = _load_prepared(path, prepare, dtype, first, quantization, options)
+    else:
+        base = _load(path, dtype, first, quantization, options)
+        prints = _print(base, quantization, located(path, revision))
     if quantization.after_load is not None:
         quantization.after_load(base)
     _check_vocabulary(base, words, path)
     base = shard_base(base, target) if shard else base
-    bank = AdapterBank(base, words, source=path, quantization=quantization)
+    bank = AdapterBank(base, words, source=source, quantization=quantization)
     bank.trunk.sharded = shard
     bank.fingerprint = prints
+    bank.origin = Origin.of(path, revision) if prepare is None else None
     return bank
+
+
+def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | None) -> Fingerprint | None:
+    """The fingerprint of a base as it was read; of its files where the weights in memory are packed."""
+    if quantization.config is None and not getattr(base, "is_quantized", False):
+        return fingerprint(base, half=folder is not None and is_half(folder))
+    try:  # samples are enough: a digest could only be compared with that of other files
+        return fingerprint_of_folder(folder, whole=False) if folder is not None else None
+    except CannotRead:
+        return None
 
 
 def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> None:
@@ -98,13 +108,14 @@ def load_base(
     path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
     """The plain model, without a bank."""
-    return _load(path, dtype, device, None, {"trust_remote_code": False, "revision": revision})
+    return _load(os.path.expanduser(path), dtype, device, None, {"trust_remote_code": False, "revision": revision})
 
 
 def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
+    path = os.path.expanduser(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError) as error:
@@ -141,18 +152,31 @@ def _load(
     return model
 
 
-def _finish(
-    base: PreTrainedModel, dtype: str, device: str, quantization: Quantization, options: dict[str, Any]
-) -> PreTrainedModel:
-    """Cast a prepared float32 base, or write it to a temporary folder and load it quantized."""
+def _load_prepared(
+    path: str, prepare: Prepare, dtype: str, device: str, quantization: Quantization, options: dict[str, Any]
+) -> tuple[PreTrainedModel, Fingerprint]:
+    """The base prepared in float32, then cast, or written to a temporary folder and loaded quantized; its fingerprint."""
     if quantization.config is None:
+        base, prints = _prepared(path, prepare, options)
         cast: Any = base
-        moved: PreTrainedModel = cast.to(device=device, dtype=getattr(torch, dtype))
-        return moved
+        return cast.to(device=device, dtype=getattr(torch, dtype)), prints
     with tempfile.TemporaryDirectory(prefix="marl-merged-") as folder:
-        base.save_pretrained(folder)
-        del base
-        return _load(folder, dtype, device, quantization, {**options, "revision": None})
+        prints = _write_prepared(path, prepare, options, folder)
+        gc.collect()  # PEFT's wrapper and the base hold each other: the float32 weights must go before others come
+        return _load(folder, dtype, device, quantization, {**options, "revision": None}), prints
+
+
+def _prepared(path: str, prepare: Prepare, options: dict[str, Any]) -> tuple[PreTrainedModel, Fingerprint]:
+    base = _load(path, "float32", "cpu", None, options)
+    base = prepare(base) or base
+    return base, fingerprint(base, computed=True)
+
+
+def _write_prepared(path: str, prepare: Prepare, options: dict[str, Any], folder: str) -> Fingerprint:
+    """Nothing of the base outlives the call."""
+    base, prints = _prepared(path, prepare, options)
+    base.save_pretrained(folder)
+    return prints
 
 
 def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -12,7 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from marl_core.bank.base import load_tokenizer
-from marl_core.bank.certificate import FILE, fingerprint
+from marl_core.bank.certificate import FILE
+from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.read_through import is_half
+from marl_core.bank.which_base import located
 from marl_core.config.adapter_files import read_adapter
 from marl_core.errors import DataError
 
@@ -34,7 +37,8 @@ def write_certificate(
         str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    prints = fingerprint(model)
+    folder_of_base = located(str(base))
+    prints = fingerprint(model, half=folder_of_base is not None and is_half(folder_of_base))
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     golden = []
     for text in texts:
@@ -43,7 +47,7 @@ def write_certificate(
             score = model(input_ids=torch.tensor([ids])).logits.item()
         golden.append({"ids": ids, "score": score})
     certificate = {
-        "version": 1,
+        "version": 2,
         "base": prints,
         "pad_token_id": tokenizer.pad_token_id,
         "position": "last-non-pad",

@@ -65,7 +65,9 @@ def as_mask(value: object, who: str, shape: tuple[int, ...] | None = None) -> Te
         return mask
     if not bool(((mask == 0) | (mask == 1)).all()):
         wrong = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
-        _refuse(who, "a mask of 0 and 1", mask, f"it holds {wrong:.6g}" if isinstance(wrong, float) else f"it holds {wrong}")
+        _refuse(
+            who, "a mask of 0 and 1", mask, f"it holds {wrong:.6g}" if isinstance(wrong, float) else f"it holds {wrong}"
+        )
     return mask.bool()
 
 
@@ -158,4 +160,3 @@ def _refuse(who: str, wanted: str, found: Tensor, why: str = "") -> NoReturn:
 
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, Sequence) else "")
-

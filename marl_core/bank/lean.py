@@ -3,8 +3,7 @@
 A frozen trunk needs little for its backward: of a gated product act(gate) * up the two factors, of an activation its input,
 of an adapter on a half precision base the half precision input. Autograd would keep the activation too, every step of a
 formula, and each adapter's own float32 copy of its input. What is computed again is the very piece that ran forward, so
-gradients are bitwise those of the plain modules. A piece that isn't recognized stays as it is, and so does a model in train mode: there
-whole layers are computed again.
+gradients are bitwise those of the plain modules. A piece that isn't recognized stays as it is.
 """
 
 from __future__ import annotations
@@ -100,21 +99,20 @@ def _is_gated(module: nn.Module) -> bool:
 
 def _gated_product(self: Any, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
-    product = self.act_fn(gate) * up if self.training else again(lambda gate, up: self.act_fn(gate) * up, gate, up)
+    product = again(lambda gate, up: self.act_fn(gate) * up, gate, up)
     down: Tensor = self.down_proj(product)
     return down
 
 
 def _activation(self: Any, x: Tensor) -> Tensor:
     plain = MethodType(type(self).forward, self)
-    found: Tensor = plain(x) if self.training else again(plain, x)
-    return found
+    return again(plain, x)
 
 
 def _adapted(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """PEFT's own sum, W x + s B A x, where its input would be cast: the cast is made again."""
     name = self._active_adapter[0] if len(self._active_adapter) == 1 else None
-    if args or options or self.training or not _casts(self, name, x):
+    if args or options or not _casts(self, name, x):
         plain: Tensor = LoraLinear.forward(self, x, *args, **options)
         return plain
     result, scaling = self.base_layer(x), self.scaling[name]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.digest import digest
 
 
 class Weights:
@@ -38,9 +39,8 @@ class Weights:
 
     @torch.no_grad()
     def checksum(self) -> int:
-        """Sum of all bytes, eight at a time, over all tensors: any one change shows."""
-        sums = [_words(tensor).sum(dtype=torch.int64) for tensor in self._tensors if tensor.numel()]
-        return sum(torch.stack([total.cpu() for total in sums]).tolist()) if sums else 0
+        """Sum of all tensors' digests: any one change shows."""
+        return sum(int(found) for found in [digest(tensor).cpu() for tensor in self._tensors])
 
 
 def frozen_weights(bank: AdapterBank) -> Weights:
@@ -74,14 +74,6 @@ def _heads(bank: AdapterBank, learning: bool) -> Iterable[tuple[str, Tensor]]:
 def _adapter(parameter: str, adapters: Iterable[str]) -> bool:
     parts = parameter.split(".")
     return "lora_" in parameter and any(name in parts for name in adapters)
-
-
-def _words(tensor: Tensor) -> Tensor:
-    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):  # made of other tensors
-        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return torch.cat([_words(part).view(torch.uint8) for part in parts if isinstance(part, Tensor)])
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return flat.view(torch.int64) if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0 else flat
 
 
 class Flags:

@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from marl_core.bank.lean import keep_less
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
+from marl_core.config.hub import is_hub_adapter
+from marl_core.config.lora_checks import REWRITING, REWRITING_OPTIONS
 from marl_core.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -84,36 +86,49 @@ def make_config(
         raise ConfigError(f"lora: peft's LoraConfig doesn't accept {dict(extra)}: {error}.") from error
 
 
-def find_adapter(path: str | Path, asked_by: str) -> AdapterFiles:
-    """A local adapter folder, or one fetched from the hub by name."""
-    if os.path.exists(os.path.expanduser(path)) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        return read_adapter(path, asked_by)
+def find_adapter(
+    path: str | Path, asked_by: str, revision: str | None = None, subfolder: str | None = None
+) -> AdapterFiles:
+    """A local adapter folder, or one fetched from the hub by name, at `revision`; in `subfolder` of either."""
+    if not is_hub_adapter(str(path)):
+        return read_adapter(os.path.join(path, subfolder) if subfolder else path, asked_by)
     from huggingface_hub import snapshot_download
 
+    inside = f"{subfolder}/" if subfolder else ""
+    patterns = [inside + kind for kind in ("*.json", "*.safetensors", "*.jinja", "tokenizer*")]
     try:
-        folder = snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
+        folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
     except Exception as error:
+        at = f" at revision {revision!r}" if revision else ""
         raise DataError(
-            f"{asked_by}: {str(path)!r} is no local folder and could not be had from the hub ({type(error).__name__}). "
+            f"{asked_by}: {str(path)!r} is no local folder and could not be had from the hub{at} ({type(error).__name__}). "
             "Check the spelling, or download it first and give the folder."
         ) from error
-    return read_adapter(folder, asked_by)
+    return read_adapter(Path(folder, subfolder or ""), asked_by)
 
 
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights."
+
+
+def rewriting(config: LoraConfig) -> str | None:
+    """Which option of a LoRA is known to change the base that all roles share, in words; None when none is."""
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(REWRITING):
+        return f"init_lora_weights {start!r} rewrites the base's weights"
+    for name in REWRITING_OPTIONS:
+        if getattr(config, name, None) is not None:
+            return f"{name} rewrites the base's weights"
+    if config.trainable_token_indices or config.layer_replication:
+        return "trainable_token_indices or layer_replication change the base"
+    return None
 
 
 def refuse_rewriting(config: LoraConfig, files: AdapterFiles, asked_by: str) -> None:
     """DataError when injecting this adapter would change the base that all roles share."""
-    start = config.init_lora_weights
-    wrong = None
-    if isinstance(start, str) and start.startswith(REWRITING):
-        wrong = f"init_lora_weights {start!r} rewrites the base's weights when it is loaded"
-    elif config.trainable_token_indices or config.layer_replication:
-        wrong = "trainable_token_indices or layer_replication change the base"
+    wrong = rewriting(config)
     if wrong:
         raise DataError(
-            f"{asked_by}: {files.folder}: {wrong}, and all roles share the base. Convert it to a plain LoRA (PEFT: "
+            f"{asked_by}: {files.folder}: {wrong} when it is loaded, and all roles share the base. Convert it to a plain LoRA (PEFT: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it (reference: merged-base, marl merge)."
         )
 

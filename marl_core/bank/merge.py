@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from marl_core.bank import lora
-from marl_core.bank.certificate import fingerprint, fingerprint_of_files, same_base
-from marl_core.errors import ConfigError, DataError
+from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.which_base import which_base
+from marl_core.config.adapter_files import AdapterFiles
+from marl_core.errors import ConfigError, DataError, MarlWarning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,9 +33,17 @@ class MergeReport:
     seconds: float
 
 
-def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adapter") -> PreTrainedModel:
+def merge_into(
+    base: PreTrainedModel,
+    adapter: str | Path,
+    asked_by: str = "adapter",
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> PreTrainedModel:
     """The base with a LoRA adapter folded into its weights; the model object is the same one, changed.
 
+    `revision` is that of a hub name, `subfolder` the folder inside `adapter` that holds it.
     Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
     """
     if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
@@ -40,29 +51,48 @@ def merge_into(base: PreTrainedModel, adapter: str | Path, asked_by: str = "adap
             f"{asked_by}: merging needs the full-precision (float32) base, this one is "
             f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    unload: Any = attach(base, adapter, asked_by).merge_and_unload
+    unload: Any = attach(base, adapter, asked_by, revision, subfolder).merge_and_unload
     merged: PreTrainedModel = unload(safe_merge=True)
     return merged
 
 
-def attach(base: PreTrainedModel, adapter: str | Path, asked_by: str) -> PeftModel:
+def attach(
+    base: PreTrainedModel,
+    adapter: str | Path,
+    asked_by: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> PeftModel:
     """The base with one adapter injected and active, every tensor in its place."""
-    files = lora.find_adapter(adapter, asked_by)
+    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
     if files.score_keys:
         raise DataError(
             f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head."
         )
     linears = lora.linear_names(base, base.get_output_embeddings())
     config = lora.config_of(files, linears, asked_by)
-    recorded = fingerprint_of_files(files.base_name) if files.base_name and Path(files.base_name).is_dir() else None
-    if recorded is not None and not same_base(fingerprint(base), recorded):
-        raise DataError(
-            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's. "
-            "Use that base, or an adapter of this one."
-        )
+    _check_base(base, files, asked_by)
     peft = PeftModel(base, config, adapter_name="merged")
     lora.load_weights(peft, "merged", files, asked_by)
     return peft.eval()
+
+
+def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
+    """DataError when the adapter names another base; a warning when that can't be told."""
+    found = which_base(
+        files, None, lambda: fingerprint(base, computed=True)
+    )  # no origin: something may be merged into this one already
+    if found.same is None:
+        warnings.warn(
+            f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.",
+            MarlWarning,
+            stacklevel=3,
+        )
+    elif found.difference is not None and not found.same:
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
+            f"({found.difference}). Use that base, or an adapter of this one."
+        )
 
 
 @torch.no_grad()

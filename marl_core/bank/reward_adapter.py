@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 
 def load(
-    bank: AdapterBank, path: str | Path, position: Position | None, pad_id: int | None, asked_by: str
+    bank: AdapterBank,
+    path: str | Path,
+    position: Position | None,
+    pad_id: int | None,
+    asked_by: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> ScoreView:
     """See AdapterBank.load_reward. The bank is as it was when this fails."""
-    files = lora.find_adapter(path, asked_by)
+    files = lora.find_adapter(path, asked_by, revision, subfolder)
     head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
     before = set(bank.adapters)
-    name = bank.frozen(path, "reward", asked_by)
+    name = bank.frozen(path, "reward", asked_by, revision=revision, subfolder=subfolder)
     bank.heads.setdefault(f"{name}-score", head.to(bank.device))
     reading = Reading.of(files, bank.tokenizer)
     pad = pad_id if pad_id is not None else reading.pad_id

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from marl_core.bank.certificate import FILE, differing_share, fingerprint_of_files, read_certificate, same_base
+from marl_core.bank.certificate import FILE, difference_from_certificate, read_certificate
+from marl_core.bank.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.views import Position, ScoreView
+from marl_core.bank.which_base import which_base
 from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
 
@@ -54,35 +56,51 @@ def _pad_token(folder: Path) -> str | None:
 
 def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on what was verified; DataError when the weights or the golden scores differ."""
-    certificate = read_certificate(files.folder)
-    recorded = certificate["base"] if certificate else _recorded_base(files)
-    if recorded is None or bank.fingerprint is None:
-        return f"can't verify that {files.folder} was trained on this base: no certificate, and its base {files.base_name!r} isn't here"
-    if not same_base(bank.fingerprint, recorded):
-        share = differing_share(bank.fingerprint, recorded)
-        raise DataError(
-            f"{asked_by}: the reward adapter {files.folder} was trained on other weights than this base "
-            f"({share:.0%} of the sampled weights differ; it names {files.base_name!r}). Its rewards would mean nothing here. "
-            "Use the base it was trained on, or train it on this one (for reference merged-base: on the merged model)."
-        )
-    if certificate is None:
-        return f"trained on these weights (compared with {files.base_name})"
-    return f"trained on these weights; {_check_golden(bank, view, certificate, files, asked_by)}"
+    certificate, known = read_certificate(files.folder), base_of(bank)
+    named = (
+        which_base(files, bank.origin, lambda: known) if certificate is None or certificate["version"] == 1 else None
+    )
+    found = difference_from_certificate(known, certificate) if certificate is not None and known is not None else None
+    for difference in (found, named.difference if named is not None else None):
+        if difference is not None and difference.names:
+            raise DataError(
+                f"{asked_by}: the reward adapter {files.folder} was trained on other weights than this base "
+                f"({difference}; it names {files.base_name!r}). Its rewards would mean nothing here. "
+                "Use the base it was trained on, or train it on this one (for reference merged-base: on the merged model)."
+            )
+    if certificate is None and named is not None:
+        if named.same is None:
+            return f"can't verify that {files.folder} was trained on this base: no certificate, and {named.words}"
+        return f"trained on these weights ({named.words})"
+    assert certificate is not None
+    golden = _check_golden(bank, view, certificate, files, asked_by)
+    if found is None or not found.compared:
+        why = "this base's own weights aren't known" if found is None else "its certificate names none of these tensors"
+        return f"can't verify that {files.folder} was trained on this base: {why}; {golden}"
+    return f"trained on these weights; {golden}"
 
 
-def refuse_other_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> None:
-    """DataError when the base an adapter names is here and has other weights than this one."""
-    recorded = _recorded_base(files)
-    if recorded is not None and bank.fingerprint is not None and not same_base(bank.fingerprint, recorded):
-        share = differing_share(bank.fingerprint, recorded)
+def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
+    """A sentence on whether an adapter's base is this one; DataError when it is another."""
+    found = which_base(files, bank.origin, lambda: base_of(bank))
+    if found.difference is not None and found.difference.names:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
-            f"({share:.0%} of the sampled ones differ). Use that base, or an adapter of this one."
+            f"({found.difference}). Use that base, or an adapter of this one."
         )
+    if found.same is None:
+        return f"can't verify that {files.folder} was trained on this base: {found.words}"
+    return f"trained on these weights ({found.words})"
 
 
-def _recorded_base(files: AdapterFiles) -> dict[str, list[float]] | None:
-    return fingerprint_of_files(files.base_name) if files.base_name and Path(files.base_name).is_dir() else None
+def base_of(bank: AdapterBank) -> Fingerprint | None:
+    """The bank's fingerprint, made now when the bank was given a base that has none; None for packed or sharded weights."""
+    plain = (
+        not getattr(bank.base, "is_quantized", False) and bank.quantization.config is None and not bank.trunk.sharded
+    )
+    if bank.fingerprint is None and plain:
+        bank.fingerprint = fingerprint(bank.base, computed=True)
+    return bank.fingerprint
 
 
 def _check_golden(

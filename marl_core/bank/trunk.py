@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
-from marl_core.bank import attention
+from marl_core.bank import attention, cache, measure
 from marl_core.bank.compiled import cannot, compile_layers, stance
+from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_less
+from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-PACKED_ERROR = 0.05
-"""Relative difference that rounding may make in half precision; a row that sees its neighbours is off by about one."""
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -29,36 +29,70 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _window(config: Any) -> int:
-    """Tokens that every layer sees at least: packed rows carry no window, so longer ones stay padded."""
-    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((size for size in sizes if isinstance(size, int)), default=2**62)
+@dataclass(frozen=True, slots=True)
+class PassOptions:
+    """How passes go through a trunk. Runs that share one have each their own: see `Trunk.passing`."""
+
+    pack: bool = True
+    """Rows of unequal length without their padding, where the model allows it."""
+    compiled: bool = False
+    """Decoder layers compiled, in passes that keep no cache."""
+    recompute: bool = False
+    """Activations of a layer computed again in backward instead of kept (gradient checkpointing)."""
 
 
 class Trunk:
-    """A frozen causal language model without dropout, split into trunk and LM head where that is exact."""
+    """A frozen causal language model without dropout, split into trunk and LM head where that is exact.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    DataError for a model whose rows can't stand beside padding. It is always in eval mode: of what train mode switches on,
+    router noise and other kernels would make old and new log-probs differ.
+    """
+
+    def __init__(self, model: PreTrainedModel, quantized: bool = False) -> None:
         self.model = model
+        self.quantized = quantized
+        """Whether the base's products are rounded more than its dtype says."""
         self.sharded = False
         """Whether the layers are spread over processes: then each pass needs all of them."""
-        _remove_dropout(model)
-        keep_less(model)
-        model.eval()
-        self._body: nn.Module = getattr(model, model.base_model_prefix, model)
-        self.head: nn.Module = model.get_output_embeddings()
-        weight: Any = self.head.weight
-        self.hidden_size: int = weight.shape[1]
-        self._plain: bool | None = None
-        self._packs: bool | None = None
-        self._window = _window(model.config.get_text_config())
-        self.pack = True
-        """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
-        self.compiled = False
-        """Whether passes that keep no cache run compiled; `compile` says so."""
+        self.options = PassOptions()
         self._marked = False
         self.positions = 0
         """Token positions computed so far, padding included: benchmarks compare them with the real ones."""
+        _remove_dropout(model)
+        keep_less(model)
+        model.eval()
+        self.body = _body(model)
+        self.takes = _parameters(self.body)
+        """Names that the body's forward takes."""
+        self.head = _head(model)
+        self._own_attention: str | None = getattr(model.config, "_attn_implementation", None)
+        self._window = measure.window(model.config.get_text_config())
+        self.hidden_size, fault = measure.padding(self)
+        """Width of the hidden states that heads read."""
+        if fault is not None:
+            raise DataError(
+                f"model: {type(model).__name__} can't be used: {fault}. marl computes rows of unequal length in one batch. "
+                "Use a model whose rows stand beside padding."
+            )
+
+    @property
+    def pack(self) -> bool:
+        """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
+        return self.options.pack
+
+    @property
+    def compiled(self) -> bool:
+        """Whether passes that keep no cache run compiled."""
+        return self.options.compiled
+
+    @contextmanager
+    def passing(self, options: PassOptions) -> Iterator[None]:
+        """A block whose passes go as `options` say; afterwards as before."""
+        before, self.options = self.options, options
+        try:
+            yield
+        finally:
+            self.options = before
 
     @property
     def device(self) -> torch.device:
@@ -80,51 +114,125 @@ class Trunk:
 
         Padded positions are not computed where the model allows packing; their hidden states are zero then.
         """
-        if not (self.pack and mask.shape[1] <= self._window and self.packs):
-            return self._run(ids, mask.long(), position_ids(mask))
-        return self._run(ids, None, None) if bool(mask.all()) else self._packed(ids, mask)
+        mask = as_mask(mask, "mask", tuple(ids.shape))
+        self._settle()
+        packs = self.options.pack and mask.shape[1] <= self._window and self.packs
+        return self.packed_states(ids, mask) if packs else self.padded_states(ids, mask)
+
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states of rows one below the other: ids, mask [B, L] -> [B, L, H], zero at padded positions.
+
+        Each row goes to the left edge, its padding behind it. What is causal can't look there, so it needs neither mask nor
+        positions: this is right for every causal model, those included that count positions by columns or carry a state.
+        """
+        if bool(mask.all()):
+            return self._run(ids, None, None)
+        order = (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
+        states = self._run(torch.where(mask, ids, 0).gather(1, order), None, None)
+        block = states.new_zeros(*mask.shape, states.shape[-1])
+        block = block.scatter(1, order[..., None].expand_as(states), states)
+        return block.masked_fill(~mask[..., None], 0.0)
+
+    def masked_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states where the model itself is told of padding on the left, as in sampling: [B, L] -> [B, L, H]."""
+        return self._run(ids, mask.long(), position_ids(mask))
+
+    def packed_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states of rows packed into one: ids, mask [B, L] -> [B, L, H], zero at padded positions."""
+        self._set_attention(attention.NAME)
+        if bool(mask.all()):
+            return self._run(ids, None, None)
+        layout = attention.Layout.of(mask)
+        with attention.packing():
+            states = self._run(ids[mask][None], None, position_ids(mask)[mask][None], layout=layout)
+        block = states.new_zeros(*mask.shape, states.shape[-1])
+        return block.masked_scatter(mask[..., None], states)
+
+    def body_states(self, ids: Tensor) -> Tensor:
+        """Hidden states of whole rows [B, L] as the model computes them when it is told nothing else."""
+        return self._run(ids, None, None)
 
     def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, **options: Any) -> Tensor:
         self.positions += ids.numel()
-        options = {"use_cache": False, **options}
-        with self._stance(sampling=options["use_cache"]):
-            output = self._body(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
+        given = {"use_cache": False, **options, "attention_mask": mask, "position_ids": positions}
+        for name in ("attention_mask", "position_ids", "use_cache"):
+            if name not in self.takes:
+                del given[name]
+        caching = options.get("use_cache", False)
+        with self._stance(sampling=caching), self._recomputing(not caching):
+            output = self.body(input_ids=ids, **given)
         states: Tensor = output.last_hidden_state
         return states
 
-    def compile(self, on: bool) -> None:
-        """Run the decoder layers compiled from now on, or plain; ConfigError where they can't be."""
-        self.compiled = False
-        if not on:
-            return
-        layers = decoder_layers(self._body, "speed.compile", "speed.compile: false")
+    def _set_attention(self, name: str | None) -> None:
+        """Compute attention by this function of transformers' register from now on."""
+        if name is not None and self.model.config._attn_implementation != name:
+            if name == attention.NAME:
+                attention.register()
+            self.model.set_attn_implementation(name)
+
+    def _settle(self) -> None:
+        """Before a pass: eval mode, whatever was done to the model in between, and the attention that the options want.
+
+        That is the own function where rows are packed, else what the model was loaded with.
+        """
+        if self.model.training:
+            self.model.eval()
+        self._set_attention(attention.NAME if self.options.pack and self.packs else self._own_attention)
+
+    @contextmanager
+    def _recomputing(self, allowed: bool) -> Iterator[None]:
+        """Inside, layers that can recompute do, if the options say so.
+
+        transformers asks each layer whether it is in train mode. So the layers alone are, their parts stay in eval mode: a router's
+        noise and quantized kernels see no difference.
+        """
+        layers = self._recomputable if self.options.recompute and allowed and torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    def prepare(self, options: PassOptions) -> PassOptions:
+        """Make the trunk ready for passes with these options, once; what they will be. ConfigError where it can't be."""
+        if options.recompute:
+            _ = self._recomputable
+        if options.pack:
+            _ = self.packs
+        if options.compiled:
+            self._compile()
+        return options
+
+    def _compile(self) -> None:
+        """Mark the decoder layers to be compiled, and try them."""
+        layers = decoder_layers(self.body, "speed.compile", "speed.compile: false")
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
         _ = self.packs, self.plain_head  # measured on the plain layers
         try:
             if not self._marked:
                 compile_layers(layers)
-            self._marked = self.compiled = True
-            with torch.no_grad():
+            self._marked = True
+            with torch.no_grad(), self.passing(PassOptions(compiled=True)):
                 self._run(ids, None, None)
         except Exception as error:
-            self.compiled = False
             raise cannot(error) from error
 
     def _stance(self, sampling: bool) -> AbstractContextManager[Any]:
         """How marked layers run in one pass."""
-        return stance(self.compiled and not sampling) if self._marked else nullcontext()
+        return stance(self.options.compiled and not sampling) if self._marked else nullcontext()
 
-    def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        layout = attention.Layout.of(mask)
-        with attention.Packing():
-            states = self._run(ids[mask][None], None, position_ids(mask)[mask][None], layout=layout)
-        block = states.new_zeros(*mask.shape, states.shape[-1])
-        return block.masked_scatter(mask[..., None], states)
+    def new_cache(self, room: int) -> DynamicCache:
+        """An empty cache for rows of at most `room` tokens."""
+        return cache.new_cache(self.model.config, room)
 
     def extend(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """Hidden states of further tokens ids [B, n] after those in `cache`; mask [B, all so far] -> [B, n, H]."""
+        self._settle()
         whole = bool(mask.all())
-        positions = position_ids(mask)[:, -ids.shape[1] :]
+        positions = position_ids(mask)[:, -ids.shape[1] :].contiguous()
         return self._run(ids, None if whole else mask.long(), positions, use_cache=True, past_key_values=cache)
 
     def logits_of(self, hidden: Tensor) -> Tensor:
@@ -134,86 +242,151 @@ class Trunk:
 
     @property
     def packs(self) -> bool:
-        """Whether packed rows give what padded ones give: a model with sdpa attention and no windows. Measured once."""
-        if self._packs is None:
-            self._packs = self._try_packing()
-        return self._packs
+        """Whether rows can go through packed into one."""
+        return self.packing_fault is None
 
-    def _try_packing(self) -> bool:
-        if getattr(self.model.config, "_attn_implementation", None) != "sdpa":
-            return False
-        ids = torch.arange(12, device=self.device).reshape(2, 6) % self.vocabulary
-        mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]], dtype=torch.bool, device=self.device)
-        with torch.no_grad():
-            padded = self._run(ids, mask.long(), position_ids(mask))[mask].float()
-            try:
-                self.model.set_attn_implementation(attention.NAME)
-                packed = self._packed(ids, mask)[mask].float()
-            except Exception:  # a model of unknown make: whatever it can't do, the padded way remains
-                self.model.set_attn_implementation("sdpa")
-                return False
-        same = torch.linalg.vector_norm(packed - padded) < PACKED_ERROR * torch.linalg.vector_norm(padded)
-        if not bool(same):
-            self.model.set_attn_implementation("sdpa")
-        return bool(same)
+    @cached_property
+    def packing_fault(self) -> str | None:
+        """Why rows can't be packed, in words; None when they can. Told from the model's parts, then measured, once."""
+        if self._own_attention != "sdpa":
+            return f"its attention is {self._own_attention}, not sdpa"
+        before = self.model.config._attn_implementation
+        try:
+            with self.passing(PassOptions()):
+                return measure.packing_fault(self)
+        except Exception as error:  # a model of unknown make: whatever it can't do, the padded way remains
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        finally:
+            self._set_attention(before)
 
-    @property
-    def plain_head(self) -> bool:
-        """Whether logits are exactly head(hidden); false for soft caps and scaled logits. Measured once."""
-        if self._plain is None:
-            ids = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-            mask = torch.ones_like(ids)
-            with torch.no_grad():
-                whole = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-                split = self.head(self._run(ids, mask, None))
-            self._plain = isinstance(self.head, nn.Linear) and torch.allclose(
-                whole.float(), split.float(), atol=1e-3, rtol=1e-3
+    @cached_property
+    def cache_fault(self) -> str | None:
+        """Why the own decode loop can't be used, in words; None when it can. Measured once."""
+        with self.passing(PassOptions()):
+            return measure.cache_fault(self)
+
+    @cached_property
+    def generate_fault(self) -> str | None:
+        """Why transformers' `generate` can't be used, in words; None when it can. Measured once."""
+        with self.passing(PassOptions()):
+            return measure.generate_fault(self)
+
+    def sampler(self, wanted: Literal["marl", "transformers"]) -> Literal["marl", "transformers"]:
+        """Who samples: the own decode loop if it is wanted and right for this model, else transformers' `generate`.
+
+        DataError where that isn't right either.
+        """
+        own_fault = self.cache_fault if self.plain_head else "its logits are more than one product of its hidden states"
+        if wanted == "marl" and not self.sharded and own_fault is None:
+            return "marl"
+        if not self.sharded and self.generate_fault is not None:
+            way_out = "set speed.decode: marl" if own_fault is None else "use another model"
+            raise DataError(
+                f"model: {type(self.model).__name__} can't be sampled from in a batch: transformers' generate is wrong for it here "
+                f"({self.generate_fault}){'' if own_fault is None else f', and so is the own loop ({own_fault})'}. To go on, {way_out}."
             )
-        return self._plain
+        return "transformers"
 
-    @property
-    def stateful(self) -> bool:
-        """Whether the model keeps something else than growing keys and values: then only transformers knows how."""
-        layers = DynamicCache(config=self.model.config).layers
-        return not layers or any(type(layer) is not DynamicLayer for layer in layers)
+    @cached_property
+    def plain_head(self) -> bool:
+        """Whether logits are exactly head(hidden); false for soft caps and scaled logits. Measured once.
+
+        The same product of the same states: it differs by nothing, or by what the model does beside it.
+        """
+        if not isinstance(self.head, nn.Linear) or self.head.in_features != self.hidden_size:
+            return False
+        ids = torch.arange(4, device=self.device)[None] % self.vocabulary
+        with torch.no_grad():
+            whole = self.model(input_ids=ids).logits.float()
+            split: Tensor = self.head(self.body_states(ids)).float()
+        rounding = torch.finfo(
+            self.head.weight.dtype if self.head.weight.dtype.is_floating_point else torch.float32
+        ).eps
+        return whole.shape == split.shape and bool((whole - split).abs().max() <= rounding / 8 * whole.abs().max())
+
+    @cached_property
+    def _recomputable(self) -> list[nn.Module]:
+        """The modules that recompute in train mode; ConfigError when the model has none."""
+        options = {"use_reentrant": False}
+        try:
+            if hasattr(self.model, "activation_checkpointing_enable"):  # its name since transformers 5.2x
+                self.model.activation_checkpointing_enable(options)
+            else:
+                self.model.gradient_checkpointing_enable(options)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.gradient_checkpointing: {type(self.model).__name__} can't recompute its layers ({error}). "
+                "Set it to false; ppo.microbatch: 1 saves memory too."
+            ) from error
+        return [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:
-        """The model as `generate` wants it: a cache instead of gradient checkpointing, and no sampling habits of its own.
+        """The model as `generate` wants it, without sampling habits of its own.
 
         A model folder may bring penalties or cut-offs in its generation_config.json; what they sample is not what is scored.
         """
-        training, habits = self.model.training, self.model.generation_config
-        self.model.eval()
+        self._settle()
+        habits = self.model.generation_config
         self.model.generation_config = GenerationConfig()
         try:
             with self._stance(sampling=True):
                 yield self.model
         finally:
             self.model.generation_config = habits
-            self.model.train(training)
 
     def logits(self, ids: Tensor, mask: Tensor, last: int) -> Tensor:
-        """Logits of the last `last` positions, [B, last, V]: the slow path for heads that aren't one matrix."""
-        with self._stance(sampling=False):
+        """Logits of the last `last` positions, [B, last, V]: the slow path for heads that aren't one matrix.
+
+        Zero at padded positions; rows go through as in `padded_states`.
+        """
+        mask = as_mask(mask, "mask", tuple(ids.shape))
+        self._settle()
+        order = (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
+        kept = order.shape[1] - int(mask[:, :-last].sum(dim=1).min())
+        options = {"use_cache": False, "logits_to_keep": kept}
+        takes = _parameters(self.model)
+        with self._stance(sampling=False), self._recomputing(True):
             output = self.model(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                position_ids=position_ids(mask),
-                use_cache=False,
-                logits_to_keep=last,
+                input_ids=torch.where(mask, ids, 0).gather(1, order),
+                **{name: value for name, value in options.items() if name in takes},
             )
-        logits: Tensor = output.logits
-        return logits
+        found: Tensor = output.logits[:, -kept:]
+        places = order[:, -kept:, None].expand_as(found)
+        block = found.new_zeros(*mask.shape, found.shape[-1]).scatter(1, places, found)
+        return block[:, -last:].masked_fill(~mask[:, -last:, None], 0.0)
 
     def checkpoint_gradients(self) -> None:
-        """Recompute activations in backward. transformers does so in train mode only, which is safe without dropout."""
-        options = {"use_reentrant": False}
-        if hasattr(self.model, "activation_checkpointing_enable"):  # its name since transformers 5.2x
-            self.model.activation_checkpointing_enable(options)
-        else:
-            self.model.gradient_checkpointing_enable(options)
-        self.model.train()
+        """Recompute activations in backward from now on, in passes that say nothing else."""
+        self.options = self.prepare(replace(self.options, recompute=True))
+
+
+def _head(model: Any) -> nn.Module:
+    head: nn.Module | None = model.get_output_embeddings()
+    if head is None or not hasattr(head, "weight"):
+        raise DataError(
+            f"model: {type(model).__name__} has no output embeddings (an LM head with one weight matrix), so it gives no "
+            "log-probs that marl can compute. Use a causal language model."
+        )
+    return head
+
+
+def _body(model: Any) -> nn.Module:
+    """The model without its LM head: what gives the last hidden states."""
+    named = getattr(model, model.base_model_prefix, None)
+    decoder = model.get_decoder() if named is None and hasattr(model, "get_decoder") else named
+    body: nn.Module | None = decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+    if body is None:
+        raise DataError(
+            f"model: of {type(model).__name__} the part below the LM head can't be told: it has no {model.base_model_prefix!r} and no "
+            "decoder. Use a causal language model that transformers knows."
+        )
+    return body
+
+
+def _parameters(module: nn.Module) -> frozenset[str]:
+    """Names that a module's forward takes, those that it would pass on unseen not counted."""
+    return frozenset(inspect.signature(type(module).forward).parameters)
 
 
 def _remove_dropout(model: nn.Module) -> None:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.config.adapter_files import read_adapter
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.fit_checks import fit_findings
+from marl_core.config.hub import cached_adapter
 from marl_core.config.lora_checks import lora_findings
-from marl_core.config.model_files import ModelFiles, looks_like_hub_name, read_model, unpinned_code
+from marl_core.config.model_files import ModelFiles, read_model, unpinned_code
 from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.errors import ConfigError, DataError, MarlError, PluginError
 
 if TYPE_CHECKING:
     from marl_core.config.plan import Plan
@@ -27,7 +27,7 @@ def core_findings(plan: Plan) -> list[MarlError]:
     config = plan.config
     return [
         *_model(plan),
-        *_compile(config),
+        *_compile(plan),
         *_adapter(config),
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
@@ -55,11 +55,18 @@ def _model(plan: Plan) -> Iterator[MarlError]:
         yield from fit_findings(plan, files)
 
 
-def _compile(config: RunConfig) -> Iterator[MarlError]:
+def _compile(plan: Plan) -> Iterator[MarlError]:
     """Compiled layers are held against the plain ones on whole, unquantized bases; others are refused."""
-    shard, quantization = config.model.shard != "none", config.quantization.label
-    if config.speed.compile and (shard or quantization != "none"):
-        what = "model.shard" if shard else f"quantization: {quantization}"
+    if not plan.config.speed.compile:
+        return
+    shard = plan.config.model.shard != "none"
+    try:
+        held = plan.quantization
+    except PluginError as error:  # its backend isn't there, and compiled layers would need to know
+        yield error
+        return
+    if shard or held.config is not None or held.after_load is not None:
+        what = "model.shard" if shard else f"quantization: {plan.config.quantization.label}"
         yield ConfigError(
             f"speed.compile: compiled layers don't go with {what}: nobody has measured that they give the plain layers' numbers there. "
             "Set speed.compile: false."
@@ -92,11 +99,11 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
 
 
 def _adapter(config: RunConfig) -> Iterator[MarlError]:
-    source = config.policy.source
-    if source is None or (looks_like_hub_name(source) and not os.path.exists(source)):
+    part = config.policy
+    if part.source is None:
         return
     try:
-        read_adapter(source, "policy.from")
+        cached_adapter(part.source, "policy.from", part.revision, part.subfolder)
     except DataError as error:
         yield error
 

@@ -40,6 +40,7 @@ class Choice(BaseModel):
     """The strategy's own options; in YAML they stand beside `use`."""
     _strategy: Strategy | None = PrivateAttr(None)
     _origin: str = PrivateAttr("")
+    _label: str = PrivateAttr("")
 
     @model_validator(mode="before")
     @classmethod
@@ -75,13 +76,20 @@ class Choice(BaseModel):
                         "which already has its own; give them to its constructor."
                     )
                 kind = type(self.use)
-                origin = f"{kind.__qualname__} of {kind.__module__}"
+                listing = catalog.listing_of(self.family, kind)
+                origin = listing.display_name if listing else f"{kind.__qualname__} of {kind.__module__}"
                 verify(kind, self.family, f"{self.family} strategy {origin}")
                 self._strategy, self._origin = self.use, origin
+                self._label = listing.name if listing else ""
             else:
                 loaded = catalog.load(self.family, self.use)
                 self._strategy, self._origin = loaded.build(self.options), loaded.listing.display_name
         return self._strategy
+
+    def build(self, catalog: Catalog) -> Strategy:
+        """A strategy for one plan: a new one for a name, however often the config was copied; the object that was given."""
+        strategy = self.resolve(catalog)
+        return strategy if strategy is self.use else strategy.fresh()
 
     def __eq__(self, other: object) -> bool:
         """Equal when they ask for the same; whether the strategy was looked up already doesn't matter."""
@@ -96,8 +104,8 @@ class Choice(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short name for logs: the strategy's name, or its class."""
-        return self.use if isinstance(self.use, str) else type(self.use).__name__
+        """Short name for logs and metrics: the strategy's name, also of an object whose class is installed under one; else its class."""
+        return self.use if isinstance(self.use, str) else self._label or type(self.use).__name__
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:

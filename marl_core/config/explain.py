@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from marl_core.config.model_files import read_model
-from marl_core.config.roles import adapter_options, mismatch, path_options
+from marl_core.config.roles import adapter_options, mismatch, path_options, where
 from marl_core.errors import DataError
 from marl_core.registry.strategy import Strategy
 
@@ -83,7 +83,7 @@ def _reference(plan: Plan) -> str:
             "frozen, so step-0 KL is 0."
         )
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
-        merged = ", ".join(path for _, path in adapter_options(plan.reference))
+        merged = ", ".join(str(getattr(plan.reference, name)) for name, _ in adapter_options(plan.reference))
         return (
             f"The reference is {label}: the base with {merged or 'its preparation'} in it, seen with every adapter off. "
             "The policy is a new LoRA on just that, which starts as the identity, so step-0 KL is 0."
@@ -100,7 +100,7 @@ def own_model(strategy: Strategy) -> str | None:
         return None
     for _, path in path_options(strategy):
         try:
-            model = read_model(path)
+            model = read_model(path, where(strategy)[0])
             if model is not None and model.shapes():
                 return path
         except DataError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import AdapterFiles, read_adapter
+from marl_core.config.hub import adapter_folder
 from marl_core.config.memory import linears, matches
 from marl_core.config.model_files import ModelFiles
 from marl_core.config.roles import adapter_options
@@ -56,8 +57,10 @@ def _targets(part: LoraPart, key: str, shapes: Shapes) -> Iterator[MarlError]:
 
 def _adapters(plan: Plan) -> Iterator[tuple[str, str]]:
     """Every adapter folder that the config names, with who names it."""
-    if plan.config.policy.source is not None:
-        yield "policy.from", plan.config.policy.source
+    policy = plan.config.policy
+    mine = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
+    if mine is not None:
+        yield "policy.from", mine
     named = [
         ("reference", plan.reference),
         *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),

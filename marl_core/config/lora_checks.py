@@ -11,6 +11,9 @@ from marl_core.config.run_config import LoraPart, RunConfig
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
 REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How init_lora_weights begins where it rewrites the base's weights."""
+REWRITING_OPTIONS = ("kasa_config",)
+"""Options that rewrite them whatever init_lora_weights is."""
 SHARED_MODULES = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
@@ -55,7 +58,13 @@ def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
             "longer see the model they were trained on, nor the reference the model the policy starts from. Use "
             "true or gaussian."
         )
-    elif start == "eva":
+    for name in REWRITING_OPTIONS:
+        if lora.get(name) is not None:
+            yield (
+                f"{key}.lora.{name}: rewrites the base's weights when the adapter is made, so the other roles would no "
+                "longer see the model they were trained on, nor the reference the model the policy starts from. Remove it."
+            )
+    if start == "eva":
         yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl hasn't. Use true or gaussian."
     elif start is False:
         yield f"{key}.lora.init_lora_weights: false starts away from the base: step-0 KL isn't 0. Use true or gaussian."

@@ -1,13 +1,15 @@
 """A memory estimate from shapes alone: what each role of a run holds, and what four separate models would.
 
-Rough on purpose. Weights, gradients and optimizer states are counted; activations follow the formulas below.
-Fragmentation, the backend's own buffers and what other programs hold come on top.
+Only what follows from the shapes is counted: weights, gradients, optimizer states, the cache of keys and values, and activations by the
+formulas below. What an allocator loses between blocks and what a backend's kernels hold for themselves depends on the machine and
+comes on top; `ON_TOP` says how much that was where it was measured.
 Letters: h hidden size, f feed-forward size, V vocabulary, L layers, N tokens of a microbatch (prompt and response),
 T response tokens of a microbatch.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.adapter_files import read_adapter
+from marl_core.config.hub import adapter_folder
 from marl_core.config.model_files import ModelFiles, read_model
-from marl_core.config.roles import adapter_options, path_options
+from marl_core.config.roles import adapter_options, path_options, where
 from marl_core.config.run_config import LoraPart
+from marl_core.config.speed_config import usual_tokens
 from marl_core.errors import DataError
 from marl_core.registry.strategy import Strategy
 
@@ -30,13 +34,9 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
-# tokens per forward and backward, where nothing else is said: the same bytes
-CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
-# by bytes a value: buffers of the libraries' kernels, and code that is read when it is needed
-KERNELS = {4: 60 * 2**20, 2: 20 * 2**20}
-ALIGNED_BLOCK = int(2.5 * 2**20)
-SMALL_HOLES, LARGE_HOLES, OWN_VALUE_HOLES = 3.1, 1.6, 2.1
-QUANTIZED_HOLES = 1.45  # times the others: dequantized weights come and go between kept blocks
+NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+ON_TOP = (0.09, 0.69)
+"""How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
@@ -60,6 +60,18 @@ class MemoryEstimate:
     roles: tuple[RoleMemory, ...]
     loading: float = 0.0
     """Bytes while the base is loaded and prepared, before anything else is there."""
+    device: str = "cpu"
+    """`cpu` or `cuda`: whose passes, and whose memory."""
+    assumed: bool = False
+    """Whether the device is what this machine looks like (`run.device: auto`)."""
+
+    @property
+    def caution(self) -> str:
+        """What the numbers leave out, and how much that has been."""
+        least, most = (round(100 * share) for share in ON_TOP)
+        left_out = f"by shapes alone. What the allocator and kernels hold comes on top, a guess: {least} to {most} % in nine runs on a CPU"
+        which = f"{self.device}{', which run.device: auto will be taken for here' if self.assumed else ''}"
+        return f"estimate for {which}, {left_out}{', never measured on a GPU' if self.device == 'cuda' else ''}."
 
     @property
     def peak(self) -> float:
@@ -101,6 +113,8 @@ def estimate(plan: Plan) -> MemoryEstimate:
             _update(plan, files, shapes),
         ),
         loading=_loading(plan, files, shapes, base),
+        device=device_of(plan),
+        assumed=plan.config.run.device == "auto",
     )
 
 
@@ -147,8 +161,16 @@ def _base(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
 
 
 def _policy(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
-    source = plan.config.policy.source
-    count = _adapter_parameters(source) if source else lora_parameters(plan.config.policy, shapes)
+    part = plan.config.policy
+    count = lora_parameters(part, shapes)
+    if part.source is not None:
+        folder = adapter_folder(part.source, part.revision, part.subfolder)
+        if folder is None:
+            raise DataError(
+                f"policy.from: {part.source!r} isn't on this machine, so its shapes aren't known. "
+                f"Download it first (`hf download {part.source}`), or give a folder, to estimate memory."
+            )
+        count = _adapter_parameters(folder)
     trained = count * TRAINED
     return RoleMemory(
         "policy", trained, base + trained, f"{count:,} trained parameters, gradients and AdamW in float32"
@@ -171,7 +193,7 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
         return RoleMemory(name, held, base + held, "an adapter on the base, frozen, float32")
     for _, path in path_options(strategy):
         try:
-            model = read_model(path)
+            model = read_model(path, where(strategy)[0])
             count = sum(prod(shape) for shape in model.shapes().values()) if model else 0
         except DataError:
             continue
@@ -193,7 +215,12 @@ def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMe
 
 
 def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> float:
-    """The files' pages, and what is made of them beside: a cast, float32 for a base that is prepared, quantized weights."""
+    """The files' pages, and what is made of them beside: a cast, float32 for a base that is prepared, quantized weights.
+
+    On CUDA that happens in the machine's own memory.
+    """
+    if device_of(plan) == "cuda":
+        return base
     prepared = plan.hooks.implements(plan.reference, "marl_prepare_base")
     count, plain = sum(prod(shape) for shape in shapes.values()), DTYPE_BYTES[plan.config.model.dtype]
     stored, width = float(files.stored_bytes()), 4 if prepared else plain
@@ -204,15 +231,16 @@ def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> floa
 
 
 def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
-    """KV cache: 2 L kv_heads head_dim bytes for each token of the whole batch at once; and folded copies of adapted weights."""
+    """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and folded copies of adapted weights."""
     heads = _size(files, "num_attention_heads", "n_head")
     kv_heads = files.config.get("num_key_value_heads") or heads
     head_dim = files.config.get("head_dim") or _size(files, "hidden_size", "n_embd") // max(heads, 1)
-    tokens = plan.config.ppo.batch * _sequence(plan)
+    rows = plan.config.sampling.at_once(plan.config.ppo.batch, plan.config.ppo.samples_per_prompt)
+    tokens = rows * _sequence(plan)
     layers = _size(files, "num_hidden_layers", "n_layer")
     held = float(2 * layers * kv_heads * head_dim * tokens * DTYPE_BYTES[plan.config.model.dtype])
     held += _folded(plan, shapes, base)
-    what = f"KV cache of {plan.config.ppo.batch} responses; gone before the update"
+    what = f"KV cache of {rows} responses; gone before the update"
     return RoleMemory("sampling", held, held, what, passing=True)
 
 
@@ -225,48 +253,50 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 
 
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
-    """What backward needs of N tokens, and what the C library's heap loses to holes between blocks.
+    """What backward needs of N tokens.
 
     Kept for a token and layer (bank/lean.py): 6 h + 2 f values and the inputs of adapted layers; with checkpointing h, and one
-    layer's at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32.
+    layer's at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32; of
+    quantized weights one layer's at a time is there in full.
     """
     hidden, layers = _size(files, "hidden_size", "n_embd"), max(_size(files, "num_hidden_layers", "n_layer"), 1)
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
     width = DTYPE_BYTES[plan.config.model.dtype]
     inputs = {(name.rpartition(".")[0], shape[1]) for name, shape in _adapted(plan.config.policy, shapes)}
-    values = [(hidden, 6.0), (feed_forward, 2.0), *((size, 1 / layers) for _, size in inputs)]
     rows, tokens = _at_once(plan)
-    own = plan.config.value_on == "own"
-    kept = sum(count * size * width * tokens * _holes(size * width * tokens, own) for size, count in values)
-    if plan.quantization.bytes_per_weight:
-        kept *= QUANTIZED_HOLES
-    layer_inputs = layers * hidden * width * tokens * _holes(hidden * width * tokens, own)
-    activations = layer_inputs + 2 * kept if plan.config.model.gradient_checkpointing else layers * kept
+    kept = tokens * width * (6 * hidden + 2 * feed_forward)  # of one layer
+    adapted = tokens * width * sum(size for _, size in inputs)  # of all
+    activations = layers * kept + adapted
+    if plan.config.model.gradient_checkpointing:
+        activations = layers * hidden * width * tokens + kept + adapted / layers
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
     logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
-    held = float(activations + logits + 4 * FROZEN * responses * hidden + KERNELS[width])
-    return RoleMemory("update", held, held, f"activations and logits of {tokens} tokens", passing=True)
+    dequantized = max((prod(shape) for _, shape in linears(shapes)), default=0) * width
+    held = activations + logits + 4 * FROZEN * responses * hidden
+    held += dequantized if plan.quantization.bytes_per_weight else 0
+    what = f"activations and logits of {tokens:,} tokens, a pass on {device_of(plan)}"
+    return RoleMemory("update", held, held, what, passing=True)
+
+
+def device_of(plan: Plan) -> str:
+    """`cpu` or `cuda`; for `auto` what this machine looks like, as far as that shows without torch: an NVIDIA device."""
+    asked = plan.config.run.device
+    if asked != "auto":
+        return asked
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if not hidden and any(os.path.exists(file) for file in NVIDIA) else "cpu"
 
 
 def _at_once(plan: Plan) -> tuple[int, int]:
-    """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of run/passes.py."""
-    rows, length = plan.config.ppo.microbatch, _sequence(plan)
+    """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of tokens."""
+    config, length = plan.config, _sequence(plan)
+    rows = config.ppo.microbatch
     if not rows:
-        budget = max(plan.config.speed.microbatch_tokens or CPU_TOKENS[plan.config.model.dtype], length)
-        parts = ceil(plan.config.ppo.minibatch * length / budget)
-        rows = ceil(plan.config.ppo.minibatch / parts)
+        usual = usual_tokens(device_of(plan), config.model.dtype)
+        budget = max(config.speed.microbatch_tokens or usual, length)
+        parts = ceil(config.ppo.minibatch * length / budget)
+        rows = ceil(config.ppo.minibatch / parts)
     return rows, rows * length
-
-
-def _holes(block: int, own_value: bool) -> float:
-    """How much of the heap a kept block of so many bytes takes, fitted to benchmarks/memory.py (glibc 2.36).
-
-    Before 2.38 glibc hardly finds freed blocks again; large ones begin at a page (run/allocator.py) and lose less. A value adapter's passes
-    leave holes of other sizes.
-    """
-    if block < ALIGNED_BLOCK:
-        return SMALL_HOLES
-    return OWN_VALUE_HOLES if own_value else LARGE_HOLES
 
 
 def _adapted(part: LoraPart, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_core.config.adapter_files import read_shapes
+from marl_core.config.hub import cached_file
 from marl_core.errors import DataError
 
 CONFIG_FILE = "config.json"
@@ -110,15 +111,11 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _cached(name: str, revision: str | None) -> ModelFiles | None:
-    """The snapshot that huggingface_hub's cache holds, found by its documented layout; it isn't imported."""
-    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
-    repository = cache / f"models--{name.replace('/', '--')}"
     try:
-        commit = (repository / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision or ""
-    folder = repository / "snapshots" / commit
-    return (
-        ModelFiles(folder, _read_config(folder / CONFIG_FILE)) if commit and (folder / CONFIG_FILE).is_file() else None
-    )
+        file = cached_file(name, CONFIG_FILE, revision)
+    except ValueError as error:
+        raise DataError(
+            f"model.path: there is no folder {name!r}, and the hub has no such names ({error}). "
+            f"Give a folder with {CONFIG_FILE}, or a hub name."
+        ) from error
+    return ModelFiles(file.parent, _read_config(file)) if file is not None else None

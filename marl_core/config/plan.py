@@ -57,6 +57,27 @@ class Plan:
         hooks = Hooks((strategy, origin) for strategy, origin in kept if strategy not in self.observers)
         return replace(self, config=self.config.model_copy(update={"observers": []}), hooks=hooks, observers=())
 
+    def for_run(self, run: object) -> Plan:
+        """This plan for one run: strategies that serve another run already are replaced by fresh ones with their options.
+
+        Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
+        """
+        mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
+        return replace(
+            self,
+            hooks=Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies),
+            reference=mine[self.reference],
+            rewards=tuple((choice, mine[strategy]) for choice, strategy in self.rewards),
+            judges={name: (choice, mine[strategy]) for name, (choice, strategy) in self.judges.items()},
+            quantization_strategy=mine[self.quantization_strategy],
+            observers=tuple(mine[strategy] for strategy in self.observers),
+        )
+
+    def release(self) -> None:
+        """The run is over: its strategies may serve another."""
+        for strategy in self.hooks.strategies:
+            strategy.serve(None)
+
     @property
     def reference_choice(self) -> ReferenceChoice:
         """The reference as the config names it."""
@@ -114,7 +135,7 @@ def _choices(config: RunConfig) -> Iterator[tuple[Place, Choice]]:
 
 def _resolve(place: Place, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:
     try:
-        return choice.resolve(catalog)
+        return choice.build(catalog)
     except ValidationError as error:
         lines = problem_lines(error, config.model_dump(by_alias=True), catalog, place)
         raise ConfigError("\n".join(lines.values())) from error

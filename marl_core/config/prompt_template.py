@@ -8,6 +8,23 @@ from typing import Any
 
 EXAMPLE = "write column names in braces, e.g. 'Question: {question}\\nAnswer:', and a literal brace doubled, {{ or }}"
 
+NOT_A_TEMPLATES = frozenset(
+    (
+        "conversation",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    )
+)
+"""Arguments of transformers' `apply_chat_template` that say how it is called, and no options of a template."""
+
 
 def pieces(template: str) -> Iterator[tuple[str, str | None]]:
     """Literal texts, each with the column that follows it (None at the end). ValueError for what is no template."""

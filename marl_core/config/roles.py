@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_files import CONFIG_FILE
 from marl_core.config.choice import RewardChoice
+from marl_core.config.hub import adapter_folder, is_hub_adapter
 from marl_core.registry.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def mismatch(plan: Plan) -> str | None:
     if plan.hooks.describe(plan.reference, plan) is not None:
         return None  # it speaks for itself
     source = plan.config.policy.source
-    adapters = [path for _, path in adapter_options(plan.reference)]
+    adapters = [str(getattr(plan.reference, name)) for name, _ in adapter_options(plan.reference)]
     prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")
     if source is None:
         if adapters and not prepares:
@@ -65,6 +66,12 @@ def mismatch(plan: Plan) -> str | None:
         return (
             f"the policy continues {source} on a base that already has {adapters[0]} merged in. Start a new one there"
         )
+    revision, _ = where(plan.reference)
+    if is_hub_adapter(source) and adapters and revision != plan.config.policy.revision:
+        return (
+            f"the policy continues {source} at revision {plan.config.policy.revision or 'main'}, the reference is at revision "
+            f"{revision or 'main'}. Name the same revision in both"
+        )
     if not any(_same(source, path) for _, path in path_options(plan.reference)):
         return (
             f"the policy continues {source}, which the reference doesn't name: KL pulls towards a model that never "
@@ -73,17 +80,30 @@ def mismatch(plan: Plan) -> str | None:
     return None
 
 
+WHERE = ("revision", "subfolder")
+"""Options that say where inside another option's repository or folder; no paths of their own."""
+
+
 def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
     """The strategy's options that may be paths."""
     for name in type(strategy).model_fields:
+        if name in WHERE:
+            continue
         value = getattr(strategy, name)
         if isinstance(value, str | os.PathLike):
             yield name, os.path.expanduser(os.fspath(value))
 
 
+def where(strategy: Strategy) -> tuple[str | None, str | None]:
+    """Its revision and its subfolder, where it has such options."""
+    revision, subfolder = (getattr(strategy, name, None) for name in WHERE)
+    return revision if isinstance(revision, str) else None, subfolder if isinstance(subfolder, str) else None
+
+
 def adapter_options(strategy: Strategy) -> list[tuple[str, str]]:
-    """Those options that name an adapter folder on this machine."""
-    return [(name, path) for name, path in path_options(strategy) if os.path.isfile(os.path.join(path, CONFIG_FILE))]
+    """Those options that name an adapter on this machine, with its folder: of a hub name the snapshot in the cache."""
+    folders = [(name, adapter_folder(path, *where(strategy))) for name, path in path_options(strategy)]
+    return [(name, folder) for name, folder in folders if folder and os.path.isfile(os.path.join(folder, CONFIG_FILE))]
 
 
 def summary(strategy_class: type[Strategy]) -> str:

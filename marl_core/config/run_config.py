@@ -21,7 +21,7 @@ from pydantic import (
 from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
 from marl_core.config.part import Fraction, Part
 from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
-from marl_core.config.prompt_template import columns_of
+from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
 from marl_core.config.speed_config import SpeedPart
 
 __all__ = [
@@ -85,7 +85,11 @@ class PolicyPart(LoraPart):
     start: Literal["new", "continue"] = "new"
     """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
     source: str | None = Field(None, alias="from")
-    """Adapter to copy when `start` is `continue`."""
+    """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
+    revision: str | None = Field(None, min_length=1)
+    """Hub revision (branch, tag or commit) of `from`."""
+    subfolder: str | None = Field(None, min_length=1)
+    """Folder inside `from` that holds the adapter."""
 
     @model_validator(mode="after")
     def _source_fits_start(self) -> Self:
@@ -93,6 +97,8 @@ class PolicyPart(LoraPart):
             raise ValueError("start: continue needs `from: path/to/adapter`")
         if self.start == "new" and self.source:
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
+        if self.start == "new" and (self.revision or self.subfolder):
+            raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
         plain = LoraPart()
         ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
         if self.start == "continue" and ignored:
@@ -131,10 +137,14 @@ class DataPart(Part):
     """A text is one user message, rendered with the model's chat template; lists of messages always are."""
     system_prompt: str | None = Field(None, min_length=1)
     """System message before each chat prompt that brings none of its own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for all prompts, e.g. `{enable_thinking: false}`, as transformers' `apply_chat_template` takes
+    them. A row's own, in columns `chat_template_kwargs` and `tools`, win."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt allowed, in tokens; what the model's positions leave beside max_new_tokens when absent."""
     on_long: Literal["error", "drop", "truncate-left"] = "error"
-    """What to do with a longer prompt."""
+    """What to do with a longer prompt. `truncate-left` takes away the oldest text, and leaves what the tokenizer puts first, the
+    chat template's own and system messages."""
     on_empty: Literal["error", "drop"] = "error"
     """What to do with an empty prompt."""
     on_control: Literal["error", "drop", "parse", "as-text"] = "error"
@@ -148,6 +158,14 @@ class DataPart(Part):
         if self.prompt_template is not None and columns_of(self.prompt_template) and self.field != "prompt":
             raise ValueError("field is never used with prompt_template; remove one of them")
         return self
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _not_marls_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(value.keys() & NOT_A_TEMPLATES)
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: marl sets this itself; remove it")
+        return value
 
 
 class SamplingPart(Part):
@@ -163,6 +181,8 @@ class SamplingPart(Part):
     """Nucleus sampling. Below 1 the sampled distribution is not the scored one."""
     top_k: NonNegativeInt = 0
     """Top-k sampling, 0 is off. Above 0 the sampled distribution is not the scored one."""
+    rows: PositiveInt | None = None
+    """Most responses sampled at once: bounds the cache of keys and values. Those of one prompt stay together. Absent: a whole batch."""
     stop: list[str] = Field(default_factory=list)
     """Further stop tokens beside the tokenizer's EOS; each must be a single token."""
     stop_strings: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
@@ -177,6 +197,10 @@ class SamplingPart(Part):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         return self
+
+    def at_once(self, count: int, samples: int) -> int:
+        """How many of `count` responses are sampled together: as `rows` says, but never fewer than the `samples` of one prompt."""
+        return count if self.rows is None else min(max(self.rows // samples, 1) * samples, count)
 
 
 class EvalPart(Part):

@@ -8,6 +8,17 @@ from pydantic import PositiveInt
 
 from marl_core.config.part import Part
 
+CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
+"""Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.
+Measured on two CPU cores (benchmarks/NOTES.md)."""
+CUDA_TOKENS = 16_384
+"""The same on CUDA. A guess, measured on no GPU: meant to keep one busy while memory doesn't grow with the length of responses."""
+
+
+def usual_tokens(device: str, dtype: str) -> int:
+    """Most tokens of a pass forward and backward on a `cpu` or `cuda` device, where the config doesn't say."""
+    return CUDA_TOKENS if device == "cuda" else CPU_TOKENS[dtype]
+
 
 class SpeedPart(Part):
     """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
@@ -23,4 +34,4 @@ class SpeedPart(Part):
     compile: bool = False
     """Run the decoder layers through torch.compile in scoring and update: for long runs, see docs/speed.md. Sampling stays plain."""
     microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward where ppo.microbatch isn't set. Absent: 16,384 on CUDA, 512 on a CPU, 256 there in float32."""
+    """Most tokens per forward and backward without ppo.microbatch. Absent: 16,384 on CUDA (a guess), 512 on a CPU (float32: 256)."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.cache import new_cache
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
 from marl_core.ppo.sampling import Chosen, choose, scored_logits
 from marl_core.ppo.stop_strings import StopStrings
+from marl_core.ppo.texts import ResponseDecoder
 from marl_core.ppo.types import Prompts
 
 ROWS_AT_ONCE = 64
@@ -47,6 +47,7 @@ def decode(
     longest = torch.full((count,), most) if limits is None else limits
     stop, longest = torch.tensor(list(stops), device=device), longest.to(device)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
+    decoders = ResponseDecoder.of(bank.tokenizer, prompts) if strings is not None else []
     live, hidden = _prefill(bank, prompts, samples, most)
     for place in range(most):
         never = stops if place < sampling.min_new_tokens else ()
@@ -55,7 +56,7 @@ def decode(
         found.keep(live, place, chosen, values)
         stopped = torch.isin(chosen.tokens, stop)
         if strings is not None:
-            stopped |= strings.met(found.ids[live.rows, : place + 1])
+            stopped |= strings.met(found.ids[live.rows, : place + 1], [decoders[row] for row in live.rows.tolist()])
         found.finished[live.rows] |= stopped & live.going
         live.going &= ~stopped & (place + 1 < longest[live.rows])
         if place + 1 == most or not bool(live.going.any()):
@@ -99,13 +100,19 @@ class _Live:
 def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, most: int) -> tuple[_Live, Tensor]:
     """Each different prompt once; then every sample has its row."""
     ids, mask = prompts.ids[::samples], prompts.mask[::samples]
-    cache = new_cache(bank.base.config, mask.shape[1] + most)
+    cache = bank.trunk.new_cache(mask.shape[1] + most)
     hidden = bank.trunk.extend(ids, mask, cache)[:, -1]
     if samples > 1:
         cache.batch_repeat_interleave(samples)
         hidden = hidden.repeat_interleave(samples, dim=0)
     rows = torch.arange(len(prompts), device=ids.device)
     return _Live(rows, torch.ones_like(rows, dtype=torch.bool), prompts.mask, cache), hidden
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [b, t] one below the other, [B, T]; narrower ones are filled with 0 on the right."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 @dataclass(slots=True)
@@ -135,6 +142,18 @@ class Decoded:
         self.entropy[live.rows, place] = chosen.entropy * live.going
         if self.values is not None and values is not None:
             self.values[live.rows, place] = values * live.going
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
+        """The rows of several, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        ids, mask, logprobs, entropy = (
+            stacked([getattr(part, name) for part in parts]) for name in ("ids", "mask", "logprobs", "entropy")
+        )
+        values = [part.values for part in parts if part.values is not None]
+        finished = torch.cat([part.finished for part in parts])
+        return cls(ids, mask, finished, logprobs, entropy, stacked(values) if values else None)
 
     def trimmed(self) -> Decoded:
         """Without the places that no row reached."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +15,11 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, MarlWarning
 from marl_core.ppo.captured import Behavior, Captured
-from marl_core.ppo.decode import decode
+from marl_core.ppo.decode import Decoded, decode, stacked
 from marl_core.ppo.stop_strings import Criterion, StopStrings
+from marl_core.ppo.texts import ResponseDecoder, response_texts
 from marl_core.ppo.types import Prompts, Rollout
 
 if TYPE_CHECKING:
@@ -24,24 +27,64 @@ if TYPE_CHECKING:
 
 
 def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: int | Sequence[int] | None
+    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: Any, vocabulary: int | None = None
 ) -> list[int]:
-    """All tokens that end a response: the tokenizer's EOS, the model's own list, and `sampling.stop`."""
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    ids |= (
-        set(model_eos) if isinstance(model_eos, list | tuple) else set() if model_eos is None else {int(str(model_eos))}
-    )
+    """All tokens that end a response: the tokenizer's EOS, the model's own (an id, or several in whatever holds them), and
+    `sampling.stop`.
+
+    Ids that the model can't sample, beyond its `vocabulary`, are left out with a MarlWarning; ConfigError where one is asked for,
+    or none is left.
+    """
+    ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
+    foreign = sorted(token for token in ids if not _known(token, vocabulary))
+    if foreign:
+        warnings.warn(
+            f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
+            f"vocabulary of {vocabulary} tokens, so they can't be sampled; they are left out.",
+            MarlWarning,
+            stacklevel=2,
+        )
+    ids -= set(foreign)
     for text in sampling.stop:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        if len(tokens) != 1:
-            raise ConfigError(
-                f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
-                "Text of several tokens goes into sampling.stop_strings."
-            )
-        ids.add(tokens[0])
+        ids.add(_stop(tokenizer, text, vocabulary))
     if not ids:
-        raise ConfigError("sampling: this tokenizer has no EOS token; name one in sampling.stop.")
+        raise ConfigError(
+            "sampling: this tokenizer has no EOS token" + (" that the model knows" if foreign else "") + "; "
+            "name one in sampling.stop."
+        )
     return sorted(ids)
+
+
+def _ids(given: Any) -> list[int]:
+    """Ids out of None, a number, or any container of numbers, tensors and arrays included."""
+    if given is None:
+        return []
+    given = given.tolist() if hasattr(given, "tolist") else given
+    return [int(token) for token in given] if isinstance(given, Iterable) else [int(given)]
+
+
+def _known(token: int, vocabulary: int | None) -> bool:
+    return token >= 0 and (vocabulary is None or token < vocabulary)
+
+
+def _stop(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None) -> int:
+    """The one token that `text` is."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise ConfigError(
+            f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
+            "Text of several tokens goes into sampling.stop_strings."
+        )
+    if tokens[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
+        raise ConfigError(
+            f"sampling.stop: this tokenizer doesn't know {text!r}. Name a token that it has, or use sampling.stop_strings."
+        )
+    if not _known(tokens[0], vocabulary):
+        raise ConfigError(
+            f"sampling.stop: {text!r} is token {tokens[0]}, and the model has {vocabulary} tokens only, so it can never be sampled. "
+            "Name a token that the model has, or use sampling.stop_strings."
+        )
+    return int(tokens[0])
 
 
 def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -73,11 +116,27 @@ def generate(
     the log-probs (and the values of `value_head`) seen in sampling where they are exact enough for the update. The global
     random state is left as it was when a seed is given. Prompts that are a part of a batch of `whole` rows, from row
     `first` on, draw the numbers that they would draw in it.
+
+    `sampling.rows` rows are sampled at once. Each draws numbers of its own, so how many doesn't matter; only transformers'
+    `generate` draws for all its rows together.
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
+    _say_added_ends(bank.tokenizer, prompts)
     speed = speed or SpeedPart()
-    if speed.decode == "transformers" or not bank.trunk.plain_head or bank.trunk.stateful or bank.trunk.sharded:
-        return _by_transformers(bank, adapter, prompts, sampling, stops, None if seed is None else seed + first, limits)
+    if bank.trunk.sampler(speed.decode) == "transformers":
+        parts = [
+            _by_transformers(
+                bank,
+                adapter,
+                _part(prompts, piece),
+                sampling,
+                stops,
+                None if seed is None else seed + first + piece.start,
+                None if limits is None else limits[piece],
+            )
+            for piece in _pieces(len(prompts), sampling, samples)
+        ]
+        return _joined(prompts, parts, _pad(bank, stops))
     random = None if seed is None else torch.Generator().manual_seed(seed)
     uniforms = torch.rand(whole or len(prompts), sampling.max_new_tokens, generator=random, dtype=torch.float64)
     uniforms = uniforms[first : first + len(prompts)]
@@ -86,21 +145,71 @@ def generate(
         opened.enter_context(bank.trunk.generating())
         if speed.fold:
             opened.enter_context(folded(bank, adapter))
-        found = decode(
-            bank,
-            prompts,
-            sampling,
-            stops,
-            uniforms.to(bank.device),
-            limits=limits,
-            samples=samples,
-            value_head=value_head,
+        found = Decoded.joined(
+            [
+                decode(
+                    bank,
+                    _part(prompts, piece),
+                    sampling,
+                    stops,
+                    uniforms[piece].to(bank.device),
+                    limits=None if limits is None else limits[piece],
+                    samples=samples,
+                    value_head=value_head,
+                )
+                for piece in _pieces(len(prompts), sampling, samples)
+            ]
         )
     captured = None
     if speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None:  # else not exact enough
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
         captured = Captured(found.logprobs, found.entropy, found.values, behavior)
     return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, captured)
+
+
+def _pieces(count: int, sampling: SamplingPart, samples: int) -> list[slice]:
+    """The rows sampled together; those of one prompt share its prefill."""
+    size = max(sampling.at_once(count, samples), 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _part(prompts: Prompts, piece: slice) -> Prompts:
+    """Some of the prompts, padded as all of them are."""
+    return replace(
+        prompts,
+        ids=prompts.ids[piece],
+        mask=prompts.mask[piece],
+        rows=prompts.rows[piece],
+        texts=prompts.texts[piece],
+    )
+
+
+def _joined(prompts: Prompts, parts: Sequence[Rollout], pad: int) -> Rollout:
+    """One rollout of all prompts, from those of its pieces."""
+    if len(parts) == 1:
+        return parts[0]
+    mask = stacked([part.mask for part in parts])
+    return replace(
+        parts[0],
+        prompts=prompts,
+        ids=stacked([part.ids for part in parts]).masked_fill(~mask, pad),
+        mask=mask,
+        texts=[text for part in parts for text in part.texts],
+        finished=torch.cat([part.finished for part in parts]),
+    )
+
+
+def _say_added_ends(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+    """A MarlWarning where all prompts were made by calling a tokenizer that appends EOS."""
+    eos = tokenizer.eos_token_id
+    if eos is None or not bool((prompts.ids[:, -1] == eos).all()) or list(tokenizer("a").input_ids)[-1] != eos:
+        return
+    warnings.warn(
+        "generate: every prompt ends in the EOS that this tokenizer appends to a text, so all responses are written after the end. "
+        "Take it off (ids[:-1]); prompts that marl reads from `data` have none.",
+        MarlWarning,
+        stacklevel=3,
+    )
 
 
 def _by_transformers(
@@ -129,7 +238,9 @@ def _by_transformers(
         if seed is not None:
             torch.manual_seed(seed)
         strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
-        criterion = None if strings is None else Criterion(strings, prompts.ids.shape[1])
+        criterion = None
+        if strings is not None:
+            criterion = Criterion(strings, prompts.ids.shape[1], ResponseDecoder.of(bank.tokenizer, prompts))
         with bank.using(adapter), bank.trunk.generating() as model:
             sample: Any = model.generate
             whole: Tensor = sample(
@@ -163,7 +274,7 @@ def _rollout(
     captured: Captured | None,
 ) -> Rollout:
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-    texts = bank.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = response_texts(bank.tokenizer, prompts, rows)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
     texts = texts if strings is None else [strings.cut(text) for text in texts]
     ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()

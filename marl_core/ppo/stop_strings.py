@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marl_core.ppo.texts import ResponseDecoder, special_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -32,14 +34,19 @@ class StopStrings:
         if not strings:
             return None
         window = max(len(string.encode("utf-8", "surrogatepass")) for string in strings) + MARGIN
-        return cls(tuple(strings), tokenizer, frozenset(tokenizer.all_special_ids), window)
+        return cls(tuple(strings), tokenizer, special_ids(tokenizer), window)
 
-    def met(self, ids: Tensor) -> Tensor:
+    def met(self, ids: Tensor, decoders: Sequence[ResponseDecoder] = ()) -> Tensor:
         """Which responses ids [B, T] int64 hold a string that their last token completes, [B] bool.
 
-        Every shorter prefix must have been asked before, as in sampling.
+        Every shorter prefix must have been asked before, as in sampling. `decoders`: one for each response, where its text
+        goes on with its prompt's.
         """
-        found = [self._holds(self._tail(row)) and self._holds(row) for row in ids.tolist()]
+        decoders = decoders or [ResponseDecoder(self.tokenizer)] * len(ids)
+        found = [
+            self._holds(self._tail(row), decoder) and self._holds(row, decoder)
+            for row, decoder in zip(ids.tolist(), decoders, strict=True)
+        ]
         return torch.tensor(found, dtype=torch.bool, device=ids.device)
 
     def cut(self, text: str) -> str:
@@ -55,23 +62,23 @@ class StopStrings:
                 break
         return tail[::-1]
 
-    def _holds(self, row: list[int]) -> bool:
-        text = str(self.tokenizer.decode(row, skip_special_tokens=True))
+    def _holds(self, row: list[int], decoder: ResponseDecoder) -> bool:
+        text = decoder.text(row)
         return any(string in text for string in self.strings)
 
 
 class Criterion:
     """Stop strings for transformers' `generate`, looking at the response alone."""
 
-    def __init__(self, strings: StopStrings, prompt_tokens: int) -> None:
-        self._strings, self._start = strings, prompt_tokens
+    def __init__(self, strings: StopStrings, prompt_tokens: int, decoders: Sequence[ResponseDecoder] = ()) -> None:
+        self._strings, self._start, self._decoders = strings, prompt_tokens, decoders
         self.lengths: Tensor | None = None
         """Tokens [B] int64 of each response up to the one that completed a string; 0 where none did."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """Done [B] bool, from prompt and response [B, P + T]."""
         response = input_ids[:, self._start :]
-        met = self._strings.met(response)
+        met = self._strings.met(response, self._decoders)
         known = torch.zeros_like(response[:, 0]) if self.lengths is None else self.lengths
         self.lengths = torch.where(met & (known == 0), response.shape[1], known)
         return met

@@ -16,6 +16,8 @@ from torch import Tensor
 from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
+from marl_core.ppo.reward_context import Logged
+from marl_core.ppo.texts import response_texts
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
@@ -57,9 +59,7 @@ class Prompts:
     def __post_init__(self) -> None:
         ids = as_ids(self.ids, "Prompts.ids")
         rows = as_table(self.rows, len(ids), "Prompts.rows")
-        _convert(
-            self, rows=rows, texts=_texts(self.texts), ids=as_ids(ids, "Prompts.ids", (len(rows), ids.shape[1]))
-        )
+        _convert(self, rows=rows, texts=_texts(self.texts), ids=as_ids(ids, "Prompts.ids", (len(rows), ids.shape[1])))
         _convert(self, mask=as_mask(self.mask, "Prompts.mask", tuple(self.ids.shape)).to(self.ids.device))
         if self.texts and len(self.texts) != len(rows):
             raise DataError(f"Prompts.texts: {len(self.texts)} texts for {len(rows)} prompts.")
@@ -86,7 +86,9 @@ class Prompts:
         given = as_rows(tokens, "Prompts.of: tokens")
         if mask is not None:
             counts = as_mask(mask, "Prompts.of: mask", (len(given), len(given[0]) if given else 0)).tolist()
-            given = [[token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)]
+            given = [
+                [token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)
+            ]
         ids, mask = pad_rows(given, pad, "left")
         return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
 
@@ -159,9 +161,9 @@ class Rollout:
         cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
-        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in cut]
-        device = prompts.ids.device
-        return cls(prompts.with_texts(tokenizer), ids.to(device), mask.to(device), texts, finished.to(device))
+        device, prompts = prompts.ids.device, prompts.with_texts(tokenizer)
+        texts = response_texts(tokenizer, prompts, cut)
+        return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
 
     @property
     def sequence_ids(self) -> Tensor:
@@ -226,6 +228,8 @@ class ScoredRollout:
     raw_scores: Tensor | None = None
     entropy: Tensor | None = None
     token_scores: Tensor | None = None
+    logged: Logged | None = None
+    """What reward functions logged beside their scores."""
 
     def __post_init__(self) -> None:
         shape, device = tuple(self.rollout.ids.shape), self.rollout.ids.device
@@ -315,6 +319,8 @@ class Evaluation:
     finished: float
     judges: Mapping[str, Mapping[str, float]]
     samples: Sequence[Mapping[str, Any]]
+    logged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Numbers that reward functions logged: mean, and std over seeds."""
 
 
 @dataclass(frozen=True, slots=True)

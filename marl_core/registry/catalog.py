@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import warnings
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from marl_core.errors import ConfigError, MarlError, PluginError
+from marl_core.errors import ConfigError, MarlError, PluginError, PluginWarning, warn
 from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.importing import process_kept
@@ -104,6 +104,17 @@ class Catalog:
             )
         return offers[0]
 
+    def listing_of(self, family: FamilyName, kind: type) -> Listing | None:
+        """The listing that announces this class; None when nobody does. Nothing is imported: the class is there already."""
+        for listing in self.listings(family):
+            module, _, name = listing.target.partition(":")
+            found: Any = sys.modules.get(module.strip())
+            for part in name.split("[")[0].strip().split("."):
+                found = getattr(found, part, None)
+            if found is kind:
+                return listing
+        return None
+
     def load(self, family: FamilyName, name: str) -> LoadedStrategy:
         """Look up, import and verify one strategy. Raises as `lookup` does, and PluginError for a broken plugin."""
         listing = self.lookup(family, name)
@@ -164,11 +175,9 @@ def _import(listing: Listing) -> object:
         ) from error
     if printed.getvalue():
         first_line = printed.getvalue().strip().splitlines()[:1]
-        warnings.warn(
-            f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", RuntimeWarning, stacklevel=3
-        )
+        warn(f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", PluginWarning)
     if undone:
-        warnings.warn(f"{whose} changed on import: {', '.join(undone)}; put back", RuntimeWarning, stacklevel=3)
+        warn(f"{whose} changed on import: {', '.join(undone)}; put back", PluginWarning)
     return found
 
 
@@ -179,7 +188,7 @@ def _find_installed() -> Iterator[Listing]:
         try:
             points = [point for point in distribution.entry_points if point.group in families]
         except Exception as error:
-            warnings.warn(unreadable(distribution, error), RuntimeWarning, stacklevel=2)
+            warn(unreadable(distribution, error), PluginWarning)
             continue
         try:
             package, version = (distribution.metadata["Name"], distribution.version) if points else ("", "")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+from weakref import ReferenceType, ref
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 hookimpl = pluggy.HookimplMarker("marl")
 """Mark a Strategy's method as the implementation of the hook with that name."""
@@ -26,6 +27,24 @@ class Strategy(BaseModel):
     """The API version that the class was written for; say it in your own: `api: ClassVar[int] = 1`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    _run: ReferenceType[object] | None = PrivateAttr(None)
+    """The run that this strategy serves."""
+
+    def fresh(self) -> Self:
+        """A strategy with the same options, and nothing of what a run has made of this one."""
+        copy = self.model_copy()
+        object.__setattr__(copy, "__pydantic_private__", None)
+        copy.model_post_init(None)  # pydantic's own: private attributes as at the start
+        return copy
+
+    def serve(self, run: object | None) -> Self:
+        """This strategy, serving `run` from now on (None: nobody); a fresh one where another run has it already."""
+        other = self._run() if self._run is not None else None
+        if run is not None and other is not None and other is not run:
+            return self.fresh().serve(run)
+        self._run = ref(run) if run is not None else None
+        return self
 
     # pluggy keeps plugins in sets and finds them with ==: a strategy is itself, whatever its options.
     def __eq__(self, other: object) -> bool:

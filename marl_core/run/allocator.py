@@ -21,6 +21,16 @@ FEW = "32"  # a pass forward and backward meets about 20 shapes; each kernel hol
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def set_up_process() -> None:
+    """Both settings below, for a process that is marl's own: the command line, or a script that calls this before its first tensor.
+
+    They are environment variables, which children of the process get too. So importing marl sets none of them: a program
+    that marl is a part of decides for itself.
+    """
+    align_large_blocks()
+    keep_few_kernels()
+
+
 def align_large_blocks() -> None:
     """Turn torch's switch on, unless the user has set it or the system knows no huge pages. Torch reads it at its first large tensor."""
     if HUGE_PAGES.exists():

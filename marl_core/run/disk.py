@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.errors import DataError, MarlWarning
+from marl_core.errors import DataError, warn
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -44,11 +43,7 @@ def warn_if_short(runner: Runner) -> None:
         return
     most = needed(runner) * (runner.config.run.keep + 2)
     if shutil.disk_usage(runner.folder.path).free < most:
-        warnings.warn(
-            f"run.folder: {runner.folder.path} may run out of room for checkpoints. {_room(runner.folder.path, most)}",
-            MarlWarning,
-            stacklevel=2,
-        )
+        warn(f"run.folder: {runner.folder.path} may run out of room for checkpoints. {_room(runner.folder.path, most)}")
 
 
 def _reason(error: Exception) -> str:

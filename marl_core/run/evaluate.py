@@ -10,6 +10,7 @@ from marl_core.bank.views import View
 from marl_core.config.plan import Plan
 from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.ranks import ALONE, Ranks
+from marl_core.ppo.reward_context import asking, logged, reward_context
 from marl_core.ppo.rollout import generate
 from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Evaluation, Rollout
@@ -31,6 +32,7 @@ def evaluate(
     samples: list[dict[str, Any]] = []
     for seed in range(part.seeds):
         rows: list[dict[str, Any]] = []
+        context = reward_context().fresh()
         for start in range(0, count, chunk):
             end = min(start + chunk, count)
             places = padded_places(ranks, start, end)
@@ -41,17 +43,20 @@ def evaluate(
                 plan.config.sampling,
                 stops,
                 derive_seed("eval", seed, start),
+                speed=plan.config.speed,
                 first=ranks.rank * len(places),
                 whole=ranks.size * len(places),
             )
-            shared = ranks.everyone(_rows(plan, roles, rollout, ranks))
+            with asking(context):
+                mine = _rows(plan, roles, rollout, ranks)
+            shared = ranks.everyone(mine)
             rows += [row for part in shared for row in part][: end - start]
-        per_seed.append(_means(rows))
+        said = logged(ranks.everyone({**context.part(), "columns": {}}), [0] * ranks.size).metrics
+        per_seed.append(_means(rows) | {f"{LOGGED}{name}": value for name, value in said.items()})
         samples = samples or rows[: part.samples]
-    means = {name: statistics.fmean(run[name] for run in per_seed) for name in per_seed[0]}
-    spread = {
-        name: statistics.stdev(run[name] for run in per_seed) if len(per_seed) > 1 else 0.0 for name in per_seed[0]
-    }
+    found = {name: [run[name] for run in per_seed if name in run] for run in per_seed for name in run}
+    means = {name: statistics.fmean(values) for name, values in found.items()}
+    spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in found.items()}
     judges = {name: {"mean": means[f"judge/{name}"], "std": spread[f"judge/{name}"]} for name in part.judges}
     return Evaluation(
         step=step,
@@ -64,7 +69,16 @@ def evaluate(
         finished=means["finished"],
         judges=judges,
         samples=samples,
+        logged={
+            name.removeprefix(LOGGED): {"mean": means[name], "std": spread[name]}
+            for name in means
+            if name.startswith(LOGGED)
+        },
     )
+
+
+LOGGED = "logged/"
+"""Before the names of what reward functions logged, among an evaluation's numbers."""
 
 
 def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marl_core.bank.fingerprint_v1 import is_short_of
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError
@@ -102,7 +103,8 @@ class RunFolder:
             for name in was.get(kind, {})
             if now[kind].get(name) != was[kind][name]
         ]
-        names += ["the base's weights"] if was["base"]["fingerprint"] != now["base"]["fingerprint"] else []
+        same = is_short_of(was["base"]["fingerprint"], runner.bank.fingerprint)
+        names += [] if same else ["the base's weights"]
         if names:
             raise ConfigError(
                 f"resume: changed since the run was started: {', '.join(names)}. Put back what was there, or resume with --override."

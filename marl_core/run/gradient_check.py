@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.trunk import PassOptions
 from marl_core.errors import NumericError
 from marl_core.run.seeds import generator
 
@@ -33,11 +34,10 @@ def gradient_survives(bank: AdapterBank, policy: str) -> Check:
     gradient is what does the damage, so "before" must come before any.
     """
     ids = torch.randint(0, bank.trunk.vocabulary, (2, 12), generator=generator("probe")).to(bank.device)
-    packs, bank.trunk.pack = bank.trunk.pack, False  # finding out whether rows can be packed is a pass without gradient
-    try:
+    with bank.trunk.passing(
+        PassOptions(pack=False)
+    ):  # finding out whether rows can be packed is a pass without gradient
         return _survives(bank, policy, ids)
-    finally:
-        bank.trunk.pack = packs
 
 
 def _survives(bank: AdapterBank, policy: str, ids: Tensor) -> Check:

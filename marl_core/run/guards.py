@@ -5,7 +5,6 @@ What can't be right raises; what may be a bad setting warns once. The batch is d
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from marl_core.errors import MarlWarning, NumericError, PluginError
+from marl_core.errors import NumericError, PluginError, warn
 from marl_core.ppo.objectives import masked_mean
 from marl_core.ppo.types import Rollout, ScoredRollout, UpdateStats
 from marl_core.run.watch import Watch
@@ -132,7 +131,7 @@ class Guards:
     def _warn(self, kind: str, sentence: str) -> None:
         if kind not in self._said:
             self._said.add(kind)
-            warnings.warn(f"{sentence}. (Said once a run.)", MarlWarning, stacklevel=4)
+            warn(f"{sentence}. (Said once a run.)")
 
 
 @contextmanager

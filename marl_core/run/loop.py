@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from marl_core.errors import ConfigError, DataError, MarlWarning, Stopped
+from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.ppo.types import Evaluation, Prompts, RunResult, StepStats
 from marl_core.run import checkpoint, strategy_state
 from marl_core.run.disk import MOST_FAILURES, SaveFailed, save_failed, warn_if_short
@@ -55,6 +54,7 @@ def train(runner: Runner) -> RunResult:
                     raise _stopped(runner, signal.Signals(number))
             return _finish(runner, last)
     finally:
+        runner.plan.release()
         if runner.folder is not None:
             runner.folder.release()
 
@@ -94,7 +94,7 @@ def _saved(runner: Runner, failed: int) -> bool:
     except SaveFailed as error:
         if failed + 1 >= MOST_FAILURES:
             raise
-        warnings.warn(f"{error} Training goes on.", MarlWarning, stacklevel=2)
+        warn(f"{error} Training goes on.")
         return False
     return True
 
@@ -114,7 +114,8 @@ def evaluation(runner: Runner) -> Evaluation | None:
     """Evaluate on the held-out prompts and append it to the run folder."""
     if runner.heldout is None:
         return None
-    found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done, runner.ranks)
+    with runner.running(), runner.asking():
+        found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done, runner.ranks)
     runner.before = runner.before or found
     if runner.folder is not None:
         runner.folder.add_evaluation(asdict(found))

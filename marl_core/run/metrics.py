@@ -39,7 +39,17 @@ def step_stats(
         "perf/seconds": total,
         **{f"perf/seconds_{phase}": spent for phase, spent in seconds.items()},
     }
-    return StepStats(step, metrics)
+    return StepStats(step, {**metrics, **_logged(scored, metrics)})
+
+
+TAKEN = frozenset(("step", "time"))
+"""Names beside the metrics in the run's files."""
+
+
+def _logged(scored: ScoredRollout, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What reward functions logged, under their names; under `logged/` where marl has a number of that name."""
+    found = {} if scored.logged is None else scored.logged.metrics
+    return {name if name not in metrics.keys() | TAKEN else f"logged/{name}": value for name, value in found.items()}
 
 
 def _mean(values: Tensor | None, mask: Tensor) -> float:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
-from marl_core.config.memory import CPU_TOKENS
 from marl_core.config.run_config import RunConfig
+from marl_core.config.speed_config import CPU_TOKENS, CUDA_TOKENS
 from marl_core.ppo.ranks import Ranks
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
@@ -69,8 +69,6 @@ def score_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> tuple[in
     return rows, None if tokens is None else TIMES_WITHOUT_GRADIENT * tokens
 
 
-CUDA_TOKENS = 16_384
-"""Enough to keep the device busy (benchmarks/NOTES.md); memory then doesn't grow with the length of responses."""
 TIMES_WITHOUT_GRADIENT = 4  # a pass that keeps nothing for backward may be larger
 
 

@@ -58,7 +58,7 @@ def _meet(backend: str, size: int, seconds: float) -> None:
             f"{str(error).splitlines()[0][:200]}. Start them by torchrun or accelerate launch; MASTER_ADDR and MASTER_PORT must be "
             "the same on all machines."
         ) from error
-    atexit.register(leave)
+    atexit.register(leave)  # these two only here, in a run of several processes that marl has brought together itself
     sys.excepthook = _telling(sys.excepthook)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataPart
-from marl_core.errors import DataError
+from marl_core.errors import DataError, MarlWarning
 from marl_core.ppo.types import Prompts
-from marl_core.run.rendering import ControlTokens, Row, encode_row, render
+from marl_core.run.encoding import Encoder
+from marl_core.run.rendering import ControlTokens, Row, render
 from marl_core.run.seeds import generator
 
 if TYPE_CHECKING:
@@ -31,20 +33,29 @@ class PromptData:
     texts: Sequence[Any]
     tokens: Sequence[Sequence[int]]
     pad: int
+    cut: Sequence[int] = ()
+    """Places of the prompts that were too long and lost their oldest text."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @classmethod
-    def load(cls, data: DataPart, tokenizer: PreTrainedTokenizerBase, room: int) -> PromptData:
-        """Read, check and tokenize; DataError with row numbers for what can't be used. `room`: positions left for a prompt."""
+    def load(
+        cls, data: DataPart, tokenizer: PreTrainedTokenizerBase, room: int, vocabulary: int | None = None
+    ) -> PromptData:
+        """Read, check and tokenize; DataError with row numbers for what can't be used.
+
+        `room`: positions left for a prompt; `vocabulary`: tokens that the model has embeddings for.
+        """
         limit = min(data.max_prompt_tokens or room, room)
         rows = read_rows(data.prompts, data.split, data.subset, data.revision)
-        prompts = [render(data, row, data.prompts, index) for index, row in enumerate(rows)]
+        columnar = Path(data.prompts).suffix.lower() not in TEXT_SUFFIXES
+        prompts = [render(data, row, data.prompts, index, columnar) for index, row in enumerate(rows)]
         kept: list[tuple[Row, Any, list[int]]] = []
+        cut: list[int] = []
         long: list[int] = []
         empty: list[int] = []
-        control = ControlTokens(tokenizer)
+        control, encoder = ControlTokens(tokenizer), Encoder(tokenizer)
         spelled: dict[int, str] = {}
         for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             token = control.spelled_in(prompt)
@@ -53,16 +64,18 @@ class PromptData:
                 if not as_text:
                     spelled[index] = token
                     continue
-            plain = data.on_control == "as-text"
-            tokens = encode_row(tokenizer, prompt.prompt, plain, data.prompts, index)
+            where = f"row {index + 1} of {data.prompts}"
+            tokens: list[int] | None = encoder.tokens(prompt, data.on_control == "as-text", where)
             if not tokens or prompt.empty:
                 empty.append(index)
                 continue
             if len(tokens) > limit:
-                long.append(index)
-                if data.on_long != "truncate-left":
+                tokens = encoder.cut(prompt, tokens, limit, where) if data.on_long == "truncate-left" else None
+                if tokens is None:
+                    long.append(index)
                     continue
-                tokens = tokens[-limit:]
+                cut.append(len(kept))
+            _known(tokens, vocabulary, where)
             kept.append((row, prompt.prompt, tokens))
         _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
         _complain(
@@ -72,20 +85,28 @@ class PromptData:
             "data.on_control: parse where they are meant (a template written out), drop, or (for texts) as-text",
             data.prompts,
         )
-        longest = f"exceed {limit} tokens"
         _complain(
             long,
-            data.on_long == "error",
-            longest,
-            "a larger data.max_prompt_tokens, or data.on_long: drop or truncate-left",
+            data.on_long != "drop",
+            f"exceed {limit} tokens"
+            + (", even without the text that may be cut away" if data.on_long == "truncate-left" else ""),
+            "a larger data.max_prompt_tokens, or data.on_long: drop"
+            + (" or truncate-left" if data.on_long == "error" else ""),
             data.prompts,
         )
         if not kept:
             raise DataError(
                 f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_wanted(data)}."
             )
+        if cut:
+            warnings.warn(
+                f"data.prompts: {len(cut)} of {len(kept)} prompts of {data.prompts} were longer than {limit} tokens and lost their "
+                "oldest text (data.on_long: truncate-left).",
+                MarlWarning,
+                stacklevel=2,
+            )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad)
+        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad, cut)
 
     def take(self, indices: Sequence[int]) -> Prompts:
         """The prompts at these places, as one batch."""
@@ -105,6 +126,15 @@ class PromptData:
     def _order(self, epoch: int, seed: int) -> list[int]:
         order: list[int] = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
         return order
+
+
+def _known(tokens: Sequence[int], vocabulary: int | None, where: str) -> None:
+    """DataError when the model has no embedding for one of the tokens."""
+    if vocabulary is not None and max(tokens) >= vocabulary:
+        raise DataError(
+            f"data.prompts: {where} holds token {max(tokens)}, and the model has embeddings for {vocabulary} tokens only: the tokenizer "
+            "knows tokens that were added after the model. Give the model's own as model.tokenizer, or a model that has them."
+        )
 
 
 def _wanted(data: DataPart) -> str:
@@ -180,6 +210,7 @@ def _read_parquet(path: Path) -> list[Row]:
     return list(pyarrow.parquet.read_table(path).to_pylist())
 
 
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 

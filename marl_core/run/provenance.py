@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from marl_core.bank.fingerprint_v1 import short
 from marl_core.config.redact import redact, redacted
 from marl_core.errors import DataError
 from marl_core.run.files import sha256
@@ -31,7 +31,7 @@ def provenance(runner: Runner) -> dict[str, Any]:
         "base": {
             "source": runner.bank.source,
             "prepared_by": runner.bank.prepared,
-            "fingerprint": _short(runner.bank.fingerprint),
+            "fingerprint": short(runner.bank.fingerprint),
         },
         "data": {data.prompts: sha256(Path(data.prompts))} if data and Path(data.prompts).is_file() else {},
         "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
@@ -72,7 +72,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _short(fingerprint: dict[str, list[float]] | None) -> str | None:
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16] if fingerprint else None

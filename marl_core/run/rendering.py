@@ -1,14 +1,14 @@
-"""From a data row to what the model reads: column or template, system prompt, chat template, control tokens."""
+"""From a data row to a prompt: column or template of columns, messages, system prompt, the chat template's options."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from marl_core.config.prompt_template import columns_of, fill, pieces
+from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of, fill, pieces
 from marl_core.config.run_config import DataPart
 from marl_core.errors import DataError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
+
+SYSTEM = ("system", "developer")
+"""Roles of messages that say how to answer; `developer` is what newer templates call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,73 +30,100 @@ class Rendered:
     written: tuple[str, ...] = ()
     whole: str = ""
     """The filled template: what a row's text and the config's make together."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template gets beside the messages."""
+    empty: bool = False
+    """Whether the row said nothing but blanks."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether the row gave nothing but blanks."""
-        return not any(text.strip() for text in self.own)
 
+def render(data: DataPart, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
+    """A row's prompt as the config asks for it. DataError naming the row, counted from 1, when it can't be made.
 
-def render(data: DataPart, row: Row, source: str, index: int) -> Rendered:
-    """A row's prompt as the config asks for it. DataError naming the row, counted from 1, when it can't be made."""
+    In a `columnar` source (parquet) every struct has the keys of all others: what is None there was never written.
+    """
     where = f"row {index + 1} of {source}"
+    options: dict[str, Any] = {}
     if data.prompt_template is not None:
         names = columns_of(data.prompt_template)
         values = {name: _cell(row, name, where) for name in names}
         value: Any = fill(data.prompt_template, values)
-        made = (tuple(values.values()), tuple(literal for literal, _ in pieces(data.prompt_template)), value)
+        own, said = tuple(values.values()), tuple(values.values())
+        written, whole = tuple(literal for literal, _ in pieces(data.prompt_template)), value
     else:
-        value = _value(row, data.field, "data.field", where)
-        made = (tuple(_texts(value)), (), "")
+        value = _value(row, data.field, "data.field", where, columnar)
+        own, written, whole = tuple(_texts(value)), (), ""
+        said = own if isinstance(value, str) else tuple(text for m in value for text in _texts(m.get("content")))
+        said = said or ("(no text)",)  # calls of tools, say
     if isinstance(value, str) and data.chat:
         value = [{"role": "user", "content": value}]
-    if data.system_prompt is not None:
-        if isinstance(value, str):
+    if isinstance(value, str):
+        _refuse_chat_keys(data, where)
+    else:
+        if data.system_prompt is not None and value[0]["role"] not in SYSTEM:
+            value = [{"role": "system", "content": data.system_prompt}, *value]
+        of_row = _options(row, where, columnar)
+        own += tuple(_texts(of_row))
+        options = {**data.chat_template_kwargs, **of_row}
+    return Rendered(value, own, written, whole, options, not any(text.strip() for text in said))
+
+
+def _refuse_chat_keys(data: DataPart, where: str) -> None:
+    given = [
+        (data.system_prompt, "data.system_prompt", "a system prompt belongs"),
+        (data.chat_template_kwargs, "data.chat_template_kwargs", "a chat template's options belong"),
+    ]
+    for value, key, belongs in given:
+        if value:
             raise DataError(
-                f"data.system_prompt: {where} is a text, and a system prompt belongs to a chat. Set data.chat: true to make texts "
+                f"{key}: {where} is a text, and {belongs} to a chat. Set data.chat: true to make texts "
                 "user messages, or write the words into data.prompt_template."
             )
-        if value[0]["role"] != "system":
-            value = [{"role": "system", "content": data.system_prompt}, *value]
-    return Rendered(value, *made)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool = False) -> list[int]:
-    """Tokens of a text, or of chat messages through the model's own chat template.
-
-    With `plain`, what spells a control token in a text stays text. A BOS that a text spells out is not given twice. Messages
-    that end with the assistant's are gone on with; else the template's opening of an answer is added.
-    """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt, split_special_tokens=plain).input_ids)
-        twice = not plain and tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
-        return ids[1:] if twice else ids
-    if tokenizer.chat_template is None:
+def _options(row: Row, where: str, columnar: bool) -> dict[str, Any]:
+    """A row's own options of the chat template: columns `chat_template_kwargs` and `tools`, as TRL names them."""
+    found = _structure(row, "chat_template_kwargs", where, columnar) or {}
+    if isinstance(found, list):  # pairs: how parquet holds maps
+        found = dict(found) if all(isinstance(pair, list) and len(pair) == 2 for pair in found) else None
+    if not isinstance(found, Mapping):
         raise DataError(
-            "data: the prompts are chat messages, but this model's tokenizer has no chat template. "
-            "Use plain texts (data.prompt_template writes one), or give a tokenizer that has a template as model.tokenizer."
+            f"data: column 'chat_template_kwargs' of {where} holds no options of a chat template by name, such as "
+            "{'enable_thinking': false}. Mend it, or rename the column."
         )
-    goes_on = prompt[-1]["role"] == "assistant"
-    rendered: Any = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, return_dict=False
-    )
-    return list(rendered)
-
-
-def encode_row(tokenizer: PreTrainedTokenizerBase, prompt: Any, plain: bool, source: str, index: int) -> list[int]:
-    """`encode`; what a chat template refuses (roles out of order, no system role) is said with its row."""
-    from jinja2 import TemplateError
-
-    try:
-        return encode(tokenizer, prompt, plain)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        if isinstance(prompt, str):
-            raise
-        roles = ", ".join(str(message["role"]) for message in prompt)
+    taken = sorted(found.keys() & NOT_A_TEMPLATES)
+    if taken:
         raise DataError(
-            f"data.prompts: the model's chat template can't render row {index + 1} of {source} (roles: {roles}): {error}. "
-            "Mend its messages, leave out data.system_prompt if the template has no system role, or use plain texts."
-        ) from error
+            f"data: column 'chat_template_kwargs' of {where} gives {', '.join(taken)}, which marl sets itself. Take it out."
+        )
+    tools = _structure(row, "tools", where, columnar)
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(
+            f"data: column 'tools' of {where} holds no list of JSON schemas, which a chat template takes. Mend it, or rename the column."
+        )
+    return {**found, **({"tools": tools} if tools else {})}  # an empty list of tools is none
+
+
+def _structure(row: Row, name: str, where: str, columnar: bool) -> Any:
+    """A column's lists and dicts; a text (of a CSV, say) is read as JSON."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise DataError(
+                f"data: column {name!r} of {where} is a text that is no JSON ({error}). Mend it, or rename the column."
+            ) from error
+    return plain(value, columnar) if value is not None and not isinstance(value, str) else None
+
+
+def plain(value: Any, columnar: bool = False) -> Any:
+    """Dicts, lists and scalars, whatever held them: tuples, numpy arrays, a library's own mappings."""
+    if isinstance(value, Mapping):
+        kept = {key: inner for key, inner in value.items() if not (columnar and inner is None)}
+        return {str(key): plain(inner, columnar) for key, inner in kept.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), columnar)
+    return [plain(inner, columnar) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class ControlTokens:
@@ -119,10 +149,11 @@ def _cell(row: Row, name: str, where: str) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def _value(row: Row, name: str, key: str, where: str, column: bool = False) -> Any:
+def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, column: bool = False) -> Any:
     if name not in row:
         raise DataError(f"{key}: {where} has no {name!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
-    value = row[name]
+    given = row[name]
+    value = plain(given, columnar)
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except (UnicodeEncodeError, ValueError, RecursionError) as error:
@@ -130,12 +161,14 @@ def _value(row: Row, name: str, key: str, where: str, column: bool = False) -> A
             f"{key}: {where} holds half of a surrogate pair or no text at all ({error}), which no tokenizer "
             "can read. Mend the text."
         ) from error
-    if isinstance(value, str) or (_is_cell(value) if column else _is_chat(value)):
+    if isinstance(value, str) or (column and _is_cell(value)):
         return value
+    if not column and _is_chat(value):
+        return [{name: part for name, part in message.items() if part is not None} for message in value]
     allowed = (
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
     )
-    raise DataError(f"{key}: {where} has a {type(value).__name__} as {name!r}; {allowed}.")
+    raise DataError(f"{key}: {where} has a {type(given).__name__} as {name!r}; {allowed}.")
 
 
 def _is_cell(value: Any) -> bool:
@@ -143,10 +176,13 @@ def _is_cell(value: Any) -> bool:
 
 
 def _is_chat(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
+    """Messages, each with a role and something said: a content, or calls of tools."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and _says(m) for m in value)
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    return message.get("role") is not None and any(
+        part is not None for name, part in message.items() if name in ("content", "tool_calls", "reasoning_content")
     )
 
 

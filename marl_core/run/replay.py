@@ -43,7 +43,8 @@ def replay(folder: Path | str, config: RunConfig | None = None, *, sets: Iterabl
     runner.done, runner.kl_coef = found.step - 1, found.kl_coef
     runner.shaper.restore(found.shaper)
     try:
-        detail = {"score": _score, "update": _update}[found.phase](runner, found)
+        with runner.running():
+            detail = {"score": _score, "update": _update}[found.phase](runner, found)
     except MarlError as error:
         return Replayed(found.step, found.phase, found.message, error, "")
     return Replayed(found.step, found.phase, found.message, None, detail)

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.base import load_bank
+from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import ReferenceFunction, View
 from marl_core.config.choice import RewardChoice
 from marl_core.config.plan import Plan
@@ -34,6 +35,8 @@ class Roles:
     judges: tuple[Source, ...]
     gradient: Check
     """What the gradient check found, right after the policy was added."""
+    options: PassOptions
+    """How this run's passes go through the base."""
     added: tuple[str, ...] = ()
     """Names of the adapters and heads that building these roles added to the bank."""
 
@@ -74,15 +77,25 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     _add_policy(plan, bank, policy)
     gradient = gradient_survives(bank, policy)
     value_adapter, value_head = _add_value(plan, bank, policy)
-    if plan.config.model.gradient_checkpointing:
-        bank.trunk.checkpoint_gradients()
+    config = plan.config
+    options = bank.trunk.prepare(
+        PassOptions(config.speed.pack, config.speed.compile, config.model.gradient_checkpointing)
+    )
+    bank.trunk.sampler(config.speed.decode)  # a model that can't be sampled from is refused here, not at the first step
+    with bank.trunk.passing(options):
+        return _asked(plan, bank, Trained(policy, value_head, value_adapter), gradient, options)
+
+
+def _asked(plan: Plan, bank: AdapterBank, trained: Trained, gradient: Check, options: PassOptions) -> Roles:
+    """The roles, with reference, rewards and judges as the strategies give them."""
     return Roles(
         bank=bank,
-        trained=Trained(policy, value_head, value_adapter),
-        reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature, policy),
+        trained=trained,
+        reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature, trained.policy),
         reference_origin=plan.hooks.origin(plan.reference),
         rewards=_sources(plan, bank, plan.rewards),
         gradient=gradient,
+        options=options,
         judges=_sources(
             plan,
             bank,
@@ -142,7 +155,15 @@ def _same_base(plan: Plan, bank: AdapterBank) -> None:
 def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
     part = plan.config.policy
     if part.start == "continue":
-        bank.load(name, part.source or "", trainable=True, dropout=part.dropout, asked_by="policy.from")
+        bank.load(
+            name,
+            part.source or "",
+            trainable=True,
+            dropout=part.dropout,
+            asked_by="policy.from",
+            revision=part.revision,
+            subfolder=part.subfolder,
+        )
     else:
         bank.add(name, _lora(part, bank), seed=derive_seed(plan.config.run.seed, "policy"))
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
-from marl_core.errors import MarlWarning
+from marl_core.errors import warn
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
+from marl_core.ppo.reward_context import RewardContext, asking, logged
 from marl_core.ppo.rollout import generate, stop_ids
 from marl_core.ppo.types import (
     Advantages,
@@ -42,7 +43,7 @@ from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
 from marl_core.run.shares import generate_in_shares, score_in_shares
 from marl_core.run.start import agree_at_start, trained_tensors
-from marl_core.run.timing import timed
+from marl_core.run.timing import threads, timed
 
 
 class Runner:
@@ -70,24 +71,23 @@ class Runner:
             self.plan = Plan.of(config, catalog)
             self.plan.require()
             for warning in self.plan.warnings():
-                warnings.warn(warning, MarlWarning, stacklevel=2)
+                warn(warning)
         else:
             self.plan = config
+        self.plan = self.plan.for_run(self)
         self.ranks = join(self.plan.config)
         self.plan = self.plan if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
         self.guards = Guards()
         self.plan.hooks.around = self.guards.watch.around
-        self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
+        with threads(config.run.threads):
+            self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
-        self.bank.trunk.pack = config.speed.pack
         try:
-            self.bank.trunk.compile(config.speed.compile)
-            self._open(resume)
+            with self.running():
+                self._open(resume)
         except BaseException:
             self.roles.discard()
             raise
@@ -95,8 +95,9 @@ class Runner:
     def _open(self, resume: bool) -> None:
         """Data, optimizer and counters; then, on resume, the checkpoint."""
         config = self.config
-        self.stops = stop_ids(self.bank.tokenizer, config.sampling, self.bank.base.generation_config.eos_token_id)
-        self.data = PromptData.load(config.data, self.bank.tokenizer, self._room()) if config.data else None
+        model_eos = self.bank.base.generation_config.eos_token_id
+        self.stops = stop_ids(self.bank.tokenizer, config.sampling, model_eos, vocabulary_of(self.bank.base))
+        self.data = self._prompts(config.data) if config.data else None
         self.heldout = self._heldout()
         self.optimizer = make_optimizer(self.roles.trained.parameters(self.bank), config)
         self.shaper = Shaper(config.shaping)
@@ -207,7 +208,10 @@ class Runner:
         found = score_in_shares(
             self.ranks, rollout, self.config.ppo.minibatch, lambda mine: passes.model_numbers(self, mine)
         )
-        given = passes.rewards(self, rollout, scores)
+        with self.asking() as context:
+            given = passes.rewards(self, rollout, scores)
+        parts = self.ranks.everyone(context.part()) if scores is None else []
+        said = logged(parts, [len(rollout) // self.ranks.size] * len(parts))
         shaped, tokens = self.shaper(given.total, rollout.finished), self.shaper.tokens(given.tokens)
         return ScoredRollout(
             rollout,
@@ -219,7 +223,14 @@ class Runner:
             given.total,
             found["entropy"],
             tokens,
+            said,
         )
+
+    def asking(self) -> AbstractContextManager[RewardContext]:
+        """Around every call of reward functions: they may ask where the run is, and log."""
+        prompts = self.config.ppo.batch / self.config.ppo.samples_per_prompt / (len(self.data) if self.data else 1)
+        steps = self.config.ppo.steps
+        return asking(RewardContext(self.done, steps, self.done * prompts, steps * prompts, self.ranks.first))
 
     # -- the run: see run/loop.py ---------------------------------------------------------------------------
 
@@ -242,7 +253,8 @@ class Runner:
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         agree_at_start(self)
-        found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        with self.running(), self.asking():  # what is logged here is of no step
+            found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
         self.guards.watch.settled()
         if self.folder is not None:
@@ -256,13 +268,25 @@ class Runner:
         asked = self.config.eval
         part = self.config.data or DataPart(prompts=self.config.eval.prompts)
         part = part.model_copy(update={"prompts": asked.prompts, "split": asked.split or part.split})
-        return PromptData.load(part, self.bank.tokenizer, self._room())
+        return self._prompts(part)
 
-    def _room(self) -> int:
-        """Positions that the model leaves for a prompt."""
-        positions = getattr(self.bank.base.config.get_text_config(), "max_position_embeddings", None) or 2**20
-        return max(1, positions - self.config.sampling.max_new_tokens)
+    def _prompts(self, part: DataPart) -> PromptData:
+        """Prompts that fit into the positions that the model leaves beside a response."""
+        positions = position_limit(self.bank.base) or 2**20
+        room = max(1, positions - self.config.sampling.max_new_tokens)
+        return PromptData.load(part, self.bank.tokenizer, room, vocabulary_of(self.bank.base))
 
-    def _timed(self, phase: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A block in which threads and the shared base's passes are as this run's config says; afterwards as before.
+
+        Every method that computes opens it by itself.
+        """
+        with threads(self.config.run.threads), self.bank.trunk.passing(self.roles.options):
+            yield
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
         give_back()
-        return timed(self.seconds, phase)
+        with timed(self.seconds, phase), self.running():
+            yield

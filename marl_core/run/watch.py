@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.left_alone import Flags, frozen_weights, learning_weights
 from marl_core.bank.views import ScoreView, View
-from marl_core.errors import MarlWarning, NumericError, PluginError
+from marl_core.errors import NumericError, PluginError, warn
 from marl_core.ppo.scoring import Source
 from marl_core.run.roles import Roles
 
@@ -123,11 +122,7 @@ class Watch:
         for what in undone:
             if (origin, what) not in self._said:
                 self._said.add((origin, what))
-                warnings.warn(
-                    f"{origin} changed {what} while it was called; put back. It is a fault of the plugin; said once.",
-                    MarlWarning,
-                    stacklevel=4,
-                )
+                warn(f"{origin} changed {what} while it was called; put back. It is a fault of the plugin; said once.")
 
 
 def _refuse(who: str, what: str, changed: list[str]) -> None:

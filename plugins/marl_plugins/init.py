@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from marl_core import ConfigError
+from marl_core import ConfigError, RunConfig
 from marl_plugins.writing import MODELINE, render, write
 
 Memory = Literal["full", "8bit", "4bit"]
@@ -97,32 +97,39 @@ def _problem(name: str, answer: str) -> str | None:
 def compose(answers: dict[str, str], field: str = "prompt") -> str:
     """The config's text."""
     quantization = QUANTIZATION[answers["memory"]]
+    usual = _defaults()
     config: dict[str, Any] = {
-        "model": {"path": answers["base"], "dtype": "bfloat16"},
+        "model": {"path": answers["base"], **_some(usual.model, "dtype")},
         **({"quantization": quantization} if quantization else {}),
-        "policy": {"start": "new", "r": 16, "alpha": 32, "targets": "all-linear"},
+        "policy": _some(usual.policy, "start", "r", "alpha", "targets"),
         "reference": {"use": "merged-base", "adapter": answers["sft"]} if answers["sft"] else "disabled-adapter",
         "reward": _reward(answers["reward"]),
-        "value": {"on": "policy"},
-        "data": {"prompts": answers["data"], "field": field, "max_prompt_tokens": 256, "on_long": "truncate-left"},
-        "sampling": {"max_new_tokens": 64, "temperature": 1.0},
+        "value": {"on": usual.value_on},
+        "data": {"prompts": answers["data"], "field": field},
+        "sampling": _some(usual.sampling, "max_new_tokens", "temperature"),
         "ppo": {
-            "steps": 100,
-            "batch": 32,
-            "minibatch": 8,
-            "epochs": 4,
-            "learning_rate": 1e-4,
-            "kl": {"coef": 0.05},
-            "clip": 0.2,
+            **_some(usual.ppo, "steps", "batch", "minibatch", "epochs", "learning_rate"),
+            "kl": _some(usual.ppo.kl, "coef"),
+            "clip": _some(usual.ppo.clip, "low", "high"),
         },
         "observers": ["console", "json-lines"],
-        "run": {"folder": "runs/first", "seed": 0, "checkpoint_every": 20},
+        "run": {"folder": "runs/first", **_some(usual.run, "seed"), "checkpoint_every": 10},
     }
     return render(
         config,
         _about(answers),
         [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."],
     )
+
+
+def _defaults() -> RunConfig:
+    """A config with nothing but what every run must name: its values are marl's defaults, and stand nowhere twice."""
+    return RunConfig.model_validate({"model": {"path": "-"}, "reference": "-", "reward": "-"})
+
+
+def _some(part: Any, *names: str) -> dict[str, Any]:
+    """Some of a section's values: those worth seeing in a first config."""
+    return {name: getattr(part, name) for name in names}
 
 
 def _reward(answer: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from marl_core import Strategy, hookimpl, read_adapter
+from marl_core import Strategy, cached_adapter, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,13 +40,17 @@ class DisabledAdapter(Strategy):
 class MergedBase(Strategy):
     """The bare base after an SFT adapter was merged into it, in full precision, before any quantization."""
 
-    adapter: str = Field(min_length=1, description="The SFT adapter to merge into the base at load.")
+    adapter: str = Field(
+        min_length=1, description="The SFT adapter to merge into the base at load: a folder or a hub name."
+    )
+    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
+    subfolder: str | None = Field(None, min_length=1, description="Folder inside `adapter` that holds it.")
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The adapter must be there, and must not be applied twice."""
-        files = read_adapter(self.adapter, "reference.adapter")
-        if files.score_keys:
+        files = cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
+        if files is not None and files.score_keys:
             yield f"reference.adapter: {self.adapter} is a reward adapter (it has a score head), not an SFT adapter"
         if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
             yield (
@@ -59,7 +63,7 @@ class MergedBase(Strategy):
         """Merge while the base is still float32: merging into a quantized base is lossy."""
         from marl_core import merge_into
 
-        return merge_into(base, self.adapter, "reference.adapter")
+        return merge_into(base, self.adapter, "reference.adapter", revision=self.revision, subfolder=self.subfolder)
 
     @hookimpl
     def marl_reference(self) -> View:
@@ -72,12 +76,14 @@ class MergedBase(Strategy):
 class PeftAdapter(Strategy):
     """An explicit, frozen PEFT adapter on the base. Right when the policy is a trainable copy of that adapter."""
 
-    adapter: str = Field(min_length=1, description="The frozen adapter that is the reference.")
+    adapter: str = Field(min_length=1, description="The frozen adapter that is the reference: a folder or a hub name.")
+    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
+    subfolder: str | None = Field(None, min_length=1, description="Folder inside `adapter` that holds it.")
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The adapter must be there, and be what the policy starts from."""
-        read_adapter(self.adapter, "reference.adapter")
+        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
         if plan.config.policy.start == "new" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: peft-adapter {self.adapter}, but the policy starts as a new LoRA on the bare base, which is another model. "
@@ -89,7 +95,10 @@ class PeftAdapter(Strategy):
         """Load it frozen, or use it if the bank already has it."""
         from marl_core import View
 
-        return View(bank.frozen(self.adapter, "reference", "reference.adapter"))
+        name = bank.frozen(
+            self.adapter, "reference", "reference.adapter", revision=self.revision, subfolder=self.subfolder
+        )
+        return View(name)
 
 
 class NoReference(Strategy):

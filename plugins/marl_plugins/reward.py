@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from marl_core import Strategy, hookimpl, read_adapter
+from marl_core import DataError, Strategy, cached_adapter, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class AdapterReward(Strategy):
     """A reward adapter with its score head on the shared base, as TRL's RewardTrainer or LLaMA-Factory writes it."""
 
-    path: str = Field(min_length=1, description="Folder of the reward adapter, score head included.")
+    path: str = Field(min_length=1, description="Folder or hub name of the reward adapter, score head included.")
+    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
+    subfolder: str | None = Field(None, min_length=1, description="Folder inside `path` that holds it.")
     position: Literal["auto", "last-attended", "last-non-pad"] = Field(
         "auto",
         description="Token that is scored; auto: as recorded with the adapter, which is how transformers' classifier reads it.",
@@ -31,20 +33,31 @@ class AdapterReward(Strategy):
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The files must hold an adapter with a head, and not be the policy itself."""
-        files = read_adapter(self.path, "reward.path")
+        files = cached_adapter(self.path, "reward.path", self.revision, self.subfolder)
+        if files is None:
+            return  # on the hub: looked at when it is there
         if not any(key.endswith("weight") for key in files.reward_head[1]):
             yield (
                 f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
                 "or modules_to_save=['score'], and save it again"
             )
-        if plan.config.policy.source and Path(plan.config.policy.source).resolve() == files.folder.resolve():
+        policy, mine = plan.config.policy, None
+        with suppress(DataError):  # told where it is named
+            mine = cached_adapter(policy.source or "", "policy.from", policy.revision, policy.subfolder)
+        if mine is not None and mine.folder.resolve() == files.folder.resolve():
             yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
 
     @hookimpl
     def marl_reward(self, bank: AdapterBank) -> ScoreView:
         """Load adapter and head, check base and golden scores."""
         position = None if self.position == "auto" else self.position
-        return bank.load_reward(self.path, position=position, pad_id=self.pad_token_id)
+        return bank.load_reward(
+            self.path,
+            position=position,
+            pad_id=self.pad_token_id,
+            revision=self.revision,
+            subfolder=self.subfolder,
+        )
 
 
 class ModelReward(Strategy):
@@ -58,10 +71,15 @@ class ModelReward(Strategy):
         description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages.",
     )
     append_eos: bool = Field(
-        True, description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them."
+        True,
+        description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them; never twice.",
     )
     batch: PositiveInt = Field(16, description="Texts per forward pass.")
-    max_tokens: PositiveInt = Field(2048, description="Texts are cut on the left to this many tokens.")
+    max_tokens: PositiveInt = Field(
+        2048,
+        description="Longer texts are cut to this many tokens, or to what model and tokenizer have room for: on the side that the "
+        "tokenizer's config names, else on the left to max_tokens, and as its tokenizer cuts to the model's room.",
+    )
 
     @hookimpl
     def marl_reward(self, bank: AdapterBank) -> RewardFunction:

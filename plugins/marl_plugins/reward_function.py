@@ -7,21 +7,27 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_core import ConfigError, PluginError
+from marl_plugins.conversation import answered
+from marl_plugins.time_limit import carried
 from marl_plugins.user_code import blamed, raised_from
 
 if TYPE_CHECKING:
     from marl_core import RewardFunction, Rollout
 
 
-RESERVED = {"prompts", "completions", "completion_ids"}
+TRAINERS = ("trainer_state", "log_metric", "log_extra")
+"""What TRL passes beside prompts, completions and columns: where the run is, and two ways to log."""
+RESERVED = {"prompts", "completions", "completion_ids", *TRAINERS}
 
 
 def problems(target: str) -> Iterable[str]:
@@ -80,7 +86,23 @@ def load(target: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"reward.target: {place} has no function {name!r}.")
-    return function  # type: ignore[no-any-return]  # anything callable
+    return _instance(function, target) if inspect.isclass(function) else function
+
+
+def _instance(made: type, target: str) -> Callable[..., Any]:
+    """A class is asked for an instance, which is the function."""
+    try:
+        found: Callable[..., Any] = made()
+    except Exception as error:
+        raise ConfigError(
+            f"reward.target: {target} is a class, and can't be made without arguments ({error}). Make an instance in that module, "
+            "and name it."
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"reward.target: {target} is a class without __call__; a reward is a function or a callable instance."
+        )
+    return found
 
 
 def _load_file(file: Path) -> Any:
@@ -99,12 +121,13 @@ def _load_file(file: Path) -> Any:
 def wrap(
     target: str, arguments: Mapping[str, Any], more: Callable[[Rollout], Mapping[str, Any]] | None = None
 ) -> RewardFunction:
-    """A reward from a function: prompts, completions, completion_ids and the data's columns, as TRL passes them.
+    """A reward from a function: prompts, completions, completion_ids, the data's columns and the trainer's, as TRL passes them.
 
     `more` gives further lists with an entry for each response.
     """
     function = load(target)
     accepted = _accepted(function)
+    by_place = [each.name for each in _parameters(function) if each.kind is inspect.Parameter.POSITIONAL_ONLY]
     unknown = sorted(set(arguments) - accepted) if accepted is not None else []
     reserved = sorted(set(arguments) & RESERVED)
     if unknown or reserved:
@@ -115,24 +138,47 @@ def wrap(
 
     def score(rollout: Rollout) -> Any:
         extra = more(rollout) if more else {}
-        given = {**columns(rollout), **extra, **arguments}
+        given = {**columns(rollout), **extra, **arguments, **_of_the_trainer(accepted)}
         passed = {key: value for key, value in given.items() if accepted is None or key in accepted}
-        with blamed(function, passed.keys() - {*arguments, *extra}):
-            found = function(**passed)
+        with blamed(function, passed.keys() - {*arguments, *extra, *TRAINERS}):
+            placed = [passed.pop(name) for name in takewhile(passed.__contains__, by_place)]
+            found = function(*placed, **passed)
             return _wait(found) if inspect.isawaitable(found) else found
 
     vars(score)["label"] = target  # errors name it
     return score
 
 
+def _of_the_trainer(accepted: set[str] | None) -> dict[str, Any]:
+    """TRL's further arguments, where the function takes them."""
+    if accepted is not None and accepted.isdisjoint(TRAINERS):
+        return {}
+    from transformers import TrainerState
+
+    from marl_core import reward_context
+
+    context = reward_context()
+    state = TrainerState(
+        global_step=context.step,
+        max_steps=context.steps,
+        epoch=context.epoch,
+        num_train_epochs=math.ceil(context.epochs),
+        is_local_process_zero=context.first,
+        is_world_process_zero=context.first,
+    )
+    return dict(zip(TRAINERS, (state, context.log_metric, context.log_extra), strict=True))
+
+
 def columns(rollout: Rollout) -> dict[str, Any]:
-    """Keyword arguments of a reward function: each a list with one entry for each response."""
-    prompts = list(rollout.prompts.texts)
-    chats = [isinstance(prompt, list) for prompt in prompts] or [False] * len(rollout)
-    completions: list[Any] = [
-        [{"role": "assistant", "content": text}] if chat else text
-        for chat, text in zip(chats, rollout.texts, strict=True)
-    ]
+    """Keyword arguments of a reward function: each a list with one entry for each response.
+
+    An answer that a chat's own assistant message began is one completion, and its prompt ends before it.
+    """
+    prompts, completions = list(rollout.prompts.texts), list[Any](rollout.texts)
+    for at, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            prompts[at], answer = answered(prompt, completions[at])
+            completions[at] = [answer]
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
     names = {name for row in rollout.prompts.rows for name in row} - {
         "prompt",
@@ -144,12 +190,20 @@ def columns(rollout: Rollout) -> dict[str, Any]:
     return {"prompts": prompts, "completions": completions, "completion_ids": ids, **extra}
 
 
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What the function says it takes; anything by name where it says nothing, as some built in C."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return [inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD)]
+
+
 def _accepted(function: Callable[..., Any]) -> set[str] | None:
     """Names the function takes; None when it takes any."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _parameters(function)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return {parameter.name for parameter in parameters}
+    return {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL}
 
 
 def _wait(awaitable: Any) -> Any:
@@ -161,4 +215,4 @@ def _wait(awaitable: Any) -> Any:
     except RuntimeError:
         return asyncio.run(run())
     with ThreadPoolExecutor(1) as pool:  # a loop is running already, as in a notebook
-        return pool.submit(asyncio.run, run()).result()
+        return pool.submit(carried(lambda: asyncio.run(run()))).result()

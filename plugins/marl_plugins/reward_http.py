@@ -29,7 +29,7 @@ class HttpReward(Strategy):
     format: Literal["marl", "llama-factory"] = Field(
         "marl",
         description="marl: prompts, completions, completion_ids and the data's columns, answered by rewards; "
-        "llama-factory: messages (whole texts), answered by scores.",
+        "llama-factory: messages (whole texts with their special tokens, as LLaMA-Factory sends them), answered by scores.",
     )
     batch: PositiveInt = Field(32, description="Responses per request.")
     workers: PositiveInt = Field(4, description="Requests at a time.")
@@ -94,7 +94,7 @@ class Service:
     def _body(self, rollout: Rollout) -> dict[str, list[Any]]:
         if self._options.format == "llama-factory":
             rows = zip(rollout.sequence_ids, rollout.sequence_mask, strict=True)
-            texts = self._tokenizer.batch_decode([ids[keep].tolist() for ids, keep in rows], skip_special_tokens=True)
+            texts = self._tokenizer.batch_decode([ids[keep].tolist() for ids, keep in rows], skip_special_tokens=False)
             return {"messages": list(texts)}
         from marl_plugins.reward_function import columns
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,11 +12,17 @@ from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from marl_core import DataError
+from marl_core import DataError, MarlWarning, position_limit
+from marl_plugins.conversation import answered, said
 
 if TYPE_CHECKING:
     from marl_core import Rollout
     from marl_plugins.reward import ModelReward
+
+Encoded = dict[str, list[int]]
+"""What a tokenizer gives for one text: ids, mask, and types where the model takes them."""
+PADDING_NOISE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""How much a score may move, relative to 1 + |score|, when its row is padded: rounding, and far less than another token's score."""
 
 
 class RewardModel:
@@ -22,12 +31,11 @@ class RewardModel:
     def __init__(self, options: ModelReward, device: str) -> None:
         """Load both; DataError when the model has no trained head with one label."""
         self._options, self._device = options, device
+        path = os.path.expanduser(options.path)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                options.path, revision=options.revision, trust_remote_code=False
-            )
+            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision, trust_remote_code=False)
             self._model, report = AutoModelForSequenceClassification.from_pretrained(
-                options.path,
+                path,
                 revision=options.revision,
                 dtype=getattr(torch, options.dtype),
                 use_safetensors=True,
@@ -40,10 +48,22 @@ class RewardModel:
                 f"reward.path: {options.path!r} could not be loaded as a sequence-classification model: {first}"
             ) from error
         self._check_head(report)
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.to(device).eval().requires_grad_(False)
+        self._read_tokenizer()
+        self._inputs = inspect.signature(self._model.forward).parameters.keys()
+        self._said = False
+        self._together: bool | None = None
+        """Whether texts of different lengths may share a pass; None: not measured yet."""
+
+    def _read_tokenizer(self) -> None:
+        """What it puts around a text, how long a text may be, and from which side it is cut."""
+        words = self._tokenizer
+        around = words("a").input_ids
+        self._begins, self._ends = around[:1] == [words.bos_token_id], around[-1:] == [words.eos_token_id]
+        most = [length for length in (position_limit(self._model), int(words.model_max_length)) if length]
+        self._limit = min([self._options.max_tokens, *most])
+        if "truncation_side" not in words.init_kwargs and self._limit == self._options.max_tokens:
+            words.truncation_side = "left"  # nobody said otherwise: the response is what is judged
 
     def _check_head(self, report: dict[str, Any]) -> None:
         missing = sorted(report["missing_keys"])
@@ -59,32 +79,92 @@ class RewardModel:
             )
 
     def _is_chat(self, prompt: Any) -> bool:
-        return self._options.template == "chat" or (self._options.template == "auto" and isinstance(prompt, list))
+        return self._options.template == "chat" or (self._options.template == "auto" and not isinstance(prompt, str))
 
     def text(self, prompt: Any, response: str) -> str:
-        """One text as the reward model wants it, special tokens included."""
+        """One text as the reward model wants it, special tokens included that its tokenizer doesn't add itself."""
         if self._is_chat(prompt):
-            messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-            whole = [*messages, {"role": "assistant", "content": response}]
+            before, answer = answered(
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, response
+            )
+            if self._tokenizer.chat_template is None:
+                raise DataError(
+                    f"reward.template: the prompts are chats, and the tokenizer of {self._options.path!r} has no chat template. "
+                    "Set reward.template: plain to have the messages' texts joined, or give a reward model for chats."
+                )
+            whole = [dict(message) for message in (*before, answer)]
             return str(self._tokenizer.apply_chat_template(whole, tokenize=False))
-        joined = (prompt if isinstance(prompt, str) else "\n".join(str(m["content"]) for m in prompt)) + response
-        return joined + (self._tokenizer.eos_token or "" if self._options.append_eos else "")
+        joined = (prompt if isinstance(prompt, str) else "\n".join(map(said, prompt))) + response
+        if self._begins:
+            joined = joined.removeprefix(self._tokenizer.bos_token)
+        end = self._tokenizer.eos_token or ""
+        return joined + end if self._options.append_eos and not (self._ends or joined.endswith(end)) else joined
 
-    def _encode(self, prompt: Any, response: str) -> torch.Tensor:
-        """Tokens of one text; a chat template writes its special tokens itself. The end is kept: it is what is judged."""
-        own = not self._is_chat(prompt)
-        ids = self._tokenizer(self.text(prompt, response), add_special_tokens=own).input_ids
-        return torch.tensor(ids[-self._options.max_tokens :], device=self._device)
+    def _encode(self, prompt: Any, response: str) -> Encoded:
+        """One text as its tokenizer gives it; a chat template writes its special tokens itself."""
+        found = self._tokenizer(
+            self.text(prompt, response),
+            add_special_tokens=not self._is_chat(prompt),
+            truncation=True,
+            max_length=self._limit,
+        )
+        return {name: list(values) for name, values in found.items() if name in self._inputs}
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout) -> torch.Tensor:
-        """Scores [B] float32."""
+        """Scores [B] float32: for each text what the model gives for it alone."""
         prompts = rollout.prompts.texts or [""] * len(rollout)
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, rollout.texts, strict=True)]
-        scores = []
-        for start in range(0, len(rows), self._options.batch):
-            piece = rows[start : start + self._options.batch]
-            ids = pad_sequence(piece, batch_first=True, padding_value=self._tokenizer.pad_token_id)
-            mask = pad_sequence([torch.ones_like(row) for row in piece], batch_first=True)
-            scores.append(self._model(input_ids=ids, attention_mask=mask).logits.float().squeeze(-1))
-        return torch.cat(scores)
+        self._say_cuts(rows)
+        size = self._options.batch
+        return torch.cat([self._scores(rows[start : start + size]) for start in range(0, len(rows), size)])
+
+    def _say_cuts(self, rows: list[Encoded]) -> None:
+        full = sum(len(row["input_ids"]) >= self._limit for row in rows)
+        if full and not self._said:
+            self._said = True
+            warnings.warn(
+                f"reward.path: {full} of {len(rows)} texts fill the {self._limit} tokens that {self._options.path!r} reads at most "
+                f"(reward.max_tokens, its positions, or its tokenizer's model_max_length); what is longer is cut on the "
+                f"{self._tokenizer.truncation_side}. Said once.",
+                MarlWarning,
+                stacklevel=2,
+            )
+
+    def _scores(self, rows: list[Encoded]) -> torch.Tensor:
+        """One batch, padded on the right where that changes nothing: measured once, on the row that is padded most."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        if min(lengths) == max(lengths):
+            return self._pass(rows)
+        if self._together is not False:
+            found = self._pass(rows)
+            if self._together is None:
+                shortest = lengths.index(min(lengths))
+                alone = self._pass([rows[shortest]])[0]
+                allowed = PADDING_NOISE[self._options.dtype] * (1 + alone.abs())
+                self._together = bool((found[shortest] - alone).abs() <= allowed)
+            if self._together:
+                return found
+        return torch.cat([self._pass([row]) for row in rows])
+
+    def _pass(self, rows: list[Encoded]) -> torch.Tensor:
+        """Scores of one pass. A classifier finds the last token by the pad id of its config; one that names none gets an id
+        that no text holds.
+        """
+        config = self._model.config.get_text_config()
+        named = config.pad_token_id
+        present = {token for row in rows for token in row["input_ids"]}
+        pad = named if named is not None else next(token for token in range(len(present) + 1) if token not in present)
+        fill = {"input_ids": pad, "token_type_ids": self._tokenizer.pad_token_type_id}
+        inputs = {
+            name: pad_sequence(
+                [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=fill.get(name, 0)
+            )
+            for name in rows[0]
+        }
+        config.pad_token_id = pad if len(rows) > 1 else named
+        try:
+            scores = self._model(**{name: values.to(self._device) for name, values in inputs.items()}).logits
+        finally:
+            config.pad_token_id = named
+        return torch.as_tensor(scores).float().reshape(len(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -64,7 +64,9 @@ class ProcessReward(Strategy):
 
     def _place(self, found: Any, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[list[float] | None]:
         """Scores of steps as scores of tokens."""
-        steps = self._steps(rollout)
+        from marl_core import ResponseDecoder
+
+        steps, decoders = self._steps(rollout), ResponseDecoder.of(tokenizer, rollout.prompts)
         if not isinstance(found, Sequence) or len(found) != len(rollout):
             what = f"{len(found)}" if isinstance(found, Sequence) else f"a {type(found).__name__}, not"
             raise PluginError(f"reward.target: {self.target} gave {what} lists of scores for {len(rollout)} responses.")
@@ -80,7 +82,7 @@ class ProcessReward(Strategy):
                 )
             ids = rollout.ids[i][rollout.mask[i]].tolist()
             row = [0.0] * len(ids)
-            for end, score in zip(step_ends(ids, steps[i], tokenizer), scores, strict=True):
+            for end, score in zip(step_ends(ids, steps[i], decoders[i].text), scores, strict=True):
                 row[end] += score
             placed.append(row)
         return placed
@@ -93,10 +95,10 @@ def split(text: str, separator: str) -> list[str]:
     return [piece for piece in whole if piece] or [""]
 
 
-def step_ends(ids: Sequence[int], steps: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def step_ends(ids: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]) -> list[int]:
     """Index of each step's last token: the first whose text, with all before it, reaches the step's end.
 
-    The last step ends with the response, its stop token included.
+    `decode` gives the text of the response's first tokens. The last step ends with the response, its stop token included.
     """
     ends: list[int] = []
     reached = 0
@@ -105,7 +107,7 @@ def step_ends(ids: Sequence[int], steps: Sequence[str], tokenizer: PreTrainedTok
         low, high = ends[-1] if ends else 0, len(ids) - 1
         while low < high:
             middle = (low + high) // 2
-            if len(tokenizer.decode(list(ids[: middle + 1]), skip_special_tokens=True)) >= reached:
+            if len(decode(ids[: middle + 1])) >= reached:
                 high = middle
             else:
                 low = middle + 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marl_core import ScoredRollout, StepStats
+    from marl_core import ResponseDecoder, ScoredRollout, StepStats
 
 CONTEXT = 6  # tokens before one that are decoded with it: enough for spaces and split characters
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -16,15 +16,18 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     """The first `count` responses of a step with their scores and KL; by token, where there is a tokenizer.
 
     `token_ends[i]` is how many characters of `response` the first i + 1 tokens make, `token_kl[i]` log-prob of the policy minus
-    that of the reference, in nats.
+    that of the reference, in nats. What reward functions gave to `log_extra` stands under its own name.
     """
+    from marl_core import ResponseDecoder
+
     rollout = scored.rollout
     raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
     gap = None if scored.ref_logprobs is None else (scored.logprobs - scored.ref_logprobs).float().cpu()
+    decoders = ResponseDecoder.of(tokenizer, rollout.prompts) if gap is not None and tokenizer is not None else []
     rows = []
     for i in range(min(count, len(rollout))):
         keep = rollout.mask[i].cpu()
-        row = {
+        row: dict[str, Any] = {
             "step": stats.step,
             "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
             "response": rollout.texts[i],
@@ -33,23 +36,34 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
             "kl_nats": None if gap is None else round(float(gap[i][keep].sum()), 4),
             "finished": bool(rollout.finished[i]),
         }
-        if gap is not None and tokenizer is not None:
+        if scored.logged is not None:
+            row |= {
+                name if name not in row else f"logged/{name}": column[i]
+                for name, column in scored.logged.columns.items()
+            }
+        if gap is not None and decoders:
             ids = rollout.ids[i].cpu()[keep].tolist()
-            row["token_ends"] = token_ends(ids, len(rollout.texts[i]), tokenizer)
+            row["token_ends"] = token_ends(ids, len(rollout.texts[i]), tokenizer, decoders[i])
             row["token_kl"] = [round(value, 3) for value in gap[i][keep].tolist()]
         rows.append(row)
     return rows
 
 
-def token_ends(ids: Sequence[int], length: int, tokenizer: Any) -> list[int]:
+def token_ends(ids: Sequence[int], length: int, tokenizer: Any, decoder: ResponseDecoder | None = None) -> list[int]:
     """For each token, the characters of the decoded text up to its end; a special token adds none.
+
+    `decoder` decodes from the response's beginning, in the context of its prompt.
 
     A token is decoded together with a few before it: a character may be split over tokens, and then ends with the last of them.
     """
+    from marl_core import ResponseDecoder
+
+    whole_text = (decoder or ResponseDecoder(tokenizer)).text
     ends: list[int] = []
     start, base = 0, 0  # the window's first token, and the characters before it
     for i in range(len(ids)):
-        text: str = tokenizer.decode(ids[start : i + 1], skip_special_tokens=True)
+        window = ids[start : i + 1]
+        text: str = tokenizer.decode(window, skip_special_tokens=True) if start else whole_text(window)
         whole = len(text.rstrip(BROKEN))
         ends.append(min(length, max(ends[-1] if ends else 0, base + whole)))
         if i + 1 - start >= 2 * CONTEXT and whole == len(text):

@@ -1,13 +1,33 @@
-"""An answer within a time limit."""
+"""Calls in another thread: under the caller's conditions, and within a time limit."""
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from marl_core import PluginError
+
+
+def carried(function: Callable[[], Any]) -> Callable[[], Any]:
+    """`function` for another thread, under what holds in this one: gradient mode and inference mode, which torch keeps by thread,
+    and context variables.
+    """
+    import torch
+
+    gradients, inference, context = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        contextvars.copy_context(),
+    )
+
+    def call() -> Any:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return context.run(function)
+
+    return call
 
 
 def limited(function: Callable[[Any], Any], seconds: float | None, whose: str) -> Callable[[Any], Any]:
@@ -23,9 +43,11 @@ def limited(function: Callable[[Any], Any], seconds: float | None, whose: str) -
         answer: list[Any] = []
         failure: list[BaseException] = []
 
+        under_our_conditions = carried(lambda: function(argument))
+
         def work() -> None:
             try:
-                answer.append(function(argument))
+                answer.append(under_our_conditions())
             except BaseException as error:
                 failure.append(error)
 

@@ -1,7 +1,8 @@
 """Print the lowest allowed version of everything a user installs, one `name==version` a line: constraints for pip.
 
-`make lowest` installs them. Torch is left out: wheels of older ones are not to be had everywhere, so its bound is
-stated and not tested here. The tools of the tests stay at the versions of constraints.txt.
+`make lowest` installs them. Torch is left out: wheels of older ones are not to be had everywhere, so its bound, the
+first release that has what marl calls, is stated and not tested here. Torch and the tools of the tests stay at the versions of
+constraints.txt.
 """
 
 from __future__ import annotations
@@ -41,12 +42,8 @@ def _lowest(requirement: str) -> tuple[str, str]:
 def tools(names: set[str], constraints: Path = ROOT / "constraints.txt") -> Iterator[str]:
     """The lines of constraints.txt that are not about a package with a bound of its own."""
     for line in constraints.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#") and _name(line) not in names | FOLLOWERS:
+        if line and not line.startswith("#") and _name(line) not in names:
             yield line
-
-
-FOLLOWERS = {"huggingface_hub", "tokenizers", "numpy", "pyarrow"}
-"""What the packages above choose for themselves: pinned to the newest, pip would find no solution."""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,7 +156,7 @@ class TestReward:
         adapter = shutil.copytree(reward, tmp_path / "reward")
         words.save_pretrained(adapter)
         bank = AdapterBank.from_pretrained(real_model, device="cpu")
-        bank.trunk.pack = False
+        bank.trunk.options = replace(bank.trunk.options, pack=False)
         bank.load_reward(adapter)
         packing = AdapterBank.from_pretrained(real_model, device="cpu")
         packing.load_reward(adapter)

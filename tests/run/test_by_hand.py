@@ -89,7 +89,7 @@ def test_own_scores_are_shaped_too(make_config: MakeConfig) -> None:
         (torch.tensor([1.0, float("nan"), 0.0, 0.0]), "scores: response 2 got nan, not a finite number"),
         ([1.0, 0.0, float("inf"), 0.0], "scores: response 3 got inf"),
         ([1.0, 0.0], "scores gave 2 rewards for 4 responses"),
-        (torch.zeros(4, 1), "scores gave"),
+        (torch.zeros(4, 2), "response 1 has . tokens and got 2 numbers"),
     ],
 )
 def test_own_scores_must_be_one_finite_number_for_each(runner: Runner, scores: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marl_core import RunConfig, Runner
 from marl_core.bank import trunk
+from marl_core.bank.trunk import PassOptions
 from marl_core.errors import ConfigError
 from marl_core.ppo.types import UpdateStats
 from marl_core.testing import tiny_bank
@@ -45,7 +46,7 @@ def first_update(config: RunConfig) -> tuple[Runner, UpdateStats, Tensor]:
 def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes: dict[str, Any]) -> None:
     plain = first_update(make_config(speed={"capture": False}, **changes))
     fast = first_update(make_config(speed={"capture": False, "compile": True}, **changes))
-    assert fast[0].bank.trunk.compiled
+    assert fast[0].roles.options.compiled
     torch.testing.assert_close(fast[2], plain[2], rtol=0, atol=2e-5)
     assert fast[1].policy_grad_norm == pytest.approx(plain[1].policy_grad_norm, rel=1e-4)
     assert fast[1].policy_loss == pytest.approx(plain[1].policy_loss, abs=1e-5)
@@ -56,7 +57,7 @@ def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes
 def test_the_first_ratio_is_one_in_half_precision(make_config: MakeConfig) -> None:
     """Passes with and without gradient are other code; both round where the plain layers do (I2)."""
     runner, update, _ = first_update(make_config(model={"dtype": "bfloat16"}, speed={"compile": True}))
-    assert runner.bank.trunk.compiled
+    assert runner.roles.options.compiled
     assert update.first_ratio_error == 0.0
 
 
@@ -76,14 +77,14 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(trunk, "compile_layers", fails)
     bank = tiny_bank()
     with pytest.raises(ConfigError, match=r"No working C\+\+ compiler found It needs a C\+\+ compiler"):
-        bank.trunk.compile(True)
+        bank.trunk.prepare(PassOptions(compiled=True))
     assert not bank.trunk.compiled
 
 
 def test_a_base_of_another_build_says_so() -> None:
     bank = tiny_bank()
-    bank.trunk._body = torch.nn.Linear(2, 2)
+    bank.trunk.body = torch.nn.Linear(2, 2)
     with pytest.raises(
         ConfigError, match=r"speed\.compile needs a base whose decoder layers are one list; Linear has 0"
     ):
-        bank.trunk.compile(True)
+        bank.trunk.prepare(PassOptions(compiled=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,12 +202,12 @@ class TestPacking:
     ) -> None:
         found = {}
         for pack in (True, False):
-            bank.trunk.pack = pack
+            bank.trunk.options = replace(bank.trunk.options, pack=pack)
             with bank.using("policy", train=True):
                 hidden = bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)[ragged.sequence_mask]
                 parameters = list(bank.parameters("policy").values())
                 found[pack] = (hidden, *torch.autograd.grad((hidden @ DIRECTION).sum(), parameters))
-        bank.trunk.pack = True
+        bank.trunk.options = replace(bank.trunk.options, pack=True)
         for fast, plain in zip(found[True], found[False], strict=True):
             torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4 * float(plain.detach().abs().max()))
 
@@ -251,9 +252,9 @@ class TestPacking:
         ids, mask = torch.arange(4, 24).reshape(2, 10), torch.ones(2, 10, dtype=torch.bool)
         mask[1, 6:] = False
         with torch.no_grad():
-            bank.trunk.pack = False
+            bank.trunk.options = replace(bank.trunk.options, pack=False)
             plain = bank.trunk.hidden(ids, mask)[mask]
-            bank.trunk.pack = True
+            bank.trunk.options = replace(bank.trunk.options, pack=True)
             torch.testing.assert_close(bank.trunk.hidden(ids, mask)[mask], plain, rtol=0, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,11 @@ class TestHttp:
 
     def test_llama_factorys_format(self, server: Server) -> None:
         server.answer = lambda body, before: (200, {"scores": [float(len(text)) for text in body["messages"]]})
-        assert ask(server, format="llama-factory") == [3.0, 4.0, 5.0, 6.0, 7.0]
-        assert server.requests[0] == {"model": "model", "messages": ["p0a", "p1bb", "p2ccc", "p3dddd", "p4eeeee"]}
+        assert ask(server, format="llama-factory") == [8.0, 9.0, 10.0, 11.0, 7.0]
+        assert server.requests[0] == {  # with the marks, as LLaMA-Factory decodes for its reward servers
+            "model": "model",
+            "messages": ["p0a<eos>", "p1bb<eos>", "p2ccc<eos>", "p3dddd<eos>", "p4eeeee"],
+        }
 
     def test_a_run(self, server: Server, make_config: MakeConfig) -> None:
         stats = list(Runner(make_config(reward={"use": "http", "url": server.url, "batch": 3})).steps())
@@ -253,12 +256,11 @@ class TestProcess:
         assert "".join(steps) == text
 
     def test_ends_with_tokens_of_many_letters(self) -> None:
-        class Words:
-            def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-                return "".join({1: "one\n", 2: "two", 3: "\n\n", 4: "x", 9: ""}[token] for token in ids)
+        def decode(ids: Sequence[int]) -> str:
+            return "".join({1: "one\n", 2: "two", 3: "\n\n", 4: "x", 9: ""}[token] for token in ids)
 
         # steps: "one\n" | "two\n" | "\n" | "x": the token "\n\n" ends two of them
-        assert step_ends([1, 2, 3, 4, 9], ["one\n", "two\n", "\n", "x"], Words()) == [0, 2, 2, 4]  # type: ignore[arg-type]
+        assert step_ends([1, 2, 3, 4, 9], ["one\n", "two\n", "\n", "x"], decode) == [0, 2, 2, 4]
 
 
 class TestLengthFormat:

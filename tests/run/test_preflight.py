@@ -231,22 +231,34 @@ class TestQuantized:
         with pytest.raises(NumericError, match="the gradient after a rollout is not the gradient before it"):
             gradient_survives(bank, "policy")
 
-    @pytest.mark.parametrize(("gap", "said"), [(0.0, " are bitwise the same"), (0.25, " differ by up to 0.25 nats")])
-    def test_what_a_row_moves_with_its_batch_is_said(
-        self, monkeypatch: pytest.MonkeyPatch, gap: float, said: str
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("gap", [0.0, 0.25])
+    @pytest.mark.parametrize("place", [0, 2])
+    def test_what_any_row_moves_with_its_batch_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, gap: float, dtype: str, place: int
     ) -> None:
+        """fake_rollout has three rows; the wrong one may be any: packing leaks into later rows alone."""
+
         def forward(_bank: Any, rollout: Rollout, _temperature: float) -> Any:
-            return SimpleNamespace(logprobs=torch.full(rollout.ids.shape, gap if len(rollout) == 1 else 0.0))
+            found = torch.zeros(rollout.ids.shape)
+            if len(rollout) > 1:
+                found[place] = gap
+            return SimpleNamespace(logprobs=found)
 
         monkeypatch.setattr(preflight, "forward", forward)
         roles: Any = SimpleNamespace(
             bank=SimpleNamespace(using=lambda _: nullcontext()), trained=SimpleNamespace(policy="policy")
         )
         plan: Any = SimpleNamespace(
-            config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0)),
-            quantization=SimpleNamespace(batch_invariant=True),
+            config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0), model=SimpleNamespace(dtype=dtype)),
+            quantization=SimpleNamespace(batch_invariant=True, config=None),
         )
-        assert preflight._rows(plan, roles, fake_rollout()).detail == f"a row alone and in its batch{said}"
+        if gap and dtype == "float32":
+            with pytest.raises(NumericError, match=f"response {place + 1} differ by 0.25 nats .* rows see each other"):
+                preflight._rows(plan, roles, fake_rollout())
+            return
+        said = preflight._rows(plan, roles, fake_rollout()).detail
+        assert said == f"each row alone and in its batch differ by at most {gap:g} nats"
 
     def test_batch_dependence_of_int8_outliers_is_said(self, make_config: MakeConfig, wide_folder: str) -> None:
         found = check(make_config(model={"path": wide_folder}, quantization={"use": "bnb-8bit", "threshold": 6.0}))

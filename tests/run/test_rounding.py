@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ def gradient(
     bank: AdapterBank, rollout: Rollout, weights: Tensor, pack: bool, size: int, exact: bool = False
 ) -> Tensor:
     """Of the weighted sum of log-probs, `size` rows at a time; `exact`: by transformers alone, in the base's dtype."""
-    bank.trunk.pack = pack
+    bank.trunk.options = replace(bank.trunk.options, pack=pack)
     bank.base.zero_grad(set_to_none=True)
     for first in range(0, len(rollout), size):
         piece, mine = rollout.select(slice(first, first + size)), weights[first : first + size]
@@ -51,4 +53,6 @@ def test_packed_rows_round_elsewhere_and_not_more(width: int) -> None:
     assert max(off.values()) < 1e-5
     assert max(off[True, size] for size in (4, 2, 1)) < 2 * max(off[False, size] for size in (4, 2, 1))
     padded = [float((found[False, size] - found[False, 4]).norm() / exact.norm()) for size in (2, 1)]
-    assert max(padded) < 1e-6  # the same products in the same order: closer to each other than to the truth
+    assert (
+        max(padded) < 1e-5
+    )  # rows alone have no padding: products of other shapes, as far from each other as from the truth

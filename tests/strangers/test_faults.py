@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,9 +245,13 @@ def test_what_a_plugin_prints_on_import_is_not_in_the_schema(
     stranger: Stranger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stranger("rude-marl", "print('BUY NOW')\n" + RUDE.replace("{body}", "pass"), version="0.4", reward={"rude": "Rude"})
-    with pytest.warns(RuntimeWarning, match="printed on import"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MarlWarning)
         assert main(["schema"]) == 0
-    assert "rude" in json.dumps(json.loads(capsys.readouterr().out))
+    printed = capsys.readouterr()
+    assert "rude" in json.dumps(json.loads(printed.out))
+    assert printed.err.startswith("marl: warning: reward strategy rude of rude-marl 0.4")
+    assert "printed on import; dropped: 'BUY NOW'" in printed.err
 
 
 SERVER_REWARD = """

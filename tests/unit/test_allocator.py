@@ -13,7 +13,8 @@ from marl_core.run import allocator
 
 ALIGNED = """
 import {first}
-import marl_core.run
+from marl_core.run.allocator import set_up_process
+set_up_process()
 import torch
 print(all(torch.empty(2**20 + 64 * i).data_ptr() % 4096 == 0 for i in range(4)))
 """
@@ -41,7 +42,8 @@ def test_a_system_without_huge_pages_is_left_alone(monkeypatch: pytest.MonkeyPat
 
 SHAPES = """
 import {first}
-import marl_core.run
+from marl_core.run.allocator import set_up_process
+set_up_process()
 import torch
 torch.set_num_threads(1)
 def resident():

@@ -70,7 +70,7 @@ def test_its_llama_factory_example_becomes_what_it_says() -> None:
     config, refused = llamafactory.carry(theirs)
     catalog = Catalog.installed()
     assert parse_config(config, "carried", catalog) == parse_config(ours, "docs/from-trl.md", catalog)
-    assert {key for key, _ in refused} == {"do_train", "template", "dataset"}
+    assert {key for key, _ in refused} == {"cutoff_len", "do_train", "template", "dataset"}
 
 
 def test_the_options_in_its_table_exist() -> None:

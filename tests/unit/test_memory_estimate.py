@@ -1,4 +1,4 @@
-"""`marl check --memory` against what runs have taken: the figures of benchmarks/memory.py, within 15 %."""
+"""`marl check --memory` against what runs have taken, the figures of benchmarks/memory.py: never more, and less by what is said."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from marl_core import Catalog, Plan
 from marl_core import testing as marl_testing
 from marl_core.config.load import parse_config
-from marl_core.config.memory import estimate
+from marl_core.config.memory import ON_TOP, estimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASURED: dict[str, dict[str, float]] = json.loads(
@@ -67,7 +67,19 @@ def test_every_case_was_measured(bench: ModuleType) -> None:
     assert set(MEASURED) == set(bench.CASES)
 
 
-@pytest.mark.parametrize("case", MEASURED)
-def test_the_estimate_is_within_15_percent(case: str, bench: ModuleType, inputs: Path) -> None:
+def more_than_estimated(case: str, bench: ModuleType, inputs: Path) -> float:
+    """How much more than the estimate a run took, as a share of the estimate."""
     plan = Plan.of(parse_config(bench.config_of(case, inputs, "cpu"), case, Catalog.installed()))
-    assert estimate(plan).peak / 2**20 == pytest.approx(MEASURED[case]["measured_mib"], rel=0.15)
+    return MEASURED[case]["measured_mib"] / (estimate(plan).peak / 2**20) - 1
+
+
+@pytest.mark.parametrize("case", MEASURED)
+def test_no_run_took_less_than_its_shapes_say(case: str, bench: ModuleType, inputs: Path) -> None:
+    """What is counted was there: the estimate is a lower bound, and not an idle one."""
+    assert 0 < more_than_estimated(case, bench, inputs) < 1
+
+
+def test_what_comes_on_top_is_what_was_measured(bench: ModuleType, inputs: Path) -> None:
+    """The printed range is that of the nine runs, no constant of its own."""
+    shares = [more_than_estimated(case, bench, inputs) for case in MEASURED]
+    assert (round(min(shares), 2), round(max(shares), 2)) == ON_TOP

@@ -1,4 +1,4 @@
-"""`marl import llamafactory FILE` and `marl import trl-args ...`."""
+"""Carry a PPO config of another trainer over to marl: `marl import llamafactory FILE`, `marl import trl-args ...`."""
 
 from __future__ import annotations
 

@@ -35,8 +35,13 @@ def data_part(ledger: Ledger) -> tuple[Part, int | None]:
     limit = ledger.number("max_samples")
     if limit and (rows is None or rows > limit):
         ledger.remark("max_samples", f"marl uses all prompts: keep the first {limit:g} in the file")
-    lengths = {"max_prompt_tokens": ledger.number("cutoff_len", default=2048), "on_long": "truncate-left"}
-    return {**part, **_chat(ledger), **lengths}, rows
+    if "cutoff_len" in ledger.left:
+        ledger.remark(
+            "cutoff_len",
+            "LLaMA-Factory cuts the end off a longer prompt, which marl never does: it stops at one. Set data.on_long: drop, or "
+            "truncate-left to cut the beginning",
+        )
+    return {**part, **_chat(ledger), "max_prompt_tokens": ledger.number("cutoff_len", default=2048)}, rows
 
 
 def _chat(ledger: Ledger) -> Part:

@@ -78,21 +78,6 @@ def test_hub_names(path: str, is_hub: bool) -> None:
     assert looks_like_hub_name(path) == is_hub
 
 
-def test_a_hub_model_in_the_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert read_model("owner/name") is None
-    repository = tmp_path / "hub" / "models--owner--name"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "snapshots").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    model_folder.rename(repository / "snapshots" / "abc")
-    for revision in (None, "main", "abc"):
-        found = read_model("owner/name", revision)
-        assert found is not None
-        assert found.shapes()["model.norm.weight"] == (4,)
-    assert read_model("owner/name", "other") is None
-
-
 def test_a_model_in_several_files(model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "part-1.safetensors")
     index = {"weight_map": {"model.norm.weight": "part-1.safetensors", "lm_head.weight": "part-1.safetensors"}}

@@ -9,7 +9,7 @@ import pytest
 
 from marl_core import Catalog, DataError
 from marl_core.config.load import parse_config
-from marl_core.config.memory import KERNELS, SMALL_HOLES, MemoryEstimate, RoleMemory, estimate
+from marl_core.config.memory import MemoryEstimate, RoleMemory, estimate
 from marl_core.config.plan import Plan
 
 # embedding 40 + q 16 + up 32 + norm 4 (the tied output layer isn't counted again)
@@ -18,7 +18,13 @@ WEIGHTS, IN_LINEARS = 92, 48
 
 @pytest.fixture
 def config(written: dict[str, Any], model_folder: Path) -> dict[str, Any]:
-    return {**written, "model": {"path": str(model_folder)}, "policy": {"r": 2}, "sampling": {"max_new_tokens": 8}}
+    return {
+        **written,
+        "model": {"path": str(model_folder)},
+        "policy": {"r": 2},
+        "sampling": {"max_new_tokens": 8},
+        "run": {"device": "cpu"},
+    }
 
 
 def estimate_of(config: dict[str, Any], catalog: Catalog) -> MemoryEstimate:
@@ -94,7 +100,7 @@ def test_cache_and_activations(config: dict[str, Any], catalog: Catalog) -> None
         6 * 4 + 2 * 8 + 4 + 4
     )  # what attention, norms and the gated product keep, and the inputs of two adapted layers
     logits, gradient = 3 * 4 * 2 * 8 * 10, 4 * 4 * 2 * 8 * 4
-    assert row(memory, "update").shared == pytest.approx(2 * 16 * kept * SMALL_HOLES + logits + gradient + KERNELS[2])
+    assert row(memory, "update").shared == pytest.approx(2 * 16 * kept + logits + gradient)
     assert memory.shared == sum(role.shared for role in memory.roles)
     assert memory.separate > memory.shared
 
@@ -127,3 +133,87 @@ def test_folded_copies_count_while_they_are_small(config: dict[str, Any], catalo
     few = {**full, "policy": {"r": 2, "targets": ["q_proj"]}}  # 16 of 92 weights: below a quarter
     assert row(estimate_of(few, catalog), "sampling").shared == plain + 4 * 16
     assert row(estimate_of(full, catalog), "sampling").shared == plain  # 48 of 92: not folded
+
+
+def tokens_of(config: dict[str, Any], catalog: Catalog) -> str:
+    return row(estimate_of(config, catalog), "update").what
+
+
+LONG = {"sampling": {"max_new_tokens": 128}, "ppo": {"batch": 512, "minibatch": 512}}
+"""65,536 tokens a minibatch: more than any budget."""
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tokens"),
+    [
+        ("cpu", "float32", "256"),
+        ("cpu", "bfloat16", "512"),
+        ("cuda", "float32", "16,384"),
+        ("cuda", "bfloat16", "16,384"),
+    ],
+)
+def test_a_pass_is_that_of_the_device(
+    config: dict[str, Any], catalog: Catalog, device: str, dtype: str, tokens: str
+) -> None:
+    on_it = {**config, **LONG, "run": {"device": device}, "model": {**config["model"], "dtype": dtype}}
+    assert f"activations and logits of {tokens} tokens, a pass on {device}" == tokens_of(on_it, catalog)
+    told = {**on_it, "speed": {"microbatch_tokens": 1024}}
+    assert "of 1,024 tokens" in tokens_of(told, catalog)
+    rows = {**on_it, "ppo": {**LONG["ppo"], "microbatch": 2}}
+    assert "of 256 tokens" in tokens_of(rows, catalog)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_runs_own_budget_is_the_estimates(config: dict[str, Any], catalog: Catalog, device: str) -> None:
+    from types import SimpleNamespace
+
+    from marl_core.ppo.ranks import ALONE
+    from marl_core.run.passes import token_budget
+
+    on_it = parse_config({**config, **LONG, "run": {"device": device}}, "f", catalog)
+    bank: Any = SimpleNamespace(device=SimpleNamespace(type=device), trunk=SimpleNamespace(sharded=False))
+    assert f"{token_budget(on_it, bank, ALONE):,} tokens" in tokens_of(
+        {**config, **LONG, "run": {"device": device}}, catalog
+    )
+
+
+def test_auto_is_what_this_machine_looks_like(
+    config: dict[str, Any], catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = {**config, "run": {"device": "auto"}}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("marl_core.config.memory.NVIDIA", (str(tmp_path / "nvidia0"),))
+    assert estimate_of(auto, catalog).device == "cpu"
+    (tmp_path / "nvidia0").touch()
+    found = estimate_of(auto, catalog)
+    assert found.device == "cuda"
+    assert "auto will be taken for" in found.caution
+    assert "never measured on a GPU" in found.caution
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert estimate_of(auto, catalog).device == "cpu"
+
+
+def test_a_gpu_holds_nothing_of_the_files(config: dict[str, Any], catalog: Catalog) -> None:
+    assert estimate_of({**config, "run": {"device": "cuda"}}, catalog).loading == 2 * WEIGHTS
+
+
+def test_rows_sampled_at_once_bound_the_cache(config: dict[str, Any], catalog: Catalog) -> None:
+    ppo = {"batch": 12, "minibatch": 12, "samples_per_prompt": 3}
+    each = 2 * 1 * 1 * 2 * 8 * 2  # two tensors, a layer, a head of width 2, eight tokens, two bytes
+    for rows, held in ((None, 12), (6, 6), (7, 6), (1, 3), (100, 12)):
+        changed = {**config, "ppo": ppo, "sampling": {"max_new_tokens": 8, "rows": rows}}
+        assert row(estimate_of(changed, catalog), "sampling").shared == held * each
+
+
+def test_checkpointing_keeps_a_layers_input_and_one_layer(config: dict[str, Any], catalog: Catalog) -> None:
+    model = {**config["model"], "gradient_checkpointing": True}
+    memory = estimate_of({**config, "model": model, "ppo": {"batch": 2, "minibatch": 2}}, catalog)
+    kept = 4 + (6 * 4 + 2 * 8) + 4 + 4  # the input of the one layer; what it keeps while it is computed again
+    logits, gradient = 3 * 4 * 2 * 8 * 10, 4 * 4 * 2 * 8 * 4
+    assert row(memory, "update").shared == pytest.approx(2 * 16 * kept + logits + gradient)
+
+
+def test_of_quantized_weights_one_layer_is_there_in_full(config: dict[str, Any], catalog: Catalog) -> None:
+    plain, eight = (row(estimate_of({**config, **more}, catalog), "update") for more in ({}, {"quantization": "eight"}))
+    assert eight.shared - plain.shared == 2 * 8 * 4  # the largest: up, [8, 4], in bfloat16

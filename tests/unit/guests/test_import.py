@@ -223,3 +223,17 @@ def test_what_changes_nothing_stands_last_and_a_lost_warm_up_is_said() -> None:
     _, refused = llamafactory.carry(given)
     assert refused[-1][0] == "do_train"
     assert "rounds to 0" in dict(refused)["warmup_ratio"]
+
+
+def test_no_importer_chooses_what_becomes_of_long_prompts() -> None:
+    """LLaMA-Factory cuts the end off, TRL nothing: neither is cutting the beginning."""
+    from marl_plugins.carry import llamafactory, trl
+
+    factory, said = llamafactory.carry(
+        {"stage": "ppo", "model_name_or_path": "x", "reward_model": "y", "cutoff_len": 64}
+    )
+    assert factory["data"]["max_prompt_tokens"] == 64
+    assert "on_long" not in factory["data"]
+    assert any(key == "cutoff_len" and "stops at one" in why for key, why in said)
+    script, _ = trl.carry({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
+    assert "on_long" not in script["data"]

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from marl_core import Catalog, load_config
+from marl_core import Catalog, RunConfig, load_config
 from marl_core.cli import main
+from marl_core.config.run_config import DataPart
 from marl_core.config.schema import json_schema
 from marl_core.config.yaml_text import parse_yaml
+from marl_core.run.changes import flat
 
 
 @pytest.fixture
@@ -118,3 +120,21 @@ def test_what_it_writes_fits_the_schema(folder: Path) -> None:
     assert main(["init", "run.yaml", *OPTIONS, "--memory", "8bit"]) == 0
     written = parse_yaml(Path("run.yaml").read_text(encoding="utf-8"), "run.yaml")
     Draft202012Validator(json_schema(Catalog.installed())).validate(written)
+
+
+PLACES = ("data.prompts", "data.field", "model.path", "observers", "run.folder", "run.checkpoint_every")
+"""What a first config says for itself: the answers, where to write, who watches."""
+
+
+def test_all_else_is_what_marl_does_without_a_config(folder: Path) -> None:
+    """Every value, key by key, is the class's own default: the study's choice is made in one place."""
+    assert main(["init", "run.yaml", *OPTIONS]) == 0
+    written = parse_yaml((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+    plain = {"model": {"path": "x"}, "reference": "disabled-adapter", "reward": {"use": "function", "target": "x:y"}}
+    usual = RunConfig.model_validate(plain)
+    kept = usual.model_dump(by_alias=True) | {"value": {"on": usual.value_on}}
+    for section in ("model", "policy", "value", "data", "sampling", "ppo", "run"):
+        defaults = flat(kept[section] or DataPart(prompts="x").model_dump(), section)
+        for key, value in flat(written[section], section).items():
+            assert key in PLACES or defaults[key] == value, key
+    assert load_config("run.yaml").data == DataPart(prompts="prompts.jsonl")

@@ -1,0 +1,133 @@
+"""The base is the base: its bits are looked at before and after an adapter is made or loaded.
+
+Some of PEFT's options rewrite the weights under an adapter (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, KaSA, and whatever
+comes next), which every role on this base would see. They assign to `.data`, past torch's version counters, so only
+the bytes tell. What was there before is kept alive meanwhile, which costs nothing unless somebody replaces it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from marl_core.bank.base_tensors import base_places
+from marl_core.bank.digest import digest
+
+_Mark = tuple[int, int, tuple[int, ...]]
+_HARMLESS = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "lora_dropout",
+    "task_type",
+    "peft_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "peft_version",
+    "fan_in_fan_out",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The base at one moment: each tensor itself, what it held (not copied), and its digest."""
+
+    tensors: dict[str, Tensor]
+    held: dict[str, Tensor]
+    digests: dict[str, int]
+
+
+class BaseGuard:
+    """Looks at the base of a bank. A look reads every byte, unless nothing was written since the last one."""
+
+    def __init__(self, base: nn.Module) -> None:
+        self._base = base
+        self._marks: dict[str, _Mark] = {}
+        self._digests: dict[str, int] = {}
+
+    def look(self) -> Look:
+        """The base now, to be compared with later."""
+        tensors = self._tensors()
+        marks = {name: _mark(tensor) for name, tensor in tensors.items()}
+        if marks != self._marks:
+            self._note(tensors)
+        return Look(tensors, {name: tensor.data for name, tensor in tensors.items()}, dict(self._digests))
+
+    def changed(self, before: Look) -> list[str]:
+        """Names of the tensors whose bytes are others than before; every byte is read."""
+        tensors = self._tensors()
+        self._note(tensors)
+        return [
+            name for name in {**before.digests, **self._digests} if before.digests.get(name) != self._digests.get(name)
+        ]
+
+    def put_back(self, before: Look) -> bool:
+        """Give changed tensors back what they held before; whether the base is as it was. Take the adapter out first."""
+        changed = set(self.changed(before))
+        for name, place in base_places(self._base).items():
+            if name in changed and name in before.tensors:
+                tensor = before.tensors[name]
+                where = place.module._parameters if isinstance(tensor, nn.Parameter) else place.module._buffers
+                tensor.data = before.held[name]
+                where[place.attribute] = tensor  # type: ignore[assignment]  # a parameter among parameters
+        return not (changed and self.changed(before))
+
+    @torch.no_grad()
+    def put_back_from(self, source: nn.Module, before: Look) -> bool:
+        """Copy changed tensors from a model that was read anew, where they were written in place; as `put_back`."""
+        places, others = base_places(self._base), base_places(source)
+        for name in self.changed(before):
+            if name in places and name in others and places[name].tensor.shape == others[name].tensor.shape:
+                places[name].tensor.data.copy_(others[name].tensor)
+        return not self.changed(before)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: place.tensor for name, place in base_places(self._base).items() if not place.tensor.is_meta}
+
+    def _note(self, tensors: dict[str, Tensor]) -> None:
+        known: dict[int, Tensor] = {}
+        for tensor in tensors.values():  # all are started before one is waited for; tied ones are read once
+            if id(tensor) not in known:
+                known[id(tensor)] = digest(tensor)
+        numbers = {key: int(found) for key, found in known.items()}
+        self._digests = {name: numbers[id(tensor)] for name, tensor in tensors.items()}
+        self._marks = {name: _mark(tensor) for name, tensor in tensors.items()}
+
+
+def _mark(tensor: Tensor) -> _Mark:
+    """Which tensor, how often it was written to, and where its numbers are."""
+    return id(tensor), tensor._version, _pointers(tensor)
+
+
+def _pointers(tensor: Tensor) -> tuple[int, ...]:
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return tuple(place for part in parts if isinstance(part, Tensor) for place in _pointers(part))
+    return (tensor.data_ptr(),)
+
+
+def unusual(config: LoraConfig) -> str:
+    """The options of a LoRA that aren't PEFT's defaults and may do more than add an adapter, in words."""
+    plain = LoraConfig().to_dict()
+    found = {
+        name: value for name, value in config.to_dict().items() if name not in _HARMLESS and value != plain.get(name)
+    }
+    return ", ".join(f"{name}={value!r}" for name, value in found.items()) or "none of its options is unusual"
+
+
+@torch.no_grad()
+def take_out_the_rest(base: nn.Module, name: str) -> None:
+    """Remove what PEFT left of an adapter that it failed to add, and its wrappers around layers that have no other."""
+    for path, layer in list(base.named_modules()):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        layer.delete_adapter(name)
+        if not layer._get_available_adapters():
+            parent, _, attribute = path.rpartition(".")
+            setattr(base.get_submodule(parent), attribute, layer.get_base_layer())

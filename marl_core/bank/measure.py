@@ -1,0 +1,213 @@
+"""What a model can do, measured on a few tokens at load: rows beside padding, rows packed into one, a cache that grows.
+
+transformers holds some two hundred causal models, and those with code of their own come on top. None is known here by its
+name: each is asked whether a row in a batch gives what it gives alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from marl_core.bank.trunk import Trunk
+
+ROUNDING = {torch.float32: 1e-4}
+"""Relative difference of hidden states that rounding makes: 1e-6 to 1e-5 measured in float32, where what leaks or is
+ignored makes 0.01 and more. Half precision and quantized kernels round to a few hundredths."""
+COARSE = 0.05
+ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
+"""Probe rows: padding on the left, tokens, padding on the right. A batch of them pads as prompts with responses do."""
+
+
+def padding(trunk: Trunk) -> tuple[int, str | None]:
+    """Width of the hidden states, and what goes wrong with rows beside padding, in words; None when each is what it is alone.
+
+    A gradient flows through these passes, for some quantized kernels repack their weights in the first pass without one.
+    """
+    ids, mask = _probe(trunk)
+    with torch.enable_grad(), _embeddings_need_gradient(trunk.model):
+        alone = [trunk.body_states(row[keep][None])[0] for row, keep in zip(ids, mask, strict=True)]
+        begun = trunk.body_states(ids[-1:, :4])[0]
+        together = trunk.masked_states(ids, mask)
+    width, allowed = int(together.shape[-1]), _allowed(trunk, together)
+    seen = _off(begun, alone[-1][:4])
+    if seen > allowed:
+        return width, (
+            f"it isn't causal: a token's hidden state changes by {seen:.2g} of its size with the tokens after it, so what is scored "
+            "would not be what was sampled (a model of BERT's kind wants is_decoder: true in its config.json)"
+        )
+    worst = max(_off(states[keep], own) for states, keep, own in zip(together, mask, alone, strict=True))
+    if worst <= allowed:
+        return width, None
+    missing = [name for name in ("attention_mask", "position_ids") if name not in trunk.takes]
+    cause = (
+        f"its forward takes no {' and no '.join(missing)}"
+        if missing
+        else "it ignores the attention mask, numbers positions in a way of its own, or keeps a state that padding enters"
+    )
+    return width, f"a row's hidden states are off by {worst:.2g} of their size beside padding: {cause}"
+
+
+def packing_fault(trunk: Trunk) -> str | None:
+    """Why rows can't stand packed in one row, in words; None when they can.
+
+    Told by what the model is made of, then measured: packed rows are the padded ones, and no row changes when those before it
+    do, which holds to the bit in any dtype where no experts are chosen.
+    """
+    other = mixes_positions(trunk)
+    if other is not None:
+        return f"{other} lets a token see its neighbours other than by attention"
+    ids, mask = _probe(trunk)
+    changed = ids.clone()
+    changed[:-1] = ids[:-1].flip(1)  # every row but the last
+    with torch.no_grad():
+        padded, packed = trunk.padded_states(ids, mask), trunk.packed_states(ids, mask)
+        other_rows = trunk.packed_states(changed, mask)
+    worst = max(_off(mine[keep], right[keep]) for mine, right, keep in zip(packed, padded, mask, strict=True))
+    if worst > _allowed(trunk, packed):
+        return f"packed rows are off by {worst:.2g} of their size"
+    leak = _off(other_rows[-1][mask[-1]], packed[-1][mask[-1]])
+    if leak > (_allowed(trunk, packed) if _chooses(trunk) or trunk.quantized else 0.0):
+        return f"a packed row changes by {leak:.2g} of its size with the rows before it"
+    return None
+
+
+def cache_fault(trunk: Trunk) -> str | None:
+    """Why the own decode loop can't sample from this model, in words; None when a grown cache gives what a whole pass gives."""
+    if not keeps_keys_and_values(trunk):
+        return "it keeps something else than growing keys and values"
+    if not {"past_key_values", "use_cache"} <= trunk.takes:
+        return "its forward takes no past_key_values"
+    ids, mask = _prompts(trunk)
+    cache = trunk.new_cache(ids.shape[1])
+    with torch.no_grad():
+        whole = trunk.padded_states(ids, mask)[:, -1]
+        try:
+            trunk.extend(ids[:, :-2], mask[:, :-2], cache)
+            trunk.extend(ids[:, -2:-1], mask[:, :-1], cache)
+            grown = trunk.extend(ids[:, -1:], mask, cache)[:, -1]
+        except Exception as error:  # a model of unknown make
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    worst = _off(grown, whole)
+    return (
+        None
+        if worst <= _allowed(trunk, whole)
+        else f"with a cache its hidden states are off by {worst:.2g} of their size"
+    )
+
+
+def generate_fault(trunk: Trunk) -> str | None:
+    """What goes wrong in transformers' `generate` with padded prompts, in words; None when it computes what a whole pass does."""
+    ids, mask = _prompts(trunk)
+    config = GenerationConfig(
+        max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
+    )
+    worst = 0.0
+    try:
+        with torch.no_grad(), trunk.generating() as model:
+            found = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)  # type: ignore[operator]  # typed loosely
+            for index, (row, keep) in enumerate(zip(found.sequences, mask, strict=True)):
+                text = torch.cat([row[: len(keep)][keep], row[len(keep) :]])
+                right = model(input_ids=text[None]).logits[0, -4:-1]
+                seen = torch.stack([step[index] for step in found.logits])
+                worst = max(worst, _off(seen.log_softmax(-1), right.log_softmax(-1)))
+    except Exception as error:  # a model of unknown make
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return None if worst <= _allowed(trunk, right) else f"its log-probs are off by {worst:.2g} of their size"
+
+
+def keeps_keys_and_values(trunk: Trunk) -> bool:
+    """Whether every layer's cache is keys and values that grow: then rows and samples can be taken out of it and doubled."""
+    layers = _cache_layers(trunk)
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def mixes_positions(trunk: Trunk) -> str | None:
+    """The first part of the body that mixes positions beside attention, by name; None when only attention does.
+
+    Convolutions over tokens, recurrent and linear attention: their state would run from one packed row into the next.
+    """
+    for name, module in trunk.body.named_modules():
+        kernel = getattr(module, "kernel_size", None)
+        if isinstance(module, nn.Conv1d | nn.RNNBase) and kernel not in (1, (1,)):
+            return f"{name} ({type(module).__name__})"
+    for index, layer in enumerate(_cache_layers(trunk)):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"layer {index} (its cache is a {type(layer).__name__})"
+    return None
+
+
+def window(config: Any) -> int:
+    """Tokens that every layer sees at least: packed rows carry no window, so longer ones stay padded."""
+    sizes = [
+        value
+        for name, value in vars(config).items()
+        if ("window" in name or "chunk" in name) and not name.endswith(("layers", "pattern"))
+    ]
+    return min(
+        (size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0), default=2**62
+    )
+
+
+def _cache_layers(trunk: Trunk) -> list[Any]:
+    try:
+        return list(DynamicCache(config=trunk.model.config).layers)
+    except Exception:  # a kind of layer that transformers' cache doesn't know
+        return []
+
+
+def _chooses(trunk: Trunk) -> bool:
+    """Whether tokens are sent to experts: then which tokens share a product depends on all of them, and the last bits with it."""
+    return any("expert" in name.lower() for name, _ in trunk.body.named_modules())
+
+
+def _probe(trunk: Trunk) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, 8]; no token that means something to the model beside its embedding."""
+    config, count = trunk.model.config, len(ROWS) * sum(ROWS[0])
+    special: set[int] = set()
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if name.endswith(("token_id", "token_index", "token_ids")):
+                special |= {
+                    int(token) for token in (value if isinstance(value, list | tuple) else [value]) if token is not None
+                }
+    usable = [token for token in range(min(trunk.vocabulary, 4 * count + len(special) + 8)) if token not in special]
+    picked = [usable[(7 * place + 3) % len(usable)] for place in range(count)]
+    ids = torch.tensor(picked, device=trunk.device).reshape(len(ROWS), -1)
+    mask = torch.tensor([[0] * left + [1] * kept + [0] * right for left, kept, right in ROWS], device=trunk.device)
+    return ids, mask.bool()
+
+
+def _prompts(trunk: Trunk) -> tuple[Tensor, Tensor]:
+    """The probe rows with all padding on the left."""
+    ids, mask = _probe(trunk)
+    right = torch.tensor([pads for _, _, pads in ROWS], device=ids.device)
+    places = (torch.arange(ids.shape[1], device=ids.device)[None] - right[:, None]) % ids.shape[1]
+    return ids.gather(1, places), mask.gather(1, places)
+
+
+def _off(found: Tensor, right: Tensor) -> float:
+    """Largest difference of one token's states relative to its size; infinite for NaN."""
+    found, right = found.detach().float(), right.detach().float()
+    off = (found - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-20)
+    return float(off.max().nan_to_num(torch.inf))
+
+
+def _allowed(trunk: Trunk, states: Tensor) -> float:
+    return COARSE if trunk.quantized else ROUNDING.get(states.dtype, COARSE)
+
+
+@contextmanager
+def _embeddings_need_gradient(model: Any) -> Iterator[None]:
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_(True))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,128 @@
+"""Whether the base that an adapter names is the one in memory: by its place, by its files, by its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from marl_core.bank.fingerprint import Difference, Fingerprint, difference
+from marl_core.bank.read_through import CannotRead, fingerprint_of_folder
+from marl_core.config.adapter_files import AdapterFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a base was read from, its weights untouched since. `folder`: on this machine, None if that isn't known."""
+
+    source: str
+    revision: str | None
+    folder: Path | None
+
+    @classmethod
+    def of(cls, source: str, revision: str | None = None) -> Origin:
+        """The origin of what transformers loads for `source`."""
+        return cls(source, revision, located(source, revision))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`same`: None where it can't be told; `words` then says why, and otherwise by what."""
+
+    same: bool | None
+    words: str
+    difference: Difference | None = None
+
+
+def located(name: str, revision: str | None = None) -> Path | None:
+    """A model's folder on this machine: the folder itself, or the hub cache's snapshot of that name."""
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except (HFValidationError, ValueError, OSError):  # a path that isn't here
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def which_base(files: AdapterFiles, origin: Origin | None, mine: Callable[[], Fingerprint | None]) -> Answer:
+    """Compare the base that `files` names with the one in memory, which came from `origin` or of which `mine` knows.
+
+    Without an origin (the base was changed, or given as an object) only weights count.
+    """
+    name = files.base_name
+    if name is None:
+        return Answer(None, "it names no base")
+    revision = files.config.get("revision")
+    revision = revision if isinstance(revision, str) and revision else None
+    folders = list(_named(name, revision, files.folder))
+    if origin is not None:
+        if (
+            name == origin.source
+            and revision in (None, origin.revision)
+            and not os.path.isdir(os.path.expanduser(name))
+        ):
+            return Answer(True, f"it names {name}")  # a name on the hub
+        if origin.folder is not None and any(_same_files(folder, origin.folder) for folder in folders):
+            return Answer(True, f"it names {name}")
+    if not folders:
+        return Answer(None, f"its base {name!r} isn't here")
+    known = mine()
+    if known is None:
+        return Answer(None, "this base's own weights aren't known")
+    answers = [_by_weights(folder, name, known) for folder in folders]
+    for wanted in (True, None, False):
+        for answer in answers:
+            if answer.same is wanted:
+                return answer
+    raise AssertionError("one of the three holds")
+
+
+def _by_weights(folder: Path, name: str, known: Fingerprint) -> Answer:
+    whole = any(entry.get("digest") for entry in known["tensors"].values())
+    dtype = known["dtype"] if whole and known["dtype"] in ("bfloat16", "float16") else None
+    try:
+        theirs = fingerprint_of_folder(folder, dtype=dtype, whole=whole)
+    except CannotRead as error:
+        return Answer(None, f"its base {name!r} {error}")
+    if theirs["packed"] != known["packed"]:
+        return Answer(
+            None, f"of its base {name!r} and this one, one has quantized weights in its files and the other hasn't"
+        )
+    found = difference(known, theirs)
+    if not found.compared:
+        return Answer(None, f"none of the tensors of its base {name!r} has the name and shape of one here")
+    return Answer(not found.names, f"compared with {name}", found)
+
+
+def _named(name: str, revision: str | None, adapter: Path) -> Iterator[Path]:
+    """Folders that an adapter can mean by `name`: a relative one may begin here or anywhere above the adapter."""
+    found = located(name, revision)
+    if found is not None:
+        yield found
+    if not os.path.isabs(os.path.expanduser(name)):
+        for above in adapter.resolve().parents:
+            folder = above / name
+            if os.path.isfile(folder / "config.json"):
+                yield folder
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two folders are one, or hold the very same weight files (links, snapshots of one cache)."""
+    try:
+        if os.path.samefile(one, other):
+            return True
+        weights = [{_file(file) for file in folder.glob("*.safetensors")} for folder in (one, other)]
+    except OSError:
+        return False
+    return bool(weights[0]) and weights[0] == weights[1]
+
+
+def _file(path: Path) -> tuple[int, int]:
+    there = path.stat()
+    return there.st_dev, there.st_ino

@@ -1,0 +1,47 @@
+"""What this machine holds of the hub, by huggingface_hub's own look-up: its variables, its layout. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from marl_core.config.adapter_files import CONFIG_FILE, AdapterFiles, read_adapter
+
+
+def cached_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of the hub repository `name`, in the snapshot of `revision` (branch, tag or commit; main when absent).
+
+    None when it isn't on this machine. ValueError when no repository can have this name.
+    """
+    from huggingface_hub import try_to_load_from_cache  # 0.1 s: only where a hub name is met
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def is_hub_adapter(path: str) -> bool:
+    """Whether an adapter's path is a hub name, `owner/name`: nothing of that name is here."""
+    return not os.path.exists(os.path.expanduser(path)) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
+
+
+def adapter_folder(path: str, revision: str | None = None, subfolder: str | None = None) -> str | None:
+    """The folder of an adapter, `subfolder` included; of a hub name the snapshot in the cache, None where it isn't there."""
+    if not is_hub_adapter(path):
+        return os.path.join(path, subfolder) if subfolder else path
+    try:
+        config = cached_file(path, f"{subfolder}/{CONFIG_FILE}" if subfolder else CONFIG_FILE, revision)
+    except ValueError:  # no name that the hub could have
+        return None
+    return str(config.parent) if config is not None else None
+
+
+def cached_adapter(
+    path: str, asked_by: str, revision: str | None = None, subfolder: str | None = None
+) -> AdapterFiles | None:
+    """Config and tensor names of an adapter: a folder, or a hub name in this machine's cache. For checks before a run.
+
+    None for a hub name that has to be fetched first. DataError with `asked_by` when files are missing, damaged or pickled.
+    """
+    folder = adapter_folder(path, revision, subfolder)
+    return None if folder is None else read_adapter(folder, asked_by)

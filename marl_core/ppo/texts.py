@@ -1,0 +1,79 @@
+"""The text of a response as it stands after its prompt, so that prompt text and response text make what was written.
+
+A decoder that sees the response alone drops what depends on its neighbours: the space that sentencepiece writes before
+the first word, the half of a character that the prompt's last token began, WordPiece's marks inside a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from marl_core.ppo.types import Prompts
+
+WINDOW = 16
+"""Tokens of the prompt that are decoded before the response; more where they begin inside a character."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class ResponseDecoder:
+    """Decodes responses to one prompt: the text that tokens add to it, special tokens left out."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = (), special: frozenset[int] | None = None
+    ) -> None:
+        """`before`: the prompt's tokens, none where the response is a text of its own; `special`: ids that have no text."""
+        self._tokenizer = tokenizer
+        known = special_ids(tokenizer) if special is None else special
+        kept = [token for token in before if token not in known]
+        size = WINDOW
+        self._before, self._head = kept[-size:], self._decode(kept[-size:])
+        while size < len(kept) and self._head.startswith(BROKEN):
+            size *= 2
+            self._before, self._head = kept[-size:], self._decode(kept[-size:])
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[ResponseDecoder]:
+        """One for each prompt. A response that opens a chat's answer is a text of its own: the space before it is the template's."""
+        special = special_ids(tokenizer)
+        texts = prompts.texts or [""] * len(prompts)
+        return [
+            cls(tokenizer, ids[keep].tolist() if is_gone_on_with(text) else (), special)
+            for ids, keep, text in zip(prompts.ids, prompts.mask, texts, strict=True)
+        ]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What these response tokens add to the prompt's text."""
+        whole = self._decode([*self._before, *ids])
+        for head in (self._head, self._head.rstrip(BROKEN)):
+            if whole.startswith(head):
+                return whole[len(head) :]
+        return self._decode(ids)  # the decoder rewrites what it had written: nothing says which part is whose
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
+def response_texts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Prompts, responses: Sequence[Sequence[int]]
+) -> list[str]:
+    """Each response's text after its prompt, special tokens left out."""
+    decoders = ResponseDecoder.of(tokenizer, prompts)
+    return [decoder.text(ids) for decoder, ids in zip(decoders, responses, strict=True)]
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that decoding leaves out when it skips special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    return frozenset(getattr(tokenizer, "all_special_ids", ())) | {token for token, seen in added if seen.special}
+
+
+def is_gone_on_with(prompt: Any) -> bool:
+    """Whether a response goes on in the prompt's own words: a text's, or those of a chat whose last message is the assistant's."""
+    if isinstance(prompt, str):
+        return True
+    last = prompt[-1] if len(prompt) else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"

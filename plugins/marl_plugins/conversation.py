@@ -1,0 +1,35 @@
+"""A chat with its answer: what stands before the answer, and the answer as one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = Mapping[str, Any]
+
+
+def answered(prompt: Sequence[Message], response: str) -> tuple[list[Message], Message]:
+    """The messages before the answer, and the answer.
+
+    A prompt whose last message is the assistant's is gone on with: its words and the response are one answer, as TRL's GRPO
+    joined them.
+    """
+    before = list(prompt)
+    if not before or before[-1].get("role") != "assistant":
+        return before, {"role": "assistant", "content": response}
+    *before, begun = before
+    content = begun.get("content") or ""
+    if isinstance(content, str):
+        return before, {**begun, "content": content + response}
+    *parts, last = content
+    if isinstance(last, Mapping) and "text" in last:
+        return before, {**begun, "content": [*parts, {**last, "text": last["text"] + response}]}
+    return before, {**begun, "content": [*content, {"type": "text", "text": response}]}
+
+
+def said(message: Message) -> str:
+    """A message's text; of parts the texts one after the other."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
