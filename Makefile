@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BOTH := -n 2 --dist loadfile
-PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site
+PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest clean
+.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest zoo clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -105,6 +105,14 @@ mutants: .venv/test
 # Thousands of random configs, data files, adapters and damaged run folders.
 fuzz: .venv/test
 	MARL_FUZZ_TIMES=20 $(BIN)/python -m pytest tests/fuzz
+
+# Every causal language model class of transformers, tiny, against transformers and peft alone (3 minutes on 2 cores): writes
+# docs/models.json and docs/models.md.
+zoo: .venv/test
+	rm -rf build/zoo
+	MARL_ZOO=$(CURDIR)/build/zoo $(BIN)/python -m pytest $(BOTH:loadfile=load) tests/zoo -k right_or_refused
+	$(BIN)/python tests/zoo/zoo_measure.py --collect build/zoo
+	$(BIN)/python docs/make_models_page.py
 
 # A run of 600 steps: memory, open files and seconds per step stay flat.
 soak: .venv/test
