@@ -60,6 +60,7 @@ def load_bank(
         tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
     )
     first = "cpu" if shard else target
+    prints: Fingerprint | None
     if prepare is not None:
         base, prints = _load_prepared(path, prepare, dtype, first, quantization, options)
     else:

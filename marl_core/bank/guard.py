@@ -114,10 +114,8 @@ def _pointers(tensor: Tensor) -> tuple[int, ...]:
 
 def unusual(config: LoraConfig) -> str:
     """The options of a LoRA that aren't PEFT's defaults and may do more than add an adapter, in words."""
-    plain = LoraConfig().to_dict()
-    found = {
-        name: value for name, value in config.to_dict().items() if name not in _HARMLESS and value != plain.get(name)
-    }
+    plain, mine = (vars(each) for each in (LoraConfig(), config))
+    found = {name: value for name, value in mine.items() if name not in _HARMLESS and value != plain.get(name)}
     return ", ".join(f"{name}={value!r}" for name, value in found.items()) or "none of its options is unusual"
 
 

@@ -41,7 +41,8 @@ class Weights:
     @torch.no_grad()
     def checksum(self) -> int:
         """Sum of all tensors' digests: any one change shows."""
-        return sum(int(found) for found in [digest(tensor).cpu() for tensor in self._tensors])
+        found = [digest(tensor) for tensor in self._tensors]  # all are started before one is waited for
+        return sum(int(one) for one in found)
 
 
 def frozen_weights(bank: AdapterBank) -> Weights:

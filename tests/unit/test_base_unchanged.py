@@ -18,6 +18,7 @@ from marl_core import AdapterBank, ConfigError, DataError, Quantization
 from marl_core.bank import guard as guard_module
 from marl_core.bank import lora
 from marl_core.bank.base import load_bank
+from marl_core.bank.digest import digest
 from marl_core.bank.lora import make_config
 from marl_core.testing import tiny_bank
 
@@ -267,7 +268,6 @@ class TestNoFalseAlarm:
 
     def test_the_base_is_read_once_an_adapter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         read: list[int] = []
-        digest = guard_module.digest
 
         def counted(tensor: Tensor) -> Tensor:
             read.append(tensor.numel())
