@@ -107,6 +107,11 @@ class Trunk:
         finally:
             self.compiled, self.positions = compiled, positions
 
+    def try_all(self) -> None:
+        """The same tokens through the whole model, its head included."""
+        with self._stance(sampling=True):
+            self.model(input_ids=torch.arange(4, device=self.device)[None] % self.vocabulary, use_cache=False)
+
     def compile(self, on: bool) -> None:
         """Run the decoder layers compiled from now on, or plain; ConfigError where they can't be."""
         self.compiled = False
