@@ -113,7 +113,7 @@ class AdapterBank:
     def linears(self) -> Layers:
         """Full names of the linear layers that a LoRA can adapt with effect, the LM head left out. Measured once."""
         if not self._measured:
-            self._layers = without_idle(self._layers, self.base, self.trunk.try_out)
+            self._layers = without_idle(self._layers, self.base, self.trunk.try_all)
             self._measured = True
         return self._layers
 

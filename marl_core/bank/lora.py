@@ -180,11 +180,13 @@ def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
         if isinstance(owner, nn.Module) and places.get(owner):
             owners.append(owner)
         trace = trace.tb_next
-    inner = owners[-1] if owners else base
-    adapted = leaves(part.name.split(".lora_")[0] for part in adapter_parts(inner, name)) or leaves([places[inner]])
-    left = [leaf for leaf in leaves(linear_names(base, None)) if leaf not in {*adapted, "base_layer", name}]
+    inner = next((owner for owner in reversed(owners) if any(True for _ in adapter_parts(owner, name))), base)
+    place = places[inner]
+    adapted = leaves(f"{place}.{part.name}".split(".lora_")[0].strip(".") for part in adapter_parts(inner, name))
+    left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in adapted]  # type: ignore[operator]
+    what = type(inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner).__name__
     return (
-        f"adapter {name!r}: {places[inner] or 'the model'} ({type(inner).__name__}) can't run with an adapter on {', '.join(adapted)}: "
+        f"adapter {name!r}: {place or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
         f"{type(error).__name__}: {error}. Leave those out: name other layers as targets, e.g. {', '.join(left) or 'none is left'}."
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig
 from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from marl_core.errors import ConfigError
@@ -50,14 +50,14 @@ def bare_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def without_idle(layers: Layers, base: nn.Module, run: Callable[[], object]) -> Layers:
-    """`layers` without those whose weight the model reads without calling them: a LoRA there changes nothing.
+    """`layers` without those that a LoRA can't change: the model reads their weight without calling them, or they give no tensor.
 
     Told by one pass, `run`. Experts that no token chose are not idle: of layers that differ by numbers alone one is enough.
     """
     called: set[str] = set()
     modules = dict(bare_modules(base))
     linear = {name: modules[name] for name in layers if name in modules}
-    hooks = [module.register_forward_pre_hook(_note(called, name)) for name, module in linear.items()]
+    hooks = [module.register_forward_hook(_note(called, name)) for name, module in linear.items()]
     try:
         run()
     except Exception:  # a model that can't run says so where it is asked to
@@ -98,7 +98,7 @@ def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
 
 def _why(targets: Iterable[str], layers: Layers) -> str:
     idle = sorted(name for name in layers.idle if any(_is_called(name, target) for target in targets))
-    said = f" that a LoRA would change: the model reads the weight of {idle[0]} without calling it" if idle else ""
+    said = f" that a LoRA can change: this model doesn't call {idle[0]} as a linear layer" if idle else ""
     return f"{said}. It has: {', '.join(leaves(layers))}"
 
 
@@ -130,8 +130,9 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _note(called: set[str], name: str) -> Callable[..., None]:
-    def note(*_: Any) -> None:
-        called.add(name)
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):  # a router that gives a tuple is no linear layer to PEFT's wrapper
+            called.add(name)
 
     return note
 

@@ -185,6 +185,11 @@ class Trunk:
         finally:
             self.positions = before
 
+    def try_all(self) -> None:
+        """The same tokens through the whole model, its head included."""
+        with self.passing(PassOptions()), self._stance(sampling=True), measure.with_gradient(self.model):
+            self.model(input_ids=torch.arange(4, device=self.device)[None] % self.vocabulary)
+
     def _set_attention(self, name: str | None) -> None:
         """Compute attention by this function of transformers' register from now on."""
         if name is not None and self.model.config._attn_implementation != name:
