@@ -150,13 +150,17 @@ class Rollout:
 
     @classmethod
     def from_responses(
-        cls, prompts: Prompts, responses: Sequence[Sequence[int]], tokenizer: Any, stop_ids: Sequence[int] | None = None
+        cls,
+        prompts: Prompts,
+        responses: Sequence[Sequence[int]],
+        tokenizer: Any,
+        stop_ids: Sequence[int] | int | None = None,
     ) -> Rollout:
         """A rollout of one's own responses, given as token lists (or tensors, arrays); what follows a stop token is cut off.
 
         `stop_ids`: the tokens that end a response, the tokenizer's EOS when absent.
         """
-        given = tokenizer.eos_token_id if stop_ids is None else stop_ids
+        given: Any = tokenizer.eos_token_id if stop_ids is None else stop_ids
         stops = {int(stop) for stop in ([given] if not hasattr(given, "__iter__") else given) if stop is not None}
         cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")

@@ -196,7 +196,7 @@ def _scored(rollout: Rollout, tensors: Mapping[str, Tensor]) -> ScoredRollout | 
         return None
     needed: dict[str, Any] = {name: tensors.get(name) for name in ("logprobs", "ref_logprobs", "values", "scores")}
     names = {item.name for item in fields(ScoredRollout)} - {"rollout", "parts"} - needed.keys()
-    more = {name: tensors[name] for name in names if name in tensors}
+    more: dict[str, Any] = {name: tensors[name] for name in names if name in tensors}
     return ScoredRollout(rollout=rollout, parts=_under(tensors, PART), **needed, **more)
 
 

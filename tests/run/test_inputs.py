@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from marl_core import ConfigError, RunConfig, Runner
+from marl_core.bank.fingerprint import fingerprint
 from marl_core.run.inputs import named
 from marl_core.run.provenance import changes, provenance
 
@@ -21,7 +23,7 @@ ODD = "def odd(completion_ids, **columns):\n    return [sum(ids) % 7 for ids in 
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: str, prompts_file: str) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: str, prompts_file: str) -> Iterator[Path]:
     """Everything a run may name, in the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("reward.py", "judge.py"):
@@ -140,11 +142,12 @@ def test_what_an_older_version_did_not_write_is_not_missed(
 def test_another_base_is_still_seen(make_config: MakeConfig, home: Path) -> None:
     runner = Runner(config(make_config, home))
     was = provenance(runner)
-    key = next(iter(runner.bank.fingerprint or {}))
     assert runner.bank.fingerprint is not None
-    values = runner.bank.fingerprint[key]
-    runner.bank.fingerprint = {**runner.bank.fingerprint, key: [values[0] + 1.0, *values[1:]]}
-    assert changes(was, provenance(runner)) == (["the base's weights"], [])
+    with torch.no_grad():
+        runner.bank.base.get_parameter("model.norm.weight").add_(1.0)
+    other = fingerprint(runner.bank.base)
+    assert changes(was, provenance(runner), runner.bank.fingerprint) == ([], [])
+    assert changes(was, provenance(runner), other) == (["the base's weights"], [])
 
 
 class TestNamed:
