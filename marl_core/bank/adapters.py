@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.fingerprint import Fingerprint, kinds
-from marl_core.bank.guard import BaseGuard, Look, take_out_the_rest, unusual
+from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
 from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import check_base
@@ -70,6 +70,7 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self._paths: dict[str, Path] = {}
         self._guard = BaseGuard(base)
+        self._read_as: dict[str, Mark] | None = None
         self._spoiled = ""
         base.requires_grad_(False)
 
@@ -98,6 +99,15 @@ class AdapterBank:
     def device(self) -> torch.device:
         """Where the base lives."""
         return self.trunk.device
+
+    def note_read(self, origin: Origin | None, prints: Fingerprint | None) -> None:
+        """Where the base comes from and what it is, from now on as long as nobody writes to it."""
+        self.origin, self.fingerprint, self._read_as = origin, prints, self._guard.marks()
+
+    @property
+    def as_read(self) -> bool:
+        """Whether origin and fingerprint still hold: the base was read by load_bank, and nobody wrote to it since."""
+        return self._read_as is not None and self._read_as == self._guard.marks()
 
     @property
     def active(self) -> str | None:
@@ -229,17 +239,20 @@ class AdapterBank:
         if dropout is not None:
             config.lora_dropout = dropout
 
-        def fill() -> None:
-            lora.load_weights(self.peft, name, files, asked_by)
-            if not files.score_keys:  # a reward adapter has a check of its own
-                self.base_checks[name] = check_base(self, files, asked_by)
-
         try:
-            changed = self._insert(name, config, trainable, 0, fill)
+            changed = self._insert(
+                name, config, trainable, 0, lambda: lora.load_weights(self.peft, name, files, asked_by)
+            )
         except ConfigError as error:  # a file's layers are the file's, not the user's
             raise lora.cannot_stand(files, error, asked_by) from error
         if changed:
             raise DataError(f"{asked_by}: {files.folder}: {changed}")
+        if not files.score_keys:  # a reward adapter has a check of its own
+            try:
+                self.base_checks[name] = check_base(self, files, asked_by)
+            except DataError:
+                self.remove(name)
+                raise
         self._paths[name] = files.folder.resolve()
         self._restore()
 

@@ -72,8 +72,7 @@ def load_bank(
     base = shard_base(base, target) if shard else base
     bank = AdapterBank(base, words, source=source, quantization=quantization)
     bank.trunk.sharded = shard
-    bank.fingerprint = prints
-    bank.origin = Origin.of(path, revision) if prepare is None else None
+    bank.note_read(Origin.of(path, revision) if prepare is None else None, prints)
     return bank
 
 

@@ -445,6 +445,18 @@ class TestPlaces:
             assert why in said
             shutil.rmtree(home / "sft")
 
+    def test_a_base_that_was_written_to_since(self, home: Path, sft_adapter: str) -> None:
+        """Its place says nothing any more."""
+        adapter = renamed(sft_adapter, "base", home / "sft")
+        bank = AdapterBank.from_pretrained("base", device="cpu")
+        assert "it names base" in told(bank, adapter)
+        with torch.no_grad():
+            bank.base.model.layers[0].self_attn.k_proj.weight.add_(0.01)
+        with pytest.raises(
+            DataError, match=r"not this base's \(\d+% of the sampled weights differ: k_proj of layer 0\)"
+        ):
+            told(bank, adapter)
+
     def test_a_prepared_base_is_not_what_it_was_made_from(self, home: Path, sft_adapter: str) -> None:
         adapter = renamed(sft_adapter, "base", home / "sft")
         bank = load_bank("base", device="cpu", prepare=lambda model: merge_into(model, adapter))
@@ -491,7 +503,7 @@ class TestTheHubsCache:
         from marl_core.bank.which_base import Origin
 
         bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
-        bank.origin = Origin.of("not/cached", None)
+        bank.note_read(Origin.of("not/cached", None), bank.fingerprint)
         assert "it names not/cached" in told(bank, renamed(sft_adapter, "not/cached", cache / "x"))
         assert "can't verify" in told(bank, renamed(sft_adapter, "not/cached", cache / "y", revision="other"))
 
