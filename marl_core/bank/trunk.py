@@ -66,6 +66,11 @@ class Trunk:
         return device
 
     @property
+    def body(self) -> nn.Module:
+        """The model without its LM head: what gives the last hidden states."""
+        return self._body
+
+    @property
     def hidden_size(self) -> int:
         """Width of the last hidden states, which may be another than the LM head's. Measured once."""
         if self._hidden_size is None:
