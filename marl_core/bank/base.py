@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,11 @@ def _load(
     base: Any
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
-        base, report = load(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
-        )
+        with warnings.catch_warnings():  # a folder's own quantization is asked for in its own words
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            base, report = load(
+                path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
         raise DataError(
             f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "

@@ -242,7 +242,7 @@ def _whose(files: AdapterFiles, base: Any) -> str:
 
 def _read(files: AdapterFiles, asked_by: str) -> dict[str, Tensor]:
     """The LoRA's tensors; names in which peft's default adapter name was left are brought to the usual form."""
-    heads = set(files.score_keys)
+    heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
     try:
         tensors = load_file(str(files.weights))
     except (SafetensorError, OSError) as error:

@@ -57,7 +57,7 @@ def refusals(files: AdapterFiles, use: Use) -> list[str]:
 
 def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Whole weights in the file, neither a LoRA's nor a score head's: shape by name without PEFT's prefix."""
-    heads = set(files.score_keys)
+    heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
     return {
         name.removeprefix(PREFIX): shape
         for name, shape in files.shapes.items()

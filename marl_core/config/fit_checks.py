@@ -75,6 +75,12 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
 
 def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[MarlError]:
     """A score head has one label, and the width of what the model's last layer gives."""
+    kind = files.config.get("model_type")
+    if kind in POOLED and adapter.score_keys:
+        yield ConfigError(
+            f"{key}: the classifier of a {kind} scores a pooled or transformed state, not the last token's, so its rewards can't be had "
+            "from the shared base. Use it as a model of its own (reward: model), or another base."
+        )
     widths = _widths(files.config)
     file, head = adapter.reward_head
     for name, shape in head.items():
@@ -84,6 +90,10 @@ def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[M
                 f"{key}: the score head {name} in {file} is {list(shape)}; this model needs {needed}, one label on its hidden size. "
                 "Train the classifier with num_labels=1 and a single linear head."
             )
+
+
+POOLED = ("bert", "ernie", "megatron-bert", "rembert", "roc_bert", "modernbert-decoder")
+"""Model types that have a causal model and a classifier whose one linear head doesn't read the last token's hidden state."""
 
 
 def _widths(config: Mapping[str, Any]) -> list[int]:

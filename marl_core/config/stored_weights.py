@@ -63,9 +63,12 @@ def _told(said: Mapping[str, Any]) -> str:
 
 
 def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
-    """The config with the quantization that its model folder has, where the config asks for none of its own."""
+    """The config with the quantization that its model folder has, where the config asks for none of its own, or for just that."""
     stored = _stored(config, catalog)
-    if stored is None or stored.strategy is None or not _asks_for_nothing(config, catalog):
+    if stored is None or stored.strategy is None:
+        return config
+    named = _label(config) == stored.strategy and not config.quantization.options
+    if not named and not _asks_for_nothing(config, catalog):
         return config
     choice = QuantizationChoice(use=stored.strategy, options=dict(stored.options))
     try:
@@ -83,13 +86,23 @@ def stored_findings(plan: Plan) -> Iterator[MarlError]:
     if stored is None:
         return
     told = f"{config.model.path} holds weights that are quantized already ({stored.told})"
-    label = config.quantization.label.rsplit("/", 1)[-1]
+    other = [
+        f"{name}: {getattr(plan.quantization_strategy, name)}"
+        for name, value in stored.options.items()
+        if getattr(plan.quantization_strategy, name, value) != value
+    ]
+    label = _label(config)
     if stored.strategy is None:
         yield ConfigError(f"model.path: {told}, and no quantization of marl's holds such weights. {UNQUANTIZED}")
     elif label != stored.strategy:
         yield ConfigError(
             f"quantization: {label}, but {told}. Leave quantization out, and they are held as they are ({stored.strategy}); or give the "
             "unquantized model."
+        )
+    elif other:
+        yield ConfigError(
+            f"quantization: {', '.join(other)}, but {told}, and was written with other settings. Leave quantization out, and its own "
+            "hold; or give the unquantized model."
         )
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
         yield ConfigError(
@@ -128,6 +141,10 @@ def quantized_already(path: str, revision: str | None) -> bool:
     except DataError:
         return False
     return files is not None and said_of_weights(files.config) is not None
+
+
+def _label(config: RunConfig) -> str:
+    return config.quantization.label.rsplit("/", 1)[-1]
 
 
 def _stored(config: RunConfig, catalog: Catalog) -> Stored | None:
