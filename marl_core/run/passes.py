@@ -79,13 +79,10 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
     def mine(part: Rollout) -> dict[str, Tensor]:
         size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
-        here = (
-            found.tokens is not None
-        )  # a source may have abstained from all of one rank's part, and all gather the same
-        anywhere = bool(runner.ranks.largest([float(here)])[0])
-        by_token = (
-            {TOKENS: found.tokens if here else torch.zeros_like(part.mask, dtype=torch.float32)} if anywhere else {}
-        )
+        # a source may have abstained from all of one rank's part and scored tokens of another's: all gather the same
+        anywhere = bool(runner.ranks.largest([float(found.tokens is not None)])[0])
+        none = torch.zeros_like(part.mask, dtype=torch.float32)
+        by_token = {TOKENS: none if found.tokens is None else found.tokens} if anywhere else {}
         return {TOTAL: found.total, **by_token, **found.parts}
 
     parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))

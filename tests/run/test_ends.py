@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = {"folder": str(tmp_path / "run"), "checkpoint_every": 1, "keep": 1}
-    real = checkpoint.shutil.rmtree
+    real = shutil.rmtree
 
     def remove(path: Any, ignore_errors: bool = False, **named: Any) -> None:
         if Path(path).name.startswith("step-"):
@@ -196,7 +197,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
             return
         real(path, ignore_errors=ignore_errors, **named)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     with warnings.catch_warnings():
         warnings.simplefilter("error", MarlWarning)
         Runner(make_config(run=run)).train()

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ ODD = "def odd(completion_ids, **columns):\n    return [sum(ids) % 7 for ids in 
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: str, prompts_file: str) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: str, prompts_file: str) -> Iterator[Path]:
     """Everything a run may name, in the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("reward.py", "judge.py"):
