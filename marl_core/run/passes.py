@@ -80,7 +80,8 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
         size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
         # a source may have abstained from all of one rank's part and scored tokens of another's: all gather the same
-        anywhere = bool(runner.ranks.largest([float(found.tokens is not None)])[0])
+        here = torch.full((len(part),), float(found.tokens is not None), device=part.mask.device)
+        anywhere = bool(runner.ranks.gather(here).any())
         none = torch.zeros_like(part.mask, dtype=torch.float32)
         by_token = {TOKENS: none if found.tokens is None else found.tokens} if anywhere else {}
         return {TOTAL: found.total, **by_token, **found.parts}
