@@ -139,12 +139,10 @@ class SecondOfTwo(Ranks):
         self.first_has_tokens = first_has_tokens
         self.gathered: list[Tensor] = []
 
-    def largest(self, values: Any) -> list[float]:
-        return [max(value, float(self.first_has_tokens)) for value in values]
-
     def gather(self, tensor: Tensor) -> Tensor:
         self.gathered.append(tensor)
-        return torch.cat([tensor, tensor])
+        asked = len(self.gathered) == 1  # whether anybody has scores of tokens
+        return torch.cat([torch.full_like(tensor, float(self.first_has_tokens)) if asked else tensor, tensor])
 
 
 @pytest.mark.parametrize("mine", [True, False])
@@ -162,7 +160,7 @@ def test_all_ranks_gather_the_same(make_config: MakeConfig, first: bool, mine: b
     found = passes.rewards(runner, rollout, None)
     shapes = [tuple(tensor.shape) for tensor in ranks.gathered]
     width = rollout.ids.shape[1]
-    assert sorted(shapes) == sorted([(2,), (2,), (2,), *([(2, width)] if first or mine else [])])
+    assert sorted(shapes) == sorted([(2,), (2,), (2,), (2,), *([(2, width)] if first or mine else [])])
     if first or mine:
         assert found.tokens is not None
         assert bool((found.tokens == 0).all()) != mine

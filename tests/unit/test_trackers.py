@@ -67,8 +67,7 @@ def test_a_tracker_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_process_group_is_there_for_the_next_run(make_config: Callable[..., Any], tmp_path: Path) -> None:
     """Several processes train twice in one script: what the first run's trackers close is theirs alone."""
-    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]  # documented, and not listed
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         for name in "ab":
             observers = [{"use": "trackers", "to": ["tensorboard"]}]
