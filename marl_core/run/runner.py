@@ -169,7 +169,11 @@ class Runner:
             self.guards.phase(self, "update", scored.rollout, scored, advantages),
             seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
-            chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
+            chosen = (
+                estimate_advantages(scored, self.config.ppo, self.kl_coef)
+                if advantages is None
+                else advantages.fitted(scored.rollout)
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
             stats = update_epochs(
