@@ -196,7 +196,7 @@ class Runner:
     def _advance(self, scored: ScoredRollout) -> None:
         self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
         if scored.raw_scores is not None:
-            self.shaper.learn(scored.raw_scores, scored.rollout.finished)
+            self.shaper(scored.raw_scores, scored.rollout.finished)  # learns them
         self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
         kl = self.config.ppo.kl
         if kl.target is not None and scored.ref_logprobs is not None:
