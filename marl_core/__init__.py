@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.reward_context import RewardContext, reward_context
     from marl_core.ppo.texts import ResponseDecoder
-    from marl_core.ppo.types import Prompts, Rollout, RunResult, ScoredRollout, StepStats
+    from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
@@ -61,7 +61,7 @@ _HOMES = {
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
     "marl_core.ppo.texts": ("ResponseDecoder",),
-    "marl_core.ppo.types": ("Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
+    "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -72,6 +72,7 @@ __all__ = [
     "Catalog",
     "ConfigError",
     "DataError",
+    "Evaluation",
     "MarlDeprecationWarning",
     "MarlError",
     "MarlWarning",

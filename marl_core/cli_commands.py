@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from marl_core.errors import PluginError
+from marl_core.errors import MarlError, PluginError
 
 GROUP = "marl.command"
 
@@ -51,13 +51,15 @@ class GuestCommand(TyperCommand):
         if len(owners) > 1:
             raise PluginError(f"marl {name}: offered by {' and by '.join(owners)}. Uninstall one of them.")
         try:
-            return _command(name, self.points[0].load(), self.points[0].value)
+            command = _command(name, self.points[0].load(), self.points[0].value)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may call sys.exit as it is imported
             raise PluginError(
                 f"marl {name}: the command of {owners[0]} can't be loaded: {error!r}. Repair or uninstall that package."
             ) from error
+        command.invoke = _blaming(command.invoke, f"marl {name}: the command of {owners[0]}")
+        return command
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """For `marl --help`: the first line of what the source says, which is read and not run; else whose it is."""
@@ -65,6 +67,24 @@ class GuestCommand(TyperCommand):
         told = _first_line(self.points[0].value) if len(owners) == 1 else ""
         self.help = told or f"From {' and '.join(owners)}."
         return super().get_short_help_str(limit)
+
+
+def _blaming(invoke: Callable[[Any], Any], whose: str) -> Callable[[Any], Any]:
+    """Run a guest's command; what goes wrong there isn't marl's."""
+
+    def call(context: Any) -> Any:
+        try:
+            return invoke(context)
+        except (MarlError, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(
+                error, "exit_code"
+            ):  # wrong usage, or an end that was asked for, in whichever click typer carries
+                raise
+            raise PluginError(f"{whose} failed: {error!r}. Report it to its authors (--debug shows where).") from error
+
+    return call
 
 
 def _nothing() -> None:

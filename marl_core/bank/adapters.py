@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.fingerprint import Fingerprint, kinds
-from marl_core.bank.guard import BaseGuard, Look, take_out_the_rest, unusual
+from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
 from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
+from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
+from marl_core.bank.targets import Layers, linear_names, without_idle
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.bank.which_base import Origin
@@ -54,7 +56,8 @@ class AdapterBank:
         """Where the base was read from, when it is still as it was read."""
         self.quantization = quantization or Quantization()
         self.trunk = Trunk(base, quantized=self.quantization.config is not None)
-        self.linears = lora.linear_names(base, base.get_output_embeddings())
+        self._layers = linear_names(base, base.get_output_embeddings())
+        self._measured = False
         self.heads: dict[str, nn.Linear] = {}
         self.reward_views: dict[str, ScoreView] = {}
         self.reward_checks: dict[str, str] = {}
@@ -67,6 +70,7 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self._paths: dict[str, Path] = {}
         self._guard = BaseGuard(base)
+        self._read_as: dict[str, Mark] | None = None
         self._spoiled = ""
         base.requires_grad_(False)
 
@@ -96,6 +100,15 @@ class AdapterBank:
         """Where the base lives."""
         return self.trunk.device
 
+    def note_read(self, origin: Origin | None, prints: Fingerprint | None) -> None:
+        """Where the base comes from and what it is, from now on as long as nobody writes to it."""
+        self.origin, self.fingerprint, self._read_as = origin, prints, self._guard.marks()
+
+    @property
+    def as_read(self) -> bool:
+        """Whether origin and fingerprint still hold: the base was read by load_bank, and nobody wrote to it since."""
+        return self._read_as is not None and self._read_as == self._guard.marks()
+
     @property
     def active(self) -> str | None:
         """The active adapter; None when the bare base is seen."""
@@ -105,6 +118,14 @@ class AdapterBank:
     def adapters(self) -> list[str]:
         """Names of all adapters, in the order they came."""
         return list(self._peft.peft_config) if self._peft is not None else []
+
+    @property
+    def linears(self) -> Layers:
+        """Full names of the linear layers that a LoRA can adapt with effect, the LM head left out. Measured once."""
+        if not self._measured:
+            self._layers = without_idle(self._layers, self.base, self.trunk.try_all)
+            self._measured = True
+        return self._layers
 
     # -- adding ---------------------------------------------------------------------------------------------
 
@@ -139,6 +160,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
+            self._try(name)
             fill()
         except Exception:
             self._undo(name, before)
@@ -152,6 +174,14 @@ class AdapterBank:
             f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
             f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
         )
+
+    def _try(self, name: str) -> None:
+        """One small pass through a new adapter: a layer of the model that can't run with it is named at once."""
+        try:
+            with self.using(name):
+                self.trunk.try_out()
+        except Exception as error:
+            raise ConfigError(lora.odd_layer(self.base, name, error)) from error
 
     def _undo(self, name: str, before: Look) -> None:
         """Take out an adapter, whole or in part, and give the base back what it held."""
@@ -198,8 +228,8 @@ class AdapterBank:
         tag or commit), `subfolder` the folder inside `path` that holds the adapter, as peft calls them.
         """
         files = lora.find_adapter(path, asked_by, revision, subfolder)
-        config = lora.config_of(files, self.linears, asked_by)
-        lora.refuse_rewriting(config, files, asked_by)
+        lora.check_name(name, {*self.adapters, *self.heads})
+        config = lora.config_of(files, self.linears, asked_by, getattr(self.base.config, "model_type", None))
         if trainable and files.score_keys:
             raise DataError(
                 f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
@@ -209,14 +239,20 @@ class AdapterBank:
         if dropout is not None:
             config.lora_dropout = dropout
 
-        def fill() -> None:
-            lora.load_weights(self.peft, name, files, asked_by)
-            if not files.score_keys:  # a reward adapter has a check of its own
-                self.base_checks[name] = check_base(self, files, asked_by)
-
-        changed = self._insert(name, config, trainable, 0, fill)
+        try:
+            changed = self._insert(
+                name, config, trainable, 0, lambda: lora.load_weights(self.peft, name, files, asked_by)
+            )
+        except ConfigError as error:  # a file's layers are the file's, not the user's
+            raise lora.cannot_stand(files, error, asked_by) from error
         if changed:
             raise DataError(f"{asked_by}: {files.folder}: {changed}")
+        if not files.score_keys:  # a reward adapter has a check of its own
+            try:
+                self.base_checks[name] = check_base(self, files, asked_by)
+            except DataError:
+                self.remove(name)
+                raise
         self._paths[name] = files.folder.resolve()
         self._restore()
 
@@ -326,7 +362,7 @@ class AdapterBank:
         """The parameters of an adapter or head by name: what an optimizer gets."""
         if name in self.heads:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
-        found = {key: value for key, value in self.base.named_parameters() if _belongs(key, name)}
+        found = adapter_parameters(self.base, name) if name in self.adapters else {}
         if not found:
             raise ConfigError(
                 f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
@@ -341,8 +377,10 @@ class AdapterBank:
 
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
-        for key, parameter in self.base.named_parameters():
-            parameter.requires_grad_(any(_belongs(key, name) for name in self._trainable))
+        self.base.requires_grad_(False)
+        for name in self._trainable:
+            for parameter in adapter_parameters(self.base, name).values():
+                parameter.requires_grad_(True)
         if self._peft is not None:
             self._peft.train(self.base.training)
         self._switch.set(self._active)
@@ -400,8 +438,3 @@ class AdapterBank:
         if ppo_adapter_name is not None:
             self.activate(ppo_adapter_name)
         return scores
-
-
-def _belongs(parameter: str, adapter: str) -> bool:
-    parts = parameter.split(".")
-    return any(part.startswith("lora_") and parts[i + 1] == adapter for i, part in enumerate(parts[:-1]))

@@ -100,7 +100,7 @@ def _products(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) 
         later = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).triu(1)
         scores = scores.view(batch, heads, length, -1).masked_fill(later, -torch.inf).view_as(scores)
     weights = scores.softmax(dim=-1).to(value.dtype)
-    return (weights @ value).view(batch, heads, length, -1).transpose(1, 2)
+    return (weights @ value).view(batch, heads, length, -1).transpose(1, 2).contiguous()  # as transformers' own is
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:

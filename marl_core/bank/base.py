@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_ha
 from marl_core.bank.shard import shard_base
 from marl_core.bank.which_base import Origin, located
 from marl_core.config.model_files import unpinned_code
+from marl_core.config.stored_weights import quantization_of_folder, quantized_already
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -47,6 +49,8 @@ def load_bank(
     """
     quantization = quantization or Quantization()
     source, path = path, os.path.expanduser(path)
+    if quantization.config is None:
+        quantization = quantization_of_folder(path, revision, dtype) or quantization
     if trust_remote_code:
         _refuse_unpinned(path, revision, tokenizer)
     target = _target(device, quantization, shard)
@@ -57,6 +61,7 @@ def load_bank(
         tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
     )
     first = "cpu" if shard else target
+    prints: Fingerprint | None
     if prepare is not None:
         base, prints = _load_prepared(path, prepare, dtype, first, quantization, options)
     else:
@@ -68,8 +73,7 @@ def load_bank(
     base = shard_base(base, target) if shard else base
     bank = AdapterBank(base, words, source=source, quantization=quantization)
     bank.trunk.sharded = shard
-    bank.fingerprint = prints
-    bank.origin = Origin.of(path, revision) if prepare is None else None
+    bank.note_read(Origin.of(path, revision) if prepare is None else None, prints)
     return bank
 
 
@@ -130,13 +134,16 @@ def _load(
     path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]
 ) -> PreTrainedModel:
     if quantization is not None and quantization.config is not None:
-        options = {**options, "quantization_config": quantization.config, "device_map": {"": device}}
+        told = {} if quantized_already(path, options.get("revision")) else {"quantization_config": quantization.config}
+        options = {**options, **told, "device_map": {"": device}}
     base: Any
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
-        base, report = load(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
-        )
+        with warnings.catch_warnings():  # a folder's own quantization is asked for in its own words
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            base, report = load(
+                path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
         raise DataError(
             f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "

@@ -16,7 +16,7 @@ _SEED = 20_11_2003
 
 @torch.no_grad()
 def digest(tensor: Tensor) -> Tensor:
-    """int64 scalar on the tensor's device. Equal bytes in the same order give equal digests on every device.
+    """int64 scalar. Equal bytes in the same order give equal digests on every device.
 
     Tensors made of other tensors (quantized, sharded ones) count by their parts.
     """
@@ -39,6 +39,8 @@ def byte_tensors(tensor: Tensor) -> list[Tensor]:
 
 def _columns(flat: Tensor) -> Tensor:
     """Sum of the words of each column, weighted by an odd number for each; the last bytes count singly."""
+    if flat.device.type not in ("cpu", "cuda"):  # others don't sum int64 alike
+        flat = flat.cpu()
     if flat.storage_offset() % 8:  # a slice of a file in memory: words must begin at a multiple of eight
         flat = flat.clone()
     whole = flat.numel() // 8 * 8

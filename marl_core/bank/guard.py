@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from marl_core.bank.base_tensors import base_places
 from marl_core.bank.digest import digest
 
-_Mark = tuple[int, int, tuple[int, ...]]
+Mark = tuple[int, int, tuple[int, ...]]
 _HARMLESS = (
     "r",
     "lora_alpha",
@@ -48,16 +48,19 @@ class BaseGuard:
 
     def __init__(self, base: nn.Module) -> None:
         self._base = base
-        self._marks: dict[str, _Mark] = {}
+        self._marks: dict[str, Mark] = {}
         self._digests: dict[str, int] = {}
 
     def look(self) -> Look:
         """The base now, to be compared with later."""
         tensors = self._tensors()
-        marks = {name: _mark(tensor) for name, tensor in tensors.items()}
-        if marks != self._marks:
+        if self.marks() != self._marks:
             self._note(tensors)
         return Look(tensors, {name: tensor.data for name, tensor in tensors.items()}, dict(self._digests))
+
+    def marks(self) -> dict[str, Mark]:
+        """What changes when a tensor is replaced or written to by torch's rules; no byte is read."""
+        return {name: _mark(tensor) for name, tensor in self._tensors().items()}
 
     def changed(self, before: Look) -> list[str]:
         """Names of the tensors whose bytes are others than before; every byte is read."""
@@ -100,7 +103,7 @@ class BaseGuard:
         self._marks = {name: _mark(tensor) for name, tensor in tensors.items()}
 
 
-def _mark(tensor: Tensor) -> _Mark:
+def _mark(tensor: Tensor) -> Mark:
     """Which tensor, how often it was written to, and where its numbers are."""
     return id(tensor), tensor._version, _pointers(tensor)
 
@@ -114,10 +117,8 @@ def _pointers(tensor: Tensor) -> tuple[int, ...]:
 
 def unusual(config: LoraConfig) -> str:
     """The options of a LoRA that aren't PEFT's defaults and may do more than add an adapter, in words."""
-    plain = LoraConfig().to_dict()
-    found = {
-        name: value for name, value in config.to_dict().items() if name not in _HARMLESS and value != plain.get(name)
-    }
+    plain, mine = (vars(each) for each in (LoraConfig(), config))
+    found = {name: value for name, value in mine.items() if name not in _HARMLESS and value != plain.get(name)}
     return ", ".join(f"{name}={value!r}" for name, value in found.items()) or "none of its options is unusual"
 
 

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from marl_core.bank.views import Position
-from marl_core.config.adapter_files import VALUE_HEAD_FILE, AdapterFiles
+from marl_core.config.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
 from marl_core.errors import DataError
 
 
@@ -43,7 +43,7 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
 
 
 def _pickled(files: AdapterFiles) -> str:
-    pickle = files.folder / "value_head.bin"
+    pickle = files.folder / VALUE_HEAD_PICKLE
     if not pickle.is_file():
         return ""
     return f" {pickle} is a pickle, which marl never opens: save it again as {VALUE_HEAD_FILE}."

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.digest import digest
+from marl_core.bank.parts import adapter_parameters
 
 
 class Weights:
@@ -40,7 +41,8 @@ class Weights:
     @torch.no_grad()
     def checksum(self) -> int:
         """Sum of all tensors' digests: any one change shows."""
-        return sum(int(found) for found in [digest(tensor).cpu() for tensor in self._tensors])
+        found = [digest(tensor) for tensor in self._tensors]  # all are started before one is waited for
+        return sum(int(one) for one in found)
 
 
 def frozen_weights(bank: AdapterBank) -> Weights:
@@ -54,12 +56,13 @@ def frozen_weights(bank: AdapterBank) -> Weights:
 
 def learning_weights(bank: AdapterBank) -> Weights:
     """Every adapter and head that learns."""
-    trained = [(name, p) for name, p in bank.base.named_parameters() if _adapter(name, bank.trainable)]
+    trained = [pair for adapter in bank.trainable for pair in adapter_parameters(bank.base, adapter).items()]
     return Weights([*trained, *_heads(bank, True)])
 
 
 def _outside(bank: AdapterBank, adapters: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
-    return ((name, p) for name, p in bank.base.named_parameters() if not _adapter(name, adapters))
+    theirs = {id(p) for adapter in adapters for p in adapter_parameters(bank.base, adapter).values()}
+    return ((name, p) for name, p in bank.base.named_parameters() if id(p) not in theirs)
 
 
 def _heads(bank: AdapterBank, learning: bool) -> Iterable[tuple[str, Tensor]]:
@@ -69,11 +72,6 @@ def _heads(bank: AdapterBank, learning: bool) -> Iterable[tuple[str, Tensor]]:
         for key, p in head.named_parameters()
         if p.requires_grad == learning
     )
-
-
-def _adapter(parameter: str, adapters: Iterable[str]) -> bool:
-    parts = parameter.split(".")
-    return "lora_" in parameter and any(name in parts for name in adapters)
 
 
 class Flags:

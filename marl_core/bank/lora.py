@@ -9,62 +9,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, NoMatchingPeftModuleError, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from marl_core.bank.experts import leave_counters
 from marl_core.bank.lean import keep_less
+from marl_core.bank.parts import adapter_parts, file_tensors
+from marl_core.bank.targets import expand_targets, leaves, linear_names
+from marl_core.config.adapter_checks import per_expert, unconverted
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
+from marl_core.config.adapter_kinds import REWRITING, REWRITING_OPTIONS, refusals, target_parameters
 from marl_core.config.hub import is_hub_adapter
-from marl_core.config.lora_checks import REWRITING, REWRITING_OPTIONS
 from marl_core.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CONTAINER = nn.ModuleDict()
 
 
 def check_name(name: str, taken: Iterable[str]) -> None:
     """ConfigError unless `name` can be a new adapter's or head's."""
-    if (
-        not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_"
-    ):  # peft mistakes parts of its prefix for it
+    if not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_":  # peft mistakes these for its prefix
         raise ConfigError(
             f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
         )
+    if hasattr(_CONTAINER, name):  # torch keeps adapters by name in containers that have these already
+        raise ConfigError(
+            f"{name!r} can't name an adapter: torch's containers of modules have it as a name of their own."
+        )
     if name in taken:
         raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
-
-
-def linear_names(base: nn.Module, head: nn.Module | None) -> list[str]:
-    """Full names of the base's linear layers but for its LM head, taken before any adapter is injected."""
-    return [
-        name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
-
-
-def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
-    """`all-linear`, a regular expression or a list, as names that can't match an already injected layer."""
-    names = list(linears)
-    if targets == "all-linear":
-        return sorted({name.rsplit(".", 1)[-1] for name in names})
-    if isinstance(targets, str):
-        try:
-            chosen = [name for name in names if re.fullmatch(targets, name)]
-        except re.error as error:
-            raise ConfigError(
-                f"LoRA targets {targets!r} is neither a module name nor a regular expression: {error}."
-            ) from error
-        chosen = chosen or [name for name in names if name.rsplit(".", 1)[-1] == targets]
-    else:
-        chosen = [t for t in targets if any(name == t or name.endswith("." + t) for name in names)]
-        unknown = sorted(set(targets) - set(chosen))
-        if unknown:
-            known = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise ConfigError(f"LoRA targets {unknown} name no linear layer of this base. It has: {', '.join(known)}.")
-    if not chosen:
-        raise ConfigError(f"LoRA targets {targets!r} match no linear layer of this base.")
-    return sorted(chosen)
 
 
 def make_config(
@@ -123,87 +100,175 @@ def rewriting(config: LoraConfig) -> str | None:
     return None
 
 
-def refuse_rewriting(config: LoraConfig, files: AdapterFiles, asked_by: str) -> None:
-    """DataError when injecting this adapter would change the base that all roles share."""
-    wrong = rewriting(config)
+def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str, kind: str | None = None) -> LoraConfig:
+    """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py).
+
+    DataError when the adapter is of a kind that the shared base, a model of type `kind`, can't hold.
+    """
+    wrong = [*refusals(files, "shared"), *per_expert(files, kind)]
     if wrong:
-        raise DataError(
-            f"{asked_by}: {files.folder}: {wrong} when it is loaded, and all roles share the base. Convert it to a plain LoRA (PEFT: "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it (reference: merged-base, marl merge)."
-        )
-
-
-def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str) -> LoraConfig:
-    """The adapter's LoraConfig, ready to be injected beside others (heads are read separately, see heads.py)."""
-    kind = files.config.get("peft_type")
+        raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
     try:
-        config = PeftConfig.from_pretrained(str(files.folder)) if kind == "LORA" else None
+        config = PeftConfig.from_pretrained(str(files.folder))
     except Exception as error:  # unknown keys, wrong types: peft checks few of them
         raise DataError(f"{asked_by}: peft can't read the config of {files.folder}: {error}. Save it again.") from error
     if not isinstance(config, LoraConfig):
-        raise DataError(f"{asked_by}: {files.folder} is a {kind} adapter; marl's bank holds LoRA adapters.")
-    if config.bias != "none":
-        raise DataError(
-            f"{asked_by}: {files.folder} was trained with bias: {config.bias!r}, which changes the base's own biases. "
-            "Train it again with bias='none'."
-        )
-    names = list(linears)
-    try:
-        config.target_modules = expand_targets(config.target_modules, names)
-    except (ConfigError, TypeError) as error:
-        raise DataError(
-            f"{asked_by}: {files.folder} adapts layers that can't be adapted here: it was trained on another base, or on the "
-            f"embedding or output layer. {error}"
-        ) from error
-    config.modules_to_save = None
+        raise DataError(f"{asked_by}: {files.folder} is a {config.peft_type} adapter; marl's bank holds LoRA adapters.")
+    if config.target_modules == "all-linear":  # PEFT's own would find other adapters' matrices
+        config.target_modules = expand_targets("all-linear", linears)
+    config.modules_to_save = None  # what it names is a score head, or `refusals` would have said so
     config.inference_mode = False
     return config
 
 
 def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> PeftModel:
     """Add an adapter to the base; ConfigError when peft can't, e.g. for layers_to_transform that match nothing."""
+    asked = target_parameters({"target_parameters": config.target_parameters})
     try:
         if peft is None:
             peft = PeftModel(base, config, adapter_name=name)
         else:
             peft.add_adapter(name, config)
     except Exception as error:  # whatever an odd adapter_config.json makes of it
-        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}") from error
+        take_out(peft, base, name)
+        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}{_instead(base)}") from error
+    lost = sorted(asked - {key for key in asked if any(_ends(found, key) for found in peft.targeted_parameter_names)})
+    if lost:
+        take_out(peft, base, name)
+        raise ConfigError(
+            f"adapter {name!r}: target_parameters {', '.join(lost)} name no weight of this base. Its layers' own names are those of "
+            "model.named_parameters(), e.g. mlp.experts.down_proj."
+        )
+    leave_counters(base)
     keep_less(base)
     return peft
 
 
+def take_out(peft: PeftModel | None, base: nn.Module, name: str) -> None:
+    """Undo an adding that failed half-way: no layer of the base holds the adapter, nor a wrapper that is there for it alone."""
+    if peft is not None:
+        peft.peft_config.pop(name, None)
+    for parent in list(base.modules()):
+        for place, child in list(parent.named_children()):
+            if not isinstance(child, BaseTunerLayer) or isinstance(parent, BaseTunerLayer):
+                continue
+            others = {key for part in child.adapter_layer_names for key in getattr(child, part, {})} - {name}
+            if others:
+                child.delete_adapter(name)
+            else:
+                setattr(parent, place, child.get_base_layer())
+    if not any(isinstance(module, BaseTunerLayer) for module in base.modules()) and hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def cannot_stand(files: AdapterFiles, error: ConfigError, asked_by: str) -> DataError:
+    """Why an adapter file's LoRA can't be added to this base, in the file's terms."""
+    cause, wanted = error.__cause__, files.config.get("target_modules") or files.config.get("target_parameters")
+    if isinstance(cause, NoMatchingPeftModuleError):
+        what = f"adapts layers ({wanted}) of which this model has none: it was trained on another base"
+    else:
+        what = "can't be put on this base"
+    return DataError(f"{asked_by}: {files.folder} {what}. {error}")
+
+
+def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
+    """Which layer of the model can't run with adapter `name` in it, told by where the error came from."""
+    places = {module: place for place, module in base.named_modules()}
+    owners, trace = [], error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and places.get(owner):
+            owners.append(owner)
+        trace = trace.tb_next
+    inner = next((owner for owner in reversed(owners) if any(True for _ in adapter_parts(owner, name))), base)
+    place = places[inner]
+    adapted = leaves(f"{place}.{part.name}".split(".lora_")[0].strip(".") for part in adapter_parts(inner, name))
+    left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in adapted]  # type: ignore[operator]
+    what = type(inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner).__name__
+    return (
+        f"adapter {name!r}: {place or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
+        f"{type(error).__name__}: {error}. Leave those out: name other layers as targets, e.g. {', '.join(left) or 'none is left'}."
+    )
+
+
+def _instead(base: Any) -> str:
+    known = leaves(linear_names(base, base.get_output_embeddings()))
+    return f" It can adapt these layers: {', '.join(known)}. Name those among them that you mean as targets."
+
+
+def _ends(name: str, key: str) -> bool:
+    return name == key or name.endswith("." + key)
+
+
 def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str) -> None:
     """Fill adapter `name` from the file; every tensor must have its place and its shape, none may be left over."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in adapter_tensors(peft, name).items()}
-    heads = set(files.score_keys)
-    found = {key: shape for key, shape in files.shapes.items() if key not in heads}
+    mine = adapter_tensors(peft, name)
+    tensors = _as_peft_reads(peft, name, _read(files, asked_by), files, asked_by)
+    wanted = {key: tuple(tensor.shape) for key, tensor in mine.items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     misfits = [key for key in wanted if key in found and wanted[key] != found[key]]
     if missing or extra or misfits:
         lines = [f"{len(missing)} tensors are missing (first: {missing[:3]})"] if missing else []
         lines += [f"{len(extra)} have no place in this base (first: {extra[:3]})"] if extra else []
         lines += [f"{key} is {found[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
+        base: Any = peft.get_base_model()
+        single = unconverted(files, getattr(base.config, "model_type", None), extra)
+        if single:
+            raise DataError(f"{asked_by}: {single}")
         raise DataError(
-            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. "
-            f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
+            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. {_whose(files, base)}"
         )
-    try:
-        tensors = {key: tensor for key, tensor in load_file(str(files.weights)).items() if key not in heads}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{asked_by}: {files.weights} can't be read ({error}). Copy or save it again.") from error
     bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise DataError(
             f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again."
         )
-    set_peft_model_state_dict(peft, tensors, adapter_name=name)
+    with torch.no_grad():
+        for key, tensor in mine.items():
+            tensor.copy_(tensors[key])
+
+
+def _whose(files: AdapterFiles, base: Any) -> str:
+    """What to do about an adapter that doesn't fit, by whether it names this very base."""
+    here = str(getattr(base, "name_or_path", ""))
+    if files.base_name and (files.base_name == here or os.path.realpath(files.base_name) == os.path.realpath(here)):
+        return (
+            "It names this very base, whose layers have other names here than where it was trained (another class of the same model, or "
+            "other versions of transformers and peft): merge it there and give the merged model as model.path, or save it again here."
+        )
+    return f"It says it was trained on {files.base_name!r}: use that base, or another adapter."
+
+
+def _read(files: AdapterFiles, asked_by: str) -> dict[str, Tensor]:
+    """The LoRA's tensors; names in which peft's default adapter name was left are brought to the usual form."""
+    heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
+    try:
+        tensors = load_file(str(files.weights))
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{asked_by}: {files.weights} can't be read ({error}). Copy or save it again.") from error
+    return {re.sub(r"(\.lora_\w+)\.default(?=\.|$)", r"\1", key): t for key, t in tensors.items() if key not in heads}
+
+
+def _as_peft_reads(
+    peft: PeftModel, name: str, tensors: dict[str, Tensor], files: AdapterFiles, asked_by: str
+) -> dict[str, Tensor]:
+    """The tensors as peft converts them for this model: experts one by one become one tensor for all, as in transformers 5."""
+    try:
+        found: dict[str, Tensor] = convert_peft_adapter_state_dict_for_transformers(
+            model=peft, peft_config=peft.peft_config[name], adapter_state_dict=tensors, adapter_name=name
+        )
+    except Exception as error:  # whatever odd names make of it
+        raise DataError(
+            f"{asked_by}: peft can't convert the tensors of {files.folder} to this model's layers ({type(error).__name__}: {error}). "
+            "Load and merge it with the versions of transformers and peft that wrote it, and use the merged model."
+        ) from error
+    return found
 
 
 def adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:
     """The adapter's tensors under the names PEFT gives them in a file."""
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
-    return tensors
+    return file_tensors(peft.get_base_model(), name)
 
 
 def write_adapter(peft: PeftModel, name: str, folder: Path, base_name: str | None) -> None:

@@ -29,10 +29,10 @@ ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
 def padding(trunk: Trunk) -> tuple[int, str | None]:
     """Width of the hidden states, and what goes wrong with rows beside padding, in words; None when each is what it is alone.
 
-    A gradient flows through these passes, for some quantized kernels repack their weights in the first pass without one.
+    A gradient flows through these passes: see `with_gradient`.
     """
     ids, mask = _probe(trunk)
-    with torch.enable_grad(), _embeddings_need_gradient(trunk.model):
+    with with_gradient(trunk.model):
         alone = [trunk.body_states(row[keep][None])[0] for row, keep in zip(ids, mask, strict=True)]
         begun = trunk.body_states(ids[-1:, :4])[0]
         together = trunk.masked_states(ids, mask)
@@ -205,9 +205,14 @@ def _allowed(trunk: Trunk, states: Tensor) -> float:
 
 
 @contextmanager
-def _embeddings_need_gradient(model: Any) -> Iterator[None]:
+def with_gradient(model: Any) -> Iterator[None]:
+    """Inside, a gradient flows from the embeddings on, although nothing learns.
+
+    Some quantized kernels repack their weights in the first pass without one, and the pre-flight check must see the state before.
+    """
     hook = model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_(True))
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         hook.remove()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from marl_core.bank import lora
 from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.parts import FILE_PREFIX
 from marl_core.bank.which_base import which_base
+from marl_core.config.adapter_checks import other_rows
 from marl_core.config.adapter_files import AdapterFiles
-from marl_core.errors import ConfigError, DataError, MarlWarning
+from marl_core.config.adapter_kinds import brings_tokens, refusals, saved_embeddings
+from marl_core.errors import ConfigError, DataError, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +50,6 @@ def merge_into(
     `revision` is that of a hub name, `subfolder` the folder inside `adapter` that holds it.
     Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
     """
-    if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
-        raise ConfigError(
-            f"{asked_by}: merging needs the full-precision (float32) base, this one is "
-            f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
-        )
     unload: Any = attach(base, adapter, asked_by, revision, subfolder).merge_and_unload
     merged: PreTrainedModel = unload(safe_merge=True)
     return merged
@@ -62,18 +61,36 @@ def attach(
     asked_by: str,
     revision: str | None = None,
     subfolder: str | None = None,
+    *,
+    grow: bool = False,
 ) -> PeftModel:
-    """The base with one adapter injected and active, every tensor in its place."""
-    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
-    if files.score_keys:
-        raise DataError(
-            f"{asked_by}: {files.folder} is a reward adapter (it has a score head); merging it would lose the head."
+    """The base with one adapter on it as plain peft puts it there, every tensor of the file in its place.
+
+    `grow`: give the base the rows of the adapter's saved embeddings first, where it was trained with added tokens.
+    """
+    if getattr(base, "is_quantized", False) or base.dtype != torch.float32:
+        raise ConfigError(
+            f"{asked_by}: merging needs the full-precision (float32) base, this one is "
+            f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    linears = lora.linear_names(base, base.get_output_embeddings())
-    config = lora.config_of(files, linears, asked_by)
+    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
+    wrong = [*refusals(files, "merged"), *([] if grow else other_rows(files, _rows(base)))]
+    if wrong:
+        raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
     _check_base(base, files, asked_by)
-    peft = PeftModel(base, config, adapter_name="merged")
-    lora.load_weights(peft, "merged", files, asked_by)
+    _make_room(base, files, asked_by)
+    try:
+        config = PeftConfig.from_pretrained(str(files.folder))
+        config.inference_mode = True
+        peft = PeftModel(base, config)
+        placed: Any = peft.load_adapter(str(files.folder), "default")
+    except Exception as error:  # whatever an odd file makes of it
+        lora.take_out(None, base, "default")
+        raise DataError(
+            f"{asked_by}: peft can't put {files.folder} on this base ({type(error).__name__}: {' '.join(str(error).split())[:300]}). It "
+            f"says it was trained on {files.base_name!r}: use that base, or another adapter."
+        ) from error
+    _all_in_place(placed.missing_keys, placed.unexpected_keys, files, asked_by)
     return peft.eval()
 
 
@@ -83,15 +100,54 @@ def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> No
         files, None, lambda: fingerprint(base, computed=True)
     )  # no origin: something may be merged into this one already
     if found.same is None:
-        warnings.warn(
-            f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.",
-            MarlWarning,
-            stacklevel=3,
-        )
+        warn(f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.")
     elif found.difference is not None and not found.same:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
             f"({found.difference}). Use that base, or an adapter of this one."
+        )
+
+
+def _rows(base: PreTrainedModel) -> dict[str, int]:
+    layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer}
+    found: list[tuple[str, Any]] = [(name, m) for name, m in base.named_modules() if id(m) in layers]
+    return {f"{name}.weight": int(module.weight.shape[0]) for name, module in found}
+
+
+def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
+    """Rows for added tokens, and an output layer of its own where the adapter changes only one of two tied weights."""
+    saved = saved_embeddings(files)
+    rows = {shape[0] for shape in saved.values()}
+    have = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    if len(rows) == 1 and rows != {have}:
+        lacking = len(saved) == 1 and not base.config.get_text_config().tie_word_embeddings
+        if lacking:
+            raise DataError(
+                f"{asked_by}: {files.folder} brings {next(iter(rows))} rows for {next(iter(saved))} alone, and this base has {have} for "
+                "embedding and output layer each. Save the adapter with save_embedding_layers=True."
+            )
+        base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    inner, outer = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = {key.removeprefix(FILE_PREFIX).split(".lora_")[0] for key in files.shapes if ".lora_" in key}
+    ends: list[Any] = [module for name, module in base.named_modules() if name in adapted and module in (inner, outer)]
+    tied: Any = outer
+    if ends and inner is not outer and tied is not None and tied.weight is ends[0].weight:
+        tied.weight = torch.nn.Parameter(tied.weight.detach().clone(), requires_grad=False)
+        base.config.get_text_config().tie_word_embeddings = False
+
+
+def _all_in_place(missing: Sequence[str], extra: Sequence[str], files: AdapterFiles, asked_by: str) -> None:
+    """DataError unless each tensor of the file has its place in the model, and each of the adapter's tensors came from the file."""
+    if missing or extra:
+        raise DataError(
+            f"{asked_by}: the adapter {files.folder} doesn't fit this base: {len(missing)} tensors are missing (first: "
+            f"{list(missing[:3])}), {len(extra)} have no place in this base (first: {list(extra[:3])}). It says it was trained on "
+            f"{files.base_name!r}: use that base, or another adapter."
+        )
+    bad = [name for name, tensor in load_file(str(files.weights)).items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise DataError(
+            f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again."
         )
 
 
@@ -108,8 +164,8 @@ def merge_adapter(
     start, target = time.perf_counter(), Path(out)
     if target.is_file() or (target.exists() and any(target.iterdir())):
         raise DataError(f"--out {target} exists and isn't empty; give a new folder, nothing is overwritten.")
-    tokenizer = load_tokenizer(model, revision=revision)
-    peft = attach(load_base(model, revision=revision), adapter, "--adapter")
+    tokenizer = load_tokenizer(_tokenizer_of(adapter) or model, revision=None if _tokenizer_of(adapter) else revision)
+    peft = attach(load_base(model, revision=revision), adapter, "--adapter", grow=True)
     probe = _probe(peft)
     before = peft(input_ids=probe).logits.float()
     merged = peft.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
@@ -126,6 +182,13 @@ def merge_adapter(
     return MergeReport(
         target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start
     )
+
+
+def _tokenizer_of(adapter: str) -> str | None:
+    """The adapter's folder where it changes what tokens mean and has a tokenizer of its own."""
+    files = lora.find_adapter(adapter, "--adapter")
+    own = (files.folder / "tokenizer_config.json").is_file()
+    return str(files.folder) if own and brings_tokens(files) else None
 
 
 def _probe(model: PeftModel) -> Tensor:

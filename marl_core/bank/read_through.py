@@ -124,7 +124,8 @@ def _recorded(dtype: str | None, whole: bool) -> Iterator[dict[int, tuple[Tensor
         records[id(empty)] = (empty, record(parameter, dtype=dtype, whole=whole))
         return empty
 
-    handle = register_module_parameter_registration_hook(keep)
+    register: Any = register_module_parameter_registration_hook  # torch's stub forgets that a hook may give a parameter
+    handle = register(keep)
     try:
         yield records
     finally:

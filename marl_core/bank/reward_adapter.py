@@ -10,6 +10,7 @@ from torch import Tensor
 
 from marl_core.bank import heads, lora
 from marl_core.bank.reward_check import Reading, check_reward
+from marl_core.bank.reward_class import refuse_other_reading
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
 
@@ -36,6 +37,7 @@ def load(
     pad = pad_id if pad_id is not None else reading.pad_id
     view = ScoreView(View(name), f"{name}-score", position or reading.position, pad)
     try:
+        refuse_other_reading(bank, view, files, asked_by)
         checked = check_reward(bank, view, files, asked_by)
     except DataError:
         if name not in before:

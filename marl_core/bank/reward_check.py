@@ -12,7 +12,7 @@ import torch
 from marl_core.bank.certificate import FILE, difference_from_certificate, read_certificate
 from marl_core.bank.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.views import Position, ScoreView
-from marl_core.bank.which_base import which_base
+from marl_core.bank.which_base import Origin, which_base
 from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
 
@@ -58,7 +58,7 @@ def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_
     """A sentence on what was verified; DataError when the weights or the golden scores differ."""
     certificate, known = read_certificate(files.folder), base_of(bank)
     named = (
-        which_base(files, bank.origin, lambda: known) if certificate is None or certificate["version"] == 1 else None
+        which_base(files, _origin(bank), lambda: known) if certificate is None or certificate["version"] == 1 else None
     )
     found = difference_from_certificate(known, certificate) if certificate is not None and known is not None else None
     for difference in (found, named.difference if named is not None else None):
@@ -82,7 +82,7 @@ def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_
 
 def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on whether an adapter's base is this one; DataError when it is another."""
-    found = which_base(files, bank.origin, lambda: base_of(bank))
+    found = which_base(files, _origin(bank), lambda: base_of(bank))
     if found.difference is not None and found.difference.names:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
@@ -94,13 +94,17 @@ def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
 
 
 def base_of(bank: AdapterBank) -> Fingerprint | None:
-    """The bank's fingerprint, made now when the bank was given a base that has none; None for packed or sharded weights."""
+    """The bank's fingerprint, made now for a base that was given as an object or written to; None where nothing is known."""
     plain = (
         not getattr(bank.base, "is_quantized", False) and bank.quantization.config is None and not bank.trunk.sharded
     )
-    if bank.fingerprint is None and plain:
+    if plain and not bank.as_read:
         bank.fingerprint = fingerprint(bank.base, computed=True)
     return bank.fingerprint
+
+
+def _origin(bank: AdapterBank) -> Origin | None:
+    return bank.origin if bank.as_read else None
 
 
 def _check_golden(

@@ -67,13 +67,22 @@ class Trunk:
         self.head = _head(model)
         self._own_attention: str | None = getattr(model.config, "_attn_implementation", None)
         self._window = measure.window(model.config.get_text_config())
-        self.hidden_size, fault = measure.padding(self)
+        self.hidden_size, fault = self._measured()
         """Width of the hidden states that heads read."""
         if fault is not None:
             raise DataError(
                 f"model: {type(model).__name__} can't be used: {fault}. marl computes rows of unequal length in one batch. "
                 "Use a model whose rows stand beside padding."
             )
+
+    def _measured(self) -> tuple[int, str | None]:
+        try:
+            return measure.padding(self)
+        except Exception as error:
+            raise DataError(
+                f"model: {type(self.model).__name__} can't compute a row of tokens here: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]} Its config.json may not fit its code, or a package that it needs is missing."
+            ) from error
 
     @property
     def pack(self) -> bool:
@@ -163,6 +172,23 @@ class Trunk:
             output = self.body(input_ids=ids, **given)
         states: Tensor = output.last_hidden_state
         return states
+
+    def try_out(self) -> Tensor:
+        """Hidden states [1, n, H] of a few tokens, uncompiled: shows whether the model runs, and what it calls.
+
+        With a gradient: see `measure.with_gradient`.
+        """
+        before = self.positions
+        try:
+            with self.passing(PassOptions()), measure.with_gradient(self.model):
+                return self.body_states(torch.arange(4, device=self.device)[None] % self.vocabulary).detach()
+        finally:
+            self.positions = before
+
+    def try_all(self) -> None:
+        """The same tokens through the whole model, its head included."""
+        with self.passing(PassOptions()), self._stance(sampling=True), measure.with_gradient(self.model):
+            self.model(input_ids=torch.arange(4, device=self.device)[None] % self.vocabulary)
 
     def _set_attention(self, name: str | None) -> None:
         """Compute attention by this function of transformers' register from now on."""

@@ -15,6 +15,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_HEAD_PICKLE = "value_head.bin"
 SCORE_KEYS = ("score", "classifier")
 VALUE_HEAD_KEYS = ("v_head.summary.weight", "v_head.summary.bias")
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -47,7 +48,8 @@ class AdapterFiles:
     def score_keys(self) -> list[str]:
         """Names of the score head's tensors (weight, and bias if there is one)."""
         heads = [f"base_model.model.{head}." for head in SCORE_KEYS]
-        return [key for key in self.shapes if any(key.startswith(head) for head in heads) and "lora_" not in key]
+        kept = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
+        return [key for key in kept if any(key.startswith(head) for head in heads)]
 
     @property
     def reward_head(self) -> tuple[Path, dict[str, tuple[int, ...]]]:
@@ -100,6 +102,36 @@ def _read_config(file: Path, asked_by: str) -> dict[str, Any]:
 
 def read_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of a safetensors file, from its header alone; DataError when it is damaged."""
+    return {name: tuple(entry["shape"]) for name, entry in _read_header(file, asked_by)[0].items()}
+
+
+def unpacked_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
+    """As read_shapes, but of bitsandbytes' 4-bit weights the shape they stand for, without the tensors that belong to the packing.
+
+    bitsandbytes writes that shape as JSON into a small tensor beside each packed weight.
+    """
+    header, start = _read_header(file, asked_by)
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+    for state in [name for name in header if _QUANT_STATE in name]:
+        weight = state.partition(_QUANT_STATE)[0]
+        first, last = header[state]["data_offsets"]
+        with file.open("rb") as stream:
+            stream.seek(start + first)
+            said = stream.read(last - first)
+        try:
+            shapes[weight] = tuple(int(size) for size in json.loads(said)["shape"])
+        except (ValueError, KeyError, TypeError):
+            continue  # another way of packing: the packed shape is what is known
+        for name in [name for name in shapes if name.startswith(f"{weight}.")]:
+            del shapes[name]
+    return shapes
+
+
+_QUANT_STATE = ".quant_state.bitsandbytes__"
+
+
+def _read_header(file: Path, asked_by: str) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header, and where its data starts."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -111,7 +143,9 @@ def read_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if 8 + length + end != size:
             raise ValueError(f"it should have {8 + length + end} bytes and has {size}: truncated or damaged")
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+        if not all(isinstance(size, int) for entry in header.values() for size in entry["shape"]):
+            raise ValueError("a tensor's shape isn't a list of numbers")
+        return header, 8 + length
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{asked_by}: {file} is not a whole safetensors file: {error}. Copy or save it again."

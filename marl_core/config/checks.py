@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marl_core.config.adapter_checks import adapter_findings, adapter_warnings
 from marl_core.config.data_files import look_at_prompts
 from marl_core.config.fit_checks import fit_findings
 from marl_core.config.hub import cached_adapter
@@ -16,6 +17,7 @@ from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import RunConfig
+from marl_core.config.stored_weights import stored_findings
 from marl_core.errors import ConfigError, DataError, MarlError, PluginError
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def core_findings(plan: Plan) -> list[MarlError]:
         *_model(plan),
         *_compile(plan),
         *_adapter(config),
+        *adapter_findings(plan),
+        *stored_findings(plan),
         *(ConfigError(sentence) for sentence in lora_findings(config)),
         *_data(config),
         *_folder(plan),
@@ -37,7 +41,12 @@ def core_findings(plan: Plan) -> list[MarlError]:
 
 def core_warnings(plan: Plan) -> list[str]:
     """What will run and may not be what was meant, each with its consequence."""
-    return [*_sampling_warnings(plan.config), *_schedule_warnings(plan.config), *_reference_warnings(plan)]
+    return [
+        *_sampling_warnings(plan.config),
+        *_schedule_warnings(plan.config),
+        *_reference_warnings(plan),
+        *adapter_warnings(plan),
+    ]
 
 
 def _model(plan: Plan) -> Iterator[MarlError]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from marl_core.config.adapter_checks import named_adapters
 from marl_core.config.adapter_files import AdapterFiles, read_adapter
-from marl_core.config.hub import adapter_folder
 from marl_core.config.memory import linears, matches
 from marl_core.config.model_files import ModelFiles
-from marl_core.config.roles import adapter_options
 from marl_core.config.run_config import LoraPart, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 
@@ -29,7 +28,7 @@ def fit_findings(plan: Plan, files: ModelFiles) -> Iterator[MarlError]:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
     yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
     yield from _targets(plan.config.value, "value", shapes) if plan.config.value_on == "own" else ()
-    for key, path in _adapters(plan):
+    for key, path, _ in named_adapters(plan):
         try:
             adapter = read_adapter(path, key)
         except DataError:
@@ -55,21 +54,6 @@ def _targets(part: LoraPart, key: str, shapes: Shapes) -> Iterator[MarlError]:
         )
 
 
-def _adapters(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Every adapter folder that the config names, with who names it."""
-    policy = plan.config.policy
-    mine = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
-    if mine is not None:
-        yield "policy.from", mine
-    named = [
-        ("reference", plan.reference),
-        *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),
-    ]
-    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
-    for key, strategy in named:
-        yield from ((key, path) for _, path in adapter_options(strategy))
-
-
 def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError]:
     """lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix."""
     for name, found in adapter.shapes.items():
@@ -90,13 +74,35 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
 
 
 def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[MarlError]:
-    hidden = files.config.get("hidden_size") or files.config.get("n_embd")
+    """A score head has one label, and the width of what the model's last layer gives."""
+    kind = files.config.get("model_type")
+    if kind in POOLED and adapter.score_keys:
+        yield ConfigError(
+            f"{key}: the classifier of a {kind} scores a pooled or transformed state, not the last token's, so its rewards can't be had "
+            "from the shared base. Use it as a model of its own (reward: model), or another base."
+        )
+    widths = _widths(files.config)
     file, head = adapter.reward_head
     for name, shape in head.items():
-        if name.endswith("weight") and isinstance(hidden, int) and shape != (1, hidden) and adapter.score_keys:
+        if name.endswith("weight") and widths and shape not in {(1, width) for width in widths}:
+            needed = " or ".join(f"[1, {width}]" for width in widths)
             yield DataError(
-                f"{key}: the score head {name} in {file} is {list(shape)}; this model needs [1, {hidden}], one label on its hidden size."
+                f"{key}: the score head {name} in {file} is {list(shape)}; this model needs {needed}, one label on its hidden size. "
+                "Train the classifier with num_labels=1 and a single linear head."
             )
+
+
+POOLED = ("bert", "ernie", "megatron-bert", "rembert", "roc_bert", "modernbert-decoder")
+"""Model types that have a causal model and a classifier whose one linear head doesn't read the last token's hidden state."""
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    """The width of the last hidden states by config.json: another than hidden_size where a model projects at its end."""
+    text = config.get("text_config")
+    found = {**config, **text} if isinstance(text, Mapping) else config
+    names = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "embedding_size")
+    widths = [found[name] for name in names if isinstance(found.get(name), int)]
+    return list(dict.fromkeys(widths))
 
 
 def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from marl_core.config.adapter_kinds import REWRITING, VARIANTS
 from marl_core.config.run_config import LoraPart, RunConfig
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How init_lora_weights begins where it rewrites the base's weights."""
-REWRITING_OPTIONS = ("kasa_config",)
-"""Options that rewrite them whatever init_lora_weights is."""
+CHANGING = ("modules_to_save", "trainable_token_indices", "layer_replication")
 SHARED_MODULES = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
@@ -36,9 +34,12 @@ def _findings(part: LoraPart, key: str) -> Iterator[str]:
     yield from _initialization(lora, key)
     if lora.get("bias", "none") != "none":
         yield f"{key}.lora.bias: {lora['bias']!r} trains biases of the base, which all roles share. Use bias: none."
-    for name in ("modules_to_save", "trainable_token_indices", "layer_replication"):
+    for name in CHANGING:
         if lora.get(name):
             yield f"{key}.lora.{name}: changes modules of the base, which all roles share. Remove it."
+    for name in sorted(set(VARIANTS) - set(CHANGING)):
+        if lora.get(name) not in (None, False):  # an empty section asks for the variant too
+            yield f"{key}.lora.{name}: such a LoRA {VARIANTS[name]}. Remove it."
     targets = [part.targets] if isinstance(part.targets, str) else part.targets
     for target in targets:
         if target.rsplit(".", 1)[-1] in SHARED_MODULES:
@@ -58,13 +59,12 @@ def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
             "longer see the model they were trained on, nor the reference the model the policy starts from. Use "
             "true or gaussian."
         )
-    for name in REWRITING_OPTIONS:
-        if lora.get(name) is not None:
-            yield (
-                f"{key}.lora.{name}: rewrites the base's weights when the adapter is made, so the other roles would no "
-                "longer see the model they were trained on, nor the reference the model the policy starts from. Remove it."
-            )
-    if start == "eva":
+    elif start == "mica":
+        yield (
+            f"{key}.lora.init_lora_weights: 'mica' trains one factor of each LoRA and keeps the other, marl trains both. "
+            "Use true or gaussian."
+        )
+    elif start == "eva":
         yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl hasn't. Use true or gaussian."
     elif start is False:
         yield f"{key}.lora.init_lora_weights: false starts away from the base: step-0 KL isn't 0. Use true or gaussian."

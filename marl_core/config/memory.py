@@ -266,7 +266,7 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     rows, tokens = _at_once(plan)
     kept = tokens * width * (6 * hidden + 2 * feed_forward)  # of one layer
     adapted = tokens * width * sum(size for _, size in inputs)  # of all
-    activations = layers * kept + adapted
+    activations: float = layers * kept + adapted
     if plan.config.model.gradient_checkpointing:
         activations = layers * hidden * width * tokens + kept + adapted / layers
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)

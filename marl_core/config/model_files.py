@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marl_core.config.adapter_files import read_shapes
+from marl_core.config.adapter_files import unpacked_shapes
 from marl_core.config.hub import cached_file
 from marl_core.errors import DataError
 
@@ -36,7 +36,7 @@ class ModelFiles:
         return [self.folder / SINGLE_FILE] if (self.folder / SINGLE_FILE).is_file() else []
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape. Raises DataError when a file is missing or damaged."""
+        """Every weight's shape, of 4-bit weights the unpacked one. Raises DataError when a file is missing or damaged."""
         try:
             files = self.weight_files
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -47,7 +47,7 @@ class ModelFiles:
         if missing or not files:
             what = f"lacks {', '.join(missing)}" if missing else "has no safetensors weights"
             raise DataError(f"model.path: {self.folder} {what}. Copy the whole folder.")
-        return {name: shape for file in files for name, shape in read_shapes(file, "model.path").items()}
+        return {name: shape for file in files for name, shape in unpacked_shapes(file, "model.path").items()}
 
     def stored_bytes(self) -> int:
         """Bytes of all tensors in the files: what the headers leave."""

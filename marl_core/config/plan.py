@@ -13,6 +13,7 @@ from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.problems import dotted, problem_lines
 from marl_core.config.roles import Role, describe_roles
 from marl_core.config.run_config import RunConfig
+from marl_core.config.stored_weights import as_stored
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
@@ -37,9 +38,11 @@ class Plan:
     def of(cls, config: RunConfig, catalog: Catalog | None = None) -> Plan:
         """Build every strategy the config names (installed ones by default) and register their hooks.
 
+        A folder whose weights are quantized already is held as what it is, where the config asks for no quantization.
         Raises ConfigError for unknown names and wrong options, PluginError for a broken plugin.
         """
         catalog = catalog or Catalog.installed()
+        config = as_stored(config, catalog)
         built = {place: _resolve(place, choice, config, catalog) for place, choice in _choices(config)}
         return cls(
             config=config,
@@ -63,7 +66,7 @@ class Plan:
         Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
         """
         mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
-        return replace(
+        plan = replace(
             self,
             hooks=Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies),
             reference=mine[self.reference],
@@ -72,6 +75,9 @@ class Plan:
             quantization_strategy=mine[self.quantization_strategy],
             observers=tuple(mine[strategy] for strategy in self.observers),
         )
+        if "quantization" in vars(self) and plan.quantization_strategy is self.quantization_strategy:
+            vars(plan)["quantization"] = self.quantization  # the strategy is asked once
+        return plan
 
     def release(self) -> None:
         """The run is over: its strategies may serve another."""

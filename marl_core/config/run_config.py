@@ -217,7 +217,7 @@ class EvalPart(Part):
     seeds: PositiveInt = 1
     """Sampling seeds; the spread over them is reported."""
     judges: dict[str, RewardChoice] = Field(default_factory=dict)
-    """Further scores that are measured and never trained on."""
+    """Further scores that are measured and never trained on. A judge may abstain (None): its mean is over what it judged."""
     samples: NonNegativeInt = 3
     """Responses kept with their texts."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,5 +59,5 @@ class Captured:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Captured:
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        values = None if self.values is None else change(self.values)
+        return replace(self, logprobs=change(self.logprobs), entropy=change(self.entropy), values=values)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from marl_core.errors import MarlWarning, PluginError
+from marl_core.errors import PluginError, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +68,9 @@ def logged(parts: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> Logged:
         if [len(values) for values in given] == list(rows):
             columns[name] = [value for values in given for value in values]
         else:
-            warnings.warn(
+            warn(
                 f"reward: log_extra({name!r}, ...) gave {sum(map(len, given))} values for {sum(rows)} responses; give one for each. "
-                "The column is left out of the samples.",
-                MarlWarning,
-                stacklevel=2,
+                "The column is left out of the samples."
             )
     return Logged(metrics, columns)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +14,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.errors import ConfigError, MarlWarning
+from marl_core.errors import ConfigError, warn
 from marl_core.ppo.captured import Behavior, Captured
 from marl_core.ppo.decode import Decoded, decode, stacked
 from marl_core.ppo.stop_strings import Criterion, StopStrings
@@ -38,11 +37,9 @@ def stop_ids(
     ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
     foreign = sorted(token for token in ids if not _known(token, vocabulary))
     if foreign:
-        warnings.warn(
+        warn(
             f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
-            f"vocabulary of {vocabulary} tokens, so they can't be sampled; they are left out.",
-            MarlWarning,
-            stacklevel=2,
+            f"vocabulary of {vocabulary} tokens, so they can't be sampled; they are left out."
         )
     ids -= set(foreign)
     for text in sampling.stop:
@@ -204,11 +201,9 @@ def _say_added_ends(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Non
     eos = tokenizer.eos_token_id
     if eos is None or not bool((prompts.ids[:, -1] == eos).all()) or list(tokenizer("a").input_ids)[-1] != eos:
         return
-    warnings.warn(
+    warn(
         "generate: every prompt ends in the EOS that this tokenizer appends to a text, so all responses are written after the end. "
-        "Take it off (ids[:-1]); prompts that marl reads from `data` have none.",
-        MarlWarning,
-        stacklevel=3,
+        "Take it off (ids[:-1]); prompts that marl reads from `data` have none."
     )
 
 

@@ -29,12 +29,19 @@ WITHOUT_GRADIENT = 32
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One reward source: its name in metrics, its weight, what gives the scores, and whose it is."""
+    """One reward source or judge: its name in metrics, its weight, what gives the scores, and whose it is."""
 
     name: str
     weight: float
     score: ScoreView | RewardFunction
     origin: str = ""
+    role: str = "reward"
+    """What errors call it: `reward`, or `judge` for one that is measured and never trained on."""
+
+    @property
+    def who(self) -> str:
+        """Its role, name and origin, as errors name it."""
+        return f"{self.role} {self.name!r}" + (f" ({self.origin})" if self.origin else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +223,15 @@ def score_sources(
     return scores.total, scores.parts
 
 
+def judge_all(
+    bank: AdapterBank, judges: Sequence[Source], rollout: Rollout, microbatch: int, tokens: int | None = None
+) -> dict[str, Tensor]:
+    """Each judge's scores [B] times its weight, NaN where it abstained: nothing is trained on them, so it may, even from all."""
+    given = {judge.name: _score(bank, judge, rollout, microbatch, tokens) for judge in judges}
+    scores, _ = combine(given, {judge.name: judge.weight for judge in judges}, rollout)
+    return {judge.name: judge.weight * scores.parts[judge.name] for judge in judges}
+
+
 def own_scores(found: object, rollout: Rollout) -> Scores:
     """A caller's own scores, [B] or [B, T]; DataError unless there is a number for each response."""
     scores, judged = combine({"own": as_scores(found, rollout, "scores", DataError)}, {"own": 1.0}, rollout)
@@ -225,7 +241,7 @@ def own_scores(found: object, rollout: Rollout) -> Scores:
 
 
 def _score(bank: AdapterBank, source: Source, rollout: Rollout, microbatch: int, tokens: int | None) -> Tensor:
-    who = f"reward {source.name!r}" + (f" ({source.origin})" if source.origin else "")
+    who = source.who
     if isinstance(source.score, ScoreView):
         view = source.score
         scores = torch.cat(

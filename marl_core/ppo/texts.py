@@ -42,7 +42,7 @@ class ResponseDecoder:
         texts = prompts.texts or [""] * len(prompts)
         return [
             cls(tokenizer, ids[keep].tolist() if is_gone_on_with(text) else (), special)
-            for ids, keep, text in zip(prompts.ids, prompts.mask, texts, strict=True)
+            for ids, keep, text in zip(prompts.ids.cpu(), prompts.mask.cpu(), texts, strict=True)
         ]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -150,13 +150,17 @@ class Rollout:
 
     @classmethod
     def from_responses(
-        cls, prompts: Prompts, responses: Sequence[Sequence[int]], tokenizer: Any, stop_ids: Sequence[int] | None = None
+        cls,
+        prompts: Prompts,
+        responses: Sequence[Sequence[int]],
+        tokenizer: Any,
+        stop_ids: Sequence[int] | int | None = None,
     ) -> Rollout:
         """A rollout of one's own responses, given as token lists (or tensors, arrays); what follows a stop token is cut off.
 
         `stop_ids`: the tokens that end a response, the tokenizer's EOS when absent.
         """
-        given = tokenizer.eos_token_id if stop_ids is None else stop_ids
+        given: Any = tokenizer.eos_token_id if stop_ids is None else stop_ids
         stops = {int(stop) for stop in ([given] if not hasattr(given, "__iter__") else given) if stop is not None}
         cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
         ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
@@ -317,7 +321,8 @@ class Evaluation:
     length: float
     length_std: float
     finished: float
-    judges: Mapping[str, Mapping[str, float]]
+    judges: Mapping[str, Mapping[str, float | None]]
+    """Of each judge `mean` and `std` over what it judged, None when it abstained from all; `judged`: the share it judged."""
     samples: Sequence[Mapping[str, Any]]
     logged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Numbers that reward functions logged: mean, and std over seeds."""

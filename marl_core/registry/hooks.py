@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
-from marl_core.errors import MarlError, PluginError
+from marl_core.errors import MarlError, MarlWarning, PluginError
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.strategy import Quantization, Strategy
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.plan import Plan
-    from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
+    from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
 WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
@@ -146,9 +147,24 @@ class Hooks:
         """Tell the observers that a step ended."""
         self._tell("marl_step_end", stats=stats, scored=scored)
 
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Tell the observers what was measured on the held-out prompts."""
+        self._tell("marl_evaluation", evaluation=evaluation)
+
     def run_end(self, result: RunResult) -> None:
-        """Tell the observers that the run ended."""
-        self._tell("marl_run_end", result=result)
+        """Tell the observers that the run ended: all of them, and then raise what the first of them raised."""
+        errors = self._tell_all("marl_run_end", result=result)
+        if errors:
+            raise errors[0]
+
+    def run_failed(self, step: int, error: BaseException) -> None:
+        """Tell all observers that the run ended by `error`; what they raise is a warning, `error` goes on."""
+        for failure in self._tell_all("marl_run_failed", step=step, error=error):
+            warnings.warn(str(failure), MarlWarning, stacklevel=2)
+
+    def again(self) -> Hooks:
+        """The same strategies with hooks of their own: what surrounds the calls of one run doesn't surround another's."""
+        return Hooks(self._origins.items())
 
     def _register(self, strategy: Strategy, origin: str) -> None:
         name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
@@ -191,6 +207,16 @@ class Hooks:
     def _tell(self, hook: str, **arguments: Any) -> None:
         for strategy in self._implementers(hook):
             self._first(strategy, hook, **arguments)
+
+    def _tell_all(self, hook: str, **arguments: Any) -> list[MarlError]:
+        """Tell each one, whatever the others do; what they raised."""
+        errors: list[MarlError] = []
+        for strategy in self._implementers(hook):
+            try:
+                self._first(strategy, hook, **arguments)
+            except MarlError as error:
+                errors.append(error)
+        return errors
 
     @contextmanager
     def _blame(self, strategy: Strategy, hook: str) -> Iterator[None]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
     from marl_core.config.plan import Plan
-    from marl_core.ppo.types import RunResult, ScoredRollout, StepStats
+    from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
 hookspec = pluggy.HookspecMarker("marl")
 
@@ -256,11 +256,30 @@ class MarlSpecs:
         """
 
     @hookspec
+    def marl_evaluation(self, evaluation: Evaluation) -> None:
+        """Watch an evaluation on the held-out prompts.
+
+        Family: observer (any other may listen too).
+        Called: after each evaluation: before the first step, every `eval.every` steps, and after the last one.
+
+        Arguments:
+            evaluation: its step and means; a judge's `mean` is None where the judge abstained from all.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class HeldOut(Strategy):
+                @hookimpl
+                def marl_evaluation(self, evaluation: Evaluation) -> None:
+                    print("held out at step", evaluation.step)
+        """
+
+    @hookspec
     def marl_run_end(self, result: RunResult) -> None:
         """Watch a run end.
 
         Family: observer (any other may listen too).
-        Called: once, after the final adapter was saved; not when the run failed.
+        Called: once, after the final adapter was saved; not when the run failed: see marl_run_failed.
 
         Arguments:
             result: what the run gave: its folder, the last numbers, evaluation before and after.
@@ -272,4 +291,25 @@ class MarlSpecs:
                 @hookimpl
                 def marl_run_end(self, result: RunResult) -> None:
                     print("done:", result)
+        """
+
+    @hookspec
+    def marl_run_failed(self, step: int, error: BaseException) -> None:
+        """Watch a run end before its last step; close what marl_run_start opened.
+
+        Family: observer (any other may listen too).
+        Called: once, instead of marl_run_end, when an error ends a run that has begun, Ctrl-C or SIGTERM stops it, or the
+        iterator of `Runner.steps()` is given up. Where the iterator is asked for again, marl_run_start comes again.
+
+        Arguments:
+            step: steps done.
+            error: what ended it: marl's `Stopped` for a signal, `GeneratorExit` for an iterator that was given up.
+
+        Result: ignored; None by convention. What it raises becomes a warning: the first cause is what the run ends with.
+
+        Example:
+            class Alarm(Strategy):
+                @hookimpl
+                def marl_run_failed(self, step: int, error: BaseException) -> None:
+                    print(f"ended after step {step}: {error!r}")
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 from weakref import ReferenceType, ref
@@ -45,6 +45,14 @@ class Strategy(BaseModel):
             return self.fresh().serve(run)
         self._run = ref(run) if run is not None else None
         return self
+
+    @classmethod
+    def options_for_stored(cls, said: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Of a quantization: the options with which it holds weights that a model folder keeps quantized already.
+
+        `said` is the quantization_config of the folder's config.json. None: it doesn't hold such weights.
+        """
+        return None
 
     # pluggy keeps plugins in sets and finds them with ==: a strategy is itself, whatever its options.
     def __eq__(self, other: object) -> bool:

@@ -43,6 +43,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, by step: names alone sort wrongly from a million steps on."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
 def save(
     folder: Path,
     bank: AdapterBank,
@@ -52,8 +58,9 @@ def save(
     keep: int = 2,
     strategies: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
+    """Write `folder/step-NNNNNN` whole or not at all, then drop what is older than the last `keep` up to this one.
 
+    Checkpoints of later steps are none of this run's (`set_aside` moves them on resume): they are neither counted nor dropped.
     `strategies`: tensors that strategies want back on resume, as strategy_state.collect gives them.
     """
     target = folder / name_of(state.step)
@@ -65,9 +72,23 @@ def save(
         write_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         write_json(temporary / "manifest.json", {str(p.relative_to(temporary)): sha256(p) for p in files})
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    for old in [path for path in saved(folder) if step_of(path) <= state.step][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # this one is written; the next save tries again
     return target
+
+
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of steps after `step` to `damaged-step-NNNNNN`; where they are now.
+
+    A run that goes on from `step` makes those steps again: what is left of them must not be taken for newer.
+    """
+    moved = []
+    for path in saved(folder):
+        if step_of(path) > step:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            moved.append(path.rename(aside))
+    return moved
 
 
 def save_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
@@ -104,7 +125,7 @@ def damage(checkpoint: Path) -> str | None:
 def newest(folder: Path) -> tuple[Path, list[str]]:
     """The newest whole checkpoint, and a sentence for each damaged one that was passed over. DataError if none is whole."""
     notes: list[str] = []
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+    for checkpoint in reversed(saved(folder)):
         wrong = damage(checkpoint)
         if wrong is None:
             return checkpoint, notes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from marl_core.run.files import read_lines
+from marl_core.run.files import read_lines, write_bytes
 
 CURVES = (
     ("objective/scores", "mean reward"),
@@ -28,11 +29,13 @@ def write_curves(folder: Path) -> Path | None:
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     for place, (name, title) in enumerate(CURVES):
         axes = figure.add_subplot(2, 3, place + 1)
-        points = [(line["step"], line[name]) for line in steps if name in line]
+        points = [(line["step"], line[name]) for line in steps if line.get(name) is not None]
         axes.plot([x for x, _ in points], [y for _, y in points], color="#2563eb", linewidth=1.6)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.set_xlabel("PPO step", fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
     file = folder / "curves.png"
-    figure.savefig(file, dpi=110)
+    write_bytes(file, picture.getvalue())
     return file

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marl_core.errors import DataError, warn
+from marl_core.run import checkpoint
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -29,7 +30,7 @@ def needed(runner: Runner) -> int:
 
 def save_failed(runner: Runner, folder: Path, error: Exception) -> SaveFailed:
     """The error of a save that failed: which checkpoint, why, how many bytes are missing, what is still whole."""
-    whole = sorted(path.name for path in folder.glob("step-*"))
+    whole = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
     return SaveFailed(
         f"save: the checkpoint of step {runner.done} could not be written into {folder} ({_reason(error)}). "
         f"{_room(folder, needed(runner))} {f'{whole[-1]} is whole' if whole else 'There is no checkpoint yet'}. "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from marl_core.config.redact import redact
 from marl_core.errors import DataError, MarlError
-from marl_core.ppo.types import Prompts, Rollout, ScoredRollout
+from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.scoring import own_scores
+from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
 from marl_core.run import checkpoint
 from marl_core.run.files import new_folder, write_json
 
@@ -39,11 +41,23 @@ class Dump:
     shaper: dict[str, float]
     rollout: Rollout
     scored: ScoredRollout | None
+    advantages: Advantages | None = None
+    """Advantages of one's own; None when the config's estimator gave them."""
+    own_scores: Tensor | None = None
+    """Scores of one's own, [B] or [B, T]; None when the configured reward gives them."""
 
 
-def dump(runner: Runner, phase: str, rollout: Rollout, scored: ScoredRollout | None, error: MarlError) -> str:
+def dump(
+    runner: Runner,
+    phase: str,
+    rollout: Rollout,
+    scored: ScoredRollout | None,
+    error: MarlError,
+    own: object = None,
+) -> str:
     """Write RUN/dumps/step-NNNNNN-PHASE; a sentence that says where it is and how to replay it. Never raises.
 
+    `own`: what the caller gave instead of what the config would give, scores or advantages.
     Nothing is written for a run without a folder, or before its pre-flight check has passed.
     """
     if runner.folder is None or not runner.folder.mine:
@@ -54,7 +68,8 @@ def dump(runner: Runner, phase: str, rollout: Rollout, scored: ScoredRollout | N
     try:
         with new_folder(folder) as temporary:
             checkpoint.save_weights(temporary, runner.bank, runner.roles.trained)
-            save_file(_tensors(rollout, scored), temporary / "batch.safetensors")
+            tensors = {**_tensors(rollout, scored), **_own(runner, rollout, scored, own)}
+            save_file(_still(tensors), temporary / "batch.safetensors")
             write_json(temporary / "dump.json", _words(runner, phase, rollout, error))
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as failure:
         return f" The batch could not be dumped ({failure})."
@@ -78,6 +93,8 @@ def load(folder: Path) -> Dump:
             words["shaper"],
             rollout,
             _scored(rollout, tensors),
+            _advantages(tensors),
+            tensors.get(OWN_SCORES),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DataError(
@@ -109,8 +126,29 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, ensure_ascii=False, default=str))
 
 
+def _own(runner: Runner, rollout: Rollout, scored: ScoredRollout | None, own: object) -> dict[str, Tensor]:
+    """What the caller gave and a replay couldn't compute. Usual advantages are left out: other settings may be tried on them."""
+    if isinstance(own, Advantages):
+        usual = _usual(runner, scored)
+        mine = _flat(own)
+        if mine.keys() == usual.keys() and all(torch.equal(mine[name], usual[name]) for name in mine):
+            return {}
+        return {f"{ADVANTAGES}{name}": tensor for name, tensor in mine.items()}
+    if own is None:
+        return {}
+    scores = own_scores(own, rollout)
+    return {OWN_SCORES: scores.total if scores.tokens is None else scores.tokens}
+
+
+def _usual(runner: Runner, scored: ScoredRollout | None) -> dict[str, Tensor]:
+    try:
+        return {} if scored is None else _flat(estimate_advantages(scored, runner.config.ppo, runner.kl_coef))
+    except (MarlError, RuntimeError, ValueError):
+        return {}
+
+
 def _tensors(rollout: Rollout, scored: ScoredRollout | None) -> dict[str, Tensor]:
-    found: dict[str, Tensor | None] = {
+    found = {
         "prompt_ids": rollout.prompts.ids,
         "prompt_mask": rollout.prompts.mask,
         "ids": rollout.ids,
@@ -118,12 +156,25 @@ def _tensors(rollout: Rollout, scored: ScoredRollout | None) -> dict[str, Tensor
         "finished": rollout.finished,
     }
     if scored is not None:
-        found |= {name: getattr(scored, name) for name in SCORED}
-        found |= {f"part/{name}": part for name, part in scored.parts.items()}
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items() if tensor is not None}
+        found |= _flat(scored) | {f"{PART}{name}": part for name, part in scored.parts.items()}
+    return found
 
 
-SCORED = ("logprobs", "ref_logprobs", "values", "scores", "raw_scores", "entropy")
+def _still(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+PART, ADVANTAGES, OWN_SCORES = "part/", "advantages/", "own_scores"
+
+
+def _flat(value: Any) -> dict[str, Tensor]:
+    """The tensors among a dataclass's fields, whichever it has."""
+    found = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+def _under(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    return {name.removeprefix(place): tensor for name, tensor in tensors.items() if name.startswith(place)}
 
 
 def _rollout(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rollout:
@@ -140,15 +191,29 @@ def _rollout(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rollout
 
 
 def _scored(rollout: Rollout, tensors: Mapping[str, Tensor]) -> ScoredRollout | None:
+    """Every tensor that the dump holds of it; what an older dump lacks is absent."""
     if "logprobs" not in tensors:
         return None
-    found = {name: tensors.get(name) for name in SCORED}
-    parts = {name.removeprefix("part/"): value for name, value in tensors.items() if name.startswith("part/")}
-    return ScoredRollout(rollout=rollout, parts=parts, **found)  # type: ignore[arg-type]  # the two that are required are there
+    needed: dict[str, Any] = {name: tensors.get(name) for name in ("logprobs", "ref_logprobs", "values", "scores")}
+    names = {item.name for item in fields(ScoredRollout)} - {"rollout", "parts"} - needed.keys()
+    more: dict[str, Any] = {name: tensors[name] for name in names if name in tensors}
+    return ScoredRollout(rollout=rollout, parts=_under(tensors, PART), **needed, **more)
 
 
-def to_device(scored: ScoredRollout, device: torch.device) -> ScoredRollout:
-    """The same on another device."""
-    moved = {name: value.to(device) for name in SCORED if (value := getattr(scored, name)) is not None}
-    parts = {name: part.to(device) for name, part in scored.parts.items()}
-    return ScoredRollout(**{**dict.fromkeys(SCORED), **moved}, rollout=scored.rollout.to(device), parts=parts)
+def _advantages(tensors: Mapping[str, Tensor]) -> Advantages | None:
+    found: dict[str, Any] = _under(tensors, ADVANTAGES)
+    return Advantages(**{"returns": None, **found}) if found else None
+
+
+Numbers = TypeVar("Numbers", ScoredRollout, Advantages)
+
+
+def to_device(numbers: Numbers, device: torch.device) -> Numbers:
+    """The same on another device: every field that has tensors."""
+    return replace(numbers, **{item.name: _moved(getattr(numbers, item.name), device) for item in fields(numbers)})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor | Rollout) else value

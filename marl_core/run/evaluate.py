@@ -12,7 +12,7 @@ from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
 from marl_core.ppo.rollout import generate
-from marl_core.ppo.scoring import reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.scoring import judge_all, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Evaluation, Rollout
 from marl_core.run.passes import score_budget
 from marl_core.run.prompts import PromptData
@@ -28,8 +28,8 @@ def evaluate(
     part = plan.config.eval
     count = min(len(data), part.limit or len(data))
     chunk = plan.config.ppo.batch
-    per_seed: list[dict[str, float]] = []
-    samples: list[dict[str, Any]] = []
+    per_seed: list[list[dict[str, Any]]] = []
+    said: list[Mapping[str, float]] = []
     for seed in range(part.seeds):
         rows: list[dict[str, Any]] = []
         context = reward_context().fresh()
@@ -51,41 +51,35 @@ def evaluate(
                 mine = _rows(plan, roles, rollout, ranks)
             shared = ranks.everyone(mine)
             rows += [row for part in shared for row in part][: end - start]
-        said = logged(ranks.everyone({**context.part(), "columns": {}}), [0] * ranks.size).metrics
-        per_seed.append(_means(rows) | {f"{LOGGED}{name}": value for name, value in said.items()})
-        samples = samples or rows[: part.samples]
-    found = {name: [run[name] for run in per_seed if name in run] for run in per_seed for name in run}
-    means = {name: statistics.fmean(values) for name, values in found.items()}
-    spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in found.items()}
-    judges = {name: {"mean": means[f"judge/{name}"], "std": spread[f"judge/{name}"]} for name in part.judges}
+        said.append(logged(ranks.everyone({**context.part(), "columns": {}}), [0] * ranks.size).metrics)
+        per_seed.append(rows)
+    (reward, reward_std), (kl, kl_std), (length, length_std), (finished, _) = (
+        _over_seeds([[row[name] for row in rows] for rows in per_seed])
+        for name in ("score", "kl", "length", "finished")
+    )
     return Evaluation(
         step=step,
-        reward=means["reward"],
-        reward_std=spread["reward"],
-        kl=means["kl"],
-        kl_std=spread["kl"],
-        length=means["length"],
-        length_std=spread["length"],
-        finished=means["finished"],
-        judges=judges,
-        samples=samples,
+        reward=reward,
+        reward_std=reward_std,
+        kl=kl,
+        kl_std=kl_std,
+        length=length,
+        length_std=length_std,
+        finished=finished,
+        judges={name: _judge([[row["judges"][name] for row in rows] for rows in per_seed]) for name in part.judges},
+        samples=per_seed[0][: part.samples],
         logged={
-            name.removeprefix(LOGGED): {"mean": means[name], "std": spread[name]}
-            for name in means
-            if name.startswith(LOGGED)
+            name: dict(zip(("mean", "std"), _over_seeds([[run[name]] for run in said if name in run]), strict=True))
+            for name in sorted({name for run in said for name in run})
         },
     )
-
-
-LOGGED = "logged/"
-"""Before the names of what reward functions logged, among an evaluation's numbers."""
 
 
 def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict[str, Any]]:
     size, tokens = score_budget(plan.config, roles.bank, ranks)
     temperature = plan.config.sampling.temperature
     total, _ = score_sources(roles.bank, roles.rewards, rollout, size, tokens)
-    judged = {j.name: score_sources(roles.bank, [j], rollout, size, tokens)[0] for j in roles.judges}
+    judged = judge_all(roles.bank, roles.judges, rollout, size, tokens)
     kl = 0.0 * total
     if plan.config.ppo.kl.coef > 0:
         view = View(roles.trained.policy)
@@ -102,15 +96,20 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict
             "kl": float(kl[i]),
             "length": int(rollout.lengths[i]),
             "finished": bool(rollout.finished[i]),
-            "judges": {name: float(scores[i]) for name, scores in judged.items()},
+            "judges": {name: None if scores[i].isnan() else float(scores[i]) for name, scores in judged.items()},
         }
         for i in range(len(rollout))
     ]
 
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    means = {name: statistics.fmean(row[name] for row in rows) for name in ("kl", "length", "finished")}
-    means["reward"] = statistics.fmean(row["score"] for row in rows)
-    return means | {
-        f"judge/{name}": statistics.fmean(row["judges"][name] for row in rows) for name in rows[0]["judges"]
-    }
+def _over_seeds(per_seed: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean of the seeds' means, and their standard deviation, 0 for one seed."""
+    means = [statistics.fmean(values) for values in per_seed]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
+
+
+def _judge(per_seed: Sequence[Sequence[float | None]]) -> dict[str, float | None]:
+    """Mean and spread over the responses it judged, None when there are none; `judged` is their share."""
+    given = [[value for value in values if value is not None] for values in per_seed]
+    mean, std = _over_seeds([values for values in given if values]) if any(given) else (None, None)
+    return {"mean": mean, "std": std, "judged": sum(map(len, given)) / sum(map(len, per_seed))}

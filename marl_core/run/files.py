@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,55 @@ from marl_core.run.swap import flush_folder, put_in_place
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write beside, flush to disk, rename."""
+    """`write_bytes` of UTF-8."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename; nothing is left beside when that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(file: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, strict_json(value, indent=2) + "\n")
 
 
 def append_line(file: Path, value: Any) -> None:
-    """One JSON object as one more line."""
+    """One JSON object as one more line, or an OSError and the file as it was: half a line would hide those after it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    with file.open("ab", buffering=0) as stream:
+        before = os.fstat(stream.fileno()).st_size
+        try:
+            left = memoryview((strict_json(value) + "\n").encode())
+            while left:
+                left = left[stream.write(left) :]
+        except OSError:
+            os.truncate(stream.fileno() if os.truncate in os.supports_fd else file, before)
+            raise
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -53,7 +83,7 @@ def keep_lines(file: Path, last_step: int) -> None:
     """Drop the lines of steps after `last_step`: they will be run again."""
     if file.is_file():
         kept = [line for line in read_lines(file) if line["step"] <= last_step]
-        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_text(file, "".join(strict_json(line) + "\n" for line in kept))
 
 
 @contextmanager
@@ -79,7 +109,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def flush_file(file: Path) -> None:
     """fsync of a file that somebody else wrote; nothing if there is none."""
     if file.is_file():
-        with file.open("rb") as stream:
+        with file.open("rb+" if os.name == "nt" else "rb") as stream:  # Windows flushes only what may be written
             os.fsync(stream.fileno())
 
 

@@ -18,7 +18,7 @@ def finished(config: RunConfig) -> str | None:
     A run is finished when its newest checkpoint has all steps, and final adapter, last evaluation and report were written after it.
     """
     folder = Path(config.run.folder or "").expanduser()
-    saved = sorted((folder / "checkpoints").glob("step-*"))
+    saved = checkpoint.saved(folder / "checkpoints")
     if config.run.folder is None or not saved:
         return None
     done = checkpoint.step_of(saved[-1])

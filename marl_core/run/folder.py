@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marl_core.bank.fingerprint_v1 import is_short_of
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import ConfigError, DataError, MarlError, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.run import checkpoint
 from marl_core.run.changes import changed_keys
 from marl_core.run.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.run.lock import RunLock
-from marl_core.run.provenance import provenance, read_provenance
+from marl_core.run.provenance import changes, provenance, read_provenance
 from marl_core.run.swap import tidy
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
     mine: bool = False
     """Whether this run may write here: it was resumed from this folder, or has made it."""
+    lock: RunLock = field(init=False)
+    _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _now: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.lock = RunLock(self.path)
 
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, override: bool = False) -> RunFolder | None:
@@ -46,20 +52,34 @@ class RunFolder:
                 f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder."
             )
         if resume and used:
-            folder._take()
-            folder.mine = True
-            folder.notes += changed_keys(folder.path / "config.yaml", config, override=override)
-            tidy(folder.path)
-            tidy(folder.checkpoints)
+            folder._take_up(config, override)
         return folder
 
-    def _take(self) -> None:
-        note = RunLock(self.path).take()
+    def _take_up(self, config: RunConfig, override: bool) -> None:
+        try:
+            self.hold()
+            self.mine = True
+            self.notes += changed_keys(self.path / "config.yaml", config, override=override)
+            tidy(self.path)
+            tidy(self.checkpoints)
+        except OSError as error:
+            self.release()
+            raise ConfigError(
+                f"run.folder: {self.path} can't be written ({error}), so the run in it can't go on. "
+                "Give it write permission, or copy it to a disk that has it."
+            ) from error
+        except MarlError:
+            self.release()
+            raise
+
+    def hold(self) -> None:
+        """Take the folder for this run, unless it has it. ConfigError when another run holds it, or has taken it over."""
+        note = self.lock.take()
         self.notes += [note] if note else []
 
     def release(self) -> None:
         """Let another process use the folder."""
-        RunLock(self.path).release()
+        self.lock.release()
 
     @property
     def checkpoints(self) -> Path:
@@ -70,45 +90,57 @@ class RunFolder:
         """Write config, provenance and pre-flight result; on resume the first pre-flight result stays."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take()
             self._keep_config(runner)
             write_text(self.path / "config.yaml", dump_config(runner.config))
+            self.mine = True
+            write_json(self.path / "provenance.json", self._now or provenance(runner))
+            first = self.path / "preflight.json"
+            again = self.path / f"preflight-step-{runner.done}.json"
+            write_json(again if first.exists() and runner.done else first, preflight.as_dict())
         except OSError as error:
             raise ConfigError(
-                f"run.folder: {self.path} can't be made or written ({error}). Give another folder."
+                f"run.folder: {self.path} can't be made or written ({error}). Give another folder, or make room on that disk."
             ) from error
-        self.mine = True
-        write_json(self.path / "provenance.json", provenance(runner))
-        first = self.path / "preflight.json"
-        again = self.path / f"preflight-step-{runner.done}.json"
-        write_json(again if first.exists() and runner.done else first, preflight.as_dict())
 
     def _keep_config(self, runner: Runner) -> None:
         """A config that a resume replaces is kept: the steps so far were made with it."""
         file = self.path / "config.yaml"
+        taken = f"run.folder: {self.path} was taken by another run meanwhile. Give another folder."
         if file.exists() and not self.mine:
-            raise ConfigError(f"run.folder: {self.path} was taken by another run meanwhile. Give another folder.")
+            raise ConfigError(taken)  # before the lock: in one process it would be taken from that run
+        self.hold()
+        if file.exists() and not self.mine:
+            self.release()
+            raise ConfigError(taken)
         if file.exists() and (text := file.read_text(encoding="utf-8")) != dump_config(runner.config):
             write_text(self.path / f"config-until-step-{runner.done}.yaml", text)
 
     def refuse_other_inputs(self, runner: Runner) -> None:
-        """ConfigError when the data, an adapter or the base is not what the run was started with."""
+        """ConfigError when a file that decides a step, or the base, is not what the run was started with, unless overridden.
+
+        What only evaluations read may change, as the key `eval` may: it is told.
+        """
         file = self.path / "provenance.json"
         if not file.is_file():
             return
-        was, now = read_provenance(file), provenance(runner)
-        names = [
-            f"{kind} {name}"
-            for kind in ("data", "adapters")
-            for name in was.get(kind, {})
-            if now[kind].get(name) != was[kind][name]
-        ]
-        same = is_short_of(was["base"]["fingerprint"], runner.bank.fingerprint)
-        names += [] if same else ["the base's weights"]
-        if names:
+        try:
+            was = read_provenance(file)
+        except DataError as error:
+            if not runner.override:
+                raise
+            self.notes.append(f"{error} (--override)")
+            return
+        self._now = now = provenance(runner)
+        serious, judging = changes(was, now, runner.bank.fingerprint)
+        if serious and not runner.override:
             raise ConfigError(
-                f"resume: changed since the run was started: {', '.join(names)}. Put back what was there, or resume with --override."
+                f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there, or resume with --override."
             )
+        self.notes += [f"changed since the run was started (--override): {name}" for name in serious]
+        self.notes += [
+            f"changed since the run was started: {name}, read by evaluations: those before and after don't compare"
+            for name in judging
+        ]
         for kind in ("threads", "processes"):
             before, here = was["hardware"].get(kind, 1), now["hardware"][kind]
             if before != here:
@@ -121,8 +153,8 @@ class RunFolder:
         """The newest whole checkpoint; None when the run was stopped before its first."""
         if not (self.path / "config.yaml").exists():
             raise DataError(f"resume: {self.path} holds no run. Check run.folder, or start without --resume.")
-        if not self.checkpoints.is_dir() or not any(self.checkpoints.glob("step-*")):
-            self.rewind(0)
+        if not checkpoint.saved(self.checkpoints):
+            self._rewind(0)
             self.notes.append("no checkpoint yet: starting from step 0")
             return None
         found, notes = checkpoint.newest(self.checkpoints)
@@ -135,18 +167,37 @@ class RunFolder:
 
     def flush(self) -> None:
         """Put the lines written so far on the disk: a checkpoint must never be ahead of them."""
+        self._write_evaluations()
         for name in LINES:
             flush_file(self.path / name)
 
-    def rewind(self, step: int) -> None:
+    def go_on_from(self, step: int) -> None:
+        """Put away what later steps have left: they will be run again."""
+        checkpoint.set_aside(self.checkpoints, step)
+        self._rewind(step)
+
+    def _rewind(self, step: int) -> None:
         """Drop the lines of steps that will be run again."""
         for name in LINES:
             keep_lines(self.path / name, step if step or name != "evals.jsonl" else -1)
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Append to evals.jsonl, once for each step."""
-        if not any(line["step"] == evaluation["step"] for line in read_lines(self.path / "evals.jsonl")):
-            append_line(self.path / "evals.jsonl", evaluation)
+        """Append to evals.jsonl, once for each step. On a full disk it waits, with a warning, for the next time."""
+        self._waiting.append(evaluation)
+        try:
+            self._write_evaluations()
+        except OSError as error:
+            warn(
+                f"eval: the evaluation of step {evaluation['step']} can't be written into {self.path / 'evals.jsonl'} "
+                f"({error.strerror or error}). It waits in memory, and training goes on. Make room on that disk."
+            )
+
+    def _write_evaluations(self) -> None:
+        file = self.path / "evals.jsonl"
+        while self._waiting:
+            if not any(line["step"] == self._waiting[0]["step"] for line in read_lines(file)):
+                append_line(file, self._waiting[0])
+            self._waiting.pop(0)
 
     def first_evaluation(self) -> Evaluation | None:
         """The evaluation before training."""
@@ -159,15 +210,28 @@ class RunFolder:
             ) from error
 
     def finish(self, runner: Runner) -> None:
-        """Write final/policy, a plain PEFT adapter, and curves and report where they can be drawn."""
-        from marl_core.run.curves import write_curves
-        from marl_core.run.report import write_report
-
+        """Write final/policy, a plain PEFT adapter."""
         with new_folder(self.path / "final") as temporary:
             runner.bank.save(runner.roles.trained.policy, temporary / "policy")
             write_json(
                 temporary / "policy" / "marl.json",
                 {"base": runner.bank.source, "base_prepared_by": runner.bank.prepared},
             )
-        write_curves(self.path)
-        write_report(self.path)
+
+    def draw(self) -> None:
+        """Write curves and report; what can't be drawn is a warning: the run is whole without them."""
+        from marl_core.run.curves import write_curves
+        from marl_core.run.report import write_report
+
+        drawings: tuple[tuple[str, Callable[[Path], object]], ...] = (
+            ("curves.png", write_curves),
+            ("report.html", write_report),
+        )
+        for name, write in drawings:
+            try:
+                write(self.path)
+            except Exception as error:  # a drawing library may raise anything
+                warn(
+                    f"{name} could not be written into {self.path} ({type(error).__name__}: {error}). The run is whole: final/ and its "
+                    f"checkpoints are written. Remove the cause and draw again: marl report {self.path}"
+                )

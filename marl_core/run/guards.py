@@ -41,14 +41,24 @@ class Guards:
     _said: set[str] = field(default_factory=set)
 
     @contextmanager
-    def phase(self, runner: Runner, name: str, rollout: Rollout, scored: ScoredRollout | None = None) -> Iterator[None]:
-        """A phase of a step: when numbers or a plugin fail in it, what it worked on is dumped, and the error says where."""
+    def phase(
+        self,
+        runner: Runner,
+        name: str,
+        rollout: Rollout,
+        scored: ScoredRollout | None = None,
+        own: object = None,
+    ) -> Iterator[None]:
+        """A phase of a step: when numbers or a plugin fail in it, what it worked on is dumped, and the error says where.
+
+        `own`: scores or advantages that the caller gave.
+        """
         from marl_core.run.dump import dump
 
         try:
             yield
         except (NumericError, PluginError) as error:
-            note = dump(runner, name, rollout, scored, error)
+            note = dump(runner, name, rollout, scored, error, own)
             error.args = (f"{error}{note}",)
             raise
 

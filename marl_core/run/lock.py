@@ -1,96 +1,102 @@
-"""One run at a time in a run folder: a lock file with the process id. A dead process's lock is taken over."""
+"""One run at a time in a run folder: a lock of the system's, held for the life of the run and gone with its process."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
+from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakValueDictionary
+
+from filelock import FileLock, Timeout
 
 from marl_core.errors import ConfigError
 
 NAME = ".lock"
+HOLDER = ".lock.json"
+"""Who holds the lock, for the message alone: the lock itself is the system's, and ends with the process wherever it ran."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a disk without locks answers."""
 
 
 class RunLock:
-    """The lock file of one run folder. A process may take the same lock again: a notebook builds its Runner anew."""
+    """The lock of one run folder, from `take` until `release`, or until nobody holds this object any more.
+
+    Within one process the newest wins: a notebook builds its Runner anew, and the one before loses the folder.
+    """
+
+    _newest: ClassVar[WeakValueDictionary[str, RunLock]] = WeakValueDictionary()
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / NAME
+        self.folder = folder
+        self.lost = False
+        """Whether a later run of this process has taken the folder."""
+        self._lock: FileLock | None = None
+        self._pid = os.getpid()
 
     def take(self) -> str | None:
-        """Take the lock; a sentence when it was a dead run's. ConfigError when another run that is alive holds it."""
-        me = _myself()
-        with self._opened() as stream:
-            held = _read(stream)
-            if held and held != me and (held["host"] != me["host"] or _started(held["pid"]) == held["started"]):
-                raise ConfigError(
-                    f"run.folder: {self.file.parent} is in use by another run, process {held['pid']} on {held['host']}. "
-                    f"Wait for it, stop it, or give another folder. If that run is surely dead, delete {self.file}."
-                )
-            stream.seek(0)
-            stream.truncate()
-            json.dump(me, stream)
-        return f"took over the lock of process {held['pid']}, which is dead" if held and held != me else None
+        """Take the lock, unless this object has it; a sentence worth telling. ConfigError when another run holds it."""
+        self.refuse_lost()
+        if self._lock is not None:
+            return None
+        place = os.path.realpath(self.folder)
+        before = RunLock._newest.get(place)
+        RunLock._newest[place] = self
+        if before is not None and before is not self and before._pid == os.getpid():
+            self._lock, before._lock, before.lost = before._lock, None, True
+            if self._lock is not None:
+                return None
+        note = self._acquire()
+        (self.folder / HOLDER).write_text(
+            json.dumps({"pid": os.getpid(), "host": platform.node()}) + "\n", encoding="utf-8"
+        )
+        return note
+
+    def refuse_lost(self) -> None:
+        """ConfigError when a later run of this process has taken the folder: two must not write into it."""
+        if self.lost:
+            raise ConfigError(
+                f"run.folder: {self.folder} was taken over by a Runner that this process made later. "
+                "Go on with that one, or give this one another folder."
+            )
 
     def release(self) -> None:
-        """Give the lock back, if it is this process's."""
-        if self.file.is_file():
-            with self.file.open(encoding="utf-8") as stream:
-                mine = _read(stream) == _myself()
-            if mine:
-                self.file.unlink(missing_ok=True)
+        """Give the lock back, if this object has it. A forked child has its parent's objects, and none of its locks."""
+        if self._lock is None or os.getpid() != self._pid:
+            return
+        (self.folder / HOLDER).unlink(missing_ok=True)
+        self._lock.release(force=True)
+        self._lock = None
 
-    @contextmanager
-    def _opened(self) -> Iterator[TextIOWrapper]:
-        """The file, ours alone while we look and write; one that was deleted meanwhile is opened anew."""
-        while True:
-            with os.fdopen(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX)
-                except OSError:  # a network disk without locks: the process id alone has to do
-                    yield stream
-                    return
-                if self.file.exists() and os.fstat(stream.fileno()).st_ino == self.file.stat().st_ino:
-                    yield stream
-                    return
+    def __del__(self) -> None:
+        with suppress(Exception):  # the interpreter may be ending, the folder may be gone: the system lets go by itself
+            self.release()
+
+    def _acquire(self) -> str | None:
+        left = _holder(self.folder)
+        who = f"process {left.get('pid', '?')} on {left.get('host', '?')}" if left else "a process that left no name"
+        lock = FileLock(self.folder / NAME, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"run.folder: {self.folder} is in use by another run, {who}. Wait for it, stop it, or give another folder."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+                raise
+            return f"the disk of {self.folder} has no locks ({error}): nothing keeps a second run out of this folder"
+        self._lock = lock
+        return f"took over the lock of {who}, which is dead" if left else None
 
 
-def _myself() -> dict[str, object]:
-    return {"pid": os.getpid(), "started": _started(os.getpid()), "host": platform.node()}
-
-
-def _read(stream: TextIOWrapper) -> dict[str, object]:
-    """Who holds the lock; nobody when the file is empty or was cut short by a crash."""
+def _holder(folder: Path) -> dict[str, object]:
+    """Who said last to hold the lock; nobody when the file isn't there or was cut short by a crash."""
     try:
-        held = json.loads(stream.read())
+        held = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {}
-    return held if isinstance(held, dict) and set(held) == {"pid", "started", "host"} else {}
-
-
-def _started(pid: object) -> str | None:
-    """When a process of this machine was started, in the system's own ticks; None when there is no such process.
-
-    The start tells a process from a later one with the same number.
-    """
-    if not isinstance(pid, int):
-        return None
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if line[0] in "ZX" else line[19]
-    except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return None
-    try:  # no /proc, as on macOS: the number alone
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return "alive"
-    return "alive"
+    return held if isinstance(held, dict) else {}

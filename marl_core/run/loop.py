@@ -22,14 +22,25 @@ if TYPE_CHECKING:
 
 
 def steps(runner: Runner) -> Iterator[StepStats]:
-    """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
+    """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way.
+
+    An iterator that is given up ends the run for its observers; asked for again, it goes on where it was.
+    """
+    with runner.audience.until_the_end(runner):
+        yield from _steps(runner)
+
+
+def _steps(runner: Runner) -> Iterator[StepStats]:
     config = runner.config
     runner.prepare()
+    runner.audience.begin(runner)
     warn_if_short(runner)
     if runner.done == 0:
         evaluation(runner)
     failed = 0
     while runner.done < config.ppo.steps:
+        if runner.folder is not None:
+            runner.folder.hold()
         stats = runner.step(prompts(runner))
         last = runner.done == config.ppo.steps
         if config.eval.every and runner.done % config.eval.every == 0 and not last:
@@ -45,9 +56,9 @@ def train(runner: Runner) -> RunResult:
     Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
     """
     try:
-        with StopRequest() as asked:
+        with runner.audience.until_the_end(runner), StopRequest() as asked:
             last: StepStats | None = None
-            for stats in steps(runner):
+            for stats in _steps(runner):
                 last = stats
                 number = int(runner.ranks.largest([asked.signal or 0])[0])  # a signal to one rank stops all
                 if number:
@@ -69,10 +80,11 @@ def _finish(runner: Runner, last: StepStats | None) -> RunResult:
                 f"final: {runner.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
                 "Make room on that disk and resume: only this is left to do."
             ) from error
+        runner.folder.draw()
     runner.ranks.everyone(None)  # nobody leaves before the first rank has written
     before = runner.folder.first_evaluation() if runner.folder is not None else runner.before
     result = RunResult(str(runner.folder.path) if runner.folder else None, runner.done, last, before, after)
-    runner.plan.hooks.run_end(result)
+    runner.audience.end(runner, result)
     return result
 
 
@@ -119,6 +131,7 @@ def evaluation(runner: Runner) -> Evaluation | None:
     runner.before = runner.before or found
     if runner.folder is not None:
         runner.folder.add_evaluation(asdict(found))
+    runner.audience.evaluation(runner, found)
     return found
 
 
@@ -130,6 +143,7 @@ def save(runner: Runner) -> Path | None:
     runner.guards.watch.step_ended(runner.done, thorough=True)
     state = checkpoint.State(runner.done, runner.kl_coef, runner.shaper.state())
     folder, keep = runner.folder.checkpoints, runner.config.run.keep
+    runner.folder.hold()
     try:
         runner.folder.flush()
         kept = strategy_state.collect(runner.plan, runner.roles)
@@ -140,6 +154,15 @@ def save(runner: Runner) -> Path | None:
 
 def resume(runner: Runner) -> None:
     """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
+    try:
+        _resume(runner)
+    except BaseException:  # whoever reads the error keeps this Runner alive, and must not keep its folder
+        if runner.folder is not None:
+            runner.folder.release()
+        raise
+
+
+def _resume(runner: Runner) -> None:
     if runner.config.run.folder is None:
         raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
     (chosen, *_) = runner.ranks.everyone(_newest(runner))
@@ -154,14 +177,13 @@ def resume(runner: Runner) -> None:
     runner.done, runner.kl_coef = state.step, state.kl_coef
     runner.shaper.restore(dict(state.shaper))
     if runner.folder is not None:
-        runner.folder.rewind(runner.done)
+        runner.folder.go_on_from(runner.done)
 
 
 def _newest(runner: Runner) -> str | None:
     """The first rank's choice of a checkpoint."""
     if runner.folder is None:
         return None
-    if not runner.override:
-        runner.folder.refuse_other_inputs(runner)
+    runner.folder.refuse_other_inputs(runner)
     found = runner.folder.newest_checkpoint()
     return str(found.resolve()) if found is not None else None

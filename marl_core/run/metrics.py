@@ -18,7 +18,10 @@ def step_stats(
     kl_coef: float,
     seconds: Mapping[str, float],
 ) -> StepStats:
-    """All metrics of one step. KL is in nats per response unless the name says otherwise; times are in seconds."""
+    """All metrics of one step. KL is in nats per response unless the name says otherwise; times are in seconds.
+
+    A reward source that abstained from every response has no mean, and no key.
+    """
     mask, rollout = scored.rollout.mask, scored.rollout
     raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
     tokens, total = float(mask.sum()), sum(seconds.values())
@@ -30,7 +33,11 @@ def step_stats(
         "objective/entropy": _mean(scored.entropy, mask),
         "objective/kl_coef": kl_coef,
         **_kl(scored),
-        **{f"reward/{name}": float(part.nanmean()) for name, part in scored.parts.items()},
+        **{
+            f"reward/{name}": float(part.nanmean())
+            for name, part in scored.parts.items()
+            if not bool(part.isnan().all())
+        },
         **_update(update),
         **_value(scored, advantages),
         "tokens/mean_length": tokens / len(rollout),

@@ -138,7 +138,7 @@ def _results(run: RunData) -> str:
 
 def _judge(line: Mapping[str, Any], name: str) -> str:
     found = line["judges"].get(name)
-    return "-" if found is None else _spread(found["mean"], found["std"])
+    return "-" if found is None or found["mean"] is None else _spread(found["mean"], found["std"])
 
 
 def _spread(mean: float, std: float) -> str:

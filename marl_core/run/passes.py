@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
@@ -80,8 +81,12 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
     def mine(part: Rollout) -> dict[str, Tensor]:
         size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
-        by_token = {} if found.tokens is None else {TOKENS: found.tokens}
-        return {TOTAL: found.total, **by_token, **found.parts}
+        tokens_here = found.tokens
+        if runner.ranks.largest([float(tokens_here is not None)])[0] == 0.0:
+            return {TOTAL: found.total, **found.parts}
+        if tokens_here is None:  # the source abstained from all of this rank's part, and all ranks gather the same
+            tokens_here = torch.zeros_like(part.mask, dtype=torch.float32)
+        return {TOTAL: found.total, TOKENS: tokens_here, **found.parts}
 
     parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))
     return Scores(parts.pop(TOTAL), tokens=parts.pop(TOKENS, None), parts=parts)

@@ -15,7 +15,7 @@ from marl_core.config.plan import Plan
 from marl_core.errors import ConfigError, NumericError
 from marl_core.ppo.objectives import masked_mean, masked_sum
 from marl_core.ppo.rollout import generate
-from marl_core.ppo.scoring import forward, pieces, reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.scoring import forward, judge_all, pieces, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.run.gradient_check import Check
 from marl_core.run.roles import Roles
@@ -66,7 +66,7 @@ def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, f
     score_sources(
         roles.bank, roles.rewards, rollout, size
     )  # a reward that can't be used should say so before anything is written
-    score_sources(roles.bank, roles.judges, rollout, size) if roles.judges else None
+    judge_all(roles.bank, roles.judges, rollout, size)
     checks += [
         Check(f"reward adapter {name}", "can't verify" not in detail, detail)
         for name, detail in roles.bank.reward_checks.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataPart
-from marl_core.errors import DataError, MarlWarning
+from marl_core.errors import DataError, warn
 from marl_core.ppo.types import Prompts
 from marl_core.run.encoding import Encoder
 from marl_core.run.rendering import ControlTokens, Row, render
@@ -99,11 +98,9 @@ class PromptData:
                 f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_wanted(data)}."
             )
         if cut:
-            warnings.warn(
+            warn(
                 f"data.prompts: {len(cut)} of {len(kept)} prompts of {data.prompts} were longer than {limit} tokens and lost their "
-                "oldest text (data.on_long: truncate-left).",
-                MarlWarning,
-                stacklevel=2,
+                "oldest text (data.on_long: truncate-left)."
             )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad, cut)

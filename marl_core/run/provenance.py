@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from marl_core.bank.fingerprint_v1 import short
-from marl_core.config.redact import redact, redacted
+from marl_core.bank.fingerprint import Fingerprint
+from marl_core.bank.fingerprint_v1 import is_short_of, short
+from marl_core.config.adapter_files import WEIGHTS_FILE
+from marl_core.config.redact import redacted
 from marl_core.errors import DataError
 from marl_core.run.files import sha256
+from marl_core.run.inputs import data_inputs, judging_inputs, training_inputs
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -33,8 +37,10 @@ def provenance(runner: Runner) -> dict[str, Any]:
             "prepared_by": runner.bank.prepared,
             "fingerprint": short(runner.bank.fingerprint),
         },
-        "data": {data.prompts: sha256(Path(data.prompts))} if data and Path(data.prompts).is_file() else {},
-        "adapters": {name: sha256(path / "adapter_model.safetensors") for name, path in runner.bank.paths.items()},
+        "data": data_inputs(data.prompts, runner.data) if data else {},
+        "files": training_inputs(runner),
+        "eval_files": judging_inputs(runner),
+        "adapters": {name: sha256(path / WEIGHTS_FILE) for name, path in runner.bank.paths.items()},
         "hardware": {
             "machine": platform.machine(),
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -45,11 +51,28 @@ def provenance(runner: Runner) -> dict[str, Any]:
         },
         "python": platform.python_version(),
     }
-    return {
-        **found,
-        "base": redacted(found["base"]),
-        "data": {redact(name): digest for name, digest in found["data"].items()},
-    }
+    return {**found, "base": redacted(found["base"])}
+
+
+def changes(
+    was: Mapping[str, Any], now: Mapping[str, Any], fingerprint: Fingerprint | None
+) -> tuple[list[str], list[str]]:
+    """What a resumed run reads that isn't what it was at the start: what decides a step, and what only evaluations read.
+
+    What an older version didn't record can't be compared, and counts as unchanged.
+    """
+    serious = [
+        f"{kind} {name}"
+        for key, kind in (("data", "data"), ("files", "file"), ("adapters", "adapter"))
+        for name in _changed(was, now, key)
+    ]
+    serious += [] if is_short_of(was["base"]["fingerprint"], fingerprint) else ["the base's weights"]
+    return serious, _changed(was, now, "eval_files")
+
+
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> list[str]:
+    before = was.get(key, {})
+    return [name for name in before if now[key].get(name) != before[name]] if isinstance(before, Mapping) else []
 
 
 def read_provenance(file: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from marl_core.config.run_config import RunConfig
 from marl_core.errors import DataError, MarlError
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.update import Batch, update_epochs
-from marl_core.run import checkpoint
+from marl_core.run import checkpoint, passes
 from marl_core.run.dump import Dump, load, to_device
+from marl_core.run.optimizer import learning_rate_factor
 from marl_core.run.runner import Runner
-from marl_core.run.seeds import generator
+from marl_core.run.seeds import generator, seeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def without_folder(config: RunConfig) -> RunConfig:
 
 
 def _score(runner: Runner, dump: Dump) -> str:
-    scores = runner.score(dump.rollout).scores
+    scores = runner.score(dump.rollout, dump.own_scores).scores
     return f"{len(scores)} responses were scored, mean {float(scores.mean()):.6g}"
 
 
@@ -64,19 +65,24 @@ def _update(runner: Runner, dump: Dump) -> str:
     """The minibatch that failed, by itself: its loss and gradient with the weights of that moment."""
     if dump.scored is None:
         raise DataError("replay: this dump holds no scores, so there is no update to repeat.")
-    scored = to_device(dump.scored, runner.bank.device)
-    batch = Batch(scored, estimate_advantages(scored, runner.config.ppo, dump.kl_coef))
+    scored, config, device = to_device(dump.scored, runner.bank.device), runner.config, runner.bank.device
+    own = None if dump.advantages is None else to_device(dump.advantages, device)
+    batch = Batch(scored, own or estimate_advantages(scored, config.ppo, dump.kl_coef))
     rows = torch.tensor(dump.rows) if dump.rows else torch.arange(len(scored.rollout))
-    ppo = runner.config.ppo.model_copy(update={"epochs": 1, "minibatch": len(rows)} if dump.rows else {"epochs": 1})
-    stats = update_epochs(
-        runner.bank,
-        runner.roles.trained,
-        batch.select(rows),
-        runner.optimizer,
-        ppo,
-        temperature=runner.config.sampling.temperature,
-        kl_coef=dump.kl_coef,
-        generator=generator("replay"),
-    )
+    ppo = config.ppo.model_copy(update={"epochs": 1, "minibatch": len(rows)} if dump.rows else {"epochs": 1})
+    for group in runner.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * learning_rate_factor(runner.done, config.ppo)
+    with seeded(device, config.run.seed, "dropout", runner.done, *runner.ranks.salt):
+        stats = update_epochs(
+            runner.bank,
+            runner.roles.trained,
+            batch.select(rows),
+            runner.optimizer,
+            ppo,
+            temperature=config.sampling.temperature,
+            kl_coef=dump.kl_coef,
+            generator=generator("replay"),
+            tokens=passes.token_budget(config, runner.bank, runner.ranks),
+        )
     runner.guards.updated(runner, stats)
     return f"{len(rows)} rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"

@@ -100,6 +100,7 @@ def _asked(plan: Plan, bank: AdapterBank, trained: Trained, gradient: Check, opt
             plan,
             bank,
             [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()],
+            "judge",
         ),
     )
 
@@ -189,6 +190,7 @@ def _sources(
     plan: Plan,
     bank: AdapterBank,
     chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]],
+    role: str = "reward",
 ) -> tuple[Source, ...]:
     labels = [choice.name or choice.label for choice, _ in chosen]
     doubled = {label for label, count in Counter(labels).items() if count > 1}
@@ -198,5 +200,5 @@ def _sources(
         score = plan.hooks.reward(strategy, bank, bank.tokenizer)
         function = getattr(score, "label", "")  # which function of the user's, where the strategy calls one
         origin = "; ".join(filter(None, (str(function), plan.hooks.origin(strategy))))
-        sources.append(Source(label, choice.weight, score, origin))
+        sources.append(Source(label, choice.weight, score, origin, role))
     return tuple(sources)

@@ -31,6 +31,7 @@ from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
 from marl_core.run.allocator import give_back
+from marl_core.run.audience import Audience
 from marl_core.run.folder import RunFolder
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
@@ -80,7 +81,7 @@ class Runner:
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
-        self.guards = Guards()
+        self.guards, self.audience = Guards(), Audience()
         self.plan.hooks.around = self.guards.watch.around
         with threads(config.run.threads):
             self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
@@ -150,7 +151,7 @@ class Runner:
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
-        with self._timed("score"), self.guards.phase(self, "score", rollout):
+        with self._timed("score"), self.guards.phase(self, "score", rollout, own=scores):
             scored = self._score(rollout.to(self.bank.device), scores)
             self.guards.scored(self, scored)
             return scored
@@ -165,7 +166,7 @@ class Runner:
         seed = self.config.run.seed
         with (
             self._timed("update"),
-            self.guards.phase(self, "update", scored.rollout, scored),
+            self.guards.phase(self, "update", scored.rollout, scored, advantages),
             seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
             chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
@@ -190,6 +191,8 @@ class Runner:
 
     def _advance(self, scored: ScoredRollout) -> None:
         self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
+        if scored.raw_scores is not None:
+            self.shaper.learn(scored.raw_scores, scored.rollout.finished)
         self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
         kl = self.config.ppo.kl
         if kl.target is not None and scored.ref_logprobs is not None:
@@ -212,7 +215,8 @@ class Runner:
             given = passes.rewards(self, rollout, scores)
         parts = self.ranks.everyone(context.part()) if scores is None else []
         said = logged(parts, [len(rollout) // self.ranks.size] * len(parts))
-        shaped, tokens = self.shaper(given.total, rollout.finished), self.shaper.tokens(given.tokens)
+        shaper = self.shaper.ahead(given.total, rollout.finished)
+        shaped, tokens = shaper(given.total, rollout.finished, learn=False), shaper.tokens(given.tokens)
         return ScoredRollout(
             rollout,
             found["logprobs"],
@@ -259,7 +263,7 @@ class Runner:
         self.guards.watch.settled()
         if self.folder is not None:
             self.folder.start(self, found)
-        self.plan.hooks.run_start(self.plan, self.done, self.bank.tokenizer)
+        self.audience.begin(self)
         return found
 
     def _heldout(self) -> PromptData | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from weakref import ref
 
 from torch import Tensor
 
@@ -17,18 +18,35 @@ class Shaper:
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
+    _learned: ref[Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, scores: Tensor, finished: Tensor, *, learn: bool = True) -> Tensor:
         """Shaped scores [B] float32; `learn` updates the moments with this batch first."""
-        shaped = scores.float()
-        if self.part.missing_eos_penalty is not None:
-            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
+        if learn:
+            self.learn(scores, finished)
+        shaped = self._penalized(scores, finished)
         if self.part.normalize:
-            if learn:
-                self._learn(shaped)
             shaped = (shaped - self.mean) / max(self.std, 1e-6)
         if self.part.clip is not None:
             shaped = shaped.clamp(-self.part.clip, self.part.clip)
+        return shaped
+
+    def learn(self, scores: Tensor, finished: Tensor) -> None:
+        """Take this batch's scores, before shaping, into the moments; the same tensor again is no new batch."""
+        if self.part.normalize and (self._learned is None or self._learned() is not scores):
+            self._learn(self._penalized(scores, finished))
+            self._learned = ref(scores)
+
+    def ahead(self, scores: Tensor, finished: Tensor) -> Shaper:
+        """This shaper as it is once it has learned the batch: a rollout may be scored more than once, and is learned by its update."""
+        after = replace(self)
+        after.learn(scores, finished)
+        return after
+
+    def _penalized(self, scores: Tensor, finished: Tensor) -> Tensor:
+        shaped = scores.float()
+        if self.part.missing_eos_penalty is not None:
+            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
         return shaped
 
     def tokens(self, scores: Tensor | None) -> Tensor | None:

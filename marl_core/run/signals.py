@@ -9,6 +9,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = "\x1b[?25h"
+"""A progress bar hides the cursor, and after the second signal nobody is left to show it again."""
 
 
 class StopRequest:
@@ -38,5 +40,6 @@ class StopRequest:
         self.signal = signal.Signals(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        # not print: the signal may have come in the middle of one
-        os.write(2, f"\nmarl: {self.signal.name}: stopping after this step (once more stops at once)\n".encode())
+        shown = SHOW_CURSOR if os.isatty(2) else ""
+        said = f"{shown}\nmarl: {self.signal.name}: stopping after this step (once more stops at once)\n"
+        os.write(2, said.encode())  # not print: the signal may have come in the middle of one

@@ -50,7 +50,9 @@ def tidy(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """fsync of a folder's list of names."""
+    """fsync of a folder's list of names; nothing where a system gives no handle to a folder (Windows)."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -95,7 +95,7 @@ class Watch:
         return tuple(
             source
             if isinstance(source.score, ScoreView)
-            else replace(source, score=self.wrapped(source.score, f"reward {source.name!r} ({source.origin})"))
+            else replace(source, score=self.wrapped(source.score, source.who))
             for source in sources
         )
 

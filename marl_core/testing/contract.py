@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from marl_core.errors import MarlWarning
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Strategy, api_problem
@@ -29,11 +31,11 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
     """Hold a strategy to its family's contract; AssertionError or PluginError says precisely what it broke.
 
     Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
-    exist, with arguments they have; the family's hook there; state that can be taken back. Of a quantization: a
-    `Quantization`. Of rewards and references, on a tiny model (or `bank`) and three responses: the right shape, finite, no
-    gradient, the same answer twice, log-probs not above 0 and the same for a response alone; after an update only adapters of
-    its own moved; and everything else left as it was: active adapter, trainable set, weights, modes, tokenizer, random
-    states, threads, default dtype.
+    exist, with arguments they have; the family's hook there; state that can be taken back. Of an observer: `marl_run_failed`
+    bears being called without `marl_run_start`. Of a quantization: a `Quantization`. Of rewards and references, on a tiny
+    model (or `bank`) and three responses: the right shape, finite, no gradient, the same answer twice, log-probs not above 0
+    and the same for a response alone; after an update only adapters of its own moved; and everything else left as it was:
+    active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype.
     """
     _check_options(strategy)
     hooks = Hooks([(strategy, type(strategy).__name__)])
@@ -42,6 +44,8 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
         hooks.quantization(strategy, "float32")
     elif family in ("reward", "reference"):
         _check_numbers(family, strategy, hooks, bank or tiny_bank())
+    else:
+        _check_failure(strategy, hooks)
 
 
 def _check_options(strategy: Strategy) -> None:
@@ -75,6 +79,18 @@ def _check_hooks(family: FamilyName, strategy: Strategy, hooks: Hooks) -> None:
         f"{name} has {'marl_state' if keeps else 'marl_restore'} without {'marl_restore' if keeps else 'marl_state'}: "
         "what a checkpoint keeps must be taken back on resume"
     )
+
+
+def _check_failure(strategy: Strategy, hooks: Hooks) -> None:
+    """A run may fail while its observers are told of the start: then the end comes to those who heard of no beginning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", MarlWarning)
+            hooks.run_failed(0, RuntimeError("another observer failed"))
+    except MarlWarning as error:
+        raise AssertionError(
+            f"{type(strategy).__name__}: marl_run_failed must bear being called without marl_run_start: {error}"
+        ) from error
 
 
 def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def strict(row: Any) -> str:
+    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 class Lines:
@@ -18,7 +35,7 @@ class Lines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> OSError | None:
         """Write these rows after those that still wait; the error if the disk doesn't take them, and then all of them wait."""
-        self.waiting += [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        self.waiting += [strict(row) + "\n" for row in rows]
         try:
             self._write("".join(self.waiting).encode("utf-8"))
         except OSError as error:

@@ -17,7 +17,7 @@ from marl_plugins.lines import Lines
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from marl_core import Plan, RunResult, ScoredRollout, StepStats
+    from marl_core import Evaluation, Plan, RunResult, ScoredRollout, StepStats
 
 
 class Console(Strategy):
@@ -39,9 +39,20 @@ class Console(Strategy):
         self._screen.step(stats, scored)
 
     @hookimpl
+    def marl_evaluation(self, evaluation: Evaluation) -> None:
+        """One line."""
+        self._screen.evaluation(evaluation)
+
+    @hookimpl
     def marl_run_end(self, result: RunResult) -> None:
         """Close the bar, say where things are."""
         self._screen.close(result)
+
+    @hookimpl
+    def marl_run_failed(self) -> None:
+        """Close the bar: the cursor is shown again."""
+        if self._screen is not None:
+            self._screen.stop()
 
 
 class JsonLines(Strategy):
@@ -71,6 +82,11 @@ class JsonLines(Strategy):
 
     @hookimpl
     def marl_run_end(self) -> None:
+        """Write what still waits."""
+        self._append([], [])
+
+    @hookimpl
+    def marl_run_failed(self) -> None:
         """Write what still waits."""
         self._append([], [])
 
@@ -122,6 +138,17 @@ class Trackers(Strategy):
         self._trackers.log(stats)
 
     @hookimpl
-    def marl_run_end(self, result: RunResult) -> None:
-        """Log the held-out numbers and close the trackers."""
-        self._trackers.close(result)
+    def marl_evaluation(self, evaluation: Evaluation) -> None:
+        """Log the held-out numbers under eval/."""
+        self._trackers.evaluation(evaluation)
+
+    @hookimpl
+    def marl_run_end(self) -> None:
+        """Close the trackers."""
+        self._trackers.close()
+
+    @hookimpl
+    def marl_run_failed(self, error: BaseException) -> None:
+        """Close the trackers, with the status failed in those that have one."""
+        if self._trackers is not None:
+            self._trackers.close(error)

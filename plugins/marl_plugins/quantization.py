@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,11 @@ class Bnb8Bit(_BitsAndBytes):
         description="Outlier threshold. Above 0 (bitsandbytes' own default is 6) a row's log-probs depend on the other rows of its batch.",
     )
 
+    @classmethod
+    def options_for_stored(cls, said: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Folders that bitsandbytes wrote in 8 bits, with the threshold that was written."""
+        return {"threshold": float(said.get("llm_int8_threshold", 6.0))} if said.get("load_in_8bit") else None
+
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """On CPU, train mode and eval mode use different int8 kernels: stay in one."""
@@ -66,6 +71,18 @@ class Bnb4Bit(_BitsAndBytes):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the products; auto: model.dtype."
     )
+
+    @classmethod
+    def options_for_stored(cls, said: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Folders that bitsandbytes wrote in 4 bits, as they were written."""
+        if not said.get("load_in_4bit"):
+            return None
+        compute = str(said.get("bnb_4bit_compute_dtype", "auto")).removeprefix("torch.")
+        return {
+            "type": said.get("bnb_4bit_quant_type", "fp4"),
+            "double": bool(said.get("bnb_4bit_use_double_quant", False)),
+            "compute_dtype": compute if compute in ("float32", "bfloat16", "float16") else "auto",
+        }
 
     @hookimpl
     def marl_quantization(self, compute_dtype: str) -> Quantization:

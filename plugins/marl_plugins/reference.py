@@ -49,9 +49,7 @@ class MergedBase(Strategy):
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The adapter must be there, and must not be applied twice."""
-        files = cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
-        if files is not None and files.score_keys:
-            yield f"reference.adapter: {self.adapter} is a reward adapter (it has a score head), not an SFT adapter"
+        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
         if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: merged-base folds {self.adapter} into the base, and the policy continues {plan.config.policy.source} on top "

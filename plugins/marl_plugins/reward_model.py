@@ -148,13 +148,14 @@ class RewardModel:
         return torch.cat([self._pass([row]) for row in rows])
 
     def _pass(self, rows: list[Encoded]) -> torch.Tensor:
-        """Scores of one pass. A classifier finds the last token by the pad id of its config; one that names none gets an id
-        that no text holds.
+        """Scores of one pass. A classifier finds the last token by the pad id of its config; one that names none, or none that
+        it has, gets an id that no text holds.
         """
         config = self._model.config.get_text_config()
         named = config.pad_token_id
         present = {token for row in rows for token in row["input_ids"]}
-        pad = named if named is not None else next(token for token in range(len(present) + 1) if token not in present)
+        usable = named is not None and 0 <= named < self._model.get_input_embeddings().weight.shape[0]
+        pad = named if usable else next(token for token in range(len(present) + 1) if token not in present)
         fill = {"input_ids": pad, "token_type_ids": self._tokenizer.pad_token_type_id}
         inputs = {
             name: pad_sequence(

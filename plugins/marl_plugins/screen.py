@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from marl_plugins.prompt_text import readable
 
 if TYPE_CHECKING:
-    from marl_core import RunResult, ScoredRollout, StepStats
+    from marl_core import Evaluation, RunResult, ScoredRollout, StepStats
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 24
@@ -56,6 +57,7 @@ class Screen:
         )
         self._task = self._bar.add_task("ppo", total=steps, completed=done, reward="")
         self._bar.start()
+        atexit.register(self._bar.stop)  # a loop of one's own may end without a word, and the bar hides the cursor
 
     def step(self, stats: StepStats, scored: ScoredRollout) -> None:
         """The step's line, and a sample now and then."""
@@ -83,10 +85,22 @@ class Screen:
         self._rewards.append(m["objective/scores"])
         shown = f"[cyan]{sparkline(self._rewards)}[/cyan] {m['objective/scores']:.3f}"
         self._bar.update(self._task, completed=stats.step, reward=shown)
+        if stats.step >= self._steps:
+            self.stop()
+
+    def evaluation(self, found: Evaluation) -> None:
+        """A line with the held-out numbers."""
+        line = f"held out at step {found.step}: reward {found.reward:.3f}, KL {found.kl:.2f} nats per response"
+        self._console.print(line, highlight=False)
+
+    def stop(self) -> None:
+        """The bar's end, at its last state; it may be asked twice."""
+        self._bar.stop()
+        atexit.unregister(self._bar.stop)
 
     def close(self, result: RunResult) -> None:
         """The bar's end and where the results are."""
-        self._bar.stop()
+        self.stop()
         if result.before and result.after:
             b, a = result.before, result.after
             self._console.print(

@@ -1,14 +1,15 @@
-"""Experiment trackers, opened through accelerate."""
+"""Experiment trackers: accelerate's classes for them."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marl_core import Plan, RunResult, StepStats
+    from marl_core import Evaluation, Plan, StepStats
     from marl_plugins.observers import Trackers
 
 PACKAGES = {
@@ -37,33 +38,70 @@ def problems(names: Iterable[str], settings: Mapping[str, Any]) -> Iterable[str]
 
 
 class Opened:
-    """The trackers of one run, from its first step to its end."""
+    """The trackers of one run, from its first step to its end: accelerate's classes, without its Accelerator.
+
+    That one's `end_training` would take the process group away, which belongs to the run and to those after it.
+    """
 
     def __init__(self, plan: Plan, asked: Trackers, done: int) -> None:
         """Open them and tell them the config, as dotted keys."""
-        from accelerate import Accelerator
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
-        folder = plan.config.run.folder or "."
-        self._accelerator = Accelerator(
-            log_with=list(asked.to), project_dir=folder, cpu=plan.config.run.device == "cpu"
-        )
+        PartialState(cpu=plan.config.run.device == "cpu")  # accelerate's classes ask it who is the first process
+        folder = os.path.expanduser(plan.config.run.folder or ".")
+        self._trackers: list[Any] = []
+        for name in map(str, filter_trackers(list(asked.to), folder)):
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            place = (folder,) if kind.requires_logging_directory else ()
+            self._trackers.append(kind(asked.project, *place, **asked.settings.get(name, {})))
         config = {**_flat(plan.config.model_dump(mode="json", by_alias=True)), "resumed_at": done}
-        self._accelerator.init_trackers(asked.project, config=config, init_kwargs={**asked.settings})
+        for tracker in self._trackers:
+            if hasattr(tracker, "start"):  # before accelerate 1.11 the constructor starts it
+                tracker.start()
+            tracker.store_init_configuration(config)
 
     def log(self, stats: StepStats) -> None:
-        """A step's numbers; what isn't finite is left out, since not every tracker takes it."""
-        self._accelerator.log(
-            {name: value for name, value in stats.metrics.items() if math.isfinite(value)}, step=stats.step
-        )
+        """A step's numbers."""
+        self._log(stats.metrics, stats.step)
 
-    def close(self, result: RunResult) -> None:
-        """The last held-out numbers, then the end."""
-        after = result.after
-        if after is not None:
-            judged = {f"eval/{name}": judge["mean"] for name, judge in after.judges.items()}
-            numbers = {"eval/reward": after.reward, "eval/kl": after.kl, "eval/length": after.length, **judged}
-            self._accelerator.log(numbers, step=result.steps)
-        self._accelerator.end_training()
+    def evaluation(self, found: Evaluation) -> None:
+        """Held-out numbers under eval/."""
+        judged = {f"eval/{name}": judge["mean"] for name, judge in found.judges.items()}
+        numbers = {"reward": found.reward, "kl": found.kl, "length": found.length, "finished": found.finished}
+        self._log({**{f"eval/{name}": value for name, value in numbers.items()}, **judged}, found.step)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """The end. A run that failed or was stopped is marked so where the tracker has a word for it."""
+        for tracker in self._trackers:
+            end = _UNFINISHED.get(tracker.name) if error is not None else None
+            if end is not None and error is not None:
+                end(tracker, error)
+            else:
+                tracker.finish()
+        self._trackers = []
+
+    def _log(self, numbers: Mapping[str, float | None], step: int) -> None:
+        """What isn't finite is left out, since not every tracker takes it."""
+        finite = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.log(finite, step=step)
+
+
+def _wandb(tracker: Any, error: BaseException) -> None:
+    tracker.tracker.finish(exit_code=getattr(error, "exit_code", 0 if isinstance(error, GeneratorExit) else 1))
+
+
+def _mlflow(tracker: Any, error: BaseException) -> None:
+    import mlflow
+
+    stopped = isinstance(error, KeyboardInterrupt | GeneratorExit) or getattr(error, "exit_code", 0) > SIGNAL
+    mlflow.end_run(status="KILLED" if stopped else "FAILED")
+
+
+_UNFINISHED = {"wandb": _wandb, "mlflow": _mlflow}
+SIGNAL = 128
+"""Exit codes above it are those of runs that a signal ended."""
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:

@@ -258,6 +258,16 @@ class Greedy(Strategy):
         return View(None)
 
 
+class Eager(Strategy):
+    """An observer that closes what it has opened, and has opened nothing."""
+
+    _file: Any = PrivateAttr(None)
+
+    @hookimpl
+    def marl_run_failed(self) -> None:
+        self._file.close()
+
+
 class NoDoc(Reward):
     __doc__ = None
 
@@ -330,6 +340,11 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
         "reference",
         lambda _: Reference(give=lambda rollout: torch.full(rollout.ids.shape, -float(len(rollout)))),
         r"response 1 gets other log-probs alone than in its batch \(by 2\)",
+    ),
+    "failing at a failure": (
+        "observer",
+        lambda _: Eager(),
+        "Eager: marl_run_failed must bear being called without marl_run_start: .*'close'",
     ),
     "another shape": (
         "reference",

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from marl_core import DataError, NumericError, PluginError, RunConfig, Runner
 from marl_core.cli import main
 from marl_core.errors import MarlWarning
-from marl_core.ppo.types import ScoredRollout, UpdateStats
+from marl_core.ppo import update as update_module
+from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
 from marl_core.run import guards as guards_module
+from marl_core.run.dump import load, to_device
+from marl_core.run.optimizer import make_optimizer
+from marl_core.run.passes import token_budget
 from marl_core.run.replay import replay
 
 MakeConfig = Callable[..., RunConfig]
@@ -242,6 +248,106 @@ class TestDumpAndReplay:
         with torch.no_grad():
             weight.copy_(held)
         assert runner.done == 1
+
+    def failed(self, runner: Runner, monkeypatch: pytest.MonkeyPatch, scored: ScoredRollout, *given: Any) -> Path:
+        """The dump of an update that an injected fault ends in its second minibatch; the folder."""
+        real = update_module._optimizer_step
+        calls: list[int] = []
+
+        def step(*arguments: Any) -> None:
+            calls.append(1)
+            if len(calls) == 2:
+                raise NumericError("injected.")
+            real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(update_module, "_optimizer_step", step)
+            with pytest.raises(NumericError, match="injected"):
+                runner.update(scored, *given)
+        (folder,) = (Path(str(runner.config.run.folder)) / "dumps").iterdir()
+        return folder
+
+    def again(self, runner: Runner, scored: ScoredRollout, advantages: Advantages) -> str:
+        """What the second minibatch gives here and now, with the weights that the first one left."""
+        rows = torch.tensor([2, 3])
+        stats = update_module.update_epochs(
+            runner.bank, runner.roles.trained, update_module.Batch(scored, advantages).select(rows),
+            make_optimizer(runner.roles.trained.parameters(runner.bank), runner.config),
+            runner.config.ppo.model_copy(update={"epochs": 1, "minibatch": 2}),
+            temperature=1.0, kl_coef=runner.kl_coef, generator=torch.Generator(),
+            tokens=token_budget(runner.config, runner.bank, runner.ranks),
+        )  # fmt: skip
+        return f"2 rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"
+
+    @pytest.mark.parametrize("own", [False, True], ids=["the estimator's", "one's own"])
+    def test_an_update_is_repeated_bit_for_bit(
+        self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+    ) -> None:
+        """With scores of tokens, which the advantages are made of, and with advantages that no estimator gives."""
+        (tmp_path / "steps.py").write_text(
+            "def each(completion_ids, **columns):\n    return [[float(t % 5) for t in ids] for ids in completion_ids]\n",
+            encoding="utf-8",
+        )
+        reward = {"use": "process", "target": f"{tmp_path}/steps.py:each", "per": "token"}
+        runner, scored = ready(make_config(reward=reward, run={"folder": str(tmp_path / "run")}))
+        usual = estimate_advantages(scored, runner.config.ppo, runner.kl_coef)
+        given = replace(usual, advantages=usual.advantages.flip(0).contiguous()) if own else usual
+        dump = load(self.failed(runner, monkeypatch, scored, given))
+        assert dump.rows == [2, 3]
+        assert dump.scored is not None
+        assert dump.scored.token_scores is not None
+        for item in fields(ScoredRollout):
+            was = getattr(scored, item.name)
+            if isinstance(was, torch.Tensor):
+                assert torch.equal(getattr(dump.scored, item.name), was), item.name
+        assert (dump.advantages is not None) == own
+        held = dump.advantages or estimate_advantages(dump.scored, runner.config.ppo, dump.kl_coef)
+        assert torch.equal(held.advantages, given.advantages)
+        assert given.returns is not None
+        assert held.returns is not None
+        assert torch.equal(held.returns, given.returns)
+        found = replay(tmp_path / "run" / "dumps" / "step-000001-update")
+        assert found.now is None
+        assert found.detail == self.again(runner, scored, given)
+
+    def test_scores_of_ones_own_are_scored_again(
+        self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runner, scored = ready(make_config(run={"folder": str(tmp_path / "run")}))
+
+        def refuse(*_: Any) -> None:
+            raise NumericError("injected.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.guards, "scored", refuse)
+            with pytest.raises(NumericError, match="injected"):
+                runner.score(scored.rollout, [10.0, 20.0, 30.0, 40.0])
+        found = replay(tmp_path / "run" / "dumps" / "step-000001-score")
+        assert found.detail == "4 responses were scored, mean 25"
+
+    def test_a_dump_of_an_older_version(
+        self, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has no scores of tokens and nothing of the caller's own."""
+        runner, scored = ready(make_config(run={"folder": str(tmp_path / "run")}))
+        folder = self.failed(runner, monkeypatch, scored)
+        file = folder / "batch.safetensors"
+        old = ("prompt_ids", "prompt_mask", "ids", "mask", "finished", "logprobs", "ref_logprobs", "values", "scores")
+        save_file({name: tensor for name, tensor in load_file(file).items() if name in old}, file)
+        assert replay(folder).now is None
+
+    def test_every_field_moves_to_the_device(self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A field that a later version adds moves too: none is named. Here moving makes a copy, as to another device."""
+        runner, scored = ready(make_config())
+        full = replace(scored, token_scores=torch.zeros_like(scored.logprobs))
+        usual = estimate_advantages(scored, runner.config.ppo)
+        monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor.clone())
+        for one in (full, usual):
+            moved = to_device(one, torch.device("cpu"))  # type: ignore[type-var]  # each of the two kinds
+            for item in fields(one):
+                was, now = getattr(one, item.name), getattr(moved, item.name)
+                pairs = [(was[name], now[name]) for name in was] if item.name == "parts" else [(was, now)]
+                assert all(a is not b and torch.equal(a, b) for a, b in pairs if isinstance(a, torch.Tensor)), item.name
 
     def test_a_damaged_dump(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is no whole dump"):

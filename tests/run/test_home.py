@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.save_pretrained(home / "scorer")
             tiny_tokenizer().save_pretrained(home / "scorer")
         wrapped = get_peft_model(model, LoraConfig(task_type=task, r=2, init_lora_weights=False))
-        wrapped.save_pretrained(home / name)
+        wrapped.save_pretrained(str(home / name))
         tiny_tokenizer().save_pretrained(home / name) if reward else None
     rows = [{"prompt": f"a {i}"} for i in range(4)]
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

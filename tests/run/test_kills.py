@@ -194,7 +194,7 @@ def kill_often(
     forks.start(run, *run.resume())
     assert forks.wait() == 0, run.log.read_text(encoding="utf-8")
     assert run.result() == expected
-    assert not list(run.folder.rglob(".*")), "something was left behind"
+    assert [path.name for path in run.folder.rglob(".*")] == [".lock"], "something was left behind"
 
 
 def test_five_kills_change_nothing(
@@ -279,5 +279,5 @@ def test_a_folder_belongs_to_one_process_until_it_is_dead(forks: Forks, new_run:
     run.flag.unlink()
     runner = Runner(config, resume=True)
     assert runner.folder is not None
-    assert runner.folder.notes[0] == f"took over the lock of process {child}, which is dead"
+    assert runner.folder.notes[0].startswith(f"took over the lock of process {child} on ")
     runner.folder.release()

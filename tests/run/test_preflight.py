@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -284,6 +285,24 @@ def test_the_result_is_in_the_run_folder(make_config: MakeConfig, reward_adapter
         "reward adapter reward",
     ]
     assert "trained on these weights" in written["checks"][-1]["detail"]
+
+
+def test_an_adapter_whose_base_can_not_be_told_is_a_note(
+    make_config: MakeConfig, sft_adapter: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sft_adapter, tmp_path / "sft"))
+    file = folder / "adapter_config.json"
+    written = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": "some-owner/some-model"}
+    file.write_text(json.dumps(written), encoding="utf-8")
+    found = check(
+        make_config(
+            policy={"start": "continue", "from": str(folder)},
+            reference={"use": "peft-adapter", "adapter": str(folder)},
+        )
+    )
+    notes = [one for name, one in found.items() if name.startswith("adapter ")]
+    assert notes
+    assert all(not one.ok and "'some-owner/some-model' isn't here" in one.detail for one in notes)
 
 
 def test_it_leaves_everything_as_it_was(make_config: MakeConfig) -> None:

@@ -99,6 +99,49 @@ class TestRoundTrip:
         assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]
 
 
+class TestKept:
+    """Retention and choice go by the step's number; what is being written is never dropped."""
+
+    def names(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    def test_the_one_just_written_stays_whatever_is_newer(self, tmp_path: Path, keep: int) -> None:
+        for step in (10, 20):
+            save(tmp_path, step, keep=5)
+        truncate(tmp_path / "step-000020")
+        path = save(tmp_path, 15, keep=keep)[2]
+        assert checkpoint.damage(path) is None
+        assert checkpoint.newest(tmp_path)[0] == path
+        assert ("step-000010" in self.names(tmp_path)) == (keep > 1)
+
+    def test_later_ones_are_set_aside_and_come_back_as_nothing(self, tmp_path: Path) -> None:
+        for step in (1, 2, 3):
+            save(tmp_path, step, keep=5)
+        assert [path.name for path in checkpoint.set_aside(tmp_path, 1)] == [
+            "damaged-step-000002",
+            "damaged-step-000003",
+        ]
+        save(tmp_path, 3, keep=5)
+        assert [path.name for path in checkpoint.saved(tmp_path)] == ["step-000001", "step-000003"]
+        checkpoint.set_aside(tmp_path, 1)  # what was set aside before makes room
+        assert self.names(tmp_path) == ["damaged-step-000002", "damaged-step-000003", "step-000001"]
+
+    def test_a_million_steps_sort_by_number(self, tmp_path: Path) -> None:
+        for step in (999_999, 1_000_000):
+            for_now = tmp_path / checkpoint.name_of(step)
+            save(tmp_path, 1)[2].rename(for_now)
+        assert checkpoint.newest(tmp_path)[0].name == "step-1000000"
+        assert [checkpoint.step_of(path) for path in checkpoint.saved(tmp_path)] == [999_999, 1_000_000]
+
+    def test_other_names_are_no_checkpoints(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        for name in ("step-old", "step-000009.bak", "step-"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "step-000007").touch()
+        assert [path.name for path in checkpoint.saved(tmp_path)] == ["step-000001"]
+
+
 def truncate(path: Path) -> None:
     file = path / "policy" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

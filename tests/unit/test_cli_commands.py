@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from marl_core import PluginError
+from marl_core import DataError, PluginError
 from marl_core.cli_commands import GROUP, add_commands
 
 
@@ -172,3 +172,27 @@ def test_our_own_guests_are_not_imported_by_other_commands(tmp_path: Path) -> No
     code += "print(sorted(m for m in sys.modules if 'marl_plugins.' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "['marl_plugins.lines', 'marl_plugins.observers']"
+
+
+ENDS: dict[str, tuple[str, type[BaseException] | None]] = {
+    "a fault of theirs": ("1 / 0", PluginError),
+    "an error of marl's kind": ("from marl_core import DataError\n    raise DataError('no such file')", DataError),
+    "an end with a code": ("import typer\n    raise typer.Exit(3)", None),
+    "sys.exit": ("sys.exit(4)", SystemExit),
+    "Ctrl-C": ("raise KeyboardInterrupt", KeyboardInterrupt),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_goes_wrong_in_it_is_its_packages(name: str, guest: Callable[[str], Any]) -> None:
+    code, error = ENDS[name]
+    context = opened(guest(f"def f() -> None:\n    {code}\n").commands["say"])
+    if error is None:
+        with pytest.raises(Exception, match="3") as raised:
+            context.command.invoke(context)
+        assert raised.value.exit_code == 3  # type: ignore[attr-defined]  # click's own, whichever typer carries
+        return
+    with pytest.raises(error) as caught:
+        context.command.invoke(context)
+    if error is PluginError:
+        assert "marl say: the command of a failed: ZeroDivisionError" in str(caught.value)

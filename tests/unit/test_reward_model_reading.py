@@ -86,11 +86,22 @@ def as_chats(rollout: Rollout, chats: Sequence[Any]) -> Rollout:
         ("Llama", framed(byte_level(), ["<bos>"]), {"pad_token_id": None}, "<eos>"),
         ("Llama", tiny_tokenizer(pad_is_eos=True), {"pad_token_id": 2}, "<eos>"),
         ("Llama", byte_level(pad_token=None), {"pad_token_id": None}, "<eos>"),
+        ("Llama", byte_level(), {"pad_token_id": -1}, "<eos>"),
         ("GPT2", byte_level(), {"n_positions": 64, "pad_token_id": None}, "<eos>"),
         ("Bert", wordpiece(), {"max_position_embeddings": 64, "pad_token_id": 0}, ""),
         ("Roberta", framed(byte_level(), ["<bos>"], ["<eos>"]), {"max_position_embeddings": 64, "pad_token_id": 1}, ""),
     ],
-    ids=["llama", "llama-eos-added", "no-pad-in-config", "pad-is-eos", "no-pad-at-all", "gpt2", "bert", "roberta"],
+    ids=[
+        "llama",
+        "llama-eos-added",
+        "no-pad-in-config",
+        "pad-is-eos",
+        "no-pad-at-all",
+        "pad-below-0",
+        "gpt2",
+        "bert",
+        "roberta",
+    ],
 )
 def test_what_transformers_gives_for_each_text_alone(
     tmp_path: Path, kind: str, words: Any, changes: dict[str, Any], end: str

@@ -13,6 +13,7 @@ from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
 from marl_core.bank.lora import make_config as lora_config
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo import rollout as sampling
+from marl_core.ppo.decode import decode
 from marl_core.testing import tiny_bank
 
 MakeConfig = Callable[..., Any]
@@ -88,7 +89,7 @@ def test_so_many_at_once(
 def recorded(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[int]:
     """Rows of each call that samples."""
     sizes: list[int] = []
-    plain = sampling.decode
+    plain = decode
 
     def counted(bank: AdapterBank, prompts: Prompts, *given: Any, **options: Any) -> Any:
         sizes.append(len(prompts))

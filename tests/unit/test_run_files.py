@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.errors import MarlWarning
-from marl_core.run import checkpoint, files, lock, swap
+from marl_core.run import checkpoint, files, swap
 from marl_core.run.changes import changed_keys
 from marl_core.run.disk import SaveFailed, needed
 
@@ -84,45 +83,6 @@ def test_the_exchange_works_here(tmp_path: Path) -> None:
         assert (tmp_path / "two" / "one").exists()
     else:
         assert (tmp_path / "one" / "one").exists()
-
-
-class TestLock:
-    def other(self, tmp_path: Path, **changes: Any) -> lock.RunLock:
-        held = {**lock._myself(), **changes}
-        (tmp_path / lock.NAME).write_text(json.dumps(held), encoding="utf-8")
-        return lock.RunLock(tmp_path)
-
-    def test_mine_again_is_mine(self, tmp_path: Path) -> None:
-        assert lock.RunLock(tmp_path).take() is None
-        assert lock.RunLock(tmp_path).take() is None
-        lock.RunLock(tmp_path).release()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_of_a_living_process_is_refused_and_stays(self, tmp_path: Path) -> None:
-        parent = os.getppid()
-        mine = self.other(tmp_path, pid=parent, started=lock._started(parent))
-        with pytest.raises(ConfigError, match=rf"process {parent} on .*or give another folder.*delete .*\.lock"):
-            mine.take()
-        mine.release()
-        assert (tmp_path / lock.NAME).exists()
-
-    def test_of_a_dead_process_is_taken_over(self, tmp_path: Path) -> None:
-        dead = subprocess.Popen(["true"])
-        dead.wait()
-        assert self.other(tmp_path, pid=dead.pid).take() == f"took over the lock of process {dead.pid}, which is dead"
-
-    def test_a_number_that_is_used_again_is_another_process(self, tmp_path: Path) -> None:
-        parent = os.getppid()
-        assert self.other(tmp_path, pid=parent, started="1").take() is not None
-
-    def test_of_another_machine_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="on elsewhere"):
-            self.other(tmp_path, pid=1, host="elsewhere").take()
-
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-    def test_a_damaged_one_is_nobodys(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / lock.NAME).write_text(text, encoding="utf-8")
-        assert lock.RunLock(tmp_path).take() is None
 
 
 class TestChanges:

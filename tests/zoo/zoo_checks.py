@@ -29,7 +29,14 @@ LOGPROB = 3e-5
 GRADIENT = 1e-4
 """Most that a gradient may differ, relative to its norm, or to a thousandth of the whole gradient's."""
 
-WIDE = {"hidden_size": 64, "n_embd": 64, "intermediate_size": 128, "n_inner": 128, "moe_intermediate_size": 64, "head_dim": 16}
+WIDE = {
+    "hidden_size": 64,
+    "n_embd": 64,
+    "intermediate_size": 128,
+    "n_inner": 128,
+    "moe_intermediate_size": 64,
+    "head_dim": 16,
+}
 """Sizes that 4-bit layers take: divisible by 64."""
 
 
@@ -278,7 +285,9 @@ def saved(subject: Subject) -> float:
     worst = 0.0
     for index, row in enumerate(subject.rows):
         wanted = judge.logprobs(subject.adapted, row).detach()
-        gap = close(found[index][: len(row[1])], wanted, subject.allowed, f"log-probs of row {index + 1} through the policy")
+        gap = close(
+            found[index][: len(row[1])], wanted, subject.allowed, f"log-probs of row {index + 1} through the policy"
+        )
         worst = max(worst, gap)
     return worst
 
@@ -305,7 +314,9 @@ def quantized(subject: Subject) -> float:
     found = response_logprobs(runner.bank, rollout_of(subject.rows, runner.bank))
     worst = 0.0
     for index, row in enumerate(subject.rows):
-        gap = close(found[index][: len(row[1])], wanted[index], 3 * subject.allowed, f"log-probs of row {index + 1} in 4 bits")
+        gap = close(
+            found[index][: len(row[1])], wanted[index], 3 * subject.allowed, f"log-probs of row {index + 1} in 4 bits"
+        )
         worst = max(worst, gap)
     one_step(runner, 10 * subject.allowed)
     return worst
@@ -365,7 +376,9 @@ def _judged(subject: Subject, rollout: Rollout, likeliest: bool) -> float:
         if likeliest:
             gap = float((table.amax(-1) - wanted).max())
             if not gap <= subject.allowed:
-                raise Wrong(f"row {index + 1}: a token that was taken as the likeliest is {gap:.2g} nats below the judge's")
+                raise Wrong(
+                    f"row {index + 1}: a token that was taken as the likeliest is {gap:.2g} nats below the judge's"
+                )
         if rollout.captured is not None:
             seen = rollout.captured.logprobs[index][rollout.mask[index]]
             worst = max(worst, close(seen, wanted, subject.allowed, f"log-probs seen in sampling row {index + 1}"))
@@ -500,7 +513,9 @@ def measure(entry: Entry, folder: Path, only: Sequence[str] = ()) -> dict[str, A
         tiny_tokenizer().save_pretrained(folder / "base")
         found: dict[str, Any] = {"load": _try(opened, subject)}
         if found["load"]["verdict"] == "right":
-            found |= {name: _try(check, subject) for name, check in ON_THE_BANK.items() if name in (only or ON_THE_BANK)}
+            found |= {
+                name: _try(check, subject) for name, check in ON_THE_BANK.items() if name in (only or ON_THE_BANK)
+            }
             found["run"] = _try(ready, subject)
         if found.get("run", {}).get("verdict") == "right":
             found |= {name: _try(check, subject) for name, check in IN_A_RUN.items() if name in (only or IN_A_RUN)}

@@ -21,7 +21,8 @@ SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_size", "emb_dim", "dim_model_base"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 4),
     **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads"), 4
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads"),
+        4,
     ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     **dict.fromkeys(("head_dim", "kv_channels", "attention_head_dim"), 8),
@@ -29,7 +30,13 @@ SMALL: Mapping[str, Any] = {
         ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "encoder_ffn_dim", "dff"), 64
     ),
     **dict.fromkeys(
-        ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size", "expert_ffn_hidden_size"), 16
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "shared_intermediate_size",
+            "expert_ffn_hidden_size",
+        ),
+        16,
     ),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk"), 2),
@@ -111,7 +118,12 @@ ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 INDEXER = {
     "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2,
 }  # fmt: skip
-MULTIPLIED = {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}
+MULTIPLIED = {
+    "logits_scaling": 4.0,
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+}
 
 _ENTRIES = (
     _("axk1", **LATENT),
@@ -121,12 +133,22 @@ _ENTRIES = (
     _("bamba", attn_layer_indices=[1, 3]),
     _("cohere_compass_text", layer_types=SLIDING, rope_parameters=dict.fromkeys(SLIDING, ROTARY)),
     _("cpmant", dim_ff=64, dim_head=8, prompt_types=4, prompt_length=4, segment_types=4),
-    _("dbrx", attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}),
+    _(
+        "dbrx",
+        attn_config={"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    ),
     _("deepseek_v2", **LATENT),
     _("deepseek_v3", **LATENT),
     _("deepseek_v32", **LATENT),
     _("dots1", layer_types=SLIDING),
-    _("dots3_note_text", **LATENT, head_dim=16, layer_types=["indexed_attention", "sliding_attention"] * 2, per_layer_config={}),
+    _(
+        "dots3_note_text",
+        **LATENT,
+        head_dim=16,
+        layer_types=["indexed_attention", "sliding_attention"] * 2,
+        per_layer_config={},
+    ),
     _("falcon_h1", mamba_d_ssm=64),
     _("fuyu"),
     _("gemma3", mm_tokens_per_image=4, text_config={"layer_types": SLIDING}, vision_config={"image_size": 64}),
@@ -147,7 +169,11 @@ _ENTRIES = (
     _("kimi_linear", layer_types=RECURRENT, **LATENT),
     _("lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_auto_adjust_ff_dim=False),
     _("lfm2_moe", layer_types=["conv", "full_attention", "conv", "conv"]),
-    _("emu3", vocabulary_map={"<image>": 5}, vq_config={"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1]}),
+    _(
+        "emu3",
+        vocabulary_map={"<image>": 5},
+        vq_config={"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1]},
+    ),
     _("llama4", vision_config={"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32}),
     _("longcat_flash", **LATENT),
     _("mamba2", head_dim=16),
@@ -155,7 +181,10 @@ _ENTRIES = (
     _("laguna", layer_types=SLIDING),
     _("lfm3", layer_types=["conv", "full_attention", "conv", "sliding_attention"]),
     _("mellum", layer_types=SLIDING),
-    _("phi4_multimodal", audio_config={"nemo_conv_channels": 8, "ext_pw_out_channel": 8, "depthwise_separable_out_channel": 8}),
+    _(
+        "phi4_multimodal",
+        audio_config={"nemo_conv_channels": 8, "ext_pw_out_channel": 8, "depthwise_separable_out_channel": 8},
+    ),
     _("qwen4_exp", text_config=INDEXER),
     _("qwen4_exp_text", **INDEXER),
     _("reformer", axial_pos_embds=False, attention_head_size=8, feed_forward_size=64),
@@ -164,8 +193,19 @@ _ENTRIES = (
     _("xmod", languages=["en_XX"], default_language="en_XX"),
     _("xlm", causal=True),
     _("youtu", **LATENT),
-    _("zamba", attention_head_dim=16, num_key_value_heads=4, num_hidden_layers=5, layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]),
-    _("zamba2", num_key_value_heads=4, num_hidden_layers=5, layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]),
+    _(
+        "zamba",
+        attention_head_dim=16,
+        num_key_value_heads=4,
+        num_hidden_layers=5,
+        layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"],
+    ),
+    _(
+        "zamba2",
+        num_key_value_heads=4,
+        num_hidden_layers=5,
+        layers_block_type=["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"],
+    ),
     _("zaya", num_experts_per_tok=1, layer_types=["hybrid", "hybrid_sliding"] * 2),
 )
 VARIANTS: Mapping[str, Entry] = {
@@ -178,7 +218,10 @@ VARIANTS: Mapping[str, Entry] = {
     "mpt without alibi": _("mpt", attn_config={"alibi": False}),
     "opt after the norm": _("opt", do_layer_norm_before=False, word_embed_proj_dim=16),
     "lfm2 with small weights": _(
-        "lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_auto_adjust_ff_dim=False, initializer_range=0.04
+        "lfm2",
+        layer_types=["conv", "full_attention", "conv", "conv"],
+        block_auto_adjust_ff_dim=False,
+        initializer_range=0.04,
     ),
     "qwen2 with windows": _("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
     "qwen3 with windows": _("qwen3", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from marl_core.errors import DataError
+from marl_core.errors import DataError, MarlError
 from marl_core.run.files import write_text
 from marl_core.run.report import sections
 from marl_core.run.report.data import RunData, read_runs
@@ -27,9 +27,9 @@ def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | N
         runs = read_runs(many)
         target = Path(out) if out else runs[0].folder / ("report.html" if len(runs) == 1 else "comparison.html")
         write_text(target, page(runs))
-    except DataError:
+    except MarlError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except Exception as error:  # damaged numbers may break the drawing anywhere
         where = ", ".join(str(folder) for folder in many)
         raise DataError(
             f"report: a file in {where} is damaged or can't be written ({type(error).__name__}: {error}). "

@@ -93,23 +93,19 @@ def _lora(ledger: Ledger) -> dict[str, Any]:
 
 def _policy(ledger: Ledger, base: str) -> tuple[dict[str, Any], Any]:
     """Policy and reference belong together: LLaMA-Factory's reference is its base with the adapter switched off."""
-    adapters = [
-        name.strip() for name in str(ledger.take("adapter_name_or_path", default="")).split(",") if name.strip()
-    ]
+    adapter = _last_adapter(ledger, "adapter_name_or_path")
     fresh = bool(ledger.take("create_new_adapter", default=False))
     lora = _lora(ledger)
     policy: dict[str, Any]
     reference: Any
-    if len(adapters) > 1:
-        ledger.remark("adapter_name_or_path", f"merge all but the last first (marl merge): {', '.join(adapters[:-1])}")
-    if not adapters:
+    if adapter is None:
         policy, reference = {"start": "new", **lora}, "disabled-adapter"
     elif fresh:
-        policy, reference = {"start": "new", **lora}, {"use": "merged-base", "adapter": adapters[-1]}
+        policy, reference = {"start": "new", **lora}, {"use": "merged-base", "adapter": adapter}
     else:
         policy, reference = (
-            {"start": "continue", "from": adapters[-1]},
-            {"use": "peft-adapter", "adapter": adapters[-1]},
+            {"start": "continue", "from": adapter},
+            {"use": "peft-adapter", "adapter": adapter},
         )
         if ledger.left.get("ref_model") is None:
             ledger.remark(
@@ -121,14 +117,14 @@ def _policy(ledger: Ledger, base: str) -> tuple[dict[str, Any], Any]:
 
 
 def _own_reference(ledger: Ledger, base: str, usual: Any) -> Any:
-    model, adapters = ledger.take("ref_model"), ledger.take("ref_model_adapters")
+    model, adapter = ledger.take("ref_model"), _last_adapter(ledger, "ref_model_adapters")
     if model is None:
+        if adapter:
+            ledger.remark("ref_model_adapters", "without ref_model LLaMA-Factory doesn't read them")
         return usual
-    if model == base and adapters:
-        return {"use": "peft-adapter", "adapter": adapters}
     if model == base:
-        return usual
-    if adapters:
+        return {"use": "peft-adapter", "adapter": adapter} if adapter else usual
+    if adapter:
         ledger.remark("ref_model_adapters", "merge them into ref_model first (marl merge)")
     if offers("reference", "model"):
         return {"use": "model", "path": model}
@@ -136,9 +132,19 @@ def _own_reference(ledger: Ledger, base: str, usual: Any) -> Any:
     return usual
 
 
+def _last_adapter(ledger: Ledger, key: str) -> str | None:
+    """The adapter that LLaMA-Factory leaves on: it merges all of a list but the last."""
+    given = ledger.take(key)
+    names = [str(name).strip() for name in (given if isinstance(given, list) else str(given or "").split(","))]
+    names = [name for name in names if name]
+    if len(names) > 1:
+        ledger.remark(key, f"merge all but the last first (marl merge): {', '.join(names[:-1])}")
+    return names[-1] if names else None
+
+
 def _reward(ledger: Ledger, base: str) -> Any:
     kind = ledger.take("reward_model_type", default="lora")
-    model, adapters = ledger.take("reward_model"), ledger.take("reward_model_adapters")
+    model, adapter = ledger.take("reward_model"), _last_adapter(ledger, "reward_model_adapters")
     if model is None:
         ledger.remark("reward_model", "is missing: name a reward")
         return {"use": "function", "target": "rewards.py:score"}
@@ -149,17 +155,27 @@ def _reward(ledger: Ledger, base: str) -> Any:
             "reward_model", f"{model}: no strategy for a reward service is installed; write a function that asks it"
         )
         return {"use": "function", "target": "rewards.py:score"}
-    if kind == "full" and model == base and adapters:
-        return {"use": "adapter", "path": adapters}  # the same base twice: an adapter on the shared one
+    if adapter and model == base:  # the same base twice: an adapter on the shared one, whatever the type says
+        return {"use": "adapter", "path": adapter}
+    if kind == "full" and adapter:
+        ledger.remark(
+            "reward_model",
+            f"{model}: the reward adapter {adapter} was trained on it, and marl scores on the policy's base, {base}: the run refuses the "
+            "adapter where these are other weights. Train it on the policy's base; merging it (marl merge) would lose its head",
+        )
+        return {"use": "adapter", "path": adapter}
     if kind == "full":
         ledger.remark(
             "reward_model_type",
             "full: marl loads a sequence-classification model with one label; a model that keeps its head in value_head.safetensors "
             "has to be saved as one, or trained as an adapter (lora)",
         )
-        if adapters:
-            ledger.remark("reward_model_adapters", "merge them into reward_model first (marl merge)")
         return {"use": "model", "path": model}
+    if adapter:
+        ledger.remark(
+            "reward_model_adapters",
+            "with reward_model_type lora LLaMA-Factory reads reward_model as the adapter, and not these",
+        )
     return {"use": "adapter", "path": model}
 
 

@@ -110,7 +110,7 @@ def test_the_adapter_that_the_policy_continues(
     [
         ({"lora": {"init_lora_weights": "pissa_niter_16"}}, "'pissa_niter_16' rewrites the base's weights"),
         ({"lora": {"init_lora_weights": "olora"}}, "rewrites the base's weights"),
-        ({"lora": {"kasa_config": {}}}, "policy.lora.kasa_config: rewrites the base's weights"),
+        ({"lora": {"kasa_config": {}}}, "policy.lora.kasa_config: such a LoRA rewrites the base's weights"),
         ({"lora": {"kasa_config": {"beta": 0.1}}}, "Remove it."),
         ({"lora": {"init_lora_weights": "eva"}}, "needs a pass over data"),
         ({"lora": {"init_lora_weights": False}}, "starts away from the base"),

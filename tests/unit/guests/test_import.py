@@ -63,6 +63,50 @@ def test_reference_of_llamafactory(given: dict[str, Any], policy: str, reference
     assert ("adapter_name_or_path" in refused) == (policy == "continue")
 
 
+@pytest.mark.parametrize(
+    ("given", "reward", "remarked"),
+    [
+        ({"reward_model": "owner/base", "reward_model_adapters": "rm"}, {"use": "adapter", "path": "rm"}, None),
+        (
+            {"reward_model": "owner/base", "reward_model_adapters": "one, rm"},
+            {"use": "adapter", "path": "rm"},
+            ("reward_model_adapters", "merge all but the last first (marl merge): one"),
+        ),
+        (
+            {"reward_model_type": "full", "reward_model": "owner/other", "reward_model_adapters": ["rm"]},
+            {"use": "adapter", "path": "rm"},
+            ("reward_model", "was trained on it, and marl scores on the policy's base, owner/base"),
+        ),
+        (
+            {"reward_model_adapters": "rm"},
+            {"use": "adapter", "path": "saves/reward"},
+            ("reward_model_adapters", "LLaMA-Factory reads reward_model as the adapter"),
+        ),
+        (
+            {"reward_model": "owner/base", "reward_model_adapters": "rm", "reward_model_quantization_bit": 4},
+            {"use": "adapter", "path": "rm"},
+            ("reward_model_quantization_bit", "shares the policy's base"),
+        ),
+    ],
+)
+def test_reward_adapters_of_llamafactory(
+    given: dict[str, Any], reward: dict[str, str], remarked: tuple[str, str] | None
+) -> None:
+    config, refused = carried(llamafactory, {**BASE, **given})
+    assert config["reward"] == reward
+    told = {key: why for key, why in refused.items() if key.startswith("reward_model")}
+    assert set(told) == ({remarked[0]} if remarked else set())
+    assert remarked is None or remarked[1] in told[remarked[0]]
+
+
+def test_reference_adapters_of_llamafactory() -> None:
+    config, _ = carried(llamafactory, {**BASE, "ref_model": "owner/base", "ref_model_adapters": "first,second"})
+    assert config["reference"] == {"use": "peft-adapter", "adapter": "second"}
+    config, refused = carried(llamafactory, {**BASE, "ref_model_adapters": "first"})
+    assert config["reference"] == "disabled-adapter"
+    assert "without ref_model" in refused["ref_model_adapters"]
+
+
 def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert carried(llamafactory, BASE)[0]["reward"] == {"use": "adapter", "path": "saves/reward"}
     full, refused = carried(llamafactory, {**BASE, "reward_model_type": "full"})

@@ -42,6 +42,8 @@ ARGUMENTS: dict[str, Any] = {
     "stats": SimpleNamespace(step=1),
     "scored": object(),
     "result": "result",
+    "evaluation": SimpleNamespace(step=1),
+    "error": RuntimeError("the disk is gone"),
 }
 
 

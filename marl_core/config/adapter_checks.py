@@ -1,0 +1,205 @@
+"""Adapters that a config names and that can't serve as it asks, told from their configs and tensors' names alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from marl_core.config.adapter_files import AdapterFiles, read_adapter
+from marl_core.config.adapter_kinds import (
+    EMBEDDINGS,
+    HEADS,
+    Use,
+    head_beside,
+    refusals,
+    saved_embeddings,
+    target_parameters,
+)
+from marl_core.config.hub import adapter_folder
+from marl_core.config.model_files import ModelFiles, read_model
+from marl_core.config.roles import adapter_options
+from marl_core.errors import ConfigError, DataError, MarlError
+
+if TYPE_CHECKING:
+    from marl_core.config.plan import Plan
+
+
+def named_adapters(plan: Plan) -> Iterator[tuple[str, str, Use]]:
+    """Every adapter folder that the config names: who names it, the folder, and what becomes of it."""
+    policy = plan.config.policy
+    mine = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
+    if mine is not None:
+        yield "policy.from", mine, "shared"
+    named = [
+        ("reference", plan.reference),
+        *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),
+    ]
+    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
+    for key, strategy in named:
+        use: Use = "merged" if plan.hooks.implements(strategy, "marl_prepare_base") else "shared"
+        yield from ((key, path, use) for _, path in adapter_options(strategy))
+
+
+def adapter_findings(plan: Plan) -> Iterator[MarlError]:
+    """Reasons why an adapter can't stand on the shared base, or can't be merged into it."""
+    model = _model(plan)
+    directly: dict[str, frozenset[str]] = dict(_trained_directly(plan))
+    for key, path, use in named_adapters(plan):
+        try:
+            files = read_adapter(path, key)
+        except DataError:
+            continue  # told by whoever names it
+        yield from (ConfigError(f"{key}: {sentence}") for sentence in refusals(files, use))
+        if use == "merged":
+            yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _rows(model)))
+        elif target_parameters(files.config):
+            directly[key] = target_parameters(files.config)
+        yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _kind(model)))
+    yield from _experts(plan, directly)
+
+
+def adapter_warnings(plan: Plan) -> Iterator[str]:
+    """A head beside the adapter that the policy continues stays where it is."""
+    source = plan.config.policy.source
+    try:
+        beside = head_beside(read_adapter(source, "policy.from")) if source else None
+    except DataError:
+        return
+    if beside:
+        yield (
+            f"policy.from: {source} has a value head beside it ({beside}), which isn't taken over: the policy is the adapter alone, and "
+            "its value function starts new. If this is a reward adapter, name it in reward.path."
+        )
+
+
+def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
+    """Saved embeddings for another vocabulary than the base's: new tokens need their tokenizer too."""
+    for name, shape in saved_embeddings(files).items():
+        have = rows.get(name.replace(".base_layer", "")) or max(rows.values(), default=shape[0])
+        if shape[0] != have:
+            yield (
+                f"{files.folder} brings embeddings for {shape[0]} tokens ({name}), the base has {have}: it was trained with added tokens, "
+                f"which the base's tokenizer hasn't. Merge it first: marl merge --model BASE --adapter {files.folder} --out NEW writes "
+                "model and tokenizer with these tokens; then model.path: NEW."
+            )
+            return
+
+
+def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
+    """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion for models of this kind loses a part."""
+    experts = {match[1] for match in map(ONE_EXPERT.search, files.shapes) if match}
+    if not experts or kind not in CONVERTED:
+        return
+    whole = {name for name in files.shapes if ".lora_" in name and not ONE_EXPERT.search(name)}
+    lost = sorted(name for name in whole if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
+    halves = [pair for pair in (("gate_proj", "up_proj"), ("w1", "w3")) if len(experts & set(pair)) == 1]
+    if lost:
+        yield _one_by_one(
+            files,
+            f"layers of the same name outside the experts are adapted too (first: {lost[0]}), whose LoRA peft's conversion loses",
+        )
+    elif halves:
+        yield _one_by_one(files, f"only one of {' and '.join(halves[0])} is adapted, which are one tensor now")
+
+
+def unconverted(files: AdapterFiles, kind: str | None, names: Iterable[str]) -> str | None:
+    """Why tensors of single experts, `names`, found no place; None when there are none among them."""
+    if not any(ONE_EXPERT.search(name) for name in names):
+        return None
+    return _one_by_one(files, f"peft has no conversion for the experts of a {kind}")
+
+
+def _one_by_one(files: AdapterFiles, why: str) -> str:
+    return (
+        f"{files.folder} adapts experts one by one, as transformers 4 kept them; transformers 5 keeps one tensor for all of them, and "
+        f"{why}. Merge it with transformers 4 and peft, and give the merged model as model.path."
+    )
+
+
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)\.lora_")
+CONVERTED = frozenset(
+    [
+        "mixtral",
+        "minimax",
+        "minimax_m2",
+        "qwen2_moe",
+        "afmoe",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "dots1",
+        "ernie4_5_moe",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "glm4v_moe",
+        "longcat_flash",
+        "solar_open",
+        "mellum",
+        "qwen3_moe",
+        "qwen3_omni_moe",
+        "qwen3_omni_moe_thinker",
+        "qwen3_omni_moe_text",
+        "qwen3_next",
+        "hunyuan_v1_moe",
+        "flex_olmo",
+        "olmoe",
+        "exaone_moe",
+        "cohere2_moe",
+    ]
+)
+"""Model types whose experts' LoRA peft converts; a test compares with its own tables."""
+
+
+def _trained_directly(plan: Plan) -> Iterator[tuple[str, frozenset[str]]]:
+    parts = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
+    parts += [("value", plan.config.value)] if plan.config.value_on == "own" else []  # type: ignore[list-item]
+    yield from ((key, found) for key, part in parts if (found := target_parameters(part.lora)))
+
+
+def _experts(plan: Plan, directly: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
+    """PEFT's limits for adapters on single weights: all adapters of a base the same ones, no dropout."""
+    if len(set(directly.values())) > 1:
+        told = "; ".join(f"{key}: {', '.join(sorted(found))}" for key, found in directly.items())
+        yield ConfigError(
+            f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({told}). Give "
+            "policy and value the same list, and merge adapters of other weights first (marl merge)."
+        )
+    if directly and plan.config.model.shard != "none":
+        yield ConfigError(
+            f"target_parameters ({next(iter(directly))}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
+            "plain ones' numbers. Set model.shard: none, or adapt layers (targets) only."
+        )
+    for key, part in (("policy", plan.config.policy), ("value", plan.config.value)):
+        if key in directly and part.dropout > 0:
+            yield ConfigError(
+                f"{key}.dropout: {part.dropout}, but peft has no dropout for target_parameters. Set it to 0."
+            )
+
+
+def _model(plan: Plan) -> ModelFiles | None:
+    try:
+        return read_model(plan.config.model.path, plan.config.model.revision)
+    except DataError:
+        return None  # told elsewhere
+
+
+def _kind(model: ModelFiles | None) -> str | None:
+    found = model.config.get("model_type") if model else None
+    return found if isinstance(found, str) else None
+
+
+def _rows(model: ModelFiles | None) -> dict[str, int]:
+    """Rows of the base's embedding and output layer by name."""
+    try:
+        shapes = model.shapes() if model else {}
+    except DataError:
+        return {}
+    return {
+        name: shape[0]
+        for name, shape in shapes.items()
+        if len(shape) == 2
+        and name.removesuffix(".weight").rsplit(".", 1)[-1] in (*EMBEDDINGS, *HEADS)
+        and ".wpe" not in name
+    }

@@ -1,0 +1,166 @@
+"""Model folders whose weights are quantized already, as their config.json says: held as what they are, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from marl_core.config.choice import QuantizationChoice
+from marl_core.config.model_files import read_model
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.registry.hooks import Hooks
+from marl_core.registry.strategy import Quantization, Strategy
+
+if TYPE_CHECKING:
+    from marl_core.config.plan import Plan
+    from marl_core.registry.catalog import Catalog
+
+UNQUANTIZED = "Give the unquantized model as model.path, and choose a quantization here if memory is short."
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a folder's weights are stored, and which strategy holds them."""
+
+    told: str
+    strategy: str | None = None
+    """None: no installed strategy can hold them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def said_of_weights(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a model's config.json says of its quantized weights; None for plain ones."""
+    text = config.get("text_config")
+    places = [config, text] if isinstance(text, Mapping) else [config]
+    found = (place.get(key) for place in places for key in ("quantization_config", "compression_config"))
+    return next((entry for entry in found if isinstance(entry, Mapping) and entry), None)
+
+
+def stored_quantization(config: Mapping[str, Any], catalog: Catalog) -> Stored | None:
+    """The first of the installed quantizations that holds the folder's weights as they are; None for plain weights."""
+    said = said_of_weights(config)
+    if said is None:
+        return None
+    for listing in catalog.listings("quantization"):
+        try:
+            options = catalog.load("quantization", listing.qualified_name).strategy_class.options_for_stored(said)
+        except MarlError:
+            continue  # a package that can't be imported holds nothing
+        if options is not None:
+            return Stored(_told(said), listing.name, options)
+    return Stored(_told(said))
+
+
+def _told(said: Mapping[str, Any]) -> str:
+    method = str(said.get("quant_method") or "by an unnamed method")
+    named = [bits for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)) if said.get(key)]
+    named += [said[key] for key in ("bits", "w_bit") if isinstance(said.get(key), int)]
+    return f"{method}, {named[0]} bits" if named else method
+
+
+def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
+    """The config with the quantization that its model folder has, where the config asks for none of its own, or for just that."""
+    stored = _stored(config, catalog)
+    if stored is None or stored.strategy is None:
+        return config
+    named = _label(config) == stored.strategy and not config.quantization.options
+    if not named and not _asks_for_nothing(config, catalog):
+        return config
+    choice = QuantizationChoice(use=stored.strategy, options=dict(stored.options))
+    try:
+        choice.resolve(catalog)
+    except (MarlError, ValidationError):
+        return config  # `stored_findings` says what is wrong
+    return config.model_copy(update={"quantization": choice})
+
+
+def stored_findings(plan: Plan) -> Iterator[MarlError]:
+    """Reasons why a folder's quantized weights can't be the base of this run."""
+    from marl_core.registry.catalog import Catalog
+
+    config, stored = plan.config, _stored(plan.config, Catalog.installed())
+    if stored is None:
+        return
+    told = f"{config.model.path} holds weights that are quantized already ({stored.told})"
+    other = [
+        f"{name}: {getattr(plan.quantization_strategy, name)}"
+        for name, value in stored.options.items()
+        if getattr(plan.quantization_strategy, name, value) != value
+    ]
+    label = _label(config)
+    if stored.strategy is None:
+        yield ConfigError(f"model.path: {told}, and no quantization of marl's holds such weights. {UNQUANTIZED}")
+    elif label != stored.strategy:
+        yield ConfigError(
+            f"quantization: {label}, but {told}. Leave quantization out, and they are held as they are ({stored.strategy}); or give the "
+            "unquantized model."
+        )
+    elif other:
+        yield ConfigError(
+            f"quantization: {', '.join(other)}, but {told}, and was written with other settings. Leave quantization out, and its own "
+            "hold; or give the unquantized model."
+        )
+    if plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        yield ConfigError(
+            f"reference: {config.reference.label} prepares the base in full precision, but {told}: merging into them would round. Merge "
+            "into the unquantized model first (marl merge), and quantize the result."
+        )
+    if config.model.shard != "none":
+        yield ConfigError(f"model.shard: {told}, and packed weights can't be sharded. Set model.shard: none.")
+
+
+def quantization_of_folder(path: str, revision: str | None, dtype: str) -> Quantization | None:
+    """How weights that are quantized already are to be held, with their library's guards; None for plain ones.
+
+    ConfigError when no strategy holds such weights.
+    """
+    from marl_core.registry.catalog import Catalog
+
+    try:
+        files = read_model(path, revision)
+    except DataError:
+        return None  # loading says what is wrong with the folder
+    catalog = Catalog.installed()
+    stored = stored_quantization(files.config, catalog) if files else None
+    if stored is None:
+        return None
+    if stored.strategy is None:
+        raise ConfigError(f"model.path: {path} holds weights that are quantized already ({stored.told}). {UNQUANTIZED}")
+    strategy = catalog.load("quantization", stored.strategy).build(stored.options)
+    return _asked(strategy, dtype)
+
+
+def quantized_already(path: str, revision: str | None) -> bool:
+    """Whether a model folder's weights are quantized: then its own config.json says how, and nobody need tell the loader."""
+    try:
+        files = read_model(path, revision)
+    except DataError:
+        return False
+    return files is not None and said_of_weights(files.config) is not None
+
+
+def _label(config: RunConfig) -> str:
+    return config.quantization.label.rsplit("/", 1)[-1]
+
+
+def _stored(config: RunConfig, catalog: Catalog) -> Stored | None:
+    try:
+        files = read_model(config.model.path, config.model.revision)
+    except DataError:
+        return None  # told elsewhere
+    return stored_quantization(files.config, catalog) if files else None
+
+
+def _asks_for_nothing(config: RunConfig, catalog: Catalog) -> bool:
+    try:
+        return _asked(config.quantization.resolve(catalog), config.model.dtype) == Quantization()
+    except (MarlError, ValidationError):
+        return False  # told where the strategy is built, or where its backend is missing
+
+
+def _asked(strategy: Strategy, dtype: str) -> Quantization:
+    return Hooks([(strategy, type(strategy).__name__)]).quantization(strategy, dtype)

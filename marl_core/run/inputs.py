@@ -1,0 +1,139 @@
+"""The files a run reads by path, each by its content: prompts, reward functions, models, adapters, templates."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marl_core.bank.certificate import FILE as CERTIFICATE
+from marl_core.config.adapter_files import CONFIG_FILE
+from marl_core.config.redact import redact
+from marl_core.run.files import sha256
+
+if TYPE_CHECKING:
+    from marl_core.run.prompts import PromptData
+    from marl_core.run.runner import Runner
+
+WHOLE = 2**28
+"""Bytes up to which a file is hashed whole. Of a larger one, which holds weights, some blocks: retrained weights differ everywhere."""
+BLOCK, BLOCKS = 2**20, 64
+WORDS = (".json", ".jinja", ".model", ".txt", ".py")
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+NO_INPUT = ("trainer_state.json", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", CERTIFICATE)
+"""Files beside a model or adapter that say nothing of what it computes."""
+TARGET = re.compile(r"(?P<place>.+):[A-Za-z_]\w*", re.DOTALL)
+
+
+def data_inputs(name: str, data: PromptData | None) -> dict[str, str]:
+    """The prompts under their name: a file's bytes, or the rows that a data set's name gave."""
+    if os.path.isfile(file := os.path.expanduser(name)):
+        return {redact(name): sha256(Path(file))}
+    return {redact(name): _rows(data.rows)} if data is not None else {}
+
+
+def training_inputs(runner: Runner) -> dict[str, str]:
+    """Everything else that decides what a step computes: what reference, rewards and quantization name, tokenizer, start."""
+    plan, model = runner.plan, runner.config.model
+    found = named([runner.config.policy.source])
+    for strategy in (plan.reference, plan.quantization_strategy, *(one for _, one in plan.rewards)):
+        found |= named(strategy.model_dump())
+    for folder in filter(None, (model.path, model.tokenizer)):
+        if os.path.isdir(place := os.path.expanduser(folder)):  # the weights have a fingerprint
+            found[f"{redact(folder)} (tokenizer and settings)"] = _folder(Path(place), WORDS)
+    return found
+
+
+def judging_inputs(runner: Runner) -> dict[str, str]:
+    """What the evaluations read: held-out prompts and the judges' files."""
+    prompts = runner.config.eval.prompts
+    found = data_inputs(prompts, runner.heldout) if prompts else {}
+    for _, strategy in runner.plan.judges.values():
+        found |= named(strategy.model_dump())
+    return found
+
+
+def named(value: Any) -> dict[str, str]:
+    """Each file, module, model folder or adapter folder that a value names, at any depth, with the hash of its content."""
+    return {redact(text): digest for text in _texts(value) if (digest := _content(text)) is not None}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str | os.PathLike):
+        yield os.fspath(value)
+    elif isinstance(value, Mapping | list | tuple | set | frozenset):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _content(text: str) -> str | None:
+    """The hash of what this text names; None when it names nothing on this machine."""
+    place = Path(os.path.expanduser(text))
+    if os.path.isfile(place):
+        return sha256(place)
+    if os.path.isdir(place):
+        model = any((place / name).is_file() for name in ("config.json", CONFIG_FILE))
+        return _folder(place, (*WORDS, *WEIGHTS)) if model else None
+    target = TARGET.fullmatch(text)
+    file = _source(target["place"]) if target else None
+    return sha256(file) if file is not None else None
+
+
+def _source(place: str) -> Path | None:
+    """The file of `file.py:function` or `package.module:function`; nothing is imported."""
+    if place.endswith(".py"):
+        file = Path(os.path.expanduser(place))
+    elif all(part.isidentifier() for part in place.split(".")):
+        spec = _spec(place.split("."))
+        file = Path(spec.origin) if spec is not None and spec.origin is not None else Path()
+    else:
+        return None
+    return file if os.path.isfile(file) else None
+
+
+def _spec(parts: Sequence[str]) -> ModuleSpec | None:
+    """Where a module is; `find_spec` of a dotted name would import its packages."""
+    try:
+        spec = importlib.util.find_spec(parts[0])
+    except (ImportError, ValueError):
+        return None
+    for end in range(2, len(parts) + 1):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(".".join(parts[:end]), spec.submodule_search_locations)
+    return spec
+
+
+def _folder(folder: Path, suffixes: Iterable[str]) -> str:
+    """One hash of the files directly in a folder that have these suffixes, with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in suffixes and file.name not in NO_INPUT and not file.name.startswith(".") and file.is_file():
+            digest.update(f"{file.name} {_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file(file: Path) -> str:
+    size = file.stat().st_size
+    if size <= WHOLE:
+        return sha256(file)
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        for place in range(BLOCKS):
+            stream.seek((size - BLOCK) * place // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return f"parts-{digest.hexdigest()}"
+
+
+def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        text = json.dumps(row, sort_keys=True, default=lambda value: type(value).__name__)
+        digest.update(text.encode("utf-8", "backslashreplace"))
+    return f"rows-{digest.hexdigest()}"
