@@ -42,9 +42,9 @@ def works(found: dict[str, Any]) -> str:
     return "refused" if any(verdicts.get(name) == "refused" for name in MODELS_NEED) else "yes"
 
 
-def word(one: dict[str, Any] | None) -> str:
+def word(one: dict[str, Any] | None, none: str = "–") -> str:
     """A check in a cell."""
-    return {"right": "yes", "refused": "no", "wrong": "WRONG"}.get(one["verdict"] if one else "", "–")
+    return {"right": "yes", "refused": "no", "wrong": "WRONG"}.get(one["verdict"] if one else "", none)
 
 
 def notes(found: dict[str, Any]) -> str:
@@ -69,7 +69,7 @@ def line(name: str, found: dict[str, Any]) -> str:
     if kind == "refused":
         cells += ["", "", *("" for _ in OPTIONS)]
     else:
-        cells += ["yes" if found.get("packs") else "no", "yes" if found.get("own decode") else "no"]
+        cells += [word(checks["packed"], none="no"), "yes" if found.get("sampler") == "marl" else "no"]
         cells += [word(checks.get(check)) for check in OPTIONS.values()]
     return "| " + " | ".join([*cells, notes(found)]) + " |\n"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from zoo_models import VOCABULARY, Entry, small_config
 
 from marl_core import AdapterBank, MarlError, Prompts, Rollout, RunConfig, Runner, merge_adapter, response_logprobs
+from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.scoring import forward
 from marl_core.testing import tiny_tokenizer
 
@@ -222,8 +223,7 @@ def opened(subject: Subject) -> float:
 
 def ready(subject: Subject) -> float:
     """marl builds a run with a new policy on its default targets."""
-    subject.facts["own decode"] = bool(subject.runner.bank.trunk.plain_head and not subject.runner.bank.trunk.stateful)
-    return 0.0
+    return 0.0 * subject.runner.done
 
 
 @torch.no_grad()
@@ -250,18 +250,17 @@ def padded(subject: Subject) -> float:
 
 def packed(subject: Subject) -> float:
     """The same with packing on."""
-    trunk = subject.bank.trunk
+    fault = subject.bank.trunk.packing_fault
     worst = _scored(subject, pack=True)
-    subject.facts["packs"] = bool(trunk.packs)
-    if not trunk.packs:
-        raise NotAsked("marl doesn't pack it")
+    if fault is not None:
+        raise NotAsked(fault)
     return worst
 
 
 def _scored(subject: Subject, pack: bool) -> float:
     bank = subject.bank
-    bank.trunk.pack = pack
-    found = response_logprobs(bank, rollout_of(subject.rows, bank))
+    with bank.trunk.passing(PassOptions(pack=pack)):
+        found = response_logprobs(bank, rollout_of(subject.rows, bank))
     worst = 0.0
     for index, row in enumerate(subject.rows):
         wanted = judge.logprobs(subject.plain, row).detach()
@@ -334,8 +333,10 @@ def gradient(subject: Subject) -> float:
 
 
 def sampled(subject: Subject) -> float:
-    """Sampling by marl: captured log-probs are the judge's, and the likeliest tokens are the judge's likeliest."""
-    return _sampled(subject, "marl")
+    """As a run samples by default: captured log-probs are the judge's, and the likeliest tokens are the judge's likeliest."""
+    worst = _sampled(subject, "marl")
+    subject.facts["sampler"] = subject.runner.bank.trunk.sampler("marl")
+    return worst
 
 
 def sampled_by_transformers(subject: Subject) -> float:
@@ -397,13 +398,13 @@ def reward(subject: Subject) -> float:
         wanted = torch.stack([model(input_ids=torch.tensor([row])).logits[0, 0] for row in rows])
     worst = 0.0
     for pack in (False, True):
-        bank.trunk.pack = pack
         for side in ("left", "right"):
             bank.tokenizer.padding_side = side
             ready: Any = bank.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
             mask = ready["attention_mask"]
             bank.tokenizer.padding_side = "left"
-            found = bank.compute_reward_score(input_ids=ready["input_ids"], attention_mask=mask, reward=view)
+            with bank.trunk.passing(PassOptions(pack=pack)):
+                found = bank.compute_reward_score(input_ids=ready["input_ids"], attention_mask=mask, reward=view)
             worst = max(worst, close(found, wanted, 3 * subject.allowed, f"rewards, padded {side}, pack {pack}"))
     return worst
 
@@ -444,12 +445,12 @@ def checkpointed(subject: Subject) -> float:
     _ = subject.config
     runner = Runner(subject.changed(model={"gradient_checkpointing": True}))
     scatter(runner.bank, subject.rollout)
-    with torch.no_grad(), runner.bank.using("policy", train=True):
-        first, second = (forward(runner.bank, subject.rollout, 1.0).logprobs for _ in range(2))
-    close(first, second, 0.0, "two passes in train mode")
-    return close_gradients(
-        gradients(runner.bank, subject.rollout), subject.gradients, GRADIENT, "with checkpointing, gradient"
-    )
+    with runner.bank.trunk.passing(PassOptions(recompute=True)):
+        with torch.no_grad(), runner.bank.using("policy", train=True):
+            first, second = (forward(runner.bank, subject.rollout, 1.0).logprobs for _ in range(2))
+        close(first, second, 0.0, "two passes in train mode")
+        found = gradients(runner.bank, subject.rollout)
+    return close_gradients(found, subject.gradients, GRADIENT, "with checkpointing, gradient")
 
 
 def stepped(subject: Subject) -> float:
