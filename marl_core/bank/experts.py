@@ -7,7 +7,7 @@ from typing import Any
 
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
-from torch.autograd import _unsafe_preserve_version_counter as kept_counter
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as kept_counter
 
 
 def leave_counters(model: nn.Module) -> None:

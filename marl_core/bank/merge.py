@@ -92,7 +92,7 @@ def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> Non
     """Rows for added tokens, and an output layer of its own where the adapter changes only one of two tied weights."""
     saved = saved_embeddings(files)
     rows = {shape[0] for shape in saved.values()}
-    have = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,arg-type,index]
+    have = int(base.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(rows) == 1 and rows != {have}:
         lacking = len(saved) == 1 and not base.config.get_text_config().tie_word_embeddings
         if lacking:

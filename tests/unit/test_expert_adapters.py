@@ -34,6 +34,7 @@ IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 EVERY = torch.ones_like(IDS, dtype=torch.bool)
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 EXPERTS, HIDDEN, INNER, RANK, ALPHA = 4, 32, 16, 4, 8
+HEAD_DIM: dict[str, Any] = {"head_dim": 8}
 SIZES: dict[str, Any] = {
     "vocab_size": 260,
     "hidden_size": HIDDEN,
@@ -50,7 +51,7 @@ SIZES: dict[str, Any] = {
 FAMILIES: dict[str, tuple[Any, tuple[str, str, str], str]] = {
     "qwen3_moe": (
         lambda: Qwen3MoeForCausalLM(
-            Qwen3MoeConfig(**SIZES, moe_intermediate_size=INNER, intermediate_size=64, num_experts=EXPERTS, head_dim=8)
+            Qwen3MoeConfig(**SIZES, moe_intermediate_size=INNER, intermediate_size=64, num_experts=EXPERTS, **HEAD_DIM)
         ),
         ("gate_proj", "up_proj", "down_proj"),
         "mlp.experts",
@@ -90,7 +91,8 @@ def logits(bank: AdapterBank, adapter: str | None) -> Tensor:
 def written_by_4(folder: Path, family: str, base: str, only: tuple[str, ...] | None = None) -> tuple[Path, Tensor]:
     """An adapter as transformers 4 and peft wrote it, expert by expert; and the logits of the base with it, by hand."""
     _, (gate, up, down), where = FAMILIES[family]
-    model, noise, tensors = AutoModelForCausalLM.from_pretrained(base), torch.Generator().manual_seed(1), {}
+    model, noise = AutoModelForCausalLM.from_pretrained(base), torch.Generator().manual_seed(1)
+    tensors: dict[str, Tensor] = {}
     with torch.no_grad():
         for layer in range(2):
             experts: Any = model.model.layers[layer].mlp.experts
@@ -174,7 +176,9 @@ def test_layers_of_the_same_name_outside_the_experts(
 
 
 def test_model_types_that_peft_converts() -> None:
-    from peft.utils import transformers_weight_conversion as peft_knows
+    from peft.utils import transformers_weight_conversion
+
+    peft_knows: Any = transformers_weight_conversion
 
     patterns = peft_knows._MODEL_TO_CONVERSION_PATTERN
     known = {
