@@ -195,14 +195,14 @@ def test_router_noise_stays_off(jitter: str, tmp_path: Path) -> None:
     }[jitter]
     bank = AdapterBank.from_pretrained(saved(make, tmp_path), device="cpu")
     ids, mask = batch()
-    bank.base.get_input_embeddings().weight.requires_grad_(True)
+    embedding = bank.base.get_parameter("model.embed_tokens.weight").requires_grad_(True)
     found = []
     for options in (PassOptions(), PassOptions(recompute=True), PassOptions(recompute=True)):
         bank.trunk.prepare(options)
         bank.base.train()
         with bank.trunk.passing(options):
             states = bank.trunk.hidden(ids, mask)
-            (gradient,) = torch.autograd.grad(states[mask].sin().sum(), [bank.base.get_input_embeddings().weight])
+            (gradient,) = torch.autograd.grad(states[mask].sin().sum(), [embedding])
         found.append((states.detach(), gradient))
     for states, gradient in found[1:]:
         assert torch.equal(states, found[0][0])
