@@ -35,7 +35,7 @@ class AdapterReward(Strategy):
         if not any(key.endswith("weight") for key in files.reward_head[1]):
             yield (
                 f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
-                "or modules_to_save=['score'], and save it again"
+                f"or modules_to_save=['score'], and save it again.{files.pickled_head}"
             )
         if plan.config.policy.source and Path(plan.config.policy.source).resolve() == files.folder.resolve():
             yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
