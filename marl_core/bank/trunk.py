@@ -76,8 +76,11 @@ class Trunk:
             )
 
     def _measured(self) -> tuple[int, str | None]:
+        """Width of the hidden states, and what is wrong with rows beside padding. Looking costs no positions."""
         try:
-            return measure.padding(self)
+            found = measure.padding(self)
+            self.positions = 0
+            return found
         except Exception as error:
             raise DataError(
                 f"model: {type(self.model).__name__} can't compute a row of tokens here: {type(error).__name__}: "

@@ -18,6 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OURS = {"marl_core", "marl_plugins"}
 CALLED = {"yaml": "pyyaml"}
 """Packages that are installed by another name than they are imported by."""
+BROUGHT = {"mlflow"}
+"""Trackers that a user names and installs: asked only where one is in use."""
 PARTS = {"pydantic_core": "pydantic"}
 """Packages that another one pins to the very version it needs: a bound of our own could only contradict it."""
 
@@ -52,7 +54,7 @@ def undeclared(tree: ast.AST, loaded_lazily: bool = False) -> list[tuple[str, in
         name = PARTS.get(package, CALLED.get(package, package)).lower()
         if package in sys.stdlib_module_names or package in OURS or name in NEEDED:
             continue
-        if not (name in EXTRA and (inside or loaded_lazily)):
+        if not (name in EXTRA | BROUGHT and (inside or loaded_lazily)):
             found.append((package, line))
     return found
 

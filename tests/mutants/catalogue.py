@@ -501,7 +501,36 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
         gives(lambda places: (places - 1).clamp(min=0)),
         (f"{REWARD}::TestPosition",),
     ),
-    ("any base will do", "same_base", call(lambda original, *args: True), (REWARD,)),
+    (
+        "any base will do",
+        "_differs@marl_core.bank.fingerprint",
+        call(lambda original, *args: (False, 0.0)),
+        ("tests/unit/test_which_base.py::TestEveryKindAtEveryDepth",),
+    ),
+    (
+        "a rewritten base isn't seen",
+        "BaseGuard.changed",
+        call(lambda original, *args: []),
+        ("tests/unit/test_base_unchanged.py::TestMeasured",),
+    ),
+    (
+        "anybody's log-probs will do",
+        "Captured.belongs_to",
+        call(lambda original, *args: True),
+        ("tests/run/test_beside.py::TestWhoseLogProbs",),
+    ),
+    (
+        "every model packs",
+        "packing_fault@marl_core.bank.measure",
+        call(lambda original, *args: None),
+        ("tests/unit/test_rows_alone.py",),
+    ),
+    (
+        "models that ignore the mask will do",
+        "padding@marl_core.bank.measure",
+        gives(lambda found: (found[0], None)),
+        ("tests/unit/test_rows_alone.py",),
+    ),
     ("adapter not merged", "merge_into", call(lambda original, base, *args: base), ("tests/unit/test_merge.py",)),
     (
         "missing tensors of an adapter are not seen",

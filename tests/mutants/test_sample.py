@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SAMPLE = ("sign of the KL", "gamma forgotten", "clip on the wrong side", "head skipped")
+SAMPLE = ("sign of the KL", "gamma forgotten", "clip on the wrong side", "reward read at the wrong token")
 
 
 @pytest.fixture(scope="module")
