@@ -19,7 +19,7 @@ import marl_core
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("marl_core", "marl_core.testing", "marl_core.ppo")
-START = ("docs/plugins", "docs/rewards", "docs/strategies", "docs/from-trl")
+START = ("docs/plugins", "docs/rewards", "docs/strategies", "docs/adapters", "docs/from-trl")
 LOOK_UP = ("docs/config", "docs/cli", "docs/hooks", "docs/api")
 BELOW = ("docs/architecture", "docs/reliability", "docs/upstream", "benchmarks/NOTES", "CONTRIBUTING", "CHANGELOG")
 PYDANTIC = "model_config, model_post_init, model_fields, model_computed_fields"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from marl_core.errors import DataError
 
 
 def write_certificate(
-    folder: str | Path, base: str | Path, texts: Sequence[str], *, append_eos: bool = True
+    folder: str | Path, base: str | Path, texts: Iterable[str], *, append_eos: bool = True
 ) -> dict[str, Any]:
     """Certify a reward adapter: score `texts` with transformers' classifier in float32 and record base and reading.
 
-    `append_eos` scores each text with the EOS that TRL's RewardTrainer appends. Returns what was written.
+    `append_eos` scores each text with the EOS that TRL's RewardTrainer appends, unless its tokenizer has done so. Returns what
+    was written. DataError for an adapter without a score head, and for texts that are none.
     """
+    words = _texts(texts)
     if not read_adapter(folder, "write_certificate").score_keys:
         raise DataError(
             f"write_certificate: {folder} holds no score head in its adapter file, so transformers' classifier would score with "
@@ -41,8 +43,11 @@ def write_certificate(
     prints = fingerprint(model, half=folder_of_base is not None and is_half(folder_of_base))
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     golden = []
-    for text in texts:
-        ids = tokenizer(text).input_ids + ([tokenizer.eos_token_id] if append_eos else [])
+    eos = tokenizer.eos_token_id
+    for text in words:
+        ids = list(tokenizer(text).input_ids)
+        if append_eos and eos is not None and ids[-1:] != [eos]:
+            ids.append(eos)
         with torch.no_grad():
             score = model(input_ids=torch.tensor([ids])).logits.item()
         golden.append({"ids": ids, "score": score})
@@ -56,3 +61,15 @@ def write_certificate(
     }
     (Path(folder) / FILE).write_text(json.dumps(certificate), encoding="utf-8")
     return certificate
+
+
+def _texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise DataError("write_certificate: texts: give a list of texts, not one text.")
+    words = list(texts)
+    wrong = [number for number, text in enumerate(words, start=1) if not isinstance(text, str)]
+    if wrong:
+        raise DataError(
+            f"write_certificate: texts: text {wrong[0]} is a {type(words[wrong[0] - 1]).__name__}; give texts alone."
+        )
+    return [str(text) for text in words]

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from marl_core.bank.views import Position
-from marl_core.config.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
 
 
@@ -23,7 +23,7 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
         raise DataError(
             f"{asked_by}: {files.weights} holds no score weights, so its rewards can't be computed. "
             "The adapter was saved without its head: train it with LoraConfig(task_type='SEQ_CLS'), or modules_to_save=['score']."
-            f"{_pickled(files)}"
+            f"{files.pickled_head}"
         )
     shape = shapes[weights[0]]
     if len(weights) > 1 or shape != (1, hidden_size):
@@ -40,13 +40,6 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
     if not all(bool(torch.isfinite(parameter).all()) for parameter in head.parameters()):
         raise DataError(f"{asked_by}: the score head in {file} holds NaN or infinite weights. Save the adapter again.")
     return head.requires_grad_(False)
-
-
-def _pickled(files: AdapterFiles) -> str:
-    pickle = files.folder / VALUE_HEAD_PICKLE
-    if not pickle.is_file():
-        return ""
-    return f" {pickle} is a pickle, which marl never opens: save it again as {VALUE_HEAD_FILE}."
 
 
 def new_value_head(hidden_size: int, device: torch.device | str) -> nn.Linear:

@@ -37,7 +37,8 @@ def as_tensor(value: object, who: str, error: type[MarlError] = DataError) -> Te
 def plain(value: Any) -> Any:
     """Nested sequences, arrays and 0-d tensors as nested lists of Python numbers; anything else as it is."""
     if isinstance(value, Tensor) or type(value).__module__.partition(".")[0] in ("numpy", "jax", "jaxlib"):
-        return value.tolist()
+        listed = value.tolist()
+        return [plain(item) for item in listed] if str(value.dtype) == "object" else listed
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return value
     return [plain(item) for item in value]

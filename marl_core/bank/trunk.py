@@ -398,10 +398,12 @@ def _head(model: Any) -> nn.Module:
 
 
 def _body(model: Any) -> nn.Module:
-    """The model without its LM head: what gives the last hidden states."""
-    named = getattr(model, model.base_model_prefix, None)
-    decoder = model.get_decoder() if named is None and hasattr(model, "get_decoder") else named
-    body: nn.Module | None = decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+    """The model without its LM head: what gives the last hidden states. Wrappers that only pass on are looked through."""
+    candidates = [getattr(model, model.base_model_prefix, None)]
+    if hasattr(model, "get_decoder"):
+        candidates.append(model.get_decoder())
+    parts = [part for part in candidates if isinstance(part, nn.Module) and part is not model]
+    body = next((part for part in parts if "input_ids" in _parameters(part)), parts[0] if parts else None)
     if body is None:
         raise DataError(
             f"model: of {type(model).__name__} the part below the LM head can't be told: it has no {model.base_model_prefix!r} and no "

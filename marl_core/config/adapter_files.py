@@ -52,6 +52,14 @@ class AdapterFiles:
         return [key for key in kept if any(key.startswith(head) for head in heads)]
 
     @property
+    def pickled_head(self) -> str:
+        """A sentence on a value head that lies beside it as a pickle; empty when there is none."""
+        pickle = self.folder / VALUE_HEAD_PICKLE
+        if not pickle.is_file():
+            return ""
+        return f" {pickle} is a pickle, which marl never opens: save it again as {VALUE_HEAD_FILE}."
+
+    @property
     def reward_head(self) -> tuple[Path, dict[str, tuple[int, ...]]]:
         """The file with the head of a reward adapter, and the head's tensors in it; none when there is no head."""
         inside = {key: self.shapes[key] for key in self.score_keys}

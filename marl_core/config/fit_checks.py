@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.adapter_checks import named_adapters
 from marl_core.config.adapter_files import AdapterFiles, read_adapter
+from marl_core.config.adapter_kinds import EMBEDDINGS, target_parameters
 from marl_core.config.memory import linears, matches
 from marl_core.config.model_files import ModelFiles
 from marl_core.config.run_config import LoraPart, RunConfig
@@ -55,7 +56,22 @@ def _targets(part: LoraPart, key: str, shapes: Shapes) -> Iterator[MarlError]:
 
 
 def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError]:
-    """lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix."""
+    """At least one of the layers is there, and each has its shape.
+
+    lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix.
+    """
+    adapted = _leaves(name.partition(".lora_")[0] for name in adapter.shapes if ".lora_" in name)
+    if (
+        adapted
+        and not adapted & _leaves(shapes)
+        and not target_parameters(adapter.config)
+        and not adapted & set(EMBEDDINGS)
+    ):
+        yield DataError(
+            f"{key}: {adapter.folder} adapts layers ({', '.join(sorted(adapted))}) of which this model has none; it has "
+            f"{', '.join(sorted(_leaves(shapes)))}. It says it was trained on {adapter.base_name!r}: use that base, or another adapter."
+        )
+        return
     for name, found in adapter.shapes.items():
         layer, _, kind = name.partition(".lora_")
         own = layer.removeprefix("base_model.model.")
@@ -71,6 +87,10 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
                 f"It says it was trained on {adapter.base_name!r}."
             )
             return
+
+
+def _leaves(names: Iterable[str]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names}
 
 
 def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[MarlError]:

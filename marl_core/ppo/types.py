@@ -74,7 +74,7 @@ class Prompts:
         cls,
         tokens: Sequence[Sequence[int]],
         pad: int,
-        rows: Sequence[Mapping[str, Any]] | None = None,
+        rows: Any = None,
         texts: Sequence[Any] = (),
         mask: object = None,
     ) -> Prompts:
@@ -251,6 +251,15 @@ class Advantages:
     rewards: Tensor
     advantages: Tensor
     returns: Tensor | None
+
+    def fitted(self, rollout: Rollout) -> Advantages:
+        """The same as float32 on the rollout's device; DataError unless each tensor has its shape."""
+        shape, device = tuple(rollout.ids.shape), rollout.ids.device
+        found: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in found.items():
+            if value is not None or name != "returns":
+                found[name] = as_floats(value, f"Advantages.{name}", shape).to(device)
+        return Advantages(**found)
 
 
 class _Floats:

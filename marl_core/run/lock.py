@@ -78,7 +78,7 @@ class RunLock:
     def _acquire(self) -> str | None:
         left = _holder(self.folder)
         who = f"process {left.get('pid', '?')} on {left.get('host', '?')}" if left else "a process that left no name"
-        lock = FileLock(self.folder / NAME, timeout=0, thread_local=False)
+        lock = FileLock(self.folder / NAME, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:

@@ -71,6 +71,8 @@ def train(runner: Runner) -> RunResult:
 
 
 def _finish(runner: Runner, last: StepStats | None) -> RunResult:
+    if runner.folder is not None:
+        runner.folder.hold()
     after = evaluation(runner)
     if runner.folder is not None:
         try:

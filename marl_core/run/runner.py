@@ -169,7 +169,11 @@ class Runner:
             self.guards.phase(self, "update", scored.rollout, scored, advantages),
             seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
-            chosen = advantages or estimate_advantages(scored, self.config.ppo, self.kl_coef)
+            chosen = (
+                estimate_advantages(scored, self.config.ppo, self.kl_coef)
+                if advantages is None
+                else advantages.fitted(scored.rollout)
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
             stats = update_epochs(
@@ -192,7 +196,7 @@ class Runner:
     def _advance(self, scored: ScoredRollout) -> None:
         self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
         if scored.raw_scores is not None:
-            self.shaper.learn(scored.raw_scores, scored.rollout.finished)
+            self.shaper(scored.raw_scores, scored.rollout.finished)  # learns them
         self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
         kl = self.config.ppo.kl
         if kl.target is not None and scored.ref_logprobs is not None:

@@ -21,33 +21,24 @@ class Shaper:
     _learned: ref[Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, scores: Tensor, finished: Tensor, *, learn: bool = True) -> Tensor:
-        """Shaped scores [B] float32; `learn` updates the moments with this batch first."""
-        if learn:
-            self.learn(scores, finished)
-        shaped = self._penalized(scores, finished)
+        """Shaped scores [B] float32; `learn` updates the moments with this batch first. The same tensor again is no new batch."""
+        shaped = scores.float()
+        if self.part.missing_eos_penalty is not None:
+            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
         if self.part.normalize:
+            if learn and (self._learned is None or self._learned() is not scores):
+                self._learn(shaped)
+                self._learned = ref(scores)
             shaped = (shaped - self.mean) / max(self.std, 1e-6)
         if self.part.clip is not None:
             shaped = shaped.clamp(-self.part.clip, self.part.clip)
         return shaped
 
-    def learn(self, scores: Tensor, finished: Tensor) -> None:
-        """Take this batch's scores, before shaping, into the moments; the same tensor again is no new batch."""
-        if self.part.normalize and (self._learned is None or self._learned() is not scores):
-            self._learn(self._penalized(scores, finished))
-            self._learned = ref(scores)
-
     def ahead(self, scores: Tensor, finished: Tensor) -> Shaper:
         """This shaper as it is once it has learned the batch: a rollout may be scored more than once, and is learned by its update."""
         after = replace(self)
-        after.learn(scores, finished)
+        after(scores, finished)
         return after
-
-    def _penalized(self, scores: Tensor, finished: Tensor) -> Tensor:
-        shaped = scores.float()
-        if self.part.missing_eos_penalty is not None:
-            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
-        return shaped
 
     def tokens(self, scores: Tensor | None) -> Tensor | None:
         """Scores of tokens [B, T] on the scale of the shaped scores.

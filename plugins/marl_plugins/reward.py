@@ -39,7 +39,7 @@ class AdapterReward(Strategy):
         if not any(key.endswith("weight") for key in files.reward_head[1]):
             yield (
                 f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
-                "or modules_to_save=['score'], and save it again"
+                f"or modules_to_save=['score'], and save it again.{files.pickled_head}"
             )
         policy, mine = plan.config.policy, None
         with suppress(DataError):  # told where it is named

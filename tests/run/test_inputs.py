@@ -120,10 +120,9 @@ def test_what_evaluations_read_is_told(make_config: MakeConfig, home: Path, name
 @pytest.mark.parametrize(
     "older",
     [
-        lambda found: [found.pop(key) for key in ("files", "eval_files")] and found["base"].pop("fingerprint_form"),
-        lambda found: found["base"].update(fingerprint="0123456789abcdef", fingerprint_form=None),
-        lambda found: found["base"].pop("fingerprint_form") and found["base"].update(fingerprint="0123456789abcdef"),
-        lambda found: found["base"].update(fingerprint="0123456789abcdef", fingerprint_form="another form"),
+        lambda found: [found.pop(key) for key in ("files", "eval_files")],
+        lambda found: found["base"].update(fingerprint="v99-0123456789abcdef", fingerprint_form="of a later version"),
+        lambda found: found["base"].update(fingerprint=None, fingerprint_form=None),
     ],
 )
 def test_what_an_older_version_did_not_write_is_not_missed(

@@ -34,7 +34,7 @@ OF_MODULES = (
 OF_PEFT = ("default", "lora_A", "lora_B", "lora_magnitude_vector", "A", "base_layer", "active_adapter")
 OF_EACH_OTHER = ("policy_2", "policy-value", "polic", "olicy", "POLICY")
 pytestmark = pytest.mark.filterwarnings("ignore:.lora_bias=True.", "ignore:.*have invalid shape")
-OPTIONS: tuple[dict[str, bool], ...] = ({}, {"use_dora": True}, {"lora_bias": True})
+OPTIONS: tuple[dict[str, object], ...] = ({}, {"use_dora": True}, {"lora_bias": True})
 
 
 def add(bank: AdapterBank, name: str, seed: int, **options: object) -> None:

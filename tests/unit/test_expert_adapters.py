@@ -34,6 +34,7 @@ IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 EVERY = torch.ones_like(IDS, dtype=torch.bool)
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 EXPERTS, HIDDEN, INNER, RANK, ALPHA = 4, 32, 16, 4, 8
+HEAD_DIM: dict[str, Any] = {"head_dim": 8}
 SIZES: dict[str, Any] = {
     "vocab_size": 260,
     "hidden_size": HIDDEN,
@@ -50,7 +51,7 @@ SIZES: dict[str, Any] = {
 FAMILIES: dict[str, tuple[Any, tuple[str, str, str], str]] = {
     "qwen3_moe": (
         lambda: Qwen3MoeForCausalLM(
-            Qwen3MoeConfig(**SIZES, moe_intermediate_size=INNER, intermediate_size=64, num_experts=EXPERTS)
+            Qwen3MoeConfig(**SIZES, moe_intermediate_size=INNER, intermediate_size=64, num_experts=EXPERTS, **HEAD_DIM)
         ),
         ("gate_proj", "up_proj", "down_proj"),
         "mlp.experts",
@@ -175,9 +176,11 @@ def test_layers_of_the_same_name_outside_the_experts(
 
 
 def test_model_types_that_peft_converts() -> None:
-    from peft.utils import transformers_weight_conversion as peft_knows
+    from peft.utils import transformers_weight_conversion
 
-    patterns = vars(peft_knows)["_MODEL_TO_CONVERSION_PATTERN"]
+    peft_knows: Any = transformers_weight_conversion
+
+    patterns = peft_knows._MODEL_TO_CONVERSION_PATTERN
     known = {
         kind for kind, pattern in patterns.items() if pattern in peft_knows._MOE_FUSED_TARGETS and kind[0].islower()
     }

@@ -91,6 +91,12 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "DoRA": ({"target_modules": SFT, "use_dora": True}, {}),
     "LoRA with bias": ({"target_modules": SFT, "lora_bias": True}, {}),
     "an orthogonal start": ({"target_modules": SFT, "init_lora_weights": "gaussian"}, {}),
+    "a start by EVA": ({"target_modules": SFT}, {"init_lora_weights": "eva", "eva_config": {"rho": 1.0}}),
+    "an orthogonal start by peft": ({"target_modules": SFT, "init_lora_weights": "orthogonal"}, {}),
+    "Unsloth's config": (
+        {"target_modules": SFT},
+        {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "x"}, "task_type": None},
+    ),
     "options of a later peft": ({"target_modules": SFT}, {"an_option_of_tomorrow": None}),
     "a base that was quantized for training": (
         {"target_modules": SFT},

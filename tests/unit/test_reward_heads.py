@@ -238,3 +238,13 @@ def test_a_reward_adapter_with_the_output_layer_among_its_targets(
     )
     with pytest.raises(DataError, match="adapts the output layer"):
         AdapterBank.from_pretrained(tiny_folder, device="cpu").load_reward(tmp_path / "it")
+
+
+def test_a_pickled_head_is_told_by_check(tiny_folder: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        str(tmp_path / "it")
+    )
+    (tmp_path / "it" / "value_head.bin").write_bytes(b"not even a pickle")
+    (found,) = Plan.of(make_config(reward={"use": "adapter", "path": str(tmp_path / "it")})).check()
+    assert "never opens: save it again as value_head.safetensors" in found

@@ -146,6 +146,23 @@ def test_a_forked_child_neither_holds_nor_frees_it(tmp_path: Path) -> None:
     assert other(tmp_path).startswith(f"refused run.folder: {tmp_path} is in use by another run, process {os.getpid()}")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX's")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_no_marker_is_left_where_flock_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A marker file instead of a lock would outlive a kill and block the next run."""
+    import fcntl
+
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        mine = RunLock(tmp_path)
+        assert "has no locks" in (mine.take() or "")
+        del mine
+        gc.collect()
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
 def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def acquire(*_: Any, **__: Any) -> None:
@@ -188,8 +205,9 @@ class TestRunner:
         assert second.done == 1
         with pytest.raises(ConfigError, match="taken over by a Runner that this process made later"):
             next(steps)
-        with pytest.raises(ConfigError, match="taken over by a Runner that this process made later"):
-            first.save()
+        for write in (first.save, first.train):
+            with pytest.raises(ConfigError, match="taken over by a Runner that this process made later"):
+                write()
         assert second.train().steps == 2
 
     def test_a_new_run_does_not_take_it_from_one_that_has_begun(self, make_config: MakeConfig, tmp_path: Path) -> None:

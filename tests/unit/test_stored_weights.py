@@ -182,6 +182,7 @@ def test_others_are_refused_before_weights_are_read(
 
 
 def test_plain_folders_say_nothing() -> None:
-    for config in ({}, {"quantization_config": None}, {"quantization_config": {}}, {"text_config": {"hidden_size": 8}}):
+    nothing: list[dict[str, Any]] = [{}, {"quantization_config": None}, {"text_config": {"hidden_size": 8}}]
+    for config in [*nothing, {"quantization_config": {}}]:
         assert said_of_weights(config) is None
         assert stored_quantization(config, Catalog.installed()) is None

@@ -148,3 +148,25 @@ def test_an_adapter_of_another_base_loads_in_silence(
 def test_the_name_of_the_bare_base_is_free(still: Still, adapted: Adapted) -> None:
     """A mixed batch means the bare base by `__base__`; an adapter may be called that too."""
     still("__base__" in adapted("__base__").peft_config, "marl_core/bank/lora.py")
+
+
+def test_an_adapter_s_file_is_filtered_by_the_others_names(still: Still, adapted: Adapted) -> None:
+    """A second adapter that is called like a module takes the first one's tensors out of its file."""
+    from peft import get_peft_model_state_dict
+
+    alone = get_peft_model_state_dict(adapted("policy"), adapter_name="policy")
+    beside = get_peft_model_state_dict(adapted("policy", "layers"), adapter_name="policy")
+    still(len(beside) < len(alone), "marl_core/bank/parts.py")
+
+
+def test_a_pass_through_a_weights_lora_counts_as_a_change(still: Still) -> None:
+    """`target_parameters`: each pass sets the base's weight to itself, and torch's counter of changes goes up."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model()
+    config = LoraConfig(target_modules=[], target_parameters=["mlp.up_proj.weight"])
+    model: Any = get_peft_model(base, config)
+    weight = next(p for name, p in model.named_parameters() if name.endswith("up_proj.base_layer.weight"))
+    before = weight._version
+    logits(model)
+    still(weight._version != before, "marl_core/bank/experts.py")

@@ -59,6 +59,13 @@ def test_adapters_of_another_shape(config: dict[str, Any], catalog: Catalog, tmp
     assert "trained on 'other'" in found
 
 
+def test_adapters_of_another_models_layers(config: dict[str, Any], catalog: Catalog, tmp_path: Path) -> None:
+    layer = "base_model.model.transformer.h.0.attn.c_attn"
+    other = write_adapter(tmp_path / "other", {f"{layer}.lora_A.weight": (2, 4), f"{layer}.lora_B.weight": (4, 2)})
+    (found,) = plan_of({**config, "reference": {"use": "frozen", "adapter": other}}, catalog).check()
+    assert "adapts layers (c_attn) of which this model has none; it has q_proj, up_proj" in found
+
+
 def test_a_head_of_another_width(config: dict[str, Any], catalog: Catalog, tmp_path: Path) -> None:
     head = "base_model.model.score.weight"
     for name, shape, problems in (("good", (1, 4), 0), ("labels", (2, 4), 1), ("wide", (1, 8), 1)):
