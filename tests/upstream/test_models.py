@@ -38,7 +38,12 @@ def test_a_decoder_swallows_positions(still: Still) -> None:
     """BART's decoder counts positions by columns, padding included; `position_ids` are taken and never read."""
     from transformers import BartConfig, BartForCausalLM
 
-    sizes = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 32,
+    }
     model = BartForCausalLM(BartConfig(vocab_size=64, d_model=16, init_std=0.3, pad_token_id=0, **sizes)).eval()
     alone, beside = padded(model, position_ids=None)
     still(not torch.allclose(alone, beside, atol=1e-3), MEASURE)
@@ -72,9 +77,15 @@ def test_padding_enters_a_state(still: Still, name: str) -> None:
     """Recurrent models that take an attention mask and carry padding on in their state all the same."""
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 64, "intermediate_size": 32, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "vocab_size": 64,
+        "intermediate_size": 32,
+        "pad_token_id": 0,
+    }
     if name == "RecurrentGemma":
-        sizes |= {"num_attention_heads": 2, "head_dim": 8, "lru_width": 16, "w_init_variance_scale": 4.0}  # type: ignore[dict-item]  # a float too
+        sizes |= {"num_attention_heads": 2, "head_dim": 8, "lru_width": 16, "w_init_variance_scale": 4.0}
     model: Any = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -131,7 +142,7 @@ def test_merging_into_a_weight_that_two_layers_share(still: Still) -> None:
     from peft import LoraConfig, get_peft_model
 
     model: Any = get_peft_model(
-        Twice(),  # type: ignore[arg-type]  # any module will do
+        Twice(),
         LoraConfig(r=2, target_modules=["first", "second"], init_lora_weights=False),
     ).eval()
     x = torch.randn(1, 8)
