@@ -210,9 +210,14 @@ def with_gradient(model: Any) -> Iterator[None]:
 
     Some quantized kernels repack their weights in the first pass without one, and the pre-flight check must see the state before.
     """
-    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_(True))
+    hook = model.get_input_embeddings().register_forward_hook(_with_history)
     try:
         with torch.enable_grad():
             yield
     finally:
         hook.remove()
+
+
+def _with_history(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """The embeddings as something computed with a gradient: a leaf could not be changed in place, as some models do."""
+    return output.detach().requires_grad_(True).clone()

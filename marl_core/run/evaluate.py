@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict[str, Any]]:
-    size, tokens = score_budget(plan.config, roles.bank, ranks)
+    size, tokens = score_budget(plan.config, roles.bank)
     temperature = plan.config.sampling.temperature
     total, _ = score_sources(roles.bank, roles.rewards, rollout, size, tokens)
     judged = judge_all(roles.bank, roles.judges, rollout, size, tokens)

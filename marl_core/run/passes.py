@@ -10,8 +10,7 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.run_config import RunConfig
-from marl_core.config.speed_config import CPU_TOKENS, CUDA_TOKENS
-from marl_core.ppo.ranks import Ranks
+from marl_core.config.speed_config import usual_tokens
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
     captured,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     """What policy, value and reference say of each token, [B, T] each: logprobs, entropy, and values, reference if any."""
     bank, config, trained = runner.bank, runner.config, runner.roles.trained
-    tokens = token_budget(config, bank, runner.ranks)
+    tokens = token_budget(config, bank)
     temperature, size = config.sampling.temperature, config.ppo.microbatch or config.ppo.minibatch // runner.ranks.size
     head = trained.value_head if trained.value_on_policy else None
     policy = captured(bank, trained.policy, rollout, temperature, head) or view_logprobs(
@@ -51,7 +50,7 @@ def model_numbers(runner: Runner, rollout: Rollout) -> dict[str, Tensor]:
     return found
 
 
-def token_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> int | None:
+def token_budget(config: RunConfig, bank: AdapterBank) -> int | None:
     """Most tokens of one forward and backward; None where `ppo.microbatch` says it in rows.
 
     None too where the base's layers are spread over processes: every pass needs all ranks then, so each must make as many, whatever
@@ -59,13 +58,12 @@ def token_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> int | No
     """
     if config.ppo.microbatch or bank.trunk.sharded:
         return None
-    usual = CUDA_TOKENS if bank.device.type == "cuda" else CPU_TOKENS[config.model.dtype]
-    return config.speed.microbatch_tokens or usual
+    return config.speed.microbatch_tokens or usual_tokens(bank.device.type, config.model.dtype)
 
 
-def score_budget(config: RunConfig, bank: AdapterBank, ranks: Ranks) -> tuple[int, int | None]:
+def score_budget(config: RunConfig, bank: AdapterBank) -> tuple[int, int | None]:
     """Most responses, and most tokens if limited, of a pass without gradient from which no ratio is taken."""
-    tokens = token_budget(config, bank, ranks)
+    tokens = token_budget(config, bank)
     rows = max(config.ppo.microbatch or config.ppo.minibatch, WITHOUT_GRADIENT)
     return rows, None if tokens is None else TIMES_WITHOUT_GRADIENT * tokens
 
@@ -79,7 +77,7 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
         return own_scores(own, rollout)
 
     def mine(part: Rollout) -> dict[str, Tensor]:
-        size, tokens = score_budget(runner.config, runner.bank, runner.ranks)
+        size, tokens = score_budget(runner.config, runner.bank)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
         tokens_here = found.tokens
         if runner.ranks.largest([float(tokens_here is not None)])[0] == 0.0:

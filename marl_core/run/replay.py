@@ -82,7 +82,7 @@ def _update(runner: Runner, dump: Dump) -> str:
             temperature=config.sampling.temperature,
             kl_coef=dump.kl_coef,
             generator=generator("replay"),
-            tokens=passes.token_budget(config, runner.bank, runner.ranks),
+            tokens=passes.token_budget(config, runner.bank),
         )
     runner.guards.updated(runner, stats)
     return f"{len(rows)} rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"

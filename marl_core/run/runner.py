@@ -186,7 +186,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
                 ranks=self.ranks,
-                tokens=passes.token_budget(self.config, self.bank, self.ranks),
+                tokens=passes.token_budget(self.config, self.bank),
             )
             self.guards.updated(self, stats)
         self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))

@@ -288,7 +288,7 @@ class TestBlocks:
     @pytest.mark.parametrize(("dtype", "tokens"), [("float32", 256), ("bfloat16", 512)])
     def test_half_precision_takes_twice_the_tokens(self, make_config: MakeConfig, dtype: str, tokens: int) -> None:
         runner = Runner(make_config(model={"dtype": dtype}))
-        assert token_budget(runner.config, runner.bank, runner.ranks) == tokens
+        assert token_budget(runner.config, runner.bank) == tokens
 
 
 def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> None:

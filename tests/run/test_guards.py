@@ -275,7 +275,7 @@ class TestDumpAndReplay:
             make_optimizer(runner.roles.trained.parameters(runner.bank), runner.config),
             runner.config.ppo.model_copy(update={"epochs": 1, "minibatch": 2}),
             temperature=1.0, kl_coef=runner.kl_coef, generator=torch.Generator(),
-            tokens=token_budget(runner.config, runner.bank, runner.ranks),
+            tokens=token_budget(runner.config, runner.bank),
         )  # fmt: skip
         return f"2 rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"
 

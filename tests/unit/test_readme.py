@@ -71,7 +71,7 @@ def test_the_runner_example_runs(
 
 
 def test_the_classic_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     monkeypatch.chdir(tmp_path)
@@ -79,10 +79,19 @@ def test_the_classic_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     classifier = AutoModelForSequenceClassification.from_pretrained("my-model", num_labels=1)
     lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
     get_peft_model(classifier, lora).save_pretrained("my-reward-adapter")
-    names: dict[str, Any] = {"ids": torch.tensor([[5, 6, 7]]), "mask": torch.ones(1, 3, dtype=torch.long)}
+    names: dict[str, Any] = {}
     exec(compile(blocks("python")[1], "README.md", "exec"), names)
-    assert names["scores"].shape == (1,)
     assert isinstance(names["bank"], AdapterBank)
+    judge = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained("my-model", num_labels=1), "my-reward-adapter"
+    ).eval()
+    judge.config.pad_token_id = 0
+    for text, score in zip(
+        ("A good film.", "Bad"), names["scores"], strict=True
+    ):  # each alone, by transformers and peft
+        with torch.no_grad():
+            wanted = judge(input_ids=torch.tensor([names["bank"].tokenizer(text).input_ids])).logits[0, 0]
+        assert float(score) == pytest.approx(float(wanted), abs=1e-5)
 
 
 def test_run_config_is_public() -> None:

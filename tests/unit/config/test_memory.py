@@ -167,14 +167,11 @@ def test_a_pass_is_that_of_the_device(
 def test_the_runs_own_budget_is_the_estimates(config: dict[str, Any], catalog: Catalog, device: str) -> None:
     from types import SimpleNamespace
 
-    from marl_core.ppo.ranks import ALONE
     from marl_core.run.passes import token_budget
 
     on_it = parse_config({**config, **LONG, "run": {"device": device}}, "f", catalog)
     bank: Any = SimpleNamespace(device=SimpleNamespace(type=device), trunk=SimpleNamespace(sharded=False))
-    assert f"{token_budget(on_it, bank, ALONE):,} tokens" in tokens_of(
-        {**config, **LONG, "run": {"device": device}}, catalog
-    )
+    assert f"{token_budget(on_it, bank):,} tokens" in tokens_of({**config, **LONG, "run": {"device": device}}, catalog)
 
 
 def test_auto_is_what_this_machine_looks_like(

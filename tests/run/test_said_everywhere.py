@@ -1,0 +1,44 @@
+"""What a config says of passes holds wherever something is sampled or scored: step, evaluation, pre-flight check, every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from marl_core import Runner
+from marl_core.config.speed_config import usual_tokens
+from marl_core.ppo import rollout
+from marl_core.run.passes import token_budget
+
+MakeConfig = Callable[..., Any]
+
+
+@pytest.mark.parametrize("decode", ["marl", "transformers"])
+def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: pytest.MonkeyPatch, decode: str) -> None:
+    """Step, both evaluations and the pre-flight check: six prompts in two pieces of four each, twice, beside two steps and the check."""
+    calls: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls.append(name)
+            return function(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(rollout, "decode", noted("marl", rollout.decode))
+    monkeypatch.setattr(rollout, "_by_transformers", noted("transformers", rollout._by_transformers))
+    Runner(make_config(speed={"decode": decode}, eval={"prompts": prompts_file})).train()
+    assert calls == [decode] * (1 + 2 + 2 * 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_of_a_pass(make_config: MakeConfig, dtype: str) -> None:
+    """Ranks meet at the sum of gradients, so each has a budget of its own; only layers that are spread need equal passes."""
+    runner = Runner(make_config(model={"dtype": dtype}))
+    assert token_budget(runner.config, runner.bank) == usual_tokens("cpu", dtype)
+    runner.bank.trunk.sharded = True
+    assert token_budget(runner.config, runner.bank) is None
+    runner.bank.trunk.sharded = False
+    assert token_budget(make_config(ppo={"microbatch": 1}), runner.bank) is None
