@@ -243,27 +243,28 @@ def causality(subject: Subject) -> float:
 
 
 def padded(subject: Subject) -> float:
-    """Log-probs of padded rows, and of packed ones where marl packs, on the bare base."""
-    _ = subject.rows, subject.allowed
-    return _scored(subject, pack=False)
+    """Log-probs of padded rows on the bare base."""
+    return _scored(subject, subject.rows, pack=False)
 
 
 def packed(subject: Subject) -> float:
     """The same with packing on."""
     fault = subject.bank.trunk.packing_fault
-    worst = _scored(subject, pack=True)
+    short = [(prompt[:5], response[:4]) for prompt, response in subject.rows]  # within every window
+    worst = max(_scored(subject, subject.rows, pack=True), _scored(subject, short, pack=True))
     if fault is not None:
         raise NotAsked(fault)
     return worst
 
 
-def _scored(subject: Subject, pack: bool) -> float:
+@torch.no_grad()
+def _scored(subject: Subject, rows: Sequence[judge.Row], pack: bool) -> float:
     bank = subject.bank
     with bank.trunk.passing(PassOptions(pack=pack)):
-        found = response_logprobs(bank, rollout_of(subject.rows, bank))
+        found = response_logprobs(bank, rollout_of(rows, bank))
     worst = 0.0
-    for index, row in enumerate(subject.rows):
-        wanted = judge.logprobs(subject.plain, row).detach()
+    for index, row in enumerate(rows):
+        wanted = judge.logprobs(subject.plain, row)
         worst = max(worst, close(found[index][: len(row[1])], wanted, subject.allowed, f"log-probs of row {index + 1}"))
     return worst
 

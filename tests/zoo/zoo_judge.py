@@ -31,7 +31,7 @@ def write_model(config: Any, folder: Path, seed: int = 0) -> str:
     """A random model of this config as a folder, nothing in it constant (what starts as zero or one gets noise); its class."""
     torch.manual_seed(seed)
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    name = type(model).__name__
+    made = type(model).__name__
     if type(model.config) is not type(config):  # a text model's class: what people have is the whole it is part of
         model = transformers.AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
     random = torch.Generator().manual_seed(seed)
@@ -43,7 +43,7 @@ def write_model(config: Any, folder: Path, seed: int = 0) -> str:
                 tensor += 0.1 * torch.randn(tensor.shape, generator=random)
     model.tie_weights()
     model.save_pretrained(folder)
-    return name
+    return made
 
 
 def causal(folder: str | Path, **options: Any) -> Any:
@@ -64,7 +64,8 @@ def alone(model: Any, row: Row, stops: Sequence[int] = (), least: int = 0) -> Te
     chosen = logits[len(prompt) - 1 : -1].clone()
     if least and stops:
         chosen[: min(least, len(response)), list(stops)] = -torch.inf
-    return chosen.log_softmax(-1)
+    found: Tensor = chosen.log_softmax(-1)
+    return found
 
 
 def logprobs(model: Any, row: Row, stops: Sequence[int] = (), least: int = 0) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 
 VOCABULARY = 260
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-WINDOW = 6
+WINDOW = 10
+"""Shorter than the longest rows, longer than those that marl packs to find out whether it can."""
 
 SMALL: Mapping[str, Any] = {
     **IDS,
