@@ -160,6 +160,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
+            lora.refuse_unreadable(self._peft, name)
             self._try(name)
             fill()
         except Exception:

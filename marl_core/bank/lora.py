@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.lean import keep_less
-from marl_core.bank.parts import adapter_parts, file_tensors
+from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
 from marl_core.config.adapter_checks import per_expert, unconverted
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
@@ -189,6 +189,21 @@ def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
         f"adapter {name!r}: {place or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
         f"{type(error).__name__}: {error}. Leave those out: name other layers as targets, e.g. {', '.join(left) or 'none is left'}."
     )
+
+
+def refuse_unreadable(peft: PeftModel, name: str) -> None:
+    """ConfigError when peft wouldn't find all of this adapter again in its own file: of some models it changes names on reading."""
+    mine = adapter_tensors(peft, name)
+    read = convert_peft_adapter_state_dict_for_transformers(peft, peft.peft_config[name], dict(mine), name)
+    lost = sorted({key.removeprefix(FILE_PREFIX).split(".lora_")[0] for key in set(mine) - set(read)})
+    if lost:
+        base: Any = peft.get_base_model()
+        left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in leaves(lost)]
+        raise ConfigError(
+            f"adapter {name!r}: peft changes the names of {len(lost)} layers of a {getattr(base.config, 'model_type', 'model')} when it reads "
+            f"an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other layers as "
+            f"targets, e.g. {', '.join(left) or 'none is left'}."
+        )
 
 
 def _instead(base: Any) -> str:

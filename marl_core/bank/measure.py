@@ -6,7 +6,7 @@ name: each is asked whether a row in a batch gives what it gives alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,48 @@ def packing_fault(trunk: Trunk) -> str | None:
     if leak > (_allowed(trunk, packed) if _chooses(trunk) or trunk.quantized else 0.0):
         return f"a packed row changes by {leak:.2g} of its size with the rows before it"
     return None
+
+
+def recompute_fault(trunk: Trunk, layers: Sequence[nn.Module]) -> str | None:
+    """What goes wrong when `layers` are computed again in backward, in words; None when the gradient is the same."""
+    ids, mask = _probe(trunk)
+    try:
+        plain, again = (_gradient(trunk, ids[mask][None], modules) for modules in ((), layers))
+    except Exception as error:  # a model of unknown make
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    off = float((again.float() - plain.float()).norm() / plain.float().norm().clamp_min(1e-20))
+    return None if off <= _allowed(trunk, plain) else f"its gradient is off by {off:.2g} of its size"
+
+
+def _gradient(trunk: Trunk, ids: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """Gradient of the hidden states with respect to the embeddings, `layers` computed again in backward."""
+    leaves: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_(True))
+        return leaves[-1].clone()
+
+    hook = trunk.model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad(), training(layers):
+            states = trunk.body_states(ids).float()
+        (gradient,) = torch.autograd.grad(states.sin().sum(), leaves[:1])
+    finally:
+        hook.remove()
+    return gradient
+
+
+@contextmanager
+def training(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these modules alone are told that they train, not what is in them."""
+    told = list(layers)
+    for layer in told:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in told:
+            layer.training = False
 
 
 def cache_fault(trunk: Trunk) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -90,6 +91,7 @@ def attach(
             f"{asked_by}: peft can't put {files.folder} on this base ({type(error).__name__}: {' '.join(str(error).split())[:300]}). It "
             f"says it was trained on {files.base_name!r}: use that base, or another adapter."
         ) from error
+    _refuse_shared(peft, files, asked_by)
     _all_in_place(placed.missing_keys, placed.unexpected_keys, files, asked_by)
     return peft.eval()
 
@@ -134,6 +136,23 @@ def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> Non
     if ends and inner is not outer and tied is not None and tied.weight is ends[0].weight:
         tied.weight = torch.nn.Parameter(tied.weight.detach().clone(), requires_grad=False)
         base.config.get_text_config().tie_word_embeddings = False
+
+
+def _refuse_shared(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
+    """DataError where two adapted layers hold one weight: each has a LoRA of its own, and merged, both would be added to it."""
+    seen: dict[int, str] = {}
+    for name, layer in peft.named_modules():
+        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
+        if not isinstance(weight, Tensor):
+            continue
+        other = seen.setdefault(weight.data_ptr(), name)
+        if other != name:
+            one, two = (place.removeprefix(FILE_PREFIX) for place in (other, name))
+            raise DataError(
+                f"{asked_by}: {files.folder} adapts {one} and {two}, which share one weight in this model: merged, both changes would be "
+                "added to it. Keep the adapter beside the base instead (policy.from, or reference: peft-adapter), or train one that "
+                "leaves such layers out."
+            )
 
 
 def _all_in_place(missing: Sequence[str], extra: Sequence[str], files: AdapterFiles, asked_by: str) -> None:

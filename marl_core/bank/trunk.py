@@ -216,14 +216,9 @@ class Trunk:
         transformers asks each layer whether it is in train mode. So the layers alone are, their parts stay in eval mode: a router's
         noise and quantized kernels see no difference.
         """
-        layers = self._recomputable if self.options.recompute and allowed and torch.is_grad_enabled() else []
-        for layer in layers:
-            layer.training = True
-        try:
+        wanted = self.options.recompute and allowed and torch.is_grad_enabled()
+        with measure.training(self._recomputable if wanted else []):
             yield
-        finally:
-            for layer in layers:
-                layer.training = False
 
     def prepare(self, options: PassOptions) -> PassOptions:
         """Make the trunk ready for passes with these options, once; what they will be. ConfigError where it can't be."""
@@ -347,7 +342,14 @@ class Trunk:
                 f"model.gradient_checkpointing: {type(self.model).__name__} can't recompute its layers ({error}). "
                 "Set it to false; ppo.microbatch: 1 saves memory too."
             ) from error
-        return [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        layers = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        fault = measure.recompute_fault(self, layers)
+        if fault is not None:
+            raise ConfigError(
+                f"model.gradient_checkpointing: {type(self.model).__name__} is wrong when it recomputes its layers here: {fault}. "
+                "Set it to false; ppo.microbatch: 1 saves memory too."
+            )
+        return layers
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

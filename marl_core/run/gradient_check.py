@@ -55,6 +55,11 @@ def _gradient(bank: AdapterBank, policy: str, ids: Tensor) -> Tensor:
     direction = torch.randn(bank.trunk.hidden_size, generator=generator("direction")).to(bank.device)
     with bank.using(policy):
         loss = (bank.trunk.hidden(ids, torch.ones_like(ids)).float() @ direction).mean()
+        if not loss.requires_grad:
+            raise NumericError(
+                f"pre-flight: no gradient reaches the policy: {type(bank.base).__name__} computes its layers in a way that keeps "
+                "none for them (reversible layers, or a forward without gradient). Use another model."
+            )
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in zip(grads, parameters, strict=True)]
