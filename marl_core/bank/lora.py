@@ -200,9 +200,9 @@ def refuse_unreadable(peft: PeftModel, name: str) -> None:
         base: Any = peft.get_base_model()
         left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in leaves(lost)]
         raise ConfigError(
-            f"adapter {name!r}: peft changes the names of {len(lost)} layers of a {getattr(base.config, 'model_type', 'model')} when it reads "
-            f"an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other layers as "
-            f"targets, e.g. {', '.join(left) or 'none is left'}."
+            f"adapter {name!r}: peft changes the names of {len(lost)} layers of a {getattr(base.config, 'model_type', 'model')} when it "
+            f"reads an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other "
+            f"layers as targets, e.g. {', '.join(left) or 'none is left'}."
         )
 
 

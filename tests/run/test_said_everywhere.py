@@ -27,7 +27,7 @@ def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: py
 
         return call
 
-    monkeypatch.setattr(rollout, "decode", noted("marl", rollout.decode))
+    monkeypatch.setattr(rollout, "decode", noted("marl", vars(rollout)["decode"]))
     monkeypatch.setattr(rollout, "_by_transformers", noted("transformers", rollout._by_transformers))
     Runner(make_config(speed={"decode": decode}, eval={"prompts": prompts_file})).train()
     assert calls == [decode] * (1 + 2 + 2 * 2)
