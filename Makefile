@@ -106,7 +106,7 @@ mutants: .venv/test
 fuzz: .venv/test
 	MARL_FUZZ_TIMES=20 $(BIN)/python -m pytest tests/fuzz
 
-# Every causal language model class of transformers, tiny, against transformers and peft alone (3 minutes on 2 cores): writes
+# Every causal language model class of transformers, tiny, against transformers and peft alone (4 minutes of processor time): writes
 # docs/models.json and docs/models.md.
 zoo: .venv/test
 	rm -rf build/zoo
