@@ -6,7 +6,7 @@ name: each is asked whether a row in a batch gives what it gives alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ ROUNDING = {torch.float32: 1e-4}
 """Relative difference of hidden states that rounding makes: 1e-6 to 1e-5 measured in float32, where what leaks or is
 ignored makes 0.01 and more. Half precision and quantized kernels round to a few hundredths."""
 COARSE = 0.05
+CHEAP = 64
+"""Longest window that probe rows pass."""
 ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
 """Probe rows: padding on the left, tokens, padding on the right. A batch of them pads as prompts with responses do."""
 
@@ -108,6 +110,15 @@ def _gradient(trunk: Trunk, ids: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     return gradient
 
 
+def outermost(module: nn.Module, chosen: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    """The modules below `module` that are chosen and stand in no other that is."""
+    found: dict[int, nn.Module] = {}
+    for child in module.children():
+        for one in [child] if chosen(child) else outermost(child, chosen):
+            found[id(one)] = one
+    return list(found.values())
+
+
 @contextmanager
 def training(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, these modules alone are told that they train, not what is in them."""
@@ -127,7 +138,7 @@ def cache_fault(trunk: Trunk) -> str | None:
         return "it keeps something else than growing keys and values"
     if not {"past_key_values", "use_cache"} <= trunk.takes:
         return "its forward takes no past_key_values"
-    ids, mask = _prompts(trunk)
+    ids, mask = _prompts(trunk, _beyond_windows(trunk))
     cache = trunk.new_cache(ids.shape[1])
     with torch.no_grad():
         whole = trunk.padded_states(ids, mask)[:, -1]
@@ -147,7 +158,7 @@ def cache_fault(trunk: Trunk) -> str | None:
 
 def generate_fault(trunk: Trunk) -> str | None:
     """What goes wrong in transformers' `generate` with padded prompts, in words; None when it computes what a whole pass does."""
-    ids, mask = _prompts(trunk)
+    ids, mask = _prompts(trunk, _beyond_windows(trunk))
     config = GenerationConfig(
         max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
     )
@@ -176,7 +187,7 @@ def mixes_positions(trunk: Trunk) -> str | None:
 
     Convolutions over tokens, recurrent and linear attention: their state would run from one packed row into the next.
     """
-    for name, module in trunk.body.named_modules():
+    for name, module in _text_part(trunk).named_modules():
         kernel = getattr(module, "kernel_size", None)
         if isinstance(module, nn.Conv1d | nn.RNNBase) and kernel not in (1, (1,)):
             return f"{name} ({type(module).__name__})"
@@ -184,6 +195,12 @@ def mixes_positions(trunk: Trunk) -> str | None:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             return f"layer {index} (its cache is a {type(layer).__name__})"
     return None
+
+
+def _text_part(trunk: Trunk) -> nn.Module:
+    """The part of the body that text goes through: a model that sees or hears has other parts beside it."""
+    decoder = trunk.model.get_decoder() if hasattr(trunk.model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) and decoder is not trunk.model else trunk.body
 
 
 def window(config: Any) -> int:
@@ -210,9 +227,16 @@ def _chooses(trunk: Trunk) -> bool:
     return any("expert" in name.lower() for name, _ in trunk.body.named_modules())
 
 
-def _probe(trunk: Trunk) -> tuple[Tensor, Tensor]:
-    """Ids and mask [rows, 8]; no token that means something to the model beside its embedding."""
-    config, count = trunk.model.config, len(ROWS) * sum(ROWS[0])
+def _beyond_windows(trunk: Trunk) -> int:
+    """Tokens that make probe rows longer than a model's window, where that is cheap: what a cache drops shows only then."""
+    size = window(trunk.model.config.get_text_config())
+    return size if size <= CHEAP else 0
+
+
+def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, 8 + more]; no token that means something to the model beside its embedding."""
+    config, rows = trunk.model.config, [(left, kept + more, right) for left, kept, right in ROWS]
+    count = len(rows) * sum(rows[0])
     special: set[int] = set()
     for part in (config, config.get_text_config()):
         for name, value in vars(part).items():
@@ -223,13 +247,13 @@ def _probe(trunk: Trunk) -> tuple[Tensor, Tensor]:
     usable = [token for token in range(min(trunk.vocabulary, 4 * count + len(special) + 8)) if token not in special]
     picked = [usable[(7 * place + 3) % len(usable)] for place in range(count)]
     ids = torch.tensor(picked, device=trunk.device).reshape(len(ROWS), -1)
-    mask = torch.tensor([[0] * left + [1] * kept + [0] * right for left, kept, right in ROWS], device=trunk.device)
+    mask = torch.tensor([[0] * left + [1] * kept + [0] * right for left, kept, right in rows], device=trunk.device)
     return ids, mask.bool()
 
 
-def _prompts(trunk: Trunk) -> tuple[Tensor, Tensor]:
+def _prompts(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """The probe rows with all padding on the left."""
-    ids, mask = _probe(trunk)
+    ids, mask = _probe(trunk, more)
     right = torch.tensor([pads for _, _, pads in ROWS], device=ids.device)
     places = (torch.arange(ids.shape[1], device=ids.device)[None] - right[:, None]) % ids.shape[1]
     return ids.gather(1, places), mask.gather(1, places)

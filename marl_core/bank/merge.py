@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from marl_core.bank import lora
 from marl_core.bank.fingerprint import fingerprint
@@ -176,7 +177,8 @@ def merge_adapter(
 ) -> MergeReport:
     """Merge `adapter` into `model` in float32, write a standalone model in `dtype` to `out`, measure the difference.
 
-    The comparison is between base + adapter in float32 and what was written.
+    The comparison is between base + adapter in float32 and what was written. DataError where the merged weights, still in float32,
+    compute something else than base + adapter, or where transformers could not load what would be written.
     """
     from marl_core.bank.base import load_base, load_tokenizer
 
@@ -187,7 +189,10 @@ def merge_adapter(
     peft = attach(load_base(model, revision=revision), adapter, "--adapter", grow=True)
     probe = _probe(peft)
     before = peft(input_ids=probe).logits.float()
-    merged = peft.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+    merged: Any = peft.merge_and_unload(safe_merge=True)
+    _refuse_unloadable(merged)
+    _refuse_other_numbers(before, merged(input_ids=probe).logits, adapter)
+    merged = merged.to(getattr(torch, dtype))
     after = merged(input_ids=probe).logits.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +206,29 @@ def merge_adapter(
     return MergeReport(
         target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start
     )
+
+
+def _refuse_unloadable(model: PreTrainedModel) -> None:
+    """DataError where the model would be saved with a config that AutoModelForCausalLM doesn't take."""
+    known = type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(model.config, "auto_map", None)
+    if not known:
+        raise DataError(
+            f"--model: transformers saves a {type(model).__name__} with a {type(model.config).__name__}, which AutoModelForCausalLM can't load "
+            "again, so nothing was written. Merge with peft inside of the whole model (merge_and_unload), and save that."
+        )
+
+
+def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
+    """DataError where merging in float32 changed more than rounding does: 1e-5 of the largest logit, measured."""
+    off = float((before - merged.float()).abs().max() / before.abs().max().clamp_min(1e-20))
+    if not off <= MERGE_ROUNDING:
+        raise DataError(
+            f"--adapter: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the largest: this model reads a "
+            "weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside the base."
+        )
+
+
+MERGE_ROUNDING = 1e-3
 
 
 def _tokenizer_of(adapter: str) -> str | None:

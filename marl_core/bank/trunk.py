@@ -342,7 +342,10 @@ class Trunk:
                 f"model.gradient_checkpointing: {type(self.model).__name__} can't recompute its layers ({error}). "
                 "Set it to false; ppo.microbatch: 1 saves memory too."
             ) from error
-        layers = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        layers = measure.outermost(
+            self.model,
+            lambda module: bool(getattr(module, "gradient_checkpointing", False)) and module is not self.body,
+        )
         fault = measure.recompute_fault(self, layers)
         if fault is not None:
             raise ConfigError(
@@ -407,7 +410,9 @@ def _body(model: Any) -> nn.Module:
     candidates = [getattr(model, model.base_model_prefix, None)]
     if hasattr(model, "get_decoder"):
         candidates.append(model.get_decoder())
-    parts = [part for part in candidates if isinstance(part, nn.Module) and part is not model]
+    embedding = model.get_input_embeddings()
+    candidates += [part for part in model.children() if any(module is embedding for module in part.modules())]
+    parts = [part for part in candidates if isinstance(part, nn.Module) and part not in (model, embedding)]
     body = next((part for part in parts if "input_ids" in _parameters(part)), parts[0] if parts else None)
     if body is None:
         raise DataError(

@@ -41,7 +41,8 @@ UNMERGEABLE = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "
 PLAIN = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
 PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
-_ODD_PREFIXES = ("_orig_mod.", "module.", "pretrained_model.", "base_model.model.base_model.model.")
+_ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
+"""What wrappers put before a name, inside of peft's own or outside."""
 
 
 def refusals(files: AdapterFiles, use: Use) -> list[str]:
@@ -144,7 +145,7 @@ def _names(files: AdapterFiles) -> Iterator[str]:
             f"as {VALUE_HEAD_FILE}, if it is a reward adapter; take it out if the head isn't needed."
         )
     lora = [name for name in names if ".lora_" in name]
-    odd = [name for name in lora if not name.startswith(PREFIX) or any(part in name for part in _ODD_PREFIXES)]
+    odd = [name for name in lora if not name.startswith(PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PREFIX))]
     if odd:
         yield (
             f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PREFIX} and the layer's name "
