@@ -153,8 +153,8 @@ def _load(
         missing = sorted(report["missing_keys"])
         raise DataError(
             f"model.path: {path!r} lacks {len(missing)} weights (first: {missing[:3]}); they would be random. "
-            "Its config.json and its weights don't belong together, a file is missing (copy the whole folder again), or transformers has no "
-            "causal language model for weights of this kind."
+            "Its config.json and its weights don't belong together, a file is missing (copy the whole folder again), or transformers "
+            "has no causal language model for weights of this kind."
         )
     model: PreTrainedModel = base if "device_map" in options else base.to(device)
     return model

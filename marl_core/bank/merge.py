@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -143,7 +143,7 @@ def _refuse_shared(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
     """DataError where two adapted layers hold one weight: each has a LoRA of its own, and merged, both would be added to it."""
     seen: dict[int, str] = {}
     for name, layer in peft.named_modules():
-        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
+        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, LoraLayer) else None
         if not isinstance(weight, Tensor):
             continue
         other = seen.setdefault(weight.data_ptr(), name)
@@ -213,8 +213,8 @@ def _refuse_unloadable(model: PreTrainedModel) -> None:
     known = type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(model.config, "auto_map", None)
     if not known:
         raise DataError(
-            f"--model: transformers saves a {type(model).__name__} with a {type(model.config).__name__}, which AutoModelForCausalLM can't load "
-            "again, so nothing was written. Merge with peft inside of the whole model (merge_and_unload), and save that."
+            f"--model: transformers saves a {type(model).__name__} with a {type(model.config).__name__}, which AutoModelForCausalLM "
+            "can't load again, so nothing was written. Merge with peft inside of the whole model (merge_and_unload), and save that."
         )
 
 
@@ -223,8 +223,8 @@ def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
     off = float((before - merged.float()).abs().max() / before.abs().max().clamp_min(1e-20))
     if not off <= MERGE_ROUNDING:
         raise DataError(
-            f"--adapter: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the largest: this model reads a "
-            "weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside the base."
+            f"--adapter: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the largest: this model reads "
+            "a weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside the base."
         )
 
 
