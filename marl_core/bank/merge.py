@@ -224,7 +224,8 @@ def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
     if not off <= MERGE_ROUNDING:
         raise DataError(
             f"--adapter: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the largest: this model reads "
-            "a weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside the base."
+            "a weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside "
+            "the base."
         )
 
 

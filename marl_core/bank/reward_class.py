@@ -47,7 +47,10 @@ def refuse_other_reading(bank: AdapterBank, view: ScoreView, files: AdapterFiles
     ids = torch.where(ids == view.pad_id, ids + 1, ids) if view.pad_id is not None else ids
     mask = torch.ones_like(ids)
     mine = bank.score(view, ids, mask.bool())
+    lacking = [key for key, parameter in judge.named_parameters() if parameter.is_meta]
     try:
+        if lacking:
+            raise LookupError(f"weights of its own, {lacking[0]}")
         with bank.view(view.view):
             theirs = judge(input_ids=ids, attention_mask=mask).logits.float().reshape(-1)
         same = theirs.shape == mine.shape and float((mine - theirs).abs()) <= _allowed(bank) * max(
@@ -82,8 +85,11 @@ def _classifier(bank: AdapterBank, view: ScoreView, files: AdapterFiles) -> tupl
     place = judge.base_model_prefix
     if type(getattr(judge, place, None)) is not type(bank.trunk.body):
         return None
+    head = files.score_keys[0].split(".")[2]
+    if not hasattr(judge, head):  # a head of another class than transformers' own
+        return None
     setattr(judge, place, bank.trunk.body)
-    setattr(judge, files.score_keys[0].split(".")[2], _Head(bank.heads[view.head]))
+    setattr(judge, head, _Head(bank.heads[view.head]))
     modes = {module: module.training for module in bank.trunk.body.modules()}
     for module in judge.modules():
         module.training = modes.get(module, False)

@@ -79,12 +79,12 @@ def rewards(runner: Runner, rollout: Rollout, own: object) -> Scores:
     def mine(part: Rollout) -> dict[str, Tensor]:
         size, tokens = score_budget(runner.config, runner.bank)
         found = score_all(runner.bank, runner.roles.rewards, part, size, tokens)
-        tokens_here = found.tokens
-        if runner.ranks.largest([float(tokens_here is not None)])[0] == 0.0:
+        # a source may have abstained from all of one rank's part and scored tokens of another's: all gather the same
+        here = torch.full((len(part),), float(found.tokens is not None), device=part.mask.device)
+        if not bool(runner.ranks.gather(here).any()):
             return {TOTAL: found.total, **found.parts}
-        if tokens_here is None:  # the source abstained from all of this rank's part, and all ranks gather the same
-            tokens_here = torch.zeros_like(part.mask, dtype=torch.float32)
-        return {TOTAL: found.total, TOKENS: tokens_here, **found.parts}
+        none = torch.zeros_like(part.mask, dtype=torch.float32)
+        return {TOTAL: found.total, TOKENS: none if found.tokens is None else found.tokens, **found.parts}
 
     parts = dict(score_in_shares(runner.ranks, rollout, len(rollout), mine))
     return Scores(parts.pop(TOTAL), tokens=parts.pop(TOKENS, None), parts=parts)
