@@ -158,7 +158,9 @@ def generate(
             ]
         )
     rollout = _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished)
-    if speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None:  # else not exact enough
+    exact = bank.base.dtype == torch.float32 and bank.quantization.config is None
+    lengths = [*prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
+    if speed.capture and exact and bank.trunk.stretched.alike(lengths):
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
         seen = Captured(found.logprobs, found.entropy, found.values, behavior, rollout.digests())
         return replace(rollout, captured=seen)
