@@ -159,7 +159,6 @@ class TestWhoseLogProbs:
         assert some is not None
         assert torch.equal(some.logprobs, rollout.captured.logprobs[[2, 0]])
 
-
     @pytest.mark.parametrize("name", EDITS)
     def test_of_other_tokens(self, runner: Runner, tiny_folder: str, tmp_path: Path, name: str) -> None:
         """A response that was edited, cut, or put behind another prompt is scored as it is now."""
