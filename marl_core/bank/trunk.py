@@ -189,7 +189,8 @@ class Trunk:
         with self._stance(sampling=caching), self._recomputing(not caching):
             output = self.body(input_ids=ids, **given)
         states: Tensor = output.last_hidden_state
-        return states
+        dtype: torch.dtype = self._embedding.dtype
+        return states.to(dtype) if dtype.is_floating_point else states  # Mamba's residuals are float32 in any dtype
 
     def try_out(self) -> Tensor:
         """Hidden states [1, n, H] of a few tokens, uncompiled: shows whether the model runs, and what it calls.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl_core import AdapterBank, DataError, MarlError, Prompts, RunConfig, Runner
 from marl_core.bank import measure
-from marl_core.bank.trunk import PassOptions
+from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.config.run_config import SamplingPart
 from marl_core.ppo.rollout import generate
 from marl_core.testing import tiny_tokenizer
@@ -246,6 +246,36 @@ def test_a_model_that_cant_be_padded_is_refused_at_load(name: str, tmp_path: Pat
     make, message = REFUSED[name]
     with pytest.raises(DataError, match=rf"model: \w+ can't be used: .*({message})"):
         AdapterBank.from_pretrained(saved(make, tmp_path), device="cpu")
+
+
+def test_padding_that_enters_a_state_is_seen_in_half_precision(tmp_path: Path) -> None:
+    """It changes rows by less than bfloat16 rounds; that they change with what stands in the padding tells it."""
+    model = MODELS["llama"]()
+
+    def sum_up(module: Any, inputs: Any, output: Any) -> Any:
+        return output + 1e-2 * output.cumsum(dim=1)
+
+    model.model.layers[0].mlp.register_forward_hook(sum_up)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(DataError, match="beside padding"):
+            Trunk(model.to(dtype))
+
+
+def test_residuals_of_another_dtype(tmp_path: Path) -> None:
+    """Mamba adds in float32 whatever its weights are; its head takes the weights' dtype, as transformers gives it."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_attention_heads"}
+    folder = saved(
+        lambda: T.MambaForCausalLM(T.MambaConfig(**sizes, num_hidden_layers=2, state_size=8, initializer_range=0.1)),
+        tmp_path,
+    )
+    bank = AdapterBank.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    judge = T.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ids, mask = batch()
+    with torch.no_grad():
+        found = logprobs(bank, ids, mask).float()
+        for index, row in enumerate(ROWS):
+            wanted = judge(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1)
+            torch.testing.assert_close(found[index][mask[index]], wanted, rtol=0, atol=0.1)  # ten roundings of bfloat16
 
 
 def test_a_leak_is_seen_however_small(tmp_path: Path) -> None:
