@@ -69,7 +69,7 @@ class Stretched:
 
 
 def _rotary(module: Any) -> Iterator[_Rotary]:
-    types = getattr(module, "rope_type", None)
+    types: Any = getattr(module, "rope_type", None)
     by_layer = isinstance(types, Mapping)
     for layer, kind in types.items() if by_layer else [("", types)]:
         if not isinstance(kind, str) or not ("dynamic" in kind or kind == "longrope"):

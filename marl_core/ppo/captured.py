@@ -66,5 +66,10 @@ class Captured:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Captured:
         values = None if self.values is None else change(self.values)
-        changed = {name: change(getattr(self, name)) for name in ("logprobs", "entropy", "tokens")}
-        return replace(self, **changed, values=values)
+        return replace(
+            self,
+            logprobs=change(self.logprobs),
+            entropy=change(self.entropy),
+            values=values,
+            tokens=change(self.tokens),
+        )
