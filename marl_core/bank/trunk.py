@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from marl_core.bank.compiled import cannot, compile_layers, stance
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_less
+from marl_core.bank.stretched import Stretched
 from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Trunk:
         keep_less(model)
         model.eval()
         self.body = _body(model)
+        self.stretched = Stretched(self.body)
         self.takes = _parameters(self.body)
         """Names that the body's forward takes."""
         self.head = _head(model)
@@ -129,7 +131,20 @@ class Trunk:
         mask = as_mask(mask, "mask", tuple(ids.shape))
         self._settle()
         packs = self.options.pack and mask.shape[1] <= self._window and self.packs
-        return self.packed_states(ids, mask) if packs else self.padded_states(ids, mask)
+        states = self.packed_states if packs else self.padded_states
+        return self._together(ids, mask, states)
+
+    def _together(self, ids: Tensor, mask: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`compute` for rows [B, ...] that can share a pass, all of them in most models."""
+        if self.stretched.until is None:
+            return compute(ids, mask)
+        groups = self.stretched.groups(mask.sum(dim=1).tolist(), one_each=self.sharded)
+        found = []
+        for rows in groups:
+            self.stretched.forget()
+            found.append(compute(ids[rows], mask[rows]))
+        order = torch.tensor([row for rows in groups for row in rows], device=ids.device).argsort()
+        return torch.cat(found)[order]
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of rows one below the other: ids, mask [B, L] -> [B, L, H], zero at padded positions.
@@ -174,7 +189,8 @@ class Trunk:
         with self._stance(sampling=caching), self._recomputing(not caching):
             output = self.body(input_ids=ids, **given)
         states: Tensor = output.last_hidden_state
-        return states
+        dtype: torch.dtype = self._embedding.dtype
+        return states.to(dtype) if dtype.is_floating_point else states  # Mamba's residuals are float32 in any dtype
 
     def try_out(self) -> Tensor:
         """Hidden states [1, n, H] of a few tokens, uncompiled: shows whether the model runs, and what it calls.
@@ -207,6 +223,7 @@ class Trunk:
         """
         if self.model.training:
             self.model.eval()
+        self.stretched.forget()
         self._set_attention(attention.NAME if self.options.pack and self.packs else self._own_attention)
 
     @contextmanager
@@ -376,6 +393,9 @@ class Trunk:
         """
         mask = as_mask(mask, "mask", tuple(ids.shape))
         self._settle()
+        return self._together(ids, mask, lambda ids, mask: self._logits(ids, mask, last))
+
+    def _logits(self, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         order = (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
         kept = order.shape[1] - int(mask[:, :-last].sum(dim=1).min())
         options = {"use_cache": False, "logits_to_keep": kept}

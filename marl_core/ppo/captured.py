@@ -36,16 +36,22 @@ class Behavior:
 class Captured:
     """What the sampling pass itself saw of its tokens, [B, T] float32: log-probs, entropies, values (None without a head).
 
-    They are old log-probs for the policy that sampled, as long as it hasn't moved: see `belongs_to`.
+    They are old log-probs of these very tokens for the policy that sampled, as long as it hasn't moved: see `belongs_to`.
     """
 
     logprobs: Tensor
     entropy: Tensor
     values: Tensor | None
     behavior: Behavior
+    tokens: Tensor
+    """Which tokens each row's numbers are of, [B] int64: `Rollout.digests` at the time."""
 
-    def belongs_to(self, bank: AdapterBank, adapter: str, value_head: str | None, temperature: float) -> bool:
-        """Whether a scoring pass of this policy, as it is now, would give these numbers."""
+    def belongs_to(
+        self, bank: AdapterBank, adapter: str, value_head: str | None, temperature: float, tokens: Tensor
+    ) -> bool:
+        """Whether a scoring pass of this policy, as it is now, would give these numbers for rows with these digests."""
+        if not torch.equal(self.tokens, tokens):
+            return False
         if (id(bank), adapter, value_head) != (self.behavior.bank, self.behavior.adapter, self.behavior.value_head):
             return False
         return self.behavior == Behavior.of(bank, adapter, value_head, temperature)
@@ -60,4 +66,10 @@ class Captured:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Captured:
         values = None if self.values is None else change(self.values)
-        return replace(self, logprobs=change(self.logprobs), entropy=change(self.entropy), values=values)
+        return replace(
+            self,
+            logprobs=change(self.logprobs),
+            entropy=change(self.entropy),
+            values=values,
+            tokens=change(self.tokens),
+        )

@@ -157,11 +157,14 @@ def generate(
                 for piece in _pieces(len(prompts), sampling, samples)
             ]
         )
-    captured = None
-    if speed.capture and bank.base.dtype == torch.float32 and bank.quantization.config is None:  # else not exact enough
+    rollout = _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished)
+    exact = bank.base.dtype == torch.float32 and bank.quantization.config is None
+    lengths = [*prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
+    if speed.capture and exact and bank.trunk.stretched.alike(lengths):
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
-        captured = Captured(found.logprobs, found.entropy, found.values, behavior)
-    return _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished, captured)
+        seen = Captured(found.logprobs, found.entropy, found.values, behavior, rollout.digests())
+        return replace(rollout, captured=seen)
+    return rollout
 
 
 def _pieces(count: int, sampling: SamplingPart, samples: int) -> list[slice]:
@@ -255,7 +258,7 @@ def _by_transformers(
         finished &= mask.sum(dim=1) <= limits.to(ids.device)
         mask = mask & (places < limits[:, None].to(ids.device))
     width = int(mask.any(dim=0).sum())
-    return _rollout(bank, prompts, sampling, stops, ids[:, :width], mask[:, :width], finished, None)
+    return _rollout(bank, prompts, sampling, stops, ids[:, :width], mask[:, :width], finished)
 
 
 def _rollout(
@@ -266,14 +269,13 @@ def _rollout(
     ids: Tensor,
     mask: Tensor,
     finished: Tensor,
-    captured: Captured | None,
 ) -> Rollout:
     rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     texts = response_texts(bank.tokenizer, prompts, rows)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
     texts = texts if strings is None else [strings.cut(text) for text in texts]
     ids = ids.masked_fill(~mask, _pad(bank, stops)).contiguous()
-    return Rollout(prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops), captured)
+    return Rollout(prompts, ids, mask.contiguous(), texts, finished, sampling.min_new_tokens, tuple(stops))
 
 
 def _pad(bank: AdapterBank, stops: Sequence[int]) -> int:

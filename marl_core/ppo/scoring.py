@@ -56,9 +56,11 @@ class Passed:
 def captured(
     bank: AdapterBank, adapter: str, rollout: Rollout, temperature: float, value_head: str | None
 ) -> Passed | None:
-    """The sampling pass's own numbers where they are this policy's, as it is now; None where a pass has to be made."""
+    """The sampling pass's own numbers where they are this policy's, as it is now, of the tokens as they are now; None where a
+    pass has to be made.
+    """
     seen = rollout.captured
-    if seen is None or not seen.belongs_to(bank, adapter, value_head, temperature):
+    if seen is None or not seen.belongs_to(bank, adapter, value_head, temperature, rollout.digests()):
         return None
     return Passed(seen.logprobs, seen.entropy, seen.values)
 

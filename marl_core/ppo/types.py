@@ -179,6 +179,17 @@ class Rollout:
         """Mask of `sequence_ids`, [B, P + T]."""
         return torch.cat([self.prompts.mask, self.mask], dim=1)
 
+    def digests(self) -> Tensor:
+        """A number [B] int64 for each row: of its prompt's and response's tokens, and of what couldn't be sampled."""
+        parts = ((self.prompts.ids, self.prompts.mask), (self.ids, self.mask))
+        prompts, responses = (
+            [row[keep] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)] for ids, mask in parts
+        )
+        rows = zip(prompts, responses, strict=True)
+        banned = (self.min_tokens, self.stops if self.min_tokens else ())
+        found = [hash((*(tuple(part.tolist()) for part in row), banned)) for row in rows]
+        return torch.tensor(found, dtype=torch.int64, device=self.ids.device)
+
     @property
     def lengths(self) -> Tensor:
         """Response tokens that count, [B] int64."""

@@ -55,6 +55,20 @@ class Encoder:
             return None
         return shorter(bisect_left(range(spoken - 1), True, key=fits))
 
+    def as_written(self, prompt: Rendered, where: str) -> Any:
+        """The prompt as the model reads it: some templates strip the blanks at the end of an answer that is gone on with, and
+        a response then begins with its own.
+        """
+        messages = prompt.prompt
+        if isinstance(messages, str) or not is_gone_on_with(messages):
+            return messages
+        *before, last = messages
+        content = last.get("content")
+        if not isinstance(content, str) or content == content.rstrip():
+            return messages
+        whole = str(self._render(messages, prompt.options, where, tokenize=False)).endswith(content)
+        return messages if whole else [*before, {**last, "content": content.rstrip()}]
+
     def _text(self, text: str, as_text: bool) -> list[int]:
         """What spells a control token stays text `as_text`. A BOS that a text spells out is not given twice."""
         own = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
@@ -68,6 +82,10 @@ class Encoder:
         return int(self._tokenizer.bos_token_id is not None and tokens[:1] == [self._tokenizer.bos_token_id])
 
     def _chat(self, messages: Messages, options: Mapping[str, Any], where: str) -> list[int]:
+        """Tokens of messages."""
+        return list(self._render(messages, options, where, return_dict=False))
+
+    def _render(self, messages: Messages, options: Mapping[str, Any], where: str, **how: Any) -> Any:
         """As `apply_chat_template` gives it. Messages that end with the assistant's are gone on with; else its answer is opened."""
         from jinja2 import TemplateError
 
@@ -79,14 +97,12 @@ class Encoder:
         goes_on = is_gone_on_with(messages)
         render: Callable[..., Any] = self._tokenizer.apply_chat_template
         try:
-            return list(
-                render(
-                    messages,
-                    **options,
-                    add_generation_prompt=not goes_on,
-                    continue_final_message=goes_on,
-                    return_dict=False,
-                )
+            return render(
+                messages,
+                **options,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **how,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             roles = ", ".join(str(message["role"]) for message in messages)

@@ -17,7 +17,7 @@ from marl_core.config.run_config import DataPart
 from marl_core.errors import DataError, warn
 from marl_core.ppo.types import Prompts
 from marl_core.run.encoding import Encoder
-from marl_core.run.rendering import ControlTokens, Row, render
+from marl_core.run.rendering import OF_TEMPLATES, ControlTokens, Row, render
 from marl_core.run.seeds import generator
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PromptData:
                     continue
                 cut.append(len(kept))
             _known(tokens, vocabulary, where)
-            kept.append((row, prompt.prompt, tokens))
+            kept.append((row, encoder.as_written(prompt, where), tokens))
         _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
         _complain(
             list(spelled),
@@ -97,6 +97,7 @@ class PromptData:
             raise DataError(
                 f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_wanted(data)}."
             )
+        _say_unread(kept, data.prompts)
         if cut:
             warn(
                 f"data.prompts: {len(cut)} of {len(kept)} prompts of {data.prompts} were longer than {limit} tokens and lost their "
@@ -132,6 +133,17 @@ def _known(tokens: Sequence[int], vocabulary: int | None, where: str) -> None:
             f"data.prompts: {where} holds token {max(tokens)}, and the model has embeddings for {vocabulary} tokens only: the tokenizer "
             "knows tokens that were added after the model. Give the model's own as model.tokenizer, or a model that has them."
         )
+
+
+def _say_unread(kept: Sequence[tuple[Row, Any, list[int]]], source: str) -> None:
+    """A MarlWarning where texts bring what chat templates alone read."""
+    for name in OF_TEMPLATES:
+        count = sum(isinstance(prompt, str) and row.get(name) not in (None, "", [], {}) for row, prompt, _ in kept)
+        if count:
+            warn(
+                f"data.prompts: {count} of {len(kept)} prompts of {source} are texts and have a column {name!r}, which only a chat's "
+                "template reads: the model doesn't see it. Set data.chat: true to make texts user messages."
+            )
 
 
 def _wanted(data: DataPart) -> str:

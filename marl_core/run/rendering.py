@@ -21,6 +21,10 @@ SYSTEM = ("system", "developer")
 """Roles of messages that say how to answer; `developer` is what newer templates call it."""
 
 
+OF_TEMPLATES = ("tools", "chat_template_kwargs")
+"""Columns that a chat template reads, as TRL names them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A prompt: a text or a list of messages; the texts in it that are the row's own, and those that the config wrote."""
@@ -161,6 +165,8 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
             f"{key}: {where} holds half of a surrogate pair or no text at all ({error}), which no tokenizer "
             "can read. Mend the text."
         ) from error
+    if isinstance(value, str) and not column:
+        return _spelled_out(value)
     if isinstance(value, str) or (column and _is_cell(value)):
         return value
     if not column and _is_chat(value):
@@ -169,6 +175,19 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
     )
     raise DataError(f"{key}: {where} has a {type(given).__name__} as {name!r}; {allowed}.")
+
+
+def _spelled_out(text: str) -> Any:
+    """The messages that a text spells out as JSON, as a CSV file holds a chat; else the text."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return (
+        [{name: part for name, part in each.items() if part is not None} for each in value] if _is_chat(value) else text
+    )
 
 
 def _is_cell(value: Any) -> bool:

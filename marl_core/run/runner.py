@@ -279,8 +279,11 @@ class Runner:
         return self._prompts(part)
 
     def _prompts(self, part: DataPart) -> PromptData:
-        """Prompts that fit into the positions that the model leaves beside a response."""
-        positions = position_limit(self.bank.base) or 2**20
+        """Prompts that fit into the positions that the model leaves beside a response.
+
+        A row that grows past the length where its rotary frequencies change would be sampled with others than it is scored.
+        """
+        positions = min(filter(None, (position_limit(self.bank.base), self.bank.trunk.stretched.until)), default=2**20)
         room = max(1, positions - self.config.sampling.max_new_tokens)
         return PromptData.load(part, self.bank.tokenizer, room, vocabulary_of(self.bank.base))
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def strict(row: Any) -> str:
-    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null."""
+def strict(row: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null. `options`: further ones of `json.dumps`."""
+    options = {"ensure_ascii": False, **options, "allow_nan": False}
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return json.dumps(row, **options)
     except ValueError:
-        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+        return json.dumps(_finite(row), **options)
 
 
 def _finite(value: Any) -> Any:

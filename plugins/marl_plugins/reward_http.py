@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from marl_core import PluginError, Strategy, hookimpl
+from marl_plugins.lines import strict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ class Service:
         from requests import RequestException
 
         extra = {"model": "model"} if self._options.format == "llama-factory" else {}
-        whole = json.dumps({**extra, **body}, default=str)
+        whole = strict({**extra, **body}, default=str, ensure_ascii=True)  # halves of surrogate pairs too
         try:
             answer = self._session.post(self._options.url, data=whole, timeout=self._options.timeout_seconds)
         except RequestException as error:

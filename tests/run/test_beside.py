@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ CHANGES: dict[str, Callable[[Tensor], object]] = {
     "past the counters": lambda tensor: tensor.data.mul_(0.5),
     "by other storage": swap_data,
     "back to zero": lambda tensor: tensor.zero_(),
+}
+
+
+def write_into(rollout: Rollout) -> Rollout:
+    """Past the dataclass, which is frozen; its tensors aren't."""
+    rollout.ids[:, 0] = 77
+    return rollout
+
+
+EDITS: dict[str, Callable[[Rollout], Rollout]] = {
+    "another token": lambda rollout: replace(rollout, ids=torch.cat([rollout.ids[:, 1:2], rollout.ids[:, 1:]], dim=1)),
+    "written in place": write_into,
+    "fewer tokens": lambda rollout: replace(rollout, ids=rollout.ids[:, :3], mask=rollout.mask[:, :3]),
+    "a shorter mask": lambda rollout: replace(rollout, mask=rollout.mask & (torch.arange(rollout.mask.shape[1]) < 2)),
+    "other prompts": lambda rollout: replace(rollout, prompts=rollout.select(torch.tensor([1, 2, 3, 0])).prompts),
 }
 
 
@@ -142,6 +158,12 @@ class TestWhoseLogProbs:
         some = rollout.to("cpu").select(torch.tensor([2, 0])).captured
         assert some is not None
         assert torch.equal(some.logprobs, rollout.captured.logprobs[[2, 0]])
+
+    @pytest.mark.parametrize("name", EDITS)
+    def test_of_other_tokens(self, runner: Runner, tiny_folder: str, tmp_path: Path, name: str) -> None:
+        """A response that was edited, cut, or put behind another prompt is scored as it is now."""
+        edited = EDITS[name](self.rollout(runner))
+        self.check(runner, runner, edited, tiny_folder, tmp_path, 0.8)
 
 
 SPEEDS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,14 @@ class TestHttp:
         assert first["completions"] == ["a", "bb"]
         assert first["label"] == [0, 1]
         assert [len(ids) for ids in first["completion_ids"]] == [2, 3]
+
+    def test_what_json_has_no_number_for_is_null(self, server: Server) -> None:
+        """A column of floats holds NaN where a row has none; few services read Python's `NaN`."""
+        rows = [{"gold": gold, "parts": [gold]} for gold in (1.5, math.nan, -math.inf)]
+        service = Service(HttpReward(url=server.url, retries=0), tiny_tokenizer())
+        assert service(fake_rollout([("p", "a"), ("p", "b"), ("p", "c")], rows)) == [1.0, 1.0, 1.0]
+        assert server.requests[0]["gold"] == [1.5, None, None]
+        assert server.requests[0]["parts"] == [[1.5], [None], [None]]
 
     def test_a_busy_service_is_asked_again(self, server: Server) -> None:
         scores = {"rewards": [1.0, 2.0, 3.0, 4.0, 5.0]}

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from marl_core import DataError
+from marl_core import DataError, MarlWarning, Rollout
 from marl_core.config.prompt_template import columns_of, fill
 from marl_core.config.run_config import DataPart
 from marl_core.run.prompts import PromptData, read_rows
@@ -187,3 +187,42 @@ def test_a_folder_loads_as_a_data_set(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["prompt"] for row in read_rows("sums")] == ["a", "b"]
     with pytest.raises(DataError, match=r"could not load it with split 'test'.*Check the name, data.split"):
         read_rows("sums", "test")
+
+
+class TestSpelledOutInJson:
+    """A CSV file, and many a parquet file, holds messages and tools as JSON texts."""
+
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_messages(self, tmp_path: Path, chat: bool) -> None:
+        data = load(tmp_path, {"prompt": json.dumps([USER])}, chat=chat)
+        assert read(data) == ["<bos><user>hi<assistant>"]
+        assert list(data.texts) == [[USER]]
+
+    @pytest.mark.parametrize("text", ['["hi"]', "[1, 2]", "[", "[]", '{"role": "user", "content": "hi"}'])
+    def test_other_texts_stay(self, tmp_path: Path, text: str) -> None:
+        assert list(load(tmp_path, {"prompt": text}).texts) == [text]
+
+    @pytest.mark.parametrize("column", [{"tools": [{"type": "function"}]}, {"chat_template_kwargs": '{"a": 1}'}])
+    def test_what_only_chats_read_is_told_of_texts(self, tmp_path: Path, column: dict[str, Any]) -> None:
+        with pytest.warns(MarlWarning, match="1 of 1 prompts .* only a chat's template reads"):
+            load(tmp_path, {"prompt": "hi", **column})
+
+
+@pytest.mark.parametrize(
+    ("strip", "begun", "read_as"),
+    [
+        (" | trim", "Sum: ", "Sum: 4"),
+        ("", "Sum: ", "Sum:  4"),
+        (" | trim", "Sum:", "Sum: 4"),
+        (" | trim", "a\n\n", "a 4"),
+    ],
+)
+def test_an_answer_that_was_begun_reads_as_it_was_written(tmp_path: Path, strip: str, begun: str, read_as: str) -> None:
+    """A template that strips its messages leaves the blank to the response: a judge reads one, as the model's tokens have it."""
+    words = tokenizer(TEMPLATE.replace("m.content", f"m.content{strip}"))
+    data = load(tmp_path, {"prompt": [USER, {"role": "assistant", "content": begun}]}, words=words)
+    written = words.decode([*data.tokens[0], *words(" 4", add_special_tokens=False).input_ids])
+    rollout = Rollout.from_responses(data.take([0]), [words(" 4", add_special_tokens=False).input_ids], words)
+    (answer,) = columns(rollout)["completions"][0]
+    assert answer["content"] == read_as
+    assert written.endswith(f"<assistant>{read_as}")

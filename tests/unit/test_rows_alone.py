@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from marl_core import AdapterBank, DataError, MarlError
+from marl_core import AdapterBank, DataError, MarlError, Prompts, RunConfig, Runner
 from marl_core.bank import measure
-from marl_core.bank.trunk import PassOptions
+from marl_core.bank.trunk import PassOptions, Trunk
+from marl_core.config.run_config import SamplingPart
+from marl_core.ppo.rollout import generate
 from marl_core.testing import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -132,6 +135,79 @@ def test_each_row_is_what_it_is_alone(name: str, tmp_path: Path) -> None:
                         torch.testing.assert_close(found[index][mask[index]], right_one, rtol=0, atol=NOISE)
 
 
+STRETCHED: dict[str, Callable[[], Any]] = {
+    "dynamic": lambda: T.LlamaForCausalLM(
+        T.LlamaConfig(
+            **{**DECODER, "max_position_embeddings": 8},
+            rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        )
+    ),
+    "longrope": lambda: T.Phi3ForCausalLM(
+        T.Phi3Config(
+            **DECODER,
+            sliding_window=None,
+            original_max_position_embeddings=8,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0] * 4,
+                "original_max_position_embeddings": 8,
+            },
+        )
+    ),
+}
+"""Frequencies that depend on how long a row is; to eight tokens they are the original ones."""
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_a_long_row_stretches_no_other(name: str, tmp_path: Path) -> None:
+    """Nor does the longest row of a pass before. A judge is loaded for each row: transformers' own keeps what it grew to."""
+    folder = saved(STRETCHED[name], tmp_path)
+    lengths = (1, 20, 8, 9, 3, 9, 12)
+    width = max(lengths) + 2
+    ids = torch.randint(3, 260, (len(lengths), width), generator=torch.Generator().manual_seed(0))
+    starts = [2 if index % 2 else width - length for index, length in enumerate(lengths)]
+    places = torch.arange(width)
+    mask = torch.stack([(places >= s) & (places < s + n) for s, n in zip(starts, lengths, strict=True)])
+    bank = AdapterBank.from_pretrained(folder, device="cpu")
+    with torch.no_grad():
+        for index in range(len(lengths)):
+            judge = T.AutoModelForCausalLM.from_pretrained(folder).eval()
+            wanted = judge(input_ids=ids[index][mask[index]][None]).logits[0].log_softmax(-1)
+            for pack in (True, False):
+                with bank.trunk.passing(PassOptions(pack=pack)):
+                    found = logprobs(bank, ids, mask)[index][mask[index]]
+                    torch.testing.assert_close(found, wanted, rtol=0, atol=NOISE)
+                    slow = bank.trunk.logits(ids, mask, width)[index][mask[index]].log_softmax(-1)
+                    torch.testing.assert_close(slow, wanted, rtol=0, atol=NOISE)
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_what_is_sampled_past_the_stretch_is_scored_anew(name: str, tmp_path: Path) -> None:
+    """A cache holds keys of the frequencies before; a pass over the whole row doesn't. A run keeps its rows below."""
+    bank = AdapterBank.from_pretrained(saved(STRETCHED[name], tmp_path), device="cpu")
+    for tokens, captured in ((3, True), (9, False)):
+        sampling = SamplingPart(max_new_tokens=tokens, min_new_tokens=tokens)
+        rollout = generate(bank, None, Prompts.of([[1, 70, 80], [1, 75]], 0), sampling, [2], 0)
+        assert (rollout.captured is not None) == (captured and bank.trunk.sampler("marl") == "marl")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "a text of its own"}))
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": str(tmp_path)},
+            "reference": "disabled-adapter",
+            "reward": {"use": "length-format", "max_tokens": 20},
+            "data": {"prompts": str(file)},
+            "sampling": {"max_new_tokens": 3},
+            "run": {"device": "cpu"},
+        }
+    )
+    with pytest.raises(DataError, match="exceed 5 tokens"):
+        Runner(config)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "rwkv": (
         lambda: T.RwkvForCausalLM(
@@ -170,6 +246,36 @@ def test_a_model_that_cant_be_padded_is_refused_at_load(name: str, tmp_path: Pat
     make, message = REFUSED[name]
     with pytest.raises(DataError, match=rf"model: \w+ can't be used: .*({message})"):
         AdapterBank.from_pretrained(saved(make, tmp_path), device="cpu")
+
+
+def test_padding_that_enters_a_state_is_seen_in_half_precision(tmp_path: Path) -> None:
+    """It changes rows by less than bfloat16 rounds; that they change with what stands in the padding tells it."""
+    model = MODELS["llama"]()
+
+    def sum_up(module: Any, inputs: Any, output: Any) -> Any:
+        return output + 1e-2 * output.cumsum(dim=1)
+
+    model.model.layers[0].mlp.register_forward_hook(sum_up)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(DataError, match="beside padding"):
+            Trunk(model.to(dtype))
+
+
+def test_residuals_of_another_dtype(tmp_path: Path) -> None:
+    """Mamba adds in float32 whatever its weights are; its head takes the weights' dtype, as transformers gives it."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_attention_heads"}
+    folder = saved(
+        lambda: T.MambaForCausalLM(T.MambaConfig(**sizes, num_hidden_layers=2, state_size=8, initializer_range=0.1)),
+        tmp_path,
+    )
+    bank = AdapterBank.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    judge = T.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ids, mask = batch()
+    with torch.no_grad():
+        found = logprobs(bank, ids, mask).float()
+        for index, row in enumerate(ROWS):
+            wanted = judge(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1)
+            torch.testing.assert_close(found[index][mask[index]], wanted, rtol=0, atol=0.1)  # ten roundings of bfloat16
 
 
 def test_a_leak_is_seen_however_small(tmp_path: Path) -> None:
