@@ -132,9 +132,13 @@ class AdapterBank:
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
         """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was.
 
-        ConfigError when making it would change the base, which is then as it was.
+        ConfigError when making or training it would change the base, which is then as it was.
         """
-        wrong = lora.rewriting(config)
+        if not isinstance(config, LoraConfig):
+            raise ConfigError(
+                f"adapter {name!r}: a bank holds LoRA adapters: give a peft.LoraConfig, not a {type(config).__name__}."
+            )
+        wrong = lora.changing(config)
         if wrong:
             raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
         changed = self._insert(name, config, trainable, seed, lambda: None)
@@ -160,6 +164,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
+            lora.refuse_output_layer(self.base, name)
             lora.refuse_unreadable(self._peft, name)
             self._try(name)
             fill()
@@ -302,7 +307,14 @@ class AdapterBank:
         return self.heads[name]
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the bank, and a reward adapter's score head with it."""
+        """Take an adapter out of the bank, and the score or value head that stands on it with it; or a head alone.
+
+        ConfigError when the bank has neither.
+        """
+        if name in self.heads:
+            del self.heads[name]
+            return
+        self._require(name)
         if self._active == name:
             self.activate(None)
         if self.adapters == [name]:
@@ -310,10 +322,13 @@ class AdapterBank:
             self._peft = None
         else:
             self.peft.delete_adapter(name)
+            if self.peft.active_adapter == name:  # peft would look for the config of the one that is gone
+                self.peft.active_adapter = self.adapters[0]
         self._trainable.discard(name)
         for known in (self._paths, self.reward_views, self.reward_checks, self.base_checks):
             known.pop(name, None)
-        self.heads.pop(f"{name}-score", None)
+        for head in (heads.score_head_of(name), heads.value_head_of(name)):
+            self.heads.pop(head, None)
         self._switch = AdapterSwitch(self.base)
         self._restore()
 
@@ -326,8 +341,8 @@ class AdapterBank:
 
     def activate(self, adapter: str | None) -> None:
         """Make `adapter` the active one until further notice; prefer the block form, `using`."""
-        if adapter is not None and adapter not in self.adapters:
-            raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+        if adapter is not None:
+            self._require(adapter)
         self._refuse_when_spoiled()
         self._active = adapter
         self._switch.set(adapter)
@@ -376,6 +391,10 @@ class AdapterBank:
 
         return Weights(pair for name in names for pair in self.parameters(name).items()).checksum()
 
+    def _require(self, adapter: str) -> None:
+        if adapter not in self.adapters:
+            raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
         self.base.requires_grad_(False)
@@ -388,14 +407,16 @@ class AdapterBank:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors under PEFT's file names."""
+        self._require(name)
         return lora.adapter_tensors(self.peft, name)
 
-    def save(self, name: str, folder: Path) -> None:
+    def save(self, name: str, folder: str | Path) -> None:
         """Write an adapter in PEFT's own format, loadable without marl.
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        lora.write_adapter(self.peft, name, folder, None if self.prepared else os.path.expanduser(self.source))
+        self._require(name)
+        lora.write_adapter(self.peft, name, Path(folder), None if self.prepared else os.path.expanduser(self.source))
 
     # -- scores ---------------------------------------------------------------------------------------------
 

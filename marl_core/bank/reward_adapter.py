@@ -32,10 +32,10 @@ def load(
     head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
     before = set(bank.adapters)
     name = bank.frozen(path, "reward", asked_by, revision=revision, subfolder=subfolder)
-    bank.heads.setdefault(f"{name}-score", head.to(bank.device))
+    bank.heads.setdefault(heads.score_head_of(name), head.to(bank.device))
     reading = Reading.of(files, bank.tokenizer)
     pad = pad_id if pad_id is not None else reading.pad_id
-    view = ScoreView(View(name), f"{name}-score", position or reading.position, pad)
+    view = ScoreView(View(name), heads.score_head_of(name), position or reading.position, pad)
     try:
         refuse_other_reading(bank, view, files, asked_by)
         checked = check_reward(bank, view, files, asked_by)
