@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.fingerprint import Fingerprint, kinds
 from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
-from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
+from marl_core.bank.inputs import as_ids, as_mask, require_room, require_tokens, without_garbage
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
@@ -420,23 +420,27 @@ class AdapterBank:
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    def score(self, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32.
 
-        Ids of any integer dtype, a mask of 0 and 1 of any dtype, on any device, as tensors, arrays or lists. DataError otherwise.
+        `view`: what load_reward gave, or the reward adapter's name. Ids of any integer dtype, a mask of 0 and 1 of any
+        dtype, on any device, as tensors, arrays or lists. DataError otherwise.
         """
         tokens = as_ids(ids, "ids")
         counts = as_mask(mask, "mask", tuple(tokens.shape)).to(tokens.device)
         require_tokens(counts, "mask")
+        require_room(counts, self.trunk.most_positions, "ids")
         tokens = without_garbage(tokens, counts, self.trunk.vocabulary, "ids")
-        return reward_adapter.score(self, view, tokens.to(self.device), counts.to(self.device))
+        return reward_adapter.score(
+            self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
+        )
 
     def compute_reward_score(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         ppo_adapter_name: str | None = None,
-        reward: ScoreView | None = None,
+        reward: ScoreView | str | None = None,
         *,
         token_type_ids: object = None,
     ) -> Tensor:
@@ -449,7 +453,7 @@ class AdapterBank:
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
             have = ", ".join(self.adapters)
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
-        view = reward or reward_adapter.only(self)
+        view = reward_adapter.only(self) if reward is None else reward_adapter.named(self, reward)
         ids = as_ids(input_ids, "input_ids")
         mask = (
             torch.ones_like(ids)

@@ -74,6 +74,7 @@ def score_positions(ids: Tensor, mask: Tensor, position: Position, pad_id: int |
 
 
 def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """Head on hidden states [..., H] of any dtype -> [...] float32."""
-    value: Tensor = head(hidden.float())
+    """Head on hidden states [..., H] of any dtype -> [...] float32, under autocast too."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        value: Tensor = head(hidden.float())
     return value.squeeze(-1)

@@ -209,7 +209,7 @@ def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
 def refuse_output_layer(base: Any, name: str) -> None:
     """ConfigError when the adapter stands on the output layer: log-probs are read from that layer's own weight."""
     head = base.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer) and any(True for _ in adapter_parts(head, name)):
+    if isinstance(head, BaseTunerLayer) and name in head._all_available_adapter_names():
         raise ConfigError(
             f"adapter {name!r}: it adapts the output layer, whose own weight all roles read their log-probs from, so what it learns "
             "there would be lost. Leave it out of the targets."
@@ -225,9 +225,9 @@ def refuse_unreadable(peft: PeftModel, name: str) -> None:
         base: Any = peft.get_base_model()
         left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in leaves(lost)]
         raise ConfigError(
-            f"adapter {name!r}: peft changes the names of {len(lost)} layers of a {getattr(base.config, 'model_type', 'model')} when it reads "
-            f"an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other layers as "
-            f"targets, e.g. {', '.join(left) or 'none is left'}."
+            f"adapter {name!r}: peft changes the names of {len(lost)} layers of a {getattr(base.config, 'model_type', 'model')} when it "
+            f"reads an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other "
+            f"layers as targets, e.g. {', '.join(left) or 'none is left'}."
         )
 
 
@@ -281,7 +281,8 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
 def _not_saved(peft: PeftModel, files: AdapterFiles) -> list[str]:
     """Layers of this model that the adapter's config names as saved whole, of which its file has nothing."""
     named = files.config.get("modules_to_save") or []
-    places = [place for place, _ in peft.base_model.model.named_modules()]
+    base: Any = peft.get_base_model()
+    places = [place for place, _ in base.named_modules()]
     here = [name for name in named if any(_ends(place, str(name)) for place in places)]
     return [name for name in here if not any(f".{name}." in f".{key}" for key in files.shapes)]
 
