@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.fingerprint import Fingerprint, kinds
 from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
-from marl_core.bank.inputs import as_ids, as_mask, require_tokens, without_garbage
+from marl_core.bank.inputs import as_ids, as_mask, require_room, require_tokens, without_garbage
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
@@ -132,9 +132,13 @@ class AdapterBank:
     def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
         """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was.
 
-        ConfigError when making it would change the base, which is then as it was.
+        ConfigError when making or training it would change the base, which is then as it was.
         """
-        wrong = lora.rewriting(config)
+        if not isinstance(config, LoraConfig):
+            raise ConfigError(
+                f"adapter {name!r}: a bank holds LoRA adapters: give a peft.LoraConfig, not a {type(config).__name__}."
+            )
+        wrong = lora.changing(config)
         if wrong:
             raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
         changed = self._insert(name, config, trainable, seed, lambda: None)
@@ -160,6 +164,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
+            lora.refuse_output_layer(self.base, name)
             lora.refuse_unreadable(self._peft, name)
             self._try(name)
             fill()
@@ -302,7 +307,14 @@ class AdapterBank:
         return self.heads[name]
 
     def remove(self, name: str) -> None:
-        """Take an adapter out of the bank, and a reward adapter's score head with it."""
+        """Take an adapter out of the bank, and the score or value head that stands on it with it; or a head alone.
+
+        ConfigError when the bank has neither.
+        """
+        if name in self.heads:
+            del self.heads[name]
+            return
+        self._require(name)
         if self._active == name:
             self.activate(None)
         if self.adapters == [name]:
@@ -310,10 +322,13 @@ class AdapterBank:
             self._peft = None
         else:
             self.peft.delete_adapter(name)
+            if self.peft.active_adapter == name:  # peft would look for the config of the one that is gone
+                self.peft.active_adapter = self.adapters[0]
         self._trainable.discard(name)
         for known in (self._paths, self.reward_views, self.reward_checks, self.base_checks):
             known.pop(name, None)
-        self.heads.pop(f"{name}-score", None)
+        for head in (heads.score_head_of(name), heads.value_head_of(name)):
+            self.heads.pop(head, None)
         self._switch = AdapterSwitch(self.base)
         self._restore()
 
@@ -326,8 +341,8 @@ class AdapterBank:
 
     def activate(self, adapter: str | None) -> None:
         """Make `adapter` the active one until further notice; prefer the block form, `using`."""
-        if adapter is not None and adapter not in self.adapters:
-            raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+        if adapter is not None:
+            self._require(adapter)
         self._refuse_when_spoiled()
         self._active = adapter
         self._switch.set(adapter)
@@ -376,6 +391,10 @@ class AdapterBank:
 
         return Weights(pair for name in names for pair in self.parameters(name).items()).checksum()
 
+    def _require(self, adapter: str) -> None:
+        if adapter not in self.adapters:
+            raise ConfigError(f"This bank has no adapter {adapter!r}; it has: {', '.join(self.adapters) or 'none'}.")
+
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
         self.base.requires_grad_(False)
@@ -388,34 +407,40 @@ class AdapterBank:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors under PEFT's file names."""
+        self._require(name)
         return lora.adapter_tensors(self.peft, name)
 
-    def save(self, name: str, folder: Path) -> None:
+    def save(self, name: str, folder: str | Path) -> None:
         """Write an adapter in PEFT's own format, loadable without marl.
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        lora.write_adapter(self.peft, name, folder, None if self.prepared else os.path.expanduser(self.source))
+        self._require(name)
+        lora.write_adapter(self.peft, name, Path(folder), None if self.prepared else os.path.expanduser(self.source))
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    def score(self, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32.
 
-        Ids of any integer dtype, a mask of 0 and 1 of any dtype, on any device, as tensors, arrays or lists. DataError otherwise.
+        `view`: what load_reward gave, or the reward adapter's name. Ids of any integer dtype, a mask of 0 and 1 of any
+        dtype, on any device, as tensors, arrays or lists. DataError otherwise.
         """
         tokens = as_ids(ids, "ids")
         counts = as_mask(mask, "mask", tuple(tokens.shape)).to(tokens.device)
         require_tokens(counts, "mask")
+        require_room(counts, self.trunk.most_positions, "ids")
         tokens = without_garbage(tokens, counts, self.trunk.vocabulary, "ids")
-        return reward_adapter.score(self, view, tokens.to(self.device), counts.to(self.device))
+        return reward_adapter.score(
+            self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
+        )
 
     def compute_reward_score(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         ppo_adapter_name: str | None = None,
-        reward: ScoreView | None = None,
+        reward: ScoreView | str | None = None,
         *,
         token_type_ids: object = None,
     ) -> Tensor:
@@ -428,7 +453,7 @@ class AdapterBank:
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
             have = ", ".join(self.adapters)
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")
-        view = reward or reward_adapter.only(self)
+        view = reward_adapter.only(self) if reward is None else reward_adapter.named(self, reward)
         ids = as_ids(input_ids, "input_ids")
         mask = (
             torch.ones_like(ids)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from marl_core.bank.base import load_tokenizer
 from marl_core.bank.certificate import FILE
 from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.inputs import plain
 from marl_core.bank.read_through import is_half
 from marl_core.bank.which_base import located
 from marl_core.config.adapter_files import read_adapter
@@ -34,10 +35,16 @@ def write_certificate(
             f"write_certificate: {folder} holds no score head in its adapter file, so transformers' classifier would score with "
             "a random one. Certificates are for SEQ_CLS adapters as TRL's RewardTrainer saves them."
         )
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"write_certificate: transformers can't load {str(base)!r} as a classifier ({' '.join(str(error).split())[:200]}). Give the "
+            "folder or the hub name of the base that the adapter was trained on."
+        ) from error
     tokenizer = load_tokenizer(str(folder) if (Path(folder) / "tokenizer_config.json").is_file() else str(base))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
-    )
     model.config.pad_token_id = tokenizer.pad_token_id
     folder_of_base = located(str(base))
     prints = fingerprint(model, half=folder_of_base is not None and is_half(folder_of_base))
@@ -66,7 +73,9 @@ def write_certificate(
 def _texts(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         raise DataError("write_certificate: texts: give a list of texts, not one text.")
-    words = list(texts)
+    words = plain(texts)
+    if not isinstance(words, list):
+        raise DataError(f"write_certificate: texts: give a list of texts, not a {type(texts).__name__}.")
     wrong = [number for number, text in enumerate(words, start=1) if not isinstance(text, str)]
     if wrong:
         raise DataError(

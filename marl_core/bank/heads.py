@@ -11,6 +11,16 @@ from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
 
 
+def score_head_of(adapter: str) -> str:
+    """What a bank calls the score head of a reward adapter."""
+    return f"{adapter}-score"
+
+
+def value_head_of(policy: str) -> str:
+    """What a bank calls the value head of a policy."""
+    return f"{policy}-value-head"
+
+
 def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.Linear:
     """The score head [1, hidden] of a reward adapter; DataError when it isn't there.
 
@@ -64,6 +74,7 @@ def score_positions(ids: Tensor, mask: Tensor, position: Position, pad_id: int |
 
 
 def apply_head(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """Head on hidden states [..., H] of any dtype -> [...] float32."""
-    value: Tensor = head(hidden.float())
+    """Head on hidden states [..., H] of any dtype -> [...] float32, under autocast too."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        value: Tensor = head(hidden.float())
     return value.squeeze(-1)

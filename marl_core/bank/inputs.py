@@ -24,7 +24,8 @@ def as_tensor(value: object, who: str, error: type[MarlError] = DataError) -> Te
             raise error(f"{who}: this is a tensor without data (device meta); give numbers.")
         return value.detach()
     if isinstance(value, str | bytes | Mapping) or value is None:
-        raise error(f"{who}: expected numbers, got {_kind(value)}.")
+        named = " Give what it holds by name: f(**batch)." if isinstance(value, Mapping) else ""
+        raise error(f"{who}: expected numbers, got {_kind(value)}.{named}")
     try:
         return torch.as_tensor(plain(value))
     except (TypeError, ValueError, RuntimeError, OverflowError) as reason:
@@ -36,6 +37,12 @@ def as_tensor(value: object, who: str, error: type[MarlError] = DataError) -> Te
 
 def plain(value: Any) -> Any:
     """Nested sequences, arrays and 0-d tensors as nested lists of Python numbers; anything else as it is."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return [plain(row) for row in value.unbind()]
+    if hasattr(value, "to_pylist"):  # pyarrow
+        return list(value.to_pylist())
+    if hasattr(value, "to_numpy") and hasattr(value, "columns"):  # pandas: iterating gives the columns' names
+        return value.to_numpy().tolist()
     if isinstance(value, Tensor) or type(value).__module__.partition(".")[0] in ("numpy", "jax", "jaxlib"):
         listed = value.tolist()
         return [plain(item) for item in listed] if str(value.dtype) == "object" else listed
@@ -116,6 +123,8 @@ def as_table(value: Any, count: int, who: str) -> list[Mapping[str, Any]]:
         if lengths:
             raise DataError(f"{who}: each column needs an entry for each of {count} prompts; lengths: {lengths}.")
         value = [{name: column[row] for name, column in columns.items()} for row in range(count)]
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise DataError(f"{who}: expected a list of rows or columns by name, got {_kind(value)}.")
     rows = list(value)
     wrong = [number for number, row in enumerate(rows, start=1) if not isinstance(row, Mapping)]
     if wrong:
@@ -137,6 +146,24 @@ def without_garbage(ids: Tensor, mask: Tensor, vocabulary: int, who: str) -> Ten
             "Use the tokenizer of this base, or mask what isn't a token."
         )
     return ids
+
+
+def require_token_ids(rows: Sequence[Sequence[int]], who: str) -> None:
+    """DataError naming the row, counted from 1, that holds a number no tokenizer gives: -100 for what is padding, for one."""
+    for number, row in enumerate(rows, start=1):
+        wrong = next((token for token in row if not 0 <= token < 2**31), None)
+        if wrong is not None:
+            raise DataError(f"{who}: row {number} holds {wrong}, which is no token. Leave out what is padding.")
+
+
+def require_room(mask: Tensor, most: int | None, who: str) -> None:
+    """DataError when a row [L] of the mask keeps more tokens than a model with learned positions has positions for."""
+    lengths = mask.sum(dim=1)
+    if most is not None and bool((lengths > most).any()):
+        row = int((lengths > most).nonzero()[0])
+        raise DataError(
+            f"{who}: row {row + 1} has {int(lengths[row])} tokens, and this model has positions for {most}. Cut it."
+        )
 
 
 def require_tokens(mask: Tensor, who: str) -> None:

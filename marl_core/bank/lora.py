@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marl_core.bank.experts import leave_counters
+from marl_core.bank.guard import unusual
 from marl_core.bank.lean import keep_less
 from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
 from marl_core.config.adapter_checks import per_expert, unconverted
 from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
-from marl_core.config.adapter_kinds import REWRITING, REWRITING_OPTIONS, refusals, target_parameters
+from marl_core.config.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
 from marl_core.config.hub import is_hub_adapter
 from marl_core.errors import ConfigError, DataError
 
@@ -84,10 +85,10 @@ def find_adapter(
     return read_adapter(Path(folder, subfolder or ""), asked_by)
 
 
-PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights."
+PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights or trains them."
 
 
-def rewriting(config: LoraConfig) -> str | None:
+def changing(config: LoraConfig) -> str | None:
     """Which option of a LoRA is known to change the base that all roles share, in words; None when none is."""
     start = config.init_lora_weights
     if isinstance(start, str) and start.startswith(REWRITING):
@@ -97,6 +98,13 @@ def rewriting(config: LoraConfig) -> str | None:
             return f"{name} rewrites the base's weights"
     if config.trainable_token_indices or config.layer_replication:
         return "trainable_token_indices or layer_replication change the base"
+    if config.modules_to_save:
+        return f"modules_to_save {sorted(config.modules_to_save)} trains whole modules of the base"
+    if config.bias != "none":
+        return f"bias {config.bias!r} trains the base's own biases"
+    for name, what in VARIANTS.items():
+        if getattr(config, name, None) not in (None, False):
+            return f"such a LoRA {what} ({name})"
     return None
 
 
@@ -131,7 +139,14 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
             peft.add_adapter(name, config)
     except Exception as error:  # whatever an odd adapter_config.json makes of it
         take_out(peft, base, name)
-        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}{_instead(base)}") from error
+        # errors of these kinds come from a value of another type than peft knows, any other may be about the targets
+        odd = isinstance(error, TypeError | AttributeError)
+        rest = (
+            f" Its config has a value of a wrong type; look at r, lora_alpha, lora_dropout and: {unusual(config)}."
+            if odd
+            else _instead(base)
+        )
+        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}{rest}") from error
     lost = sorted(asked - {key for key in asked if any(_ends(found, key) for found in peft.targeted_parameter_names)})
     if lost:
         take_out(peft, base, name)
@@ -165,10 +180,10 @@ def cannot_stand(files: AdapterFiles, error: ConfigError, asked_by: str) -> Data
     """Why an adapter file's LoRA can't be added to this base, in the file's terms."""
     cause, wanted = error.__cause__, files.config.get("target_modules") or files.config.get("target_parameters")
     if isinstance(cause, NoMatchingPeftModuleError):
-        what = f"adapts layers ({wanted}) of which this model has none: it was trained on another base"
+        what = f"adapts layers ({wanted}) of which this model has none"
     else:
         what = "can't be put on this base"
-    return DataError(f"{asked_by}: {files.folder} {what}. {error}")
+    return DataError(f"{asked_by}: {files.folder} {what}. {error} It says it was trained on {files.base_name!r}.")
 
 
 def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
@@ -189,6 +204,16 @@ def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
         f"adapter {name!r}: {place or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
         f"{type(error).__name__}: {error}. Leave those out: name other layers as targets, e.g. {', '.join(left) or 'none is left'}."
     )
+
+
+def refuse_output_layer(base: Any, name: str) -> None:
+    """ConfigError when the adapter stands on the output layer: log-probs are read from that layer's own weight."""
+    head = base.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer) and name in head._all_available_adapter_names():
+        raise ConfigError(
+            f"adapter {name!r}: it adapts the output layer, whose own weight all roles read their log-probs from, so what it learns "
+            "there would be lost. Leave it out of the targets."
+        )
 
 
 def refuse_unreadable(peft: PeftModel, name: str) -> None:
@@ -234,7 +259,16 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
         raise DataError(
             f"{asked_by}: the adapter {files.folder} doesn't fit this base: {'; '.join(lines)}. {_whose(files, base)}"
         )
-    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    lost = _not_saved(peft, files)
+    if lost:
+        raise DataError(
+            f"{asked_by}: {files.folder} says that {', '.join(lost)} was trained whole (modules_to_save), and its file holds no such "
+            "weights: without them its numbers would be others. Save the adapter again with PEFT's save_pretrained, or take the "
+            "names out of modules_to_save if those layers are as the base has them."
+        )
+    bad = [
+        key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())
+    ]  # as float: no 8-bit dtype is asked itself
     if bad:
         raise DataError(
             f"{asked_by}: {files.weights} holds NaN or infinite weights (first: {bad[0]}). Save the adapter again."
@@ -242,6 +276,15 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
     with torch.no_grad():
         for key, tensor in mine.items():
             tensor.copy_(tensors[key])
+
+
+def _not_saved(peft: PeftModel, files: AdapterFiles) -> list[str]:
+    """Layers of this model that the adapter's config names as saved whole, of which its file has nothing."""
+    named = files.config.get("modules_to_save") or []
+    base: Any = peft.get_base_model()
+    places = [place for place, _ in base.named_modules()]
+    here = [name for name in named if any(_ends(place, str(name)) for place in places)]
+    return [name for name in here if not any(f".{name}." in f".{key}" for key in files.shapes)]
 
 
 def _whose(files: AdapterFiles, base: Any) -> str:

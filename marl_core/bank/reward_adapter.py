@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -28,14 +28,18 @@ def load(
     subfolder: str | None = None,
 ) -> ScoreView:
     """See AdapterBank.load_reward. The bank is as it was when this fails."""
+    if position is not None and position not in get_args(Position):
+        raise ConfigError(f"{asked_by}: position: {position!r} is none of {', '.join(get_args(Position))}.")
+    if pad_id is not None and not isinstance(pad_id, int):
+        raise ConfigError(f"{asked_by}: pad_id: expected a token's number, got {pad_id!r}.")
     files = lora.find_adapter(path, asked_by, revision, subfolder)
     head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
     before = set(bank.adapters)
     name = bank.frozen(path, "reward", asked_by, revision=revision, subfolder=subfolder)
-    bank.heads.setdefault(f"{name}-score", head.to(bank.device))
+    bank.heads.setdefault(heads.score_head_of(name), head.to(bank.device))
     reading = Reading.of(files, bank.tokenizer)
     pad = pad_id if pad_id is not None else reading.pad_id
-    view = ScoreView(View(name), f"{name}-score", position or reading.position, pad)
+    view = ScoreView(View(name), heads.score_head_of(name), position or reading.position, pad)
     try:
         refuse_other_reading(bank, view, files, asked_by)
         checked = check_reward(bank, view, files, asked_by)
@@ -56,6 +60,18 @@ def score(bank: AdapterBank, view: ScoreView, ids: Tensor, mask: Tensor) -> Tens
     places = heads.score_positions(ids, mask, view.position, view.pad_id)
     rows = torch.arange(len(ids), device=ids.device)
     return heads.apply_head(bank.heads[view.head], hidden[rows, places])
+
+
+def named(bank: AdapterBank, reward: ScoreView | str) -> ScoreView:
+    """The view of a reward adapter, given as itself or by the adapter's name; ConfigError when it is neither."""
+    if isinstance(reward, ScoreView):
+        return reward
+    if reward not in bank.reward_views:
+        names = ", ".join(bank.reward_views) or "none"
+        raise ConfigError(
+            f"This bank has no reward adapter {reward!r}; it has: {names}. load_reward gives what to score with."
+        )
+    return bank.reward_views[reward]
 
 
 def only(bank: AdapterBank) -> ScoreView:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from marl_core.bank.views import ScoreView
-from marl_core.config.adapter_files import AdapterFiles
+from marl_core.config.adapter_files import SCORE_KEYS, AdapterFiles
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def _classifier(bank: AdapterBank, view: ScoreView, files: AdapterFiles) -> tupl
     place = judge.base_model_prefix
     if type(getattr(judge, place, None)) is not type(bank.trunk.body):
         return None
-    head = files.score_keys[0].split(".")[2]
-    if not hasattr(judge, head):  # a head of another class than transformers' own
+    own = [key for key in (files.score_keys[0].split(".")[2], *SCORE_KEYS) if hasattr(judge, key)]
+    if not own:  # a head of another class than transformers' own
         return None
     setattr(judge, place, bank.trunk.body)
-    setattr(judge, head, _Head(bank.heads[view.head]))
+    setattr(judge, own[0], _Head(bank.heads[view.head]))
     modes = {module: module.training for module in bank.trunk.body.modules()}
     for module in judge.modules():
         module.training = modes.get(module, False)

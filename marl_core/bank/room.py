@@ -36,6 +36,12 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return max(most, stretched) - _skipped(model, most)
 
 
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """The position limit of a model that looks its positions up in a table, which ends there; None of any other."""
+    tables = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return position_limit(model) if any(leaf == "wpe" or "pos" in leaf for leaf in tables) else None
+
+
 def _skipped(model: PreTrainedModel, most: int) -> int:
     """Positions at the beginning of a learned table that no token gets."""
     for name, module in model.named_modules():

@@ -18,6 +18,7 @@ from marl_core.bank.compiled import cannot, compile_layers, stance
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_less
+from marl_core.bank.room import learned_positions
 from marl_core.bank.stretched import Stretched
 from marl_core.errors import ConfigError, DataError
 
@@ -118,6 +119,11 @@ class Trunk:
     def vocabulary(self) -> int:
         """Rows of the embedding."""
         return int(self._embedding.shape[0])
+
+    @cached_property
+    def most_positions(self) -> int | None:
+        """Most tokens of a row, where the model looks positions up in a table that ends."""
+        return learned_positions(self.model)
 
     @property
     def _embedding(self) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
-from marl_core.ppo.scoring import view_logprobs
+from marl_core.errors import ConfigError
+from marl_core.ppo.scoring import require_fit, view_logprobs
 from marl_core.ppo.types import Rollout
 
 
@@ -18,5 +21,11 @@ def response_logprobs(
     The distribution is the one the core scores with: padding, temperature and `sampling.min_new_tokens` included; masked
     places are 0. Without gradient, `batch` responses at a time; the result is on the rollout's device.
     """
-    found = view_logprobs(bank, View(adapter), rollout.to(bank.device), temperature, batch).logprobs
+    if not isinstance(temperature, int | float | Tensor) or not 0 < float(temperature) < math.inf:
+        raise ConfigError(f"response_logprobs: temperature: expected a number above 0, got {temperature!r}.")
+    if not isinstance(batch, int) or batch < 1:
+        raise ConfigError(f"response_logprobs: batch: expected a whole number above 0, got {batch!r}.")
+    rollout_here = rollout.to(bank.device)
+    require_fit(bank, rollout_here)
+    found = view_logprobs(bank, View(adapter), rollout_here, float(temperature), batch).logprobs
     return found.to(rollout.ids.device)

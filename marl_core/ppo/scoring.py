@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
+from marl_core.bank.inputs import require_room, without_garbage
 from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
 from marl_core.errors import DataError, MarlError, NumericError, PluginError
 from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
@@ -63,6 +64,12 @@ def captured(
     if seen is None or not seen.belongs_to(bank, adapter, value_head, temperature, rollout.digests()):
         return None
     return Passed(seen.logprobs, seen.entropy, seen.values)
+
+
+def require_fit(bank: AdapterBank, rollout: Rollout) -> None:
+    """DataError when a rollout that somebody made holds tokens or lengths that the base hasn't."""
+    without_garbage(rollout.sequence_ids, rollout.sequence_mask, bank.trunk.vocabulary, "rollout")
+    require_room(rollout.sequence_mask, bank.trunk.most_positions, "rollout")
 
 
 def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:

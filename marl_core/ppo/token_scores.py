@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,11 @@ def score_list(found: Any, who: str, error: type[MarlError]) -> list[Any] | None
     """
     if isinstance(found, Tensor) and found.is_meta:
         raise error(f"{who} gave a tensor without data (device meta); return numbers.")
-    if isinstance(found, str | bytes | Mapping) or not hasattr(found, "__len__") or not hasattr(found, "__iter__"):
+    if (
+        isinstance(found, str | bytes | Mapping | Set)
+        or not hasattr(found, "__len__")
+        or not hasattr(found, "__iter__")
+    ):
         return None
     if getattr(found, "ndim", 1) == 0:  # a single number as tensor or array
         return [found.item()]

@@ -13,18 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table
+from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table, plain, require_token_ids
 from marl_core.errors import DataError
 from marl_core.ppo.captured import Captured
 from marl_core.ppo.reward_context import Logged
 from marl_core.ppo.texts import response_texts
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
-    """Token lists as ids[B, L] int64 and mask[B, L] bool, padded with `pad` on the "left" or "right"."""
-    rows = as_rows(rows, "token lists")
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad: int | None, side: str, who: str = "token lists"
+) -> tuple[Tensor, Tensor]:
+    """Token lists as ids[B, L] int64 and mask[B, L] bool, padded with `pad` on the "left" or "right".
+
+    What stands under a false mask is never read: a tokenizer without a pad token (None) pads with 0.
+    """
+    rows = as_rows(rows, who)
+    require_token_ids(rows, who)
+    fill = 0 if pad is None else pad
+    if not hasattr(fill, "__int__"):
+        raise DataError(f"{who}: pad: expected a token's number, or None, got {pad!r}.")
     width = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    ids = torch.full((len(rows), width), int(fill), dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for index, row in enumerate(rows):
         where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
@@ -43,6 +52,10 @@ def _texts(texts: Any) -> Sequence[Any]:
     """Texts or chats as a sequence, whatever held them: a list, an array, a column of a table."""
     if isinstance(texts, str):
         raise DataError("texts: give a list with a text for each row, not one text.")
+    if texts is not None and not hasattr(texts, "__iter__"):
+        raise DataError(f"texts: give a list with a text for each row, not {texts!r}.")
+    if hasattr(texts, "to_pylist"):  # pyarrow's own scalars are no texts
+        return list(texts.to_pylist())
     return () if texts is None else texts if isinstance(texts, list | tuple) else list(texts)
 
 
@@ -73,7 +86,7 @@ class Prompts:
     def of(
         cls,
         tokens: Sequence[Sequence[int]],
-        pad: int,
+        pad: int | None,
         rows: Any = None,
         texts: Sequence[Any] = (),
         mask: object = None,
@@ -89,7 +102,7 @@ class Prompts:
             given = [
                 [token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)
             ]
-        ids, mask = pad_rows(given, pad, "left")
+        ids, mask = pad_rows(given, pad, "left", "Prompts.of: tokens")
         return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
 
     def with_texts(self, tokenizer: Any) -> Prompts:
@@ -160,10 +173,13 @@ class Rollout:
 
         `stop_ids`: the tokens that end a response, the tokenizer's EOS when absent.
         """
-        given: Any = tokenizer.eos_token_id if stop_ids is None else stop_ids
-        stops = {int(stop) for stop in ([given] if not hasattr(given, "__iter__") else given) if stop is not None}
+        stops = _stops(tokenizer.eos_token_id if stop_ids is None else stop_ids)
         cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
-        ids, mask = pad_rows(cut, tokenizer.pad_token_id or 0, "right")
+        if len(cut) != len(prompts):
+            raise DataError(
+                f"responses: {len(cut)} responses for {len(prompts)} prompts; repeat a prompt that has several."
+            )
+        ids, mask = pad_rows(cut, tokenizer.pad_token_id, "right", "responses")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
         device, prompts = prompts.ids.device, prompts.with_texts(tokenizer)
         texts = response_texts(tokenizer, prompts, cut)
@@ -215,6 +231,15 @@ class Rollout:
             finished=self.finished[rows],
             captured=None if self.captured is None else self.captured.select(rows),
         )
+
+
+def _stops(given: Any) -> set[int]:
+    """Stop tokens: one number, or numbers in anything, None among them left out."""
+    listed = plain(given)
+    listed = list(listed) if isinstance(listed, list) else [listed]
+    if not all(stop is None or (hasattr(stop, "__int__") and not isinstance(stop, bool)) for stop in listed):
+        raise DataError(f"stop_ids: expected tokens' numbers, got {given!r:.80}.")
+    return {int(stop) for stop in listed if stop is not None}
 
 
 def _up_to_stop(row: list[int], stops: set[int]) -> list[int]:

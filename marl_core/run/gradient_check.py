@@ -52,7 +52,9 @@ def _survives(bank: AdapterBank, policy: str, ids: Tensor) -> Check:
 def _gradient(bank: AdapterBank, policy: str, ids: Tensor) -> Tensor:
     """Gradient of a fixed random projection of the hidden states, as one vector. The LM head isn't touched."""
     parameters = list(bank.parameters(policy).values())
-    direction = torch.randn(bank.trunk.hidden_size, generator=generator("direction")).to(bank.device)
+    direction = torch.randn(bank.trunk.hidden_size, generator=generator("direction"), dtype=torch.float32).to(
+        bank.device
+    )
     with bank.using(policy):
         loss = (bank.trunk.hidden(ids, torch.ones_like(ids)).float() @ direction).mean()
         if not loss.requires_grad:

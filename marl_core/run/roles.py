@@ -10,6 +10,7 @@ from peft import LoraConfig
 from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.base import load_bank
+from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import ReferenceFunction, View
 from marl_core.config.choice import RewardChoice
@@ -178,8 +179,8 @@ def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, 
     if where == "own":
         adapter = f"{policy}-value"
         bank.add(adapter, _lora(plan.config.value, bank), seed=derive_seed(plan.config.run.seed, "value"))
-    bank.add_value_head(f"{policy}-value-head")
-    return adapter, f"{policy}-value-head"
+    bank.add_value_head(value_head_of(policy))
+    return adapter, value_head_of(policy)
 
 
 def _lora(part: LoraPart, bank: AdapterBank) -> LoraConfig:

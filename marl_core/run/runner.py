@@ -17,6 +17,7 @@ from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.reward_context import RewardContext, asking, logged
 from marl_core.ppo.rollout import generate, stop_ids
+from marl_core.ppo.scoring import require_fit
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -44,7 +45,7 @@ from marl_core.run.seeds import derive_seed, generator, seeded
 from marl_core.run.shaping import Shaper
 from marl_core.run.shares import generate_in_shares, score_in_shares
 from marl_core.run.start import agree_at_start, trained_tensors
-from marl_core.run.timing import threads, timed
+from marl_core.run.timing import as_alone, threads, timed
 
 
 class Runner:
@@ -83,7 +84,7 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         self.guards, self.audience = Guards(), Audience()
         self.plan.hooks.around = self.guards.watch.around
-        with threads(config.run.threads):
+        with as_alone(), threads(config.run.threads):
             self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
         try:
@@ -152,7 +153,9 @@ class Runner:
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
         with self._timed("score"), self.guards.phase(self, "score", rollout, own=scores):
-            scored = self._score(rollout.to(self.bank.device), scores)
+            here = rollout.to(self.bank.device)
+            require_fit(self.bank, here)
+            scored = self._score(here, scores)
             self.guards.scored(self, scored)
             return scored
 
@@ -293,7 +296,7 @@ class Runner:
 
         Every method that computes opens it by itself.
         """
-        with threads(self.config.run.threads), self.bank.trunk.passing(self.roles.options):
+        with as_alone(), threads(self.config.run.threads), self.bank.trunk.passing(self.roles.options):
             yield
 
     @contextmanager

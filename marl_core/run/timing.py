@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -17,6 +17,17 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
         yield
     finally:
         seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def as_alone() -> Iterator[None]:
+    """A block that computes as it does by itself, whatever block of torch's the caller stands in: no_grad, inference_mode, autocast."""
+    with ExitStack() as blocks:
+        blocks.enter_context(torch.inference_mode(False))
+        blocks.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            blocks.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager

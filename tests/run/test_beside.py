@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,25 @@ class TestStrategies:
         Runner(plan)
         gc.collect()
         assert Runner(plan).plan.reference is plan.reference
+
+
+@pytest.mark.parametrize("block", ["no_grad", "inference_mode", "autocast"])
+def test_inside_a_block_of_torchs_a_run_is_as_by_itself(make_config: MakeConfig, block: str) -> None:
+    """Whoever calls a run from a decorated function: it learns, in the numbers that its config says."""
+
+    def weights(around: Any) -> list[Tensor]:
+        with around:
+            runner = Runner(make_config())
+            list(runner.steps())
+        return [tensor.detach().clone() for tensor in runner.bank.parameters("policy").values()]
+
+    blocks: dict[str, Any] = {
+        "no_grad": torch.no_grad(),
+        "inference_mode": torch.inference_mode(),
+        "autocast": torch.autocast("cpu", dtype=torch.bfloat16),
+    }
+    alone, inside = weights(nullcontext()), weights(blocks[block])
+    assert all(torch.equal(one, other) for one, other in zip(alone, inside, strict=True))
 
 
 def test_importing_registers_nothing() -> None:

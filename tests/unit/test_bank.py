@@ -484,7 +484,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "there is no adapter folder"),
     "targets of another model": (
         lambda folder: edit_config(folder, target_modules=["c_attn"]),
-        "was trained on another base",
+        "of which this model has none",
     ),
     "another kind of adapter": (
         lambda folder: edit_config(folder, peft_type="IA3"),

@@ -72,7 +72,6 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "one rank": {"r": 1},
     "everything": {"target_modules": "all-linear"},
-    "a saved module": {"modules_to_save": ["norm"]},
 }
 
 
@@ -122,7 +121,7 @@ class TestMeasured:
 
     @pytest.fixture(autouse=True)
     def no_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lora, "rewriting", lambda _: None)
+        monkeypatch.setattr(lora, "changing", lambda _: None)
         monkeypatch.setattr(lora, "refusals", lambda *_: [])
 
     @pytest.mark.parametrize("name", ["pissa", "pissa, fast", "kasa"])

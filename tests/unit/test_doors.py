@@ -14,11 +14,21 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from marl_core import AdapterBank, DataError, Prompts, Rollout, Runner, response_logprobs, write_certificate
+from marl_core import (
+    AdapterBank,
+    ConfigError,
+    DataError,
+    Prompts,
+    Rollout,
+    Runner,
+    response_logprobs,
+    write_certificate,
+)
 from marl_core.bank.inputs import as_ids, as_mask
 from marl_core.ppo.types import Advantages, ScoredRollout
+from marl_core.testing import tiny_tokenizer
 
 MakeConfig = Callable[..., Any]
 TEXTS = ["hello there", "hi", "what a film"]
@@ -113,6 +123,64 @@ class TestTheClassicCall:
         with pytest.raises(DataError, match=message):
             bank.compute_reward_score(ids, mask)
 
+    def test_a_table_of_pandas(self, bank: AdapterBank, wanted: Tensor) -> None:
+        given = tokens(bank, kind="np")
+        found = bank.compute_reward_score(
+            pandas.DataFrame(given["input_ids"]), pandas.DataFrame(given["attention_mask"])
+        )
+        torch.testing.assert_close(found, wanted, rtol=0, atol=NOISE)
+
+    def test_by_the_adapters_name(self, bank: AdapterBank, wanted: Tensor) -> None:
+        found = bank.compute_reward_score(**tokens(bank), reward="reward")
+        torch.testing.assert_close(found, wanted, rtol=0, atol=NOISE)
+        with pytest.raises(ConfigError, match="no reward adapter 'nope'; it has: reward"):
+            bank.compute_reward_score(**tokens(bank), reward="nope")
+
+    def test_a_reading_that_is_none(self, bank: AdapterBank, reward_adapter: str) -> None:
+        position: Any = "first"
+        with pytest.raises(ConfigError, match="position: 'first' is none of last-attended, last-non-pad"):
+            bank.load_reward(reward_adapter, position=position)
+
+    def test_the_head_is_float32_under_autocast(self, bank: AdapterBank) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert bank.compute_reward_score(**tokens(bank)).dtype == torch.float32
+
+    def test_a_table_of_positions_ends(self) -> None:
+        body = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_positions=16, n_embd=32, n_layer=1, n_head=4))
+        bank = AdapterBank(body.eval(), tiny_tokenizer())
+        rollout = Rollout.from_responses(Prompts.of([[5] * 10], None), [[6] * 6], bank.tokenizer)
+        assert response_logprobs(bank, rollout).shape == (1, 6)
+        longer = Rollout.from_responses(Prompts.of([[5] * 10], None), [[6] * 7], bank.tokenizer)
+        with pytest.raises(DataError, match="row 1 has 17 tokens, and this model has positions for 16"):
+            response_logprobs(bank, longer)
+
+
+class TestResponses:
+    prompts = Prompts.of([[5], [5]], 0)
+
+    @pytest.mark.parametrize(
+        ("responses", "stops", "message"),
+        [
+            ([[6, 7], [8, -100]], None, "row 2 holds -100"),
+            ([[6]], None, "1 responses for 2 prompts"),
+            ([[6], [7]], "<eos>", "stop_ids: expected tokens' numbers, got '<eos>'"),
+        ],
+    )
+    def test_what_cant_be_meant(self, bank: AdapterBank, responses: Any, stops: Any, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            Rollout.from_responses(self.prompts, responses, bank.tokenizer, stops)
+
+    def test_tokens_of_another_vocabulary(self, bank: AdapterBank, make_config: MakeConfig) -> None:
+        rollout = Rollout.from_responses(self.prompts, [[6], [999]], bank.tokenizer)
+        for call in (lambda: response_logprobs(bank, rollout), lambda: Runner(make_config()).score(rollout, [1, 2])):
+            with pytest.raises(DataError, match="row 2 holds token 999 at place 2, and this model has 260 tokens"):
+                call()
+
+    @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"batch": 0}], ids=str)
+    def test_options(self, bank: AdapterBank, options: Any) -> None:
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: expected"):
+            response_logprobs(bank, Rollout.from_responses(self.prompts, [[6], [7]], bank.tokenizer), **options)
+
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 
@@ -129,6 +197,9 @@ ROWS = [[5, 6, 7], [8], [9, 10]]
         [[numpy.int64(token) for token in row] for row in ROWS],
         pandas.Series(ROWS),
         numpy.array([numpy.array(row) for row in ROWS], dtype=object),
+        pyarrow.array(ROWS),
+        pyarrow.chunked_array([ROWS[:1], ROWS[1:]]),
+        torch.nested.nested_tensor([torch.tensor(row) for row in ROWS], layout=torch.jagged),
     ],
     ids=lambda given: type(given).__name__,
 )
@@ -156,6 +227,15 @@ class TestPrompts:
                     same = Prompts(given["input_ids"], given["attention_mask"], [{}] * 3)
                     assert torch.equal(same.mask, prompts.mask)
 
+    def test_without_a_pad_token(self) -> None:
+        """GPT-2's and Llama's tokenizers have none, and what stands under a false mask is never read."""
+        prompts = Prompts.of([[5, 6], [7]], None)
+        assert prompts.mask.tolist() == [[True, True], [False, True]]
+
+    def test_texts_of_an_arrow_column(self) -> None:
+        for texts in (pyarrow.array(["a", "b"]), pyarrow.chunked_array([["a"], ["b"]])):
+            assert [type(text) for text in Prompts.of([[1], [2]], 0, texts=texts).texts] == [str, str]
+
     def test_columns_out_of_parquet(self, tmp_path: Path) -> None:
         table = pandas.DataFrame({"label": [1, 2, 3], "ids": ROWS, "name": ["a", "b", "c"]})
         pyarrow.parquet.write_table(pyarrow.Table.from_pandas(table), tmp_path / "x.parquet")
@@ -176,6 +256,11 @@ class TestPrompts:
             (([1, 2], 0), "row 1 must be a list of token ids, it is 1"),
             (([[1], [2]], 0, {"label": [1]}), r"an entry for each of 2 prompts; lengths: \{'label': 1\}"),
             (([[1], [2]], 0, None, "ab"), "a text for each row, not one text"),
+            (([[1], [2]], 0, None, 5), "a text for each row, not 5"),
+            (([[1], [2]], 0, 5), "rows or columns by name, got a int"),
+            (([[1], [2]], "0"), "pad: expected a token's number, or None"),
+            (([[1], [2, -100]], 0), "row 2 holds -100, which is no token"),
+            (([[1], [2**70]], 0), f"row 2 holds {2**70}, which is no token"),
         ],
     )
     def test_what_cant_be_meant(self, arguments: Any, message: str) -> None:
@@ -200,7 +285,9 @@ class TestRollouts:
             torch.testing.assert_close(found[row, : len(response)], right, rtol=0, atol=NOISE)
         assert made.finished.tolist() == [True, False, True]
 
-    @pytest.mark.parametrize("stops", [11, [11], (11,), torch.tensor([11]), numpy.array([11]), {11, None}], ids=str)
+    @pytest.mark.parametrize(
+        "stops", [11, [11], (11,), torch.tensor(11), torch.tensor([11]), numpy.array([11]), {11, None}], ids=str
+    )
     def test_stop_ids(self, bank: AdapterBank, stops: Any) -> None:
         rollout = Rollout.from_responses(Prompts.of([[5]], 0), [[10, 11, 12]], bank.tokenizer, stops)
         assert rollout.ids.tolist() == [[10, 11]]
