@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+BESIDE_IDS = {
+    "token_type_ids",
+    "special_tokens_mask",
+    "length",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
+    "num_truncated_tokens",
+}
+"""What tokenizers return beside ids and mask."""
+
+
 class AdapterBank:
     """One base model in memory and everything that is told apart by adapters and heads on it."""
 
@@ -386,10 +397,11 @@ class AdapterBank:
         return found
 
     def checksum(self, *names: str) -> int:
-        """A number of the bits of these adapters and heads: any change of their weights, however made, shows in it."""
+        """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
         from marl_core.bank.left_alone import Weights
 
-        return Weights(pair for name in names for pair in self.parameters(name).items()).checksum()
+        weights = Weights(pair for name in names for pair in self.parameters(name).items())
+        return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
 
     def _require(self, adapter: str) -> None:
         if adapter not in self.adapters:
@@ -441,15 +453,20 @@ class AdapterBank:
         attention_mask: Tensor | None = None,
         ppo_adapter_name: str | None = None,
         reward: ScoreView | str | None = None,
-        *,
-        token_type_ids: object = None,
+        **beside: object,
     ) -> Tensor:
         """The classic call: rewards [B] float32 of input_ids [B, L] from the reward adapter.
 
-        Takes what a tokenizer returns, `**tokenizer(texts, padding=True)` included: see `score` for dtypes; causal models have no
-        token types. Without a mask every token counts. Afterwards the policy `ppo_adapter_name` is active (or, without a name,
-        whatever was before). `reward` picks among several reward adapters. ConfigError for a name that isn't there.
+        Takes what a tokenizer returns, `**tokenizer(texts, padding=True)` included: see `score` for dtypes; what stands `beside` ids and
+        mask there (token types, which causal models have not, lengths, offsets) changes no score. Without a mask every token counts.
+        Afterwards the policy `ppo_adapter_name` is active (or, without a name, whatever was before). `reward` picks among several
+        reward adapters. ConfigError for a name that isn't there, and for an argument that no tokenizer gives.
         """
+        unknown = sorted(set(beside) - BESIDE_IDS)
+        if unknown:
+            raise ConfigError(
+                f"compute_reward_score: it takes no {', '.join(unknown)}. Give input_ids, attention_mask, ppo_adapter_name and reward."
+            )
         if ppo_adapter_name is not None and ppo_adapter_name not in self.adapters:
             have = ", ".join(self.adapters)
             raise ConfigError(f"ppo_adapter_name: this bank has no adapter {ppo_adapter_name!r}; it has: {have}.")

@@ -29,7 +29,7 @@ def write_certificate(
     `append_eos` scores each text with the EOS that TRL's RewardTrainer appends, unless its tokenizer has done so. Returns what
     was written. DataError for an adapter without a score head, and for texts that are none.
     """
-    words = _texts(texts)
+    words, folder = _texts(texts), Path(folder).expanduser()
     if not read_adapter(folder, "write_certificate").score_keys:
         raise DataError(
             f"write_certificate: {folder} holds no score head in its adapter file, so transformers' classifier would score with "

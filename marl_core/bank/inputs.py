@@ -113,7 +113,9 @@ def as_rows(value: object, who: str) -> list[list[int]]:
 
 def as_table(value: Any, count: int, who: str) -> list[Mapping[str, Any]]:
     """Data rows, one for each of `count` prompts: a list of rows, or columns by name as a batch of a data set has them."""
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas
+    if hasattr(value, "with_format"):  # a data set, whatever its columns are given as
+        value = list(value.with_format(None))
+    elif hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas
         value = value.to_dict("records")
     elif hasattr(value, "to_pylist"):  # pyarrow
         value = value.to_pylist()

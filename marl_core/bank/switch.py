@@ -27,6 +27,11 @@ class AdapterSwitch:
         """What the layers are set to, each different setting once: off or not, and the active adapters."""
         return tuple(sorted({(layer._disable_adapters, str(layer._active_adapter)) for layer in self._layers}))
 
+    def scalings(self, adapter: str) -> tuple[float, ...]:
+        """By how much each layer multiplies what this adapter adds."""
+        scales = (getattr(layer, "scaling", {}) for layer in self._layers)
+        return tuple(float(scale[adapter]) for scale in scales if adapter in scale)
+
     def set_dropout(self, adapter: str | None, on: bool) -> bool:
         """Switch the LoRA dropout of one adapter; whether it was on."""
         dropouts = [getattr(layer, "lora_dropout", {}) for layer in self._layers]

@@ -114,6 +114,15 @@ class TestWhoseLogProbs:
         moved(runner, CHANGES[name])
         self.check(runner, runner, rollout, tiny_folder, tmp_path, 0.8)
 
+    def test_of_an_adapter_that_counts_more(self, runner: Runner) -> None:
+        """Its scaling was changed by hand, its weights weren't."""
+        rollout = self.rollout(runner)
+        before = runner.score(rollout).logprobs
+        layers: list[Any] = [module for module in runner.bank.base.modules() if hasattr(module, "lora_A")]
+        for layer in layers:
+            layer.scaling["policy"] *= 2
+        assert float((runner.score(rollout).logprobs - before).abs().max()) > 0.01
+
     def test_after_an_update(self, runner: Runner, tiny_folder: str, tmp_path: Path) -> None:
         rollout = self.rollout(runner)
         runner.update(runner.score(rollout))

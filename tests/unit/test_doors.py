@@ -81,7 +81,7 @@ class TestTheClassicCall:
         given = tokens(bank, kind=kind)
         assert {"input_ids", "attention_mask"} <= set(given)
         torch.testing.assert_close(bank.compute_reward_score(**given), wanted, rtol=0, atol=NOISE)
-        types = {"token_type_ids": given["attention_mask"]}
+        types = dict.fromkeys(("token_type_ids", "special_tokens_mask", "length"), given["attention_mask"])
         torch.testing.assert_close(bank.compute_reward_score(**{**given, **types}), wanted, rtol=0, atol=NOISE)
 
     def test_lists_of_single_tensors(self, bank: AdapterBank, wanted: Tensor) -> None:
