@@ -87,7 +87,6 @@ class TestRefused:
             (LoHaConfig(target_modules=["q_proj"]), "not a LoHaConfig"),
             ({"r": 4}, "not a dict"),
         ],
-        ids=str,
     )
     @pytest.mark.parametrize("beside", [False, True])
     def test_the_next_one_finds_the_base_as_it_was(

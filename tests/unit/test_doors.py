@@ -286,7 +286,9 @@ class TestRollouts:
         assert made.finished.tolist() == [True, False, True]
 
     @pytest.mark.parametrize(
-        "stops", [11, [11], (11,), torch.tensor(11), torch.tensor([11]), numpy.array([11]), {11, None}], ids=str
+        "stops",
+        [11, [11], (11,), torch.tensor(11), torch.tensor([11]), numpy.array([11]), {11, None}],
+        ids=lambda stops: type(stops).__name__,
     )
     def test_stop_ids(self, bank: AdapterBank, stops: Any) -> None:
         rollout = Rollout.from_responses(Prompts.of([[5]], 0), [[10, 11, 12]], bank.tokenizer, stops)
