@@ -90,16 +90,6 @@ class Trunk:
                 f"{' '.join(str(error).split())[:200]} Its config.json may not fit its code, or a package that it needs is missing."
             ) from error
 
-    @property
-    def pack(self) -> bool:
-        """Whether rows of unequal length go through the trunk without their padding, where the model allows it."""
-        return self.options.pack
-
-    @property
-    def compiled(self) -> bool:
-        """Whether passes that keep no cache run compiled."""
-        return self.options.compiled
-
     @contextmanager
     def passing(self, options: PassOptions) -> Iterator[None]:
         """A block whose passes go as `options` say; afterwards as before."""

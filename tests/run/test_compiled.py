@@ -78,7 +78,7 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
     bank = tiny_bank()
     with pytest.raises(ConfigError, match=r"No working C\+\+ compiler found It needs a C\+\+ compiler"):
         bank.trunk.prepare(PassOptions(compiled=True))
-    assert not bank.trunk.compiled
+    assert not bank.trunk.options.compiled
 
 
 def test_a_base_of_another_build_says_so() -> None:
