@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,7 +157,12 @@ def test_the_others_offline(
         assert run.data.params["ppo.kl.coef"] == "0.2"
     elif name == "wandb":
         (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-        assert b"objective/scores" in file.read_bytes()
+        end = time.monotonic() + 60
+        while (
+            b"objective/scores" not in file.read_bytes()
+        ):  # wandb's own process writes it, after the run has been told that it ended
+            assert time.monotonic() < end
+            time.sleep(0.1)
     else:
         import sqlite3
 
