@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from marl_core.bank.trunk import Trunk
 
 ROUNDING = {torch.float32: 1e-4}
-"""Relative difference of hidden states that rounding makes: 1e-6 to 1e-5 measured in float32, where what leaks or is
-ignored makes 0.01 and more. Half precision and quantized kernels round to a few hundredths."""
+"""Relative difference of hidden states that rounding may make. The models of tests/unit/test_rows_alone.py differ by at most
+4.5e-7 in float32; the rest is room for other kernels. `COARSE`, for all else, is room alone: quantized kernels weren't measured."""
 COARSE = 0.05
 CHEAP = 64
 """Longest window that probe rows pass."""

@@ -219,7 +219,7 @@ def _refuse_unloadable(model: PreTrainedModel) -> None:
 
 
 def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
-    """DataError where merging in float32 changed more than rounding does: 1e-5 of the largest logit, measured."""
+    """DataError where merging in float32 changed more than rounding does (`MERGE_ROUNDING` of the largest logit is room above it)."""
     off = float((before - merged.float()).abs().max() / before.abs().max().clamp_min(1e-20))
     if not off <= MERGE_ROUNDING:
         raise DataError(

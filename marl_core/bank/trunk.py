@@ -146,11 +146,14 @@ class Trunk:
         """Hidden states of rows one below the other: ids, mask [B, L] -> [B, L, H], zero at padded positions.
 
         Each row goes to the left edge, its padding behind it. What is causal can't look there, so it needs neither mask nor
-        positions: this is right for every causal model, those included that count positions by columns or carry a state.
+        positions: this is right for every causal model, those included that count positions by columns or carry a state. The
+        width stays, however long the rows of a piece are, for products of other shapes round elsewhere; where rotary frequencies
+        follow the width it is that of the longest row.
         """
         if bool(mask.all()):
             return self._run(ids, None, None)
-        order = (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(dim=1).max())]
+        width = mask.shape[1] if self.stretched.until is None else int(mask.sum(dim=1).max())
+        order = (~mask).long().argsort(dim=1, stable=True)[:, :width]
         states = self._run(torch.where(mask, ids, 0).gather(1, order), None, None)
         block = states.new_zeros(*mask.shape, states.shape[-1])
         block = block.scatter(1, order[..., None].expand_as(states), states)

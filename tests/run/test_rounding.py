@@ -53,6 +53,4 @@ def test_packed_rows_round_elsewhere_and_not_more(width: int) -> None:
     assert max(off.values()) < 1e-5
     assert max(off[True, size] for size in (4, 2, 1)) < 2 * max(off[False, size] for size in (4, 2, 1))
     padded = [float((found[False, size] - found[False, 4]).norm() / exact.norm()) for size in (2, 1)]
-    assert (
-        max(padded) < 1e-5
-    )  # rows alone have no padding: products of other shapes, as far from each other as from the truth
+    assert max(padded) < 1e-6  # the same products in the same order: closer to each other than to the truth
