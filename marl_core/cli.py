@@ -16,6 +16,7 @@ from marl_core.cli_commands import add_commands
 from marl_core.cli_new_plugin import new_plugin
 from marl_core.cli_publish import publish
 from marl_core.cli_warnings import warnings_in_one_line
+from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
@@ -84,7 +85,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
-    _set_up_process()
+    _set_up_process(device_of(config))
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
         from marl_core.run.finished import finished
@@ -163,7 +164,7 @@ def merge(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
-    _set_up_process()
+    _set_up_process("cpu")
     from marl_core.bank.merge import merge_adapter
 
     report = merge_adapter(model, str(adapter), out, dtype=dtype, revision=revision)
@@ -194,7 +195,7 @@ def replay(
     sets: Sets = None,
 ) -> None:
     """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
-    _set_up_process()
+    _set_up_process(machine_device())
     from marl_core.run.replay import replay as again
 
     found = again(dump, sets=sets or ())
@@ -208,12 +209,16 @@ app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
 
 
-def _set_up_process() -> None:
-    """What the command line may do and the library may not: this process is marl's own. Before the libraries are imported."""
+def _set_up_process(device: str) -> None:
+    """What the command line may do and the library may not: this process is marl's own. Before the libraries are imported.
+
+    On CUDA memory is the device's, and nobody has measured what the C library's settings do there.
+    """
     from marl_core.run.allocator import set_up_process
     from marl_core.run.quiet import quiet_libraries
 
-    set_up_process()
+    if device == "cpu":
+        set_up_process()
     quiet_libraries()
 
 

@@ -38,7 +38,9 @@ class Record:
         if self.asked.only and not any(name.startswith(only) for only in self.asked.only):
             return {}
         if needs > self.left:
-            return self.add({"name": name, "skipped": f"takes about {needs:.0f} s, {max(self.left, 0):.0f} s were left"})
+            return self.add(
+                {"name": name, "skipped": f"takes about {needs:.0f} s, {max(self.left, 0):.0f} s were left"}
+            )
         start = time.perf_counter()
         try:
             found = {"name": name, **work()}
@@ -46,7 +48,11 @@ class Record:
             found = {"name": name, "skipped": str(reason)}
         except Exception as error:
             where = traceback.format_exc().splitlines()[-12:]
-            found = {"name": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", "where": where}
+            found = {
+                "name": name,
+                "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}",
+                "where": where,
+            }
         self._free()
         return self.add({**found, "seconds_in_all": round(time.perf_counter() - start, 3)})
 
@@ -92,10 +98,16 @@ def parse(part: str, description: str | None) -> argparse.Namespace:
     """The command line that every part has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--shape", default="full", choices=["full", "tiny"], help="the real shapes, or tiny ones to try the part")
+    parser.add_argument(
+        "--shape", default="full", choices=["full", "tiny"], help="the real shapes, or tiny ones to try the part"
+    )
     parser.add_argument("--out", default=f"build/gpu/{part}.json", help="where the rows are written")
-    parser.add_argument("--seconds", type=float, default=600.0, help="measurements that would run past this are skipped")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only measurements whose name begins so")
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="measurements that would run past this are skipped"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="only measurements whose name begins so"
+    )
     return parser.parse_args()
 
 

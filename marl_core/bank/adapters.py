@@ -175,6 +175,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
+            self.trunk.layers_came()
             lora.refuse_output_layer(self.base, name)
             lora.refuse_unreadable(self._peft, name)
             self._try(name)

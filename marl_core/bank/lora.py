@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
-from marl_core.bank.lean import keep_less
 from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
 from marl_core.config.adapter_checks import per_expert, unconverted
@@ -155,7 +154,6 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
             "model.named_parameters(), e.g. mlp.experts.down_proj."
         )
     leave_counters(base)
-    keep_less(base)
     return peft
 
 

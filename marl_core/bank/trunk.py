@@ -17,9 +17,10 @@ from marl_core.bank import attention, cache, measure
 from marl_core.bank.compiled import cannot, compile_layers, stance
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
-from marl_core.bank.lean import keep_less
+from marl_core.bank.lean import keep_all, keep_less
 from marl_core.bank.room import learned_positions
 from marl_core.bank.stretched import Stretched
+from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PassOptions:
     """Decoder layers compiled, in passes that keep no cache."""
     recompute: bool = False
     """Activations of a layer computed again in backward instead of kept (gradient checkpointing)."""
+    recompute_cheap: bool | None = None
+    """The cheap pieces between two products computed again (bank/lean.py); None: on a CPU, where that was measured, and nowhere else."""
 
 
 class Trunk:
@@ -61,7 +64,8 @@ class Trunk:
         self.positions = 0
         """Token positions computed so far, padding included: benchmarks compare them with the real ones."""
         _remove_dropout(model)
-        keep_less(model)
+        self._keeps_less = False
+        self._keep_less(self.options)
         model.eval()
         self.body = _body(model)
         self.stretched = Stretched(self.body)
@@ -94,10 +98,25 @@ class Trunk:
     def passing(self, options: PassOptions) -> Iterator[None]:
         """A block whose passes go as `options` say; afterwards as before."""
         before, self.options = self.options, options
+        self._keep_less(options)
         try:
             yield
         finally:
             self.options = before
+            self._keep_less(before)
+
+    def _keep_less(self, options: PassOptions) -> None:
+        """Give the modules the forwards that these options ask for, where they have others."""
+        wanted = measured_on(self.device.type) if options.recompute_cheap is None else options.recompute_cheap
+        if wanted != self._keeps_less:
+            change: Callable[[nn.Module], object] = keep_less if wanted else keep_all
+            change(self.model)
+            self._keeps_less = wanted
+
+    def layers_came(self) -> None:
+        """An adapter was added: its layers compute as the others do."""
+        if self._keeps_less:
+            keep_less(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from marl_core.config.adapter_checks import adapter_findings, adapter_warnings
 from marl_core.config.data_files import look_at_prompts
+from marl_core.config.device import device_warnings
 from marl_core.config.fit_checks import fit_findings
 from marl_core.config.hub import cached_adapter
 from marl_core.config.lora_checks import lora_findings
@@ -46,6 +47,7 @@ def core_warnings(plan: Plan) -> list[str]:
         *_schedule_warnings(plan.config),
         *_reference_warnings(plan),
         *adapter_warnings(plan),
+        *device_warnings(plan.config),
     ]
 
 

@@ -9,7 +9,6 @@ T response tokens of a microbatch.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.adapter_files import read_adapter
+from marl_core.config.device import device_of
 from marl_core.config.hub import adapter_folder
 from marl_core.config.model_files import ModelFiles, read_model
 from marl_core.config.roles import adapter_options, path_options, where
@@ -34,7 +34,6 @@ TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
 HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
-NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 ON_TOP = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
 FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
@@ -113,7 +112,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
             _update(plan, files, shapes),
         ),
         loading=_loading(plan, files, shapes, base),
-        device=device_of(plan),
+        device=device_of(plan.config),
         assumed=plan.config.run.device == "auto",
     )
 
@@ -219,7 +218,7 @@ def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> floa
 
     On CUDA that happens in the machine's own memory.
     """
-    if device_of(plan) == "cuda":
+    if device_of(plan.config) == "cuda":
         return base
     prepared = plan.hooks.implements(plan.reference, "marl_prepare_base")
     count, plain = sum(prod(shape) for shape in shapes.values()), DTYPE_BYTES[plan.config.model.dtype]
@@ -274,17 +273,8 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     dequantized = max((prod(shape) for _, shape in linears(shapes)), default=0) * width
     held = activations + logits + 4 * FROZEN * responses * hidden
     held += dequantized if plan.quantization.bytes_per_weight else 0
-    what = f"activations and logits of {tokens:,} tokens, a pass on {device_of(plan)}"
+    what = f"activations and logits of {tokens:,} tokens, a pass on {device_of(plan.config)}"
     return RoleMemory("update", held, held, what, passing=True)
-
-
-def device_of(plan: Plan) -> str:
-    """`cpu` or `cuda`; for `auto` what this machine looks like, as far as that shows without torch: an NVIDIA device."""
-    asked = plan.config.run.device
-    if asked != "auto":
-        return asked
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if not hidden and any(os.path.exists(file) for file in NVIDIA) else "cpu"
 
 
 def _at_once(plan: Plan) -> tuple[int, int]:
@@ -292,7 +282,7 @@ def _at_once(plan: Plan) -> tuple[int, int]:
     config, length = plan.config, _sequence(plan)
     rows = config.ppo.microbatch
     if not rows:
-        usual = usual_tokens(device_of(plan), config.model.dtype)
+        usual = usual_tokens(device_of(plan.config), config.model.dtype)
         budget = max(config.speed.microbatch_tokens or usual, length)
         parts = ceil(config.ppo.minibatch * length / budget)
         rows = ceil(config.ppo.minibatch / parts)

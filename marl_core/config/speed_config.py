@@ -11,8 +11,13 @@ from marl_core.config.part import Part
 CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
 """Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.
 Measured on two CPU cores (benchmarks/NOTES.md)."""
-CUDA_TOKENS = 16_384
-"""The same on CUDA. A guess, measured on no GPU: meant to keep one busy while memory doesn't grow with the length of responses."""
+CUDA_TOKENS = 4_096
+"""The same on CUDA. A guess, measured on no GPU yet: of a 7B shape in half precision it would keep about 15 GiB without checkpointing."""
+
+
+def measured_on(device: str) -> bool:
+    """Whether the fast paths that a config leaves open were measured on `cpu` or `cuda`; where not, the plain path is taken."""
+    return device == "cpu"
 
 
 def usual_tokens(device: str, dtype: str) -> int:
@@ -27,11 +32,15 @@ class SpeedPart(Part):
     """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
     fold: bool = False
     """Sample through copies of the adapted weights with the policy folded in: float32 bases, up to a quarter of their size."""
-    capture: bool = True
-    """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own."""
+    capture: bool | None = None
+    """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own. Absent: true on a
+    CPU, false on CUDA, where it hasn't been measured yet."""
     pack: bool = True
     """Rows of unequal length go through the trunk without their padding."""
+    recompute_cheap: bool | None = None
+    """Compute the cheap pieces between two products again in backward instead of keeping them; gradients are the same bits. Absent: true
+    on a CPU, false on CUDA, where it hasn't been measured yet."""
     compile: bool = False
     """Run the decoder layers through torch.compile in scoring and update: for long runs, see docs/speed.md. Sampling stays plain."""
     microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward without ppo.microbatch. Absent: 16,384 on CUDA (a guess), 512 on a CPU (float32: 256)."""
+    """Most tokens per forward and backward without ppo.microbatch. Absent: 4,096 on CUDA (a guess), 512 on a CPU (float32: 256)."""

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fold import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, warn
 from marl_core.ppo.captured import Behavior, Captured
 from marl_core.ppo.decode import Decoded, decode, stacked
@@ -160,7 +161,8 @@ def generate(
     rollout = _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished)
     exact = bank.base.dtype == torch.float32 and bank.quantization.config is None
     lengths = [*prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
-    if speed.capture and exact and bank.trunk.stretched.alike(lengths):
+    captures = measured_on(bank.device.type) if speed.capture is None else speed.capture
+    if captures and exact and bank.trunk.stretched.alike(lengths):
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
         seen = Captured(found.logprobs, found.entropy, found.values, behavior, rollout.digests())
         return replace(rollout, captured=seen)

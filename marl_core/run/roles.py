@@ -80,7 +80,9 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     value_adapter, value_head = _add_value(plan, bank, policy)
     config = plan.config
     options = bank.trunk.prepare(
-        PassOptions(config.speed.pack, config.speed.compile, config.model.gradient_checkpointing)
+        PassOptions(
+            config.speed.pack, config.speed.compile, config.model.gradient_checkpointing, config.speed.recompute_cheap
+        )
     )
     bank.trunk.sampler(config.speed.decode)  # a model that can't be sampled from is refused here, not at the first step
     with bank.trunk.passing(options):

@@ -301,6 +301,7 @@ class Runner:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        give_back()
-        with timed(self.seconds, phase), self.running():
+        if self.bank.device.type == "cpu":
+            give_back()
+        with timed(self.seconds, phase, self.bank.device), self.running():
             yield

@@ -10,13 +10,20 @@ import torch
 
 
 @contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds of a block to a phase."""
+def timed(seconds: dict[str, float], phase: str, device: torch.device) -> Iterator[None]:
+    """Add the seconds of a block to a phase, those included that `device` still computes when the block's last line is done."""
+    _finish(device)
     start = time.perf_counter()
     try:
         yield
     finally:
+        _finish(device)
         seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

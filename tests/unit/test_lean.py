@@ -12,6 +12,7 @@ from marl_core import AdapterBank
 from marl_core.bank import attention, lora
 from marl_core.bank.fold import folded
 from marl_core.bank.lean import again, keep_less
+from marl_core.bank.trunk import PassOptions
 from marl_core.testing import tiny_model, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {
@@ -151,6 +152,23 @@ def test_it_is_done_once_and_folding_leaves_it() -> None:
     with bank.using("policy"), folded(bank, "policy"):
         pass
     assert [module.forward for module in lean] == forwards
+
+
+def lean_modules(bank: AdapterBank) -> int:
+    return sum("forward" in vars(module) for module in bank.base.modules())
+
+
+def test_a_run_can_have_it_off_and_what_comes_meanwhile_is_plain_too() -> None:
+    bank, mask = bank_of(tiny_model()), torch.ones_like(IDS, dtype=torch.bool)
+    lean, kept = train(bank, mask)
+    with bank.trunk.passing(PassOptions(recompute_cheap=False)):
+        assert lean_modules(bank) == 0
+        bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        assert lean_modules(bank) == 0
+        plain, more = train(bank, mask)
+    assert all(torch.equal(lean[key], plain[key]) for key in plain)
+    assert kept < more
+    assert lean_modules(bank) == 2 + 2 * 7
 
 
 def test_gradients_of_some_inputs_only() -> None:

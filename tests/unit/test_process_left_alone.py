@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from marl_core.run import allocator
 
 LIBRARIES = "torch, transformers, peft, datasets, safetensors, requests, rich.progress, typer, yaml, pydantic, pluggy, huggingface_hub"
@@ -108,18 +110,18 @@ def test_the_test_sees_what_an_import_could_change() -> None:
 
 
 RUN = """
-import sys
+import os, sys
 from marl_core.cli import main
 main(["run", "no-such.yaml"])
 from marl_core.cli import _set_up_process
-_set_up_process()
-import os
+_set_up_process({device!r})
 print([name for name in {names!r} if name in os.environ])
 """
 
 
-def test_the_command_line_sets_its_own_process_up(tmp_path: object) -> None:
+@pytest.mark.parametrize(("device", "expected"), [("cpu", list(allocator.KERNELS)), ("cuda", [])])
+def test_the_command_line_sets_its_own_process_up_on_a_cpu(device: str, expected: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_A_RUN}
-    code = RUN.format(names=list(allocator.KERNELS))
+    code = RUN.format(names=list(allocator.KERNELS), device=device)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip().splitlines()[-1] == str(list(allocator.KERNELS))
+    assert done.stdout.strip().splitlines()[-1] == str(expected)

@@ -148,8 +148,8 @@ LONG = {"sampling": {"max_new_tokens": 128}, "ppo": {"batch": 512, "minibatch": 
     [
         ("cpu", "float32", "256"),
         ("cpu", "bfloat16", "512"),
-        ("cuda", "float32", "16,384"),
-        ("cuda", "bfloat16", "16,384"),
+        ("cuda", "float32", "4,096"),
+        ("cuda", "bfloat16", "4,096"),
     ],
 )
 def test_a_pass_is_that_of_the_device(
@@ -179,7 +179,7 @@ def test_auto_is_what_this_machine_looks_like(
 ) -> None:
     auto = {**config, "run": {"device": "auto"}}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("marl_core.config.memory.NVIDIA", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr("marl_core.config.device.NVIDIA", (str(tmp_path / "nvidia0"),))
     assert estimate_of(auto, catalog).device == "cpu"
     (tmp_path / "nvidia0").touch()
     found = estimate_of(auto, catalog)
@@ -189,6 +189,30 @@ def test_auto_is_what_this_machine_looks_like(
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert estimate_of(auto, catalog).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "speed", "said"),
+    [
+        ("cpu", {"fold": True}, []),
+        ("cuda", {}, ["is not measured on a GPU yet", "are off there"]),
+        ("cuda", {"fold": True}, ["speed.fold, which this config asks for, was never held against the plain path"]),
+        (
+            "cuda",
+            {"capture": True, "compile": True},
+            ["speed.capture and speed.compile, which this config asks for, were"],
+        ),
+    ],
+)
+def test_a_run_on_a_gpu_is_told_what_was_never_measured_there(
+    config: dict[str, Any], catalog: Catalog, device: str, speed: dict[str, bool], said: list[str]
+) -> None:
+    found = Plan.of(
+        parse_config({**config, "run": {"device": device}, "speed": speed}, "f", catalog), catalog
+    ).warnings()
+    mine = [line for line in found if line.startswith("run.device: cuda")]
+    assert len(mine) == bool(said)
+    assert all(text in mine[0] for text in said)
 
 
 def test_a_gpu_holds_nothing_of_the_files(config: dict[str, Any], catalog: Catalog) -> None:
