@@ -1,0 +1,41 @@
+"""On which kind of device a run will compute, and what is known of that: told before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marl_core.config.run_config import RunConfig
+
+NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+ON_CPU_ONLY = ("fold", "capture", "recompute_cheap", "compile")
+"""Keys of `speed` whose fast path was measured on CPUs only: on CUDA each is off unless the config asks for it."""
+
+
+def device_of(config: RunConfig) -> str:
+    """`cpu` or `cuda`; for `auto` what this machine looks like."""
+    return machine_device() if config.run.device == "auto" else config.run.device
+
+
+def machine_device() -> str:
+    """What `run.device: auto` will be taken for here, as far as that shows without torch: `cuda` where there is an NVIDIA device."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if not hidden and any(os.path.exists(file) for file in NVIDIA) else "cpu"
+
+
+def device_warnings(config: RunConfig) -> list[str]:
+    """What isn't known of this run on its device."""
+    if device_of(config) == "cpu":
+        return []
+    asked = [f"speed.{key}" for key in ON_CPU_ONLY if getattr(config.speed, key)]
+    return [
+        "run.device: cuda is not measured on a GPU yet: everything that marl says of speed and memory was measured on CPUs. "
+        + (
+            f"{' and '.join(asked)}, which this config asks for, {'was' if len(asked) == 1 else 'were'} never held against the plain path "
+            "on a GPU. "
+            if asked
+            else "Fast paths that only a CPU has proven are off there. "
+        )
+        + "The checks of each run (reference, first ratio, base unchanged) hold there as anywhere; docs/gpu.md says more."
+    ]
