@@ -1,11 +1,12 @@
 # marl: `make quickstart` runs the whole story on a real model, `make test` the full suite.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest zoo clean
+.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest gpu-versions zoo clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -129,5 +130,13 @@ lowest:
 	.venv-lowest/bin/python -m pytest -m "$(PLAIN)" --ignore=tests/upstream \
 		--deselect tests/unit/test_from_trl.py::test_trls_own_reward_functions_work_unchanged
 
+# The versions of the GPU machine (benchmarks/gpu/versions.txt), in an environment of their own with its Python. Torch 2.11.0 comes as
+# the build for CUDA 13 with all of CUDA's libraries: about 3 GB to fetch and 7 GB on disk; no card is needed.
+gpu-versions:
+	$(PYTHON312) -m venv .venv-gpu-versions
+	.venv-gpu-versions/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/gpu/versions.txt \
+		-e '.[bitsandbytes,torchao,curves,trackers,processes,quickstart]' pytest pytest-xdist hypothesis jsonschema hatchling editables liger_kernel
+	.venv-gpu-versions/bin/python -m pytest $(BOTH) -m "$(PLAIN)"
+
 clean:
-	rm -rf .venv .venv-lowest dist build runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-gpu-versions dist build runs .pytest_cache .mypy_cache .ruff_cache

@@ -33,6 +33,26 @@ def matmul_peak(dtype: str, device: str, seconds: float = 0.5) -> float:
     return best
 
 
+def copy_bandwidth(device: str, seconds: float = 0.2) -> float:
+    """Bytes a second that a large copy on the device reads and writes, both counted: the median of several."""
+    import torch
+
+    count = 2**26 if device == "cpu" else 2**30  # bytes: past every cache
+    source = torch.randint(0, 255, (count,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - start < seconds:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        before = time.perf_counter()
+        target.copy_(source)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - before)
+    return 2 * count / statistics.median(times[1:])
+
+
 def parameters(config: Any) -> tuple[int, int]:
     """Weights that multiply: of the trunk's linear layers, and of the LM head."""
     hidden, layers = config.hidden_size, config.num_hidden_layers

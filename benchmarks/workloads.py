@@ -57,23 +57,31 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Random Llamas: the 1B and 7B shapes of the Llama family with its 32,000-word head."""
 
 
+def shape_config(name: str, **changes: Any) -> Any:
+    """The LlamaConfig of that shape; `changes` go into it."""
+    from transformers import LlamaConfig
+
+    shape = SHAPES[name]
+    options = {
+        **shape,
+        "vocab_size": 32_000,
+        "num_key_value_heads": 8 if name == "1b" else shape["num_attention_heads"],
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**{**options, **changes})
+
+
 def write_shape(name: str, folder: Path, dtype: str) -> str:
     """A random Llama of that shape, with a byte tokenizer, as a model folder."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from marl_core.testing import tiny_tokenizer
 
-    shape = SHAPES[name]
-    config = LlamaConfig(
-        **shape,
-        vocab_size=32_000,
-        num_key_value_heads=8 if name == "1b" else shape["num_attention_heads"],
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = shape_config(name)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))

@@ -1,8 +1,13 @@
-"""Download one pinned file through pip into a cache: hash-checked, whole or not at all."""
+"""Download one pinned file through pip into a cache: hash-checked, whole or not at all.
+
+A machine without a network takes it from the folder that `MARL_WHEELS` names, where somebody has put it.
+"""
 
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,8 +59,23 @@ def publish(made: Path, target: Path) -> None:
             raise
 
 
+def brought(package: Package, wheels: Path) -> Path | None:
+    """The file of `package` in a folder of wheels and source archives, by its name and hash; None where there is none."""
+    name = re.sub(r"[-_.]+", "_", package.requirement.replace("==", "-", 1).lower())
+    for file in sorted(wheels.iterdir()) if wheels.is_dir() else ():
+        if re.sub(r"[-_.]+", "_", file.name.lower()).startswith(f"{name}_") and _is(file, package):
+            return file
+    return None
+
+
 def download(package: Package, folder: Path) -> Path:
-    """Have pip download exactly one file whose hash is `package.sha256` (pip checks it before it opens the file)."""
+    """Have pip download exactly one file whose hash is `package.sha256` (pip checks it before it opens the file).
+
+    Where `MARL_WHEELS` names a folder, the file is copied from there, and no network is asked.
+    """
+    wheels = os.environ.get("MARL_WHEELS")
+    if wheels:
+        return _copy(package, Path(wheels).expanduser(), folder)
     if importlib.util.find_spec("pip") is None:
         raise DataError(f"Fetching {package} needs pip, which {sys.executable} lacks. Run `python -m ensurepip` first.")
     pins = folder / "pins.txt"
@@ -68,9 +88,23 @@ def download(package: Package, folder: Path) -> Path:
     files = [path for path in folder.iterdir() if path != pins]
     if done.returncode != 0 or len(files) != 1:
         raise DataError(_explain(package, done.stderr))
-    if hashlib.sha256(files[0].read_bytes()).hexdigest() != package.sha256:
+    if not _is(files[0], package):
         raise DataError(_explain(package, "DO NOT MATCH THE HASHES"))
     return files[0]
+
+
+def _copy(package: Package, wheels: Path, folder: Path) -> Path:
+    file = brought(package, wheels)
+    if file is None:
+        raise DataError(
+            f"MARL_WHEELS names {wheels}, which lacks the pinned file of {package} (sha256 {package.sha256}). Put it there, "
+            "or unset MARL_WHEELS to have pip fetch it."
+        )
+    return Path(shutil.copy(file, folder))
+
+
+def _is(file: Path, package: Package) -> bool:
+    return hashlib.sha256(file.read_bytes()).hexdigest() == package.sha256
 
 
 def _explain(package: Package, stderr: str) -> str:

@@ -93,6 +93,21 @@ def test_every_dependency_has_a_lower_bound_and_a_version_that_is_tested() -> No
     assert not again & set(bounds), "a package with a bound of its own is pinned to the newest, too"
 
 
+def pins(text: str) -> dict[str, str]:
+    """Versions by name, of lines of constraints."""
+    lines = (line for line in text.splitlines() if "==" in line and not line.startswith("#"))
+    return {name_of(line): line.partition("==")[2] for line in lines}
+
+
+def test_what_is_brought_to_the_gpu_machine_is_what_the_suite_runs_with() -> None:
+    """Its own torch and what goes with that are older; pyarrow and pyyaml it has in versions that only it can tell."""
+    own, brought = (ROOT / "benchmarks/gpu/versions.txt").read_text(encoding="utf-8").split("# == brought ==")
+    ours = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    assert {name: version for name, version in pins(brought).items() if ours.get(name, version) != version} == {}
+    assert {"torch", "transformers"} <= set(pins(own))
+    assert {*pins(own), *pins(brought), "pyarrow", "pyyaml"} >= NEEDED
+
+
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [
