@@ -40,7 +40,9 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 120, 90, 900, "pytest: every strategy and path on the device, and the invariants with its tolerances"),
+    Part(
+        "tests", 120, 90, 900, "pytest: every strategy and path on the device, and the invariants with its tolerances"
+    ),
     Part("steps", 165, 150, 240, "steps on 1B and 7B shapes, bfloat16 and 4-bit"),
     Part("estimate", 20, 15, 240, "the memory estimate beside what was measured"),
     Part("pieces", 95, 85, 240, "log-probs, attention, decode loops, recomputation, budgets"),

@@ -37,7 +37,9 @@ class Outcomes:
         if report.outcome == "failed":
             crash = getattr(report.longrepr, "reprcrash", None)
             said = getattr(crash, "message", None) or str(report.longrepr)[-600:]
-            row["failed"] = f"{'' if report.when == 'call' else f'in its {report.when}: '}{' '.join(said.split())[:600]}"
+            row["failed"] = (
+                f"{'' if report.when == 'call' else f'in its {report.when}: '}{' '.join(said.split())[:600]}"
+            )
             row["where"] = str(report.longrepr).splitlines()[-25:]
         elif report.outcome == "skipped":
             row["skipped"] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)[:200]
