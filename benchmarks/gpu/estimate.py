@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PARENT = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(PARENT)]
+sys.path.insert(0, str(PARENT))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from memory import CASES, config_of, write_inputs  # these folders are no packages
 from record import Record, parse
@@ -39,6 +40,7 @@ def main() -> None:
 def on_device(case: str, folder: Path) -> dict[str, Any]:
     """Two steps here; the device's counters say what they took."""
     import torch
+
     from marl_core import Catalog, Plan, Runner
     from marl_core.config.load import parse_config
     from marl_core.config.memory import estimate
