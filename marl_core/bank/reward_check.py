@@ -122,7 +122,7 @@ def _check_golden(
     worst = max(abs(float(score) - row["score"]) for score, row in zip(scores, rows, strict=True))
     spread = max(1.0, max(row["score"] for row in rows) - min(row["score"] for row in rows))
     quantized = bank.quantization.config is not None
-    allowed = GOLDEN_TOLERANCE.get(str(bank.base.dtype).removeprefix("torch."), 0.25) * spread
+    allowed = GOLDEN_TOLERANCE.get(bank.trunk.precision, 0.25) * spread
     if not worst <= allowed and not quantized:  # NaN included
         raise DataError(
             f"{asked_by}: {files.folder} scores its own golden texts differently here (off by {worst:.3g}, allowed {allowed:.3g}). "

@@ -138,6 +138,12 @@ class Trunk:
     def _embedding(self) -> Any:
         return self.model.get_input_embeddings().weight
 
+    @property
+    def precision(self) -> str:
+        """The dtype whose rounding products have: the base's own; of a float32 base what torch makes of float32 products now."""
+        dtype = self.model.dtype
+        return str(measure.float32_products(self.device) if dtype == torch.float32 else dtype).removeprefix("torch.")
+
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype.
 

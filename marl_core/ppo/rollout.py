@@ -159,7 +159,7 @@ def generate(
             ]
         )
     rollout = _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished)
-    exact = bank.base.dtype == torch.float32 and bank.quantization.config is None
+    exact = bank.quantization.config is None and bank.trunk.precision == "float32"
     lengths = [*prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
     captures = measured_on(bank.device.type) if speed.capture is None else speed.capture
     if captures and exact and bank.trunk.stretched.alike(lengths):

@@ -24,8 +24,8 @@ from marl_core.run.seeds import derive_seed
 CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""
 EXACT_ROW_TOLERANCE = 1e-2
-"""Nats a float32 row's log-prob may move with its batch: at most 1.4e-6 on the tiny models of tests/unit/test_rows_alone.py; the
-rest is room for accelerators whose float32 products are coarser (TF32), which weren't measured."""
+"""Nats a row's log-prob may move with its batch where products are float32's: at most 1.4e-6 on the tiny models of
+tests/unit/test_rows_alone.py; the rest is room for longer models and other kernels."""
 ROW_TOLERANCE = 0.5
 """Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
 
@@ -135,9 +135,9 @@ def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
     what = f"policy: {_start(plan, roles.bank)}; reference: {_seen(roles)}"
     if worst == 0.0:
         return Check("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
-    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[plan.config.model.dtype]
+    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[roles.bank.trunk.precision]
     if plan.config.policy.lora.get("use_dora"):
-        allowed = CALLABLE_TOLERANCE[plan.config.model.dtype]  # DoRA recomputes norms: not bitwise in half precision
+        allowed = CALLABLE_TOLERANCE[roles.bank.trunk.precision]  # DoRA recomputes norms: not bitwise in half precision
     if mean <= allowed:
         return Check("reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers)
     sentence = (
@@ -177,7 +177,7 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
             f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
             "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
         )
-    return Check("ratio", error < 1e-4 or plan.config.model.dtype != "float32", detail, {"max_error": error})
+    return Check("ratio", error < 1e-4 or roles.bank.trunk.precision != "float32", detail, {"max_error": error})
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
         alone = torch.cat([forward(roles.bank, row, temperature).logprobs for row in pieces(rollout, 1)])
     gaps = (together - alone).abs().amax(dim=1)
     gap, row = float(gaps.max()), int(gaps.argmax()) + 1
-    if gap > EXACT_ROW_TOLERANCE and plan.config.model.dtype == "float32" and plan.quantization.config is None:
+    if gap > EXACT_ROW_TOLERANCE and roles.bank.trunk.precision == "float32" and plan.quantization.config is None:
         raise NumericError(
             f"pre-flight: log-probs of response {row} differ by {gap:.2g} nats between its batch and the row alone, and the base is "
             "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."
