@@ -1,10 +1,18 @@
-"""What many tests share: one thread, a tiny model on disk with adapters for it, and configs that name them."""
+"""What many tests share: one thread, a tiny model on disk with adapters for it, and configs that name them.
+
+MARL_TEST_DEVICE says where they compute: `cpu` (the default), `cuda`, or `pretended`, the CPU in the part of a CUDA device
+(gpu/pretend.py). With the last two, tests that make tensors of their own on the CPU to compare with fail for that alone.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +20,15 @@ import pytest
 
 Write = Callable[..., str]
 MakeConfig = Callable[..., Any]
+TEST_DEVICE = os.environ.get("MARL_TEST_DEVICE", "cpu")
+RUN_DEVICE = "cpu" if TEST_DEVICE == "cpu" else "cuda"
+
+if RUN_DEVICE == "cuda":  # before any test module imports it
+    from marl_core import testing
+
+    testing.tiny_bank = functools.partial(testing.tiny_bank, device="cuda")  # type: ignore[assignment]
+
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 
 REWARDS = """
 def odd(completion_ids, **columns):
@@ -52,6 +69,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pretended() -> Iterator[None]:
+    """The whole session pretends where MARL_TEST_DEVICE says so."""
+    from pretend import pretended_cuda
+
+    with pretended_cuda() if TEST_DEVICE == "pretended" else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +179,7 @@ def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeC
             "data": {"prompts": prompts_file},
             "sampling": {"max_new_tokens": 6},
             "ppo": {"steps": 2, "batch": 4, "minibatch": 2, "epochs": 2, "learning_rate": 1e-2},
-            "run": {"device": "cpu", "seed": 0},
+            "run": {"device": RUN_DEVICE, "seed": 0},
         }
         merged = _merged(written, changes)
         if merged["policy"].get("start") == "continue":  # its shape is the adapter's

@@ -89,6 +89,7 @@ for file in "${files[@]}"; do
     put "$file"
     contents[part]="wheels"
 done
+needed=$part
 put "$text"
 contents[part]="${contents[part]:+${contents[part]}, }the quickstart's text"
 pieces=$((($(stat -c %s "$model") + 128 + limit - 1) / limit))
@@ -109,5 +110,5 @@ for ((one = 1; one <= part; one++)); do
     printf 'part %d  %10s  %3d files: %s\n' "$one" "$(shown "${sizes[one]}")" "${#found[@]}" "${contents[one]}"
 done
 printf 'total   %10s\n' "$(shown "$total")"
-echo "Carry, in this order, as far as there is time: $(for ((one = 1; one <= part; one++)); do printf '%s/%d ' "$parts" "$one"; done)"
-echo "The first is enough for all but the quickstart. After each, there: benchmarks/gpu/install.sh $parts"
+echo "Carry one at a time, in this order, as far as there is time:$(for ((one = 1; one <= part; one++)); do printf ' %s/%d' "$parts" "$one"; done)"
+echo "All but the quickstart needs no more than part $needed. After each, there: benchmarks/gpu/install.sh $parts"

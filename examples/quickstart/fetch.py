@@ -82,4 +82,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for role in ("bos", "eos", "pad"):  # transformers 5.17 (not 5.23) takes the first for the second, and has no third
+        setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(getattr(model.config, f"{role}_token_id")))
+        tokenizer.init_kwargs.pop(f"{role}_token_id", None)  # or the wrong number is saved beside the right token
+    tokenizer.save_pretrained(folder)

@@ -67,12 +67,13 @@ def write_tiny_model(folder: Path | str, seed: int = 0, pad_is_eos: bool = False
     return str(folder)
 
 
-def tiny_bank(seed: int = 0, policy: str | None = None, **changes: Any) -> AdapterBank:
-    """A bank on the tiny model, without any file; with a new, trainable LoRA when `policy` names one."""
+def tiny_bank(seed: int = 0, policy: str | None = None, device: str = "cpu", **changes: Any) -> AdapterBank:
+    """A bank on the tiny model, without any file, on `device`; with a new, trainable LoRA when `policy` names one."""
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.fingerprint import fingerprint
 
-    model = tiny_model(seed, **changes)
+    moved: Any = tiny_model(seed, **changes)  # torch types `to` loosely
+    model: PreTrainedModel = moved.to(device)
     bank = AdapterBank(model, tiny_tokenizer(), source="tiny")
     bank.fingerprint = fingerprint(model)
     if policy is not None:

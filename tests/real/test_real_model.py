@@ -83,6 +83,16 @@ def small(make_config: MakeConfig, real_model: str) -> MakeConfig:
     return make
 
 
+def test_the_tokenizer_begins_and_ends_texts_as_the_model_does(real_model: str) -> None:
+    """Made from the GGUF file by transformers, whose 5.17 mixes them up."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(real_model), AutoTokenizer.from_pretrained(real_model)
+    for role in ("bos", "eos", "pad"):
+        assert getattr(tokenizer, f"{role}_token_id") == getattr(config, f"{role}_token_id"), role
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
 LINES = ["a new LoRA on the base", "a new LoRA on the merged base", "a copy of the SFT adapter"]
 
 
