@@ -98,7 +98,14 @@ def is_pretended(tensor: Tensor) -> bool:
 ANY_DEVICES = {"copy_", "_foreach_copy_", "_to_copy", "is_same_size", "set_", "_has_compatible_shallow_copy_type"}
 """Operations that take tensors of several devices."""
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
-SCALARS = {"where": (0, 1, 2), "masked_fill": (2,), "masked_fill_": (2,), "fill": (1,), "fill_": (1,), "index_fill_": (3,)}
+SCALARS = {
+    "where": (0, 1, 2),
+    "masked_fill": (2,),
+    "masked_fill_": (2,),
+    "fill": (1,),
+    "fill_": (1,),
+    "index_fill_": (3,),
+}
 """Operations that take numbers on the CPU at these places, as many as there are."""
 NO_CPU_SCALARS = {"clamp", "clamp_"}
 """Pointwise ones that take none."""
