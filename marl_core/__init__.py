@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         MarlError,
         MarlWarning,
         NumericError,
+        OutOfMemoryError,
         PluginError,
         RankError,
     )
@@ -43,6 +44,7 @@ _HOMES = {
         "MarlError",
         "MarlWarning",
         "NumericError",
+        "OutOfMemoryError",
         "PluginError",
         "RankError",
     ),
@@ -77,6 +79,7 @@ __all__ = [
     "MarlError",
     "MarlWarning",
     "NumericError",
+    "OutOfMemoryError",
     "Plan",
     "PluginError",
     "Prompts",

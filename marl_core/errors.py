@@ -53,6 +53,12 @@ class MarlDeprecationWarning(FutureWarning):
     """Something public will be gone in the next minor version; the message says what to use instead."""
 
 
+class OutOfMemoryError(MarlError):
+    """The run doesn't fit into the memory of its device; the message says in which phase, and what makes it smaller."""
+
+    exit_code = 6
+
+
 class RankError(MarlError):
     """Of several processes that make one run, one failed, hangs, or doesn't agree with the others."""
 

@@ -20,6 +20,7 @@ from marl_core.bank import heads, lora, reward_adapter
 from marl_core.bank.fingerprint import Fingerprint, kinds
 from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
 from marl_core.bank.inputs import as_ids, as_mask, require_room, require_tokens, without_garbage
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
@@ -199,6 +200,7 @@ class AdapterBank:
             with self.using(name):
                 self.trunk.try_out()
         except Exception as error:
+            raise_if_out_of_memory(error)
             raise ConfigError(lora.odd_layer(self.base, name, error)) from error
 
     def _undo(self, name: str, before: Look) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_half
 from marl_core.bank.shard import shard_base
 from marl_core.bank.which_base import Origin, located
@@ -145,6 +146,7 @@ def _load(
                 path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
+        raise_if_out_of_memory(error)
         raise DataError(
             f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
             "Give a folder with config.json and safetensors weights, or a hub name that this machine can reach."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
 from marl_core.config.adapter_checks import per_expert, unconverted
@@ -137,6 +138,7 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
         else:
             peft.add_adapter(name, config)
     except Exception as error:  # whatever an odd adapter_config.json makes of it
+        raise_if_out_of_memory(error)
         take_out(peft, base, name)
         # errors of these kinds come from a value of another type than peft knows, any other may be about the targets
         odd = isinstance(error, TypeError | AttributeError)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
+
 if TYPE_CHECKING:
     from marl_core.bank.trunk import Trunk
 
@@ -92,6 +94,7 @@ def recompute_fault(trunk: Trunk, layers: Sequence[nn.Module]) -> str | None:
     try:
         plain, again = (_gradient(trunk, ids[mask][None], modules) for modules in ((), layers))
     except Exception as error:  # a model of unknown make
+        raise_if_out_of_memory(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     off = float((again.float() - plain.float()).norm() / plain.float().norm().clamp_min(1e-20))
     return None if off <= _allowed(trunk, plain) else f"its gradient is off by {off:.2g} of its size"
@@ -152,6 +155,7 @@ def cache_fault(trunk: Trunk) -> str | None:
             trunk.extend(ids[:, -2:-1], mask[:, :-1], cache)
             grown = trunk.extend(ids[:, -1:], mask, cache)[:, -1]
         except Exception as error:  # a model of unknown make
+            raise_if_out_of_memory(error)
             return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     worst = _off(grown, whole)
     return (
@@ -177,6 +181,7 @@ def generate_fault(trunk: Trunk) -> str | None:
                 seen = torch.stack([step[index] for step in found.logits])
                 worst = max(worst, _off(seen.log_softmax(-1), right.log_softmax(-1)))
     except Exception as error:  # a model of unknown make
+        raise_if_out_of_memory(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return None if worst <= _allowed(trunk, right) else f"its log-probs are off by {worst:.2g} of their size"
 

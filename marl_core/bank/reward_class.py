@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.views import ScoreView
 from marl_core.config.adapter_files import SCORE_KEYS, AdapterFiles
 from marl_core.errors import DataError
@@ -62,6 +63,7 @@ def refuse_other_reading(bank: AdapterBank, view: ScoreView, files: AdapterFiles
             else f"it gives {theirs.flatten().tolist()[:2]}, a linear head on the last token's state {mine.tolist()}"
         )
     except Exception as error:  # it needs something that the adapter's file and the causal model haven't
+        raise_if_out_of_memory(error)
         why = f"it needs more than that ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
     if why:
         raise DataError(

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.errors import ConfigError
 
 
@@ -60,7 +61,8 @@ def without_idle(layers: Layers, base: nn.Module, run: Callable[[], object]) -> 
     hooks = [module.register_forward_hook(_note(called, name)) for name, module in linear.items()]
     try:
         run()
-    except Exception:  # a model that can't run says so where it is asked to
+    except Exception as error:  # a model that can't run says so where it is asked to
+        raise_if_out_of_memory(error)
         return layers
     finally:
         for hook in hooks:

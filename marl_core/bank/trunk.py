@@ -18,6 +18,7 @@ from marl_core.bank.compiled import cannot, compile_layers, stance
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_all, keep_less
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.room import learned_positions
 from marl_core.bank.stretched import Stretched
 from marl_core.config.speed_config import measured_on
@@ -89,6 +90,7 @@ class Trunk:
             self.positions = 0
             return found
         except Exception as error:
+            raise_if_out_of_memory(error)
             raise DataError(
                 f"model: {type(self.model).__name__} can't compute a row of tokens here: {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]} Its config.json may not fit its code, or a package that it needs is missing."
@@ -283,6 +285,7 @@ class Trunk:
             with torch.no_grad(), self.passing(PassOptions(compiled=True)):
                 self._run(ids, None, None)
         except Exception as error:
+            raise_if_out_of_memory(error)
             raise cannot(error) from error
 
     def _stance(self, sampling: bool) -> AbstractContextManager[Any]:
@@ -320,6 +323,7 @@ class Trunk:
             with self.passing(PassOptions()):
                 return measure.packing_fault(self)
         except Exception as error:  # a model of unknown make: whatever it can't do, the padded way remains
+            raise_if_out_of_memory(error)
             return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         finally:
             self._set_attention(before)

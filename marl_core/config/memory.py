@@ -21,7 +21,7 @@ from marl_core.config.hub import adapter_folder
 from marl_core.config.model_files import ModelFiles, read_model
 from marl_core.config.roles import adapter_options, path_options, where
 from marl_core.config.run_config import LoraPart
-from marl_core.config.speed_config import usual_tokens
+from marl_core.config.speed_config import measured_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.registry.strategy import Strategy
 
@@ -254,17 +254,23 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     """What backward needs of N tokens.
 
-    Kept for a token and layer (bank/lean.py): 6 h + 2 f values and the inputs of adapted layers; with checkpointing h, and one
-    layer's at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32; of
+    Kept for a token and layer (bank/lean.py): 6 h + 2 f values and the inputs of adapted layers; without `speed.recompute_cheap`
+    another f, and on a half precision base a float32 copy of its input for each adapted layer. With checkpointing h, and one layer's
+    at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32; of
     quantized weights one layer's at a time is there in full.
     """
     hidden, layers = _size(files, "hidden_size", "n_embd"), max(_size(files, "num_hidden_layers", "n_layer"), 1)
     feed_forward = files.config.get("intermediate_size") or 4 * hidden
     width = DTYPE_BYTES[plan.config.model.dtype]
-    inputs = {(name.rpartition(".")[0], shape[1]) for name, shape in _adapted(plan.config.policy, shapes)}
+    asked, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
+    lean = measured_on(device_of(plan.config)) if asked is None else asked
+    shared = {(name.rpartition(".")[0], shape[1]) for name, shape in linear}
     rows, tokens = _at_once(plan)
-    kept = tokens * width * (6 * hidden + 2 * feed_forward)  # of one layer
-    adapted = tokens * width * sum(size for _, size in inputs)  # of all
+    kept = tokens * width * (6 * hidden + (2 if lean else 3) * feed_forward)  # of one layer
+    copies = (
+        4 * sum(shape[1] for _, shape in linear) if width < 4 and not lean else width * sum(size for _, size in shared)
+    )
+    adapted = tokens * copies  # of all layers
     activations: float = layers * kept + adapted
     if plan.config.model.gradient_checkpointing:
         activations = layers * hidden * width * tokens + kept + adapted / layers

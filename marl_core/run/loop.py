@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from marl_core.bank.out_of_memory import memory_told
 from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.ppo.types import Evaluation, Prompts, RunResult, StepStats
 from marl_core.run import checkpoint, strategy_state
@@ -128,7 +129,7 @@ def evaluation(runner: Runner) -> Evaluation | None:
     """Evaluate on the held-out prompts and append it to the run folder."""
     if runner.heldout is None:
         return None
-    with runner.running(), runner.asking():
+    with runner.running(), memory_told("evaluation", runner.config, runner.bank.device.type), runner.asking():
         found = evaluate(runner.plan, runner.roles, runner.heldout, runner.stops, runner.done, runner.ranks)
     runner.before = runner.before or found
     if runner.folder is not None:

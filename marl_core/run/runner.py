@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
+from marl_core.config.device import device_of
 from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
 from marl_core.errors import warn
@@ -84,7 +86,7 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         self.guards, self.audience = Guards(), Audience()
         self.plan.hooks.around = self.guards.watch.around
-        with as_alone(), threads(config.run.threads):
+        with as_alone(), threads(config.run.threads), memory_told("model", config, device_of(config)):
             self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
         try:
@@ -264,7 +266,7 @@ class Runner:
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         agree_at_start(self)
-        with self.running(), self.asking():  # what is logged here is of no step
+        with self.running(), self._memory("pre-flight"), self.asking():  # what is logged here is of no step
             found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
         self.preflight = found
         self.guards.watch.settled()
@@ -303,5 +305,8 @@ class Runner:
     def _timed(self, phase: str) -> Iterator[None]:
         if self.bank.device.type == "cpu":
             give_back()
-        with timed(self.seconds, phase, self.bank.device), self.running():
+        with timed(self.seconds, phase, self.bank.device), self.running(), self._memory(phase):
             yield
+
+    def _memory(self, phase: str) -> AbstractContextManager[None]:
+        return memory_told(phase, self.config, self.bank.device.type)

@@ -235,6 +235,32 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer(config: dict[str, Any]
     assert row(memory, "update").shared == pytest.approx(2 * 16 * kept + logits + gradient)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "device", "asked", "kept"),
+    [
+        ("float32", "cpu", None, 4 * (6 * 4 + 2 * 8 + 4 + 4)),
+        ("float32", "cpu", False, 4 * (6 * 4 + 3 * 8 + 4 + 4)),
+        ("bfloat16", "cpu", False, 2 * (6 * 4 + 3 * 8) + 4 * (4 + 4)),  # a float32 copy of each adapter's input
+        ("bfloat16", "cuda", None, 2 * (6 * 4 + 3 * 8) + 4 * (4 + 4)),
+        ("bfloat16", "cuda", True, 2 * (6 * 4 + 2 * 8 + 4 + 4)),
+    ],
+)
+def test_plain_passes_keep_more(
+    config: dict[str, Any], catalog: Catalog, dtype: str, device: str, asked: bool | None, kept: int
+) -> None:
+    """Bytes of a token. By autograd's hooks a Llama of h 256 and f 768 keeps 16,792 a layer in float32 with q and v adapted (the formula:
+    16,384), and 18,520 in bfloat16 with all layers adapted (16,896)."""
+    on_it = {
+        **config,
+        "model": {**config["model"], "dtype": dtype},
+        "run": {"device": device},
+        "speed": {"recompute_cheap": asked},
+        "ppo": {"batch": 2, "minibatch": 2},
+    }
+    logits, gradient = 3 * 4 * 2 * 8 * 10, 4 * 4 * 2 * 8 * 4
+    assert row(estimate_of(on_it, catalog), "update").shared == pytest.approx(16 * kept + logits + gradient)
+
+
 def test_of_quantized_weights_one_layer_is_there_in_full(config: dict[str, Any], catalog: Catalog) -> None:
     plain, eight = (row(estimate_of({**config, **more}, catalog), "update") for more in ({}, {"quantization": "eight"}))
     assert eight.shared - plain.shared == 2 * 8 * 4  # the largest: up, [8, 4], in bfloat16
