@@ -11,8 +11,8 @@ from marl_core.config.part import Part
 CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
 """Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.
 Measured on two CPU cores (benchmarks/NOTES.md)."""
-CUDA_TOKENS = 4_096
-"""The same on CUDA. A guess, measured on no GPU yet: of a 7B shape in half precision it would keep about 15 GiB without checkpointing."""
+CUDA_TOKENS = 2_048
+"""The same on CUDA. A guess, measured on no GPU yet: the table of docs/gpu.md says what a pass of it keeps by the memory estimate."""
 
 
 def measured_on(device: str) -> bool:
@@ -43,4 +43,4 @@ class SpeedPart(Part):
     compile: bool = False
     """Run the decoder layers through torch.compile in scoring and update: for long runs, see docs/speed.md. Sampling stays plain."""
     microbatch_tokens: PositiveInt | None = None
-    """Most tokens per forward and backward without ppo.microbatch. Absent: 4,096 on CUDA (a guess), 512 on a CPU (float32: 256)."""
+    """Most tokens per forward and backward without ppo.microbatch. Absent: 2,048 on CUDA (a guess), 512 on a CPU (float32: 256)."""

@@ -169,7 +169,7 @@ def test_a_gpu_that_is_really_full(make_config: MakeConfig) -> None:
         for size in (2**26, 2**21):
             with suppress(torch.OutOfMemoryError):
                 fill(size)
-        many = Prompts.of([[5, 6, 7]] * 2048, 0)
+        many = Prompts.of([[5, 6, 7]] * 100_000, 0)
         with pytest.raises(OutOfMemoryError, match=r"generate: memory ran out on cuda"):
             runner.generate(many)
     finally:

@@ -148,8 +148,8 @@ LONG = {"sampling": {"max_new_tokens": 128}, "ppo": {"batch": 512, "minibatch": 
     [
         ("cpu", "float32", "256"),
         ("cpu", "bfloat16", "512"),
-        ("cuda", "float32", "4,096"),
-        ("cuda", "bfloat16", "4,096"),
+        ("cuda", "float32", "2,048"),
+        ("cuda", "bfloat16", "2,048"),
     ],
 )
 def test_a_pass_is_that_of_the_device(
