@@ -30,6 +30,8 @@ APART = "MARL_GPU_ASIDE"
 """Environment variable: processes of their own on a CPU too, to try them."""
 LOADING = 60.0
 """Seconds that the libraries and the model may take to load."""
+RESTARTS = 2
+"""Times that a process is started again after it was ended."""
 TOGETHER = 30.0
 """Seconds in which all are waited for before the first measurement."""
 
@@ -63,7 +65,7 @@ class Here:
         """It is."""
         return True
 
-    def ask(self, name: str, seconds: float) -> dict[str, Any]:
+    def ask(self, name: str, seconds: float, loading: float = LOADING) -> dict[str, Any]:
         """The figures of one measurement; the limit is not kept."""
         return self._work(name)
 
@@ -84,7 +86,7 @@ class Aside:
         self._held = b""
         self._ends = 0
         self._broken: dict[str, Any] | None = None
-        """The answer to all further questions, once the process can't be loaded or was ended twice."""
+        """The answer to all further questions, once the process can't be loaded, or was ended too often."""
         atexit.register(self.close)
 
     def start(self) -> None:
@@ -112,18 +114,18 @@ class Aside:
             return False
         self._ready = found is not None and "failed" not in found
         if not self._ready:
-            self._broken = {**self._ended(f"it did not load in {seconds:.0f} s"), **(found or {})}
+            self._broken = {**self._ended(f"its process did not load in {seconds:.0f} s"), **(found or {})}
         return self._ready
 
     @property
     def _running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def ask(self, name: str, seconds: float) -> dict[str, Any]:
+    def ask(self, name: str, seconds: float, loading: float = LOADING) -> dict[str, Any]:
         """The figures of one measurement; a row that says so when none came in that many seconds, or the process ended."""
         if self._broken is not None:
             return dict(self._broken)
-        if not self.ready():
+        if not self.ready(min(loading, LOADING)):
             return dict(self._broken or {"failed": "its process did not load"})
         process = self._process
         assert process is not None
@@ -132,9 +134,13 @@ class Aside:
             process.stdin.write(json.dumps(name).encode() + b"\n")
             process.stdin.flush()
         except OSError as error:
-            return self._ended(f"it can't be asked ({error})")
+            return self._ended(f"its process can't be asked ({error})")
         found = self._line(seconds)
-        return found if found is not None else self._ended(f"no figures came in {seconds:.0f} s")
+        if found is None:
+            return self._ended(f"no figures came in {seconds:.0f} s, so its process was ended")
+        if "CUDA error" in json.dumps(found):  # not an out of memory: the device answers nothing more in that process
+            self._ended("its device failed")
+        return found
 
     def _line(self, seconds: float) -> dict[str, Any] | None:
         """The next answer; None when there is none in time."""
@@ -155,13 +161,17 @@ class Aside:
         return found
 
     def _ended(self, why: str) -> dict[str, Any]:
-        """End the process; the next question starts another."""
-        process = self._process
-        code = process.poll() if process is not None else None
+        """End the process, and say so; another takes its place at the next question, RESTARTS times."""
+        process, code = self._process, None
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(0.5)  # its pipe may close a moment before it ends
         self.close()
-        return {
-            "failed": f"{why}; its process {'had ended with code ' + str(code) if code is not None else 'was ended'}"
-        }
+        self._ends += 1
+        said = why if code is None else f"its process ended with code {code}"
+        if self._ends > RESTARTS:
+            self._broken = {"failed": f"not asked: {said} before, as {RESTARTS} times before that"}
+        return {"failed": said}
 
     def close(self) -> None:
         """End the process and what it started; give its memory back."""
@@ -256,7 +266,8 @@ def _asked(
 ) -> dict[str, Any]:
     if piece.group not in places:
         places[piece.group] = Here(load(piece.group))
-    return places[piece.group].ask(piece.name, min(piece.limit, max(record.left, 5.0)))
+    left = max(record.left, 5.0)
+    return places[piece.group].ask(piece.name, min(piece.limit, left), loading=left)
 
 
 def attempt(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

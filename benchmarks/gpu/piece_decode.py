@@ -25,8 +25,8 @@ SIZES = {"full": ("1b", 64, 64, 128), "tiny": ("tiny", 4, 8, 12)}
 """Shape, rows, prompt tokens, new tokens."""
 POLICY = "policy"
 BLOCK = 256
-"""Tokens of a block of continuous batching's cache, of which it gets what the rows need: left alone it takes nine tenths of the
-memory."""
+"""Tokens of a block of continuous batching's cache, as transformers has them. It gets as many blocks as the rows need: left alone it
+takes nine tenths of the memory."""
 
 
 def measurements(device: str, shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -164,9 +164,7 @@ class Bench:
         rows = self.prompts.ids.tolist()
         config = GenerationConfig(max_new_tokens=self.new, do_sample=True, eos_token_id=-1, pad_token_id=0)
         blocks = self.rows * (-(-(self.prompt + self.new) // BLOCK) + 1)
-        bounds = ContinuousBatchingConfig(
-            block_size=BLOCK, num_blocks=blocks, max_batch_tokens=max(self.rows * self.prompt, BLOCK)
-        )
+        bounds = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=max(self.rows * self.prompt, BLOCK))
         lengths: list[int] = []
         attention: list[str] = []
         set_attention = model.set_attn_implementation
@@ -193,7 +191,7 @@ class Bench:
             found,
             first_seconds=round(first, 3),
             blocks=blocks,
-            attention=attention[-1],
+            attention=attention[-1] if attention else "not told",
             includes="its manager made anew in each run",
         )
 
