@@ -236,18 +236,19 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def run_all(pieces: Sequence[Piece], record: Record, load: Callable[[str], Work]) -> None:
+def run_all(part: str, pieces: Sequence[Piece], asked: argparse.Namespace, load: Callable[[str], Work]) -> Record:
     """Measure the pieces that this shape has, in order: on a GPU each group in a process of its own, else here.
 
     `load`: group -> its measurements.
     """
-    asked = record.asked
     chosen = [piece for piece in pieces if asked.shape in piece.shapes and piece.wanted(asked)]
     places: dict[str, Aside | Here] = {}
     if asked.device == "cuda" or APART in os.environ:
         places = {group: Aside(group, asked) for group in dict.fromkeys(piece.group for piece in chosen)}
         for place in places.values():
             place.start()
+    record = Record(part, asked)  # it loads libraries too, and the device
+    if places:
         until = time.perf_counter() + TOGETHER
         for place in places.values():  # who loads while another measures disturbs it
             place.ready(max(until - time.perf_counter(), 0.1))
@@ -259,6 +260,7 @@ def run_all(pieces: Sequence[Piece], record: Record, load: Callable[[str], Work]
         if piece.group in places and all(later.group != piece.group for later in chosen[index + 1 :]):
             places.pop(piece.group).close()
             free()
+    return record
 
 
 def _asked(

@@ -111,17 +111,7 @@ def compared(device: str, shape: str, dim: int) -> dict[str, Any]:
     """All ways at one width of a head, forward and backward, in bfloat16; how far each is from float32 on padded rows."""
     packed = Packed.of(device, shape, dim, torch.bfloat16)
     rows, low, high, heads, keys, _ = SIZES[shape]
-    row: dict[str, Any] = {
-        "rows": rows,
-        "lengths": [low, high],
-        "tokens": len(packed.query),
-        "padded_tokens": rows * high,
-        "heads": heads,
-        "key_heads": keys,
-        "dim": dim,
-        "dtype": "bfloat16",
-        "is": "forward and backward; distances are from padded rows in float32",
-    }
+    row: dict[str, Any] = {}
     exact = _padded(Packed.of(device, shape, dim, torch.float32), masked=False, packs=True)()
     ways: dict[str, Callable[[], Run]] = {
         "marl": lambda: packed.marl,
@@ -133,8 +123,19 @@ def compared(device: str, shape: str, dim: int) -> dict[str, Any]:
     for name, make in ways.items():
         row |= attempt(name, lambda name=name, make=make: _way(name, make(), exact, device))  # type: ignore[misc]
     if "marl_ms" in row and "variable_ms" in row:
-        row["marl_of_variable"] = round(row["marl_ms"] / row["variable_ms"], 3)
-    return row
+        row = {"marl_of_variable": round(row["marl_ms"] / row["variable_ms"], 3), **row}
+    about = {
+        "rows": rows,
+        "lengths": [low, high],
+        "tokens": len(packed.query),
+        "padded_tokens": rows * high,
+        "heads": heads,
+        "key_heads": keys,
+        "dim": dim,
+        "dtype": "bfloat16",
+        "is": "forward and backward; distances are from padded rows in float32",
+    }
+    return {**row, **about}
 
 
 def _way(name: str, run: Run, exact: tuple[Tensor, ...], device: str) -> dict[str, Any]:

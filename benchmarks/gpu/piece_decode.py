@@ -77,17 +77,17 @@ class Bench:
         """The row of one way to sample."""
         tokens = self.rows * self.new
         return {
+            "ms_a_token_step": round(found.seconds / self.new * 1e3, 3),
+            "tokens_per_second": round(tokens / found.seconds, 1),
+            "seconds": round(found.seconds, 4),
+            **({} if found.peak_mib is None else {"peak_mib": round(found.peak_mib, 1)}),
+            **more,
+            "seconds_of_runs": [round(found.fastest, 4), round(found.slowest, 4)],
             "shape": self.shape,
             "rows": self.rows,
             "prompt_tokens": self.prompt,
             "new_tokens": self.new,
             "dtype": "bfloat16",
-            "seconds": round(found.seconds, 4),
-            "seconds_of_runs": [round(found.fastest, 4), round(found.slowest, 4)],
-            "tokens_per_second": round(tokens / found.seconds, 1),
-            "ms_a_token_step": round(found.seconds / self.new * 1e3, 3),
-            **({} if found.peak_mib is None else {"peak_mib": round(found.peak_mib, 1)}),
-            **more,
         }
 
     def _ours(self, speed: SpeedPart, adapter: str | None = POLICY) -> Timed:
@@ -127,11 +127,11 @@ class Bench:
         speed = copy_bandwidth(self.device)
         seconds = (weights + cache) / speed
         return {
-            "weight_mib": round(weights / 2**20, 1),
-            "cache_mib": round(cache / 2**20, 1),
-            "copy_gb_per_second": round(speed / 1e9, 1),
             "ms_a_token_step": round(seconds * 1e3, 4),
             "tokens_per_second": round(self.rows / seconds, 1),
+            "copy_gb_per_second": round(speed / 1e9, 1),
+            "weight_mib": round(weights / 2**20, 1),
+            "cache_mib": round(cache / 2**20, 1),
             "is": "weights without the embedding, adapters and the mean cache, read once a token step",
         }
 
@@ -145,12 +145,11 @@ class Bench:
         found = timed(step.run, self.device, repeat=3, warm=1, at_most=2.0)
         marl, mine = self.rollout(SpeedPart()).ids, step.run()
         same = (marl[:, : mine.shape[1]] == mine).float()
-        first, all_places = same[:, 0], same
         return self.said(
             found,
             capture_seconds=round(step.capture_seconds, 3),
-            first_token_alike=round(float(first.mean()), 4),
-            tokens_alike=round(float(all_places.mean()), 4),
+            first_token_alike=round(float(same[:, 0].mean()), 4),
+            tokens_alike=round(float(same.mean()), 4),
             captured=self.device == "cuda",
         )
 

@@ -116,14 +116,17 @@ def _timed(work: Callable[[], object], device: str) -> Timed:
 def compared(tokens: int, width: int, words: int, dtype: str, device: str, entropy: bool) -> dict[str, Any]:
     """marl, plain logits and Liger at one size: milliseconds, peak memory, and how far each is from plain logits."""
     inputs = Inputs.of(tokens, width, words, dtype, device)
-    row: dict[str, Any] = {"tokens": tokens, "hidden": width, "words": words, "dtype": dtype}
+    row: dict[str, Any] = {}
     for name, way in (("marl", inputs.marl), ("plain", inputs.plain)):
         row |= attempt(name, lambda name=name, way=way: _way(inputs, name, way, entropy))  # type: ignore[misc]
     row |= attempt("difference", lambda: _differences(inputs, entropy))
     row |= attempt("liger", lambda: _liger(inputs))
-    if "marl_ms" in row and "plain_ms" in row:
-        row["marl_of_plain"] = round(row["marl_ms"] / row["plain_ms"], 3)
-    return row
+    first = {
+        f"marl_of_{name}": round(row["marl_ms"] / row[f"{name}_ms"], 3)
+        for name in ("plain", "liger")
+        if f"{name}_ms" in row and "marl_ms" in row
+    }
+    return {**first, **row, "tokens": tokens, "hidden": width, "words": words, "dtype": dtype}
 
 
 def _way(inputs: Inputs, name: str, way: Way, entropy: bool) -> dict[str, Any]:
@@ -189,7 +192,7 @@ def tiles(device: str, shape: str) -> dict[str, Any]:
                 found[f"{tokens}x{words}"] = attempt("tile", lambda inputs=inputs: _tile(inputs))  # type: ignore[misc]
         done = {name: tile["ms"] for name, tile in found.items() if "ms" in tile}
         best = min(done, key=lambda name: done[name], default="none")
-        row[size.removeprefix("logprobs ")] = {"tiles": found, "best": best}
+        row[size.removeprefix("logprobs ")] = {"best": best, "tiles": found}
         del inputs
     return row
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,9 +16,7 @@ from torch import Tensor, nn
 from workloads import Work
 
 from marl_core import Runner
-from marl_core.bank import lean
 from marl_core.bank.trunk import PassOptions
-from marl_core.config.speed_config import usual_tokens
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.ppo.update import Batch, update_epochs
@@ -34,38 +31,27 @@ MANY = 4
 """Times as many responses where pass budgets are compared: they differ where a minibatch is larger than they are."""
 SHAPES = {"full": "1b", "tiny": "tiny"}
 BUDGETS = {"full": (2048, 4096, 8192, 16_384, 32_768), "tiny": (128, 512)}
-PLAIN, USUAL = PassOptions(pack=False), PassOptions(pack=True)
-
-
-@contextmanager
-def without_recompute(model: nn.Module) -> Iterator[None]:
-    """The modules' own forwards inside: everything that autograd would keep is kept."""
-    own = {lean._gated_product, lean._activation, lean._adapted}
-    patched = [module for module in model.modules() if getattr(vars(module).get("forward"), "__func__", None) in own]
-    for module in patched:
-        del vars(module)["forward"]
-    try:
-        yield
-    finally:
-        lean.keep_less(model)
+PLAIN = PassOptions(pack=False, recompute_cheap=False)
+PACKED = PassOptions(pack=True, recompute_cheap=False)
+CHEAP = PassOptions(pack=True, recompute_cheap=True)
+TOKENS = {"full": 16_384, "tiny": 512}
+"""A pass's tokens where budgets are not what is compared: all responses of a minibatch go through together."""
 
 
 def measurements(device: str, shape: str) -> dict[str, Callable[[], dict[str, Any]]]:
     """By name; they share one base, one rollout and the weights that the policy starts from."""
     bench = Bench(device, shape)
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        "update recompute off": lambda: bench.row(bench.even, USUAL, recompute=False),
-        "update recompute on": lambda: bench.row(bench.even, USUAL),
-        "update checkpointing": lambda: bench.row(bench.even, PassOptions(recompute=True)),
-        "update checkpointing, recompute off": lambda: bench.row(
-            bench.even, PassOptions(recompute=True), recompute=False
-        ),
+        "update recompute off": lambda: bench.row(bench.even, PACKED),
+        "update recompute on": lambda: bench.row(bench.even, CHEAP),
+        "update checkpointing": lambda: bench.row(bench.even, replace(PACKED, recompute=True)),
+        "update checkpointing, recompute on": lambda: bench.row(bench.even, replace(CHEAP, recompute=True)),
         "update packing off": lambda: bench.row(bench.ragged, PLAIN),
-        "update packing on": lambda: bench.row(bench.ragged, USUAL),
+        "update packing on": lambda: bench.row(bench.ragged, PACKED),
         "update compile": bench.compiled,
     }
     for tokens in BUDGETS[shape]:
-        found[f"update budget {tokens}"] = lambda tokens=tokens: bench.row(bench.many, USUAL, tokens=tokens)  # type: ignore[misc]
+        found[f"update budget {tokens}"] = lambda tokens=tokens: bench.row(bench.many, CHEAP, tokens=tokens)  # type: ignore[misc]
     return found
 
 
@@ -163,50 +149,43 @@ class Bench:
         """How far the last update moved each weight."""
         return [now.detach() - was for now, was in zip(self._parameters(self.runner), self.start, strict=True)]
 
-    def row(
-        self, case: Case, options: PassOptions, *, recompute: bool = True, tokens: int | None = None, warm: int = 1
-    ) -> dict[str, Any]:
+    def row(self, case: Case, options: PassOptions, *, tokens: int | None = None, warm: int = 1) -> dict[str, Any]:
         """Seconds, speed, memory, and how far the update is from the plain path's, as a share of its length."""
         _ = self.start
-        tokens = tokens or usual_tokens(self.device, "bfloat16")
+        tokens = tokens or TOKENS[self.shape]
         options = self.runner.bank.trunk.prepare(options)
-        with nullcontext() if recompute else without_recompute(self.runner.bank.base):
-            found = timed(lambda: self.update(case, options, tokens), self.device, repeat=3, warm=warm, at_most=2.0)
-            moved = self.moved()
+        found = timed(lambda: self.update(case, options, tokens), self.device, repeat=3, warm=warm, at_most=2.0)
+        moved = self.moved()
         if case.plain is None:
-            with without_recompute(self.runner.bank.base):
-                self.update(case, PLAIN, usual_tokens(self.device, "bfloat16"))
+            self.update(case, PLAIN, TOKENS[self.shape])
             case.plain = self.moved()
-        return {
-            **self.said(case, found, options, recompute, tokens),
-            "from_plain": round(relative(moved, case.plain), 5),
-        }
+        return {**self.said(case, found, options, tokens), "from_plain": round(relative(moved, case.plain), 5)}
 
-    def said(self, case: Case, found: Timed, options: PassOptions, recompute: bool, tokens: int) -> dict[str, Any]:
+    def said(self, case: Case, found: Timed, options: PassOptions, tokens: int) -> dict[str, Any]:
         """The row of one way to update."""
         work = case.work
         flops = step_flops(work, self.runner.bank.base.config)["update"]
         memory = {} if found.peak_mib is None else {"peak_mib": round(found.peak_mib, 1)}
         return {
-            "responses": work.prompts,
-            "sequence_tokens": work.prompts * work.prompt_tokens + work.tokens,
+            "seconds": round(found.seconds, 4),
+            **memory,
+            "tokens_per_second": round(work.tokens / found.seconds, 1),
+            "of_matmul_peak": round(flops / found.seconds / self.matmul, 4),
             "microbatch_tokens": tokens,
             "pack": options.pack,
             "checkpointing": options.recompute,
-            "recompute": recompute,
+            "recompute_cheap": options.recompute_cheap,
             "compile": options.compiled,
-            "seconds": round(found.seconds, 4),
-            "tokens_per_second": round(work.tokens / found.seconds, 1),
-            **memory,
-            "of_matmul_peak": round(flops / found.seconds / self.matmul, 4),
+            "responses": work.prompts,
+            "sequence_tokens": work.prompts * work.prompt_tokens + work.tokens,
         }
 
     def compiled(self) -> dict[str, Any]:
         """Compiled layers; they stay marked, so this comes last in its process."""
-        plain = self.row(self.even, USUAL)
-        options = self.runner.bank.trunk.prepare(PassOptions(pack=True, compiled=True))
+        plain = self.row(self.even, PACKED)
+        options = self.runner.bank.trunk.prepare(replace(PACKED, compiled=True))
         start = time.perf_counter()
-        self.update(self.even, options, usual_tokens(self.device, "bfloat16"))
+        self.update(self.even, options, TOKENS[self.shape])
         wait(self.device)
         first = time.perf_counter() - start
         row = self.row(self.even, options, warm=0)

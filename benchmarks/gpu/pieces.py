@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this folder is no package
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a kernel that isn't installed is not looked for
 
 from aside import GROUP, Piece, Work, run_all, serve
-from record import Record, parse
+from record import parse
 
 MODULES = {
     "logprobs": "piece_logprobs",
@@ -59,7 +59,7 @@ PIECES = [
     Piece("decode graph", "graph", 5, 20),
     Piece("decode continuous", "continuous", 8, 25),
     Piece("decode marl, no adapter", "decode", 4, 15),
-    Piece("update checkpointing, recompute off", "update", 2, 10),
+    Piece("update checkpointing, recompute on", "update", 2, 10),
     Piece("logprobs float32", "logprobs", 2, 10),
     Piece("logprobs many words", "logprobs", 2, 10, FULL),
     Piece("logprobs many tokens", "logprobs", 2, 10, FULL),
@@ -93,7 +93,7 @@ def main() -> None:
     if GROUP in os.environ:
         serve(lambda: load(os.environ[GROUP], asked))
     else:
-        run_all(PIECES, Record("pieces", asked), lambda group: load(group, asked))
+        run_all("pieces", PIECES, asked, lambda group: load(group, asked))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this folder is no package
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from aside import GROUP, Piece, Work, run_all, serve
-from record import Record, Skip, parse
+from record import Skip, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,15 @@ class Size:
         return self.prompts * self.samples
 
 
-SIZES = {"full": Size("1b", 8, 4, 64, 128), "tiny": Size("tiny", 2, 2, 8, 12)}
+SIZES = {"full": Size("1b", 8, 4, 64, 64), "tiny": Size("tiny", 2, 2, 8, 12)}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DTYPE, LEARNING_RATE = "bfloat16", 1e-5
 STEPS = {"full": 2, "tiny": 3}
 """Steps that are measured, after one that warms up."""
 PIECES = [
-    Piece("marl", "marl", 8, 30),
-    Piece("trl", "trl", 10, 35),
-    Piece("trl as it comes", "trl", 8, 30),
+    Piece("marl", "marl", 6, 25),
+    Piece("trl", "trl", 7, 25),
+    Piece("trl as it comes", "trl", 7, 25),
 ]
 AGILERL = (
     "agilerl 2.58.0: its extra `llm` asks for exactly vllm 0.25.1, transformers 5.14.1, peft 0.21.0, bitsandbytes 0.49.2, liger-kernel "
@@ -62,12 +63,23 @@ AGILERL = (
 def load(group: str, asked: Namespace) -> Work:
     """What one process measures."""
     warnings.simplefilter("ignore")
-    if group == "marl":
-        import marl_core  # noqa: F401
-    else:
-        _import_trl()
+    if group == "trl":
+        with suppress(Skip):  # said where it is asked for
+            _import_trl()
+    _ready(asked.device)
     work = {"marl": marl, "trl": trl, "trl as it comes": trl_as_it_comes}
     return lambda name: work[name](asked)
+
+
+def _ready(device: str) -> None:
+    """Load what both need, and the device, before anything is asked."""
+    import models  # noqa: F401
+    import torch
+
+    import marl_core.run.runner  # noqa: F401
+
+    if device == "cuda":
+        torch.zeros(1, device=device)
 
 
 def _import_trl() -> None:
@@ -81,6 +93,11 @@ def said(size: Size, seconds: list[float], peak: float | None, **more: Any) -> d
     """The row of one trainer."""
     step = statistics.median(seconds)
     return {
+        "seconds_a_step": round(step, 4),
+        "tokens_per_second": round(size.responses * size.new_tokens / step, 1),
+        **({} if peak is None else {"peak_mib": round(peak, 1)}),
+        **more,
+        "seconds_of_steps": [round(each, 4) for each in seconds],
         "shape": size.shape,
         "prompts": size.prompts,
         "samples_per_prompt": size.samples,
@@ -89,11 +106,6 @@ def said(size: Size, seconds: list[float], peak: float | None, **more: Any) -> d
         "dtype": DTYPE,
         "targets": "all linear layers",
         "r": size.r,
-        "seconds_a_step": round(step, 4),
-        "seconds_of_steps": [round(each, 4) for each in seconds],
-        "tokens_per_second": round(size.responses * size.new_tokens / step, 1),
-        **({} if peak is None else {"peak_mib": round(peak, 1)}),
-        **more,
     }
 
 
@@ -256,7 +268,7 @@ def _trl(asked: Namespace, gradient_checkpointing: bool) -> dict[str, Any]:
         seconds,
         peak,
         phases={"generate": round(statistics.median(sampling), 4)},
-        does="GRPOTrainer: transformers' generate; beta 0, so no reference; no scoring pass, for one update a batch needs no old log-probs; "
+        does="GRPOTrainer: transformers' generate; beta 0, so no reference; no scoring pass: one update a batch needs no old log-probs; "
         f"autocast to bfloat16, adapters in {', '.join(sorted(trained))}; gradient checkpointing "
         f"{'on, its default' if gradient_checkpointing else 'off, on is its default'}; loss {config.loss_type}",
     )
@@ -268,8 +280,7 @@ def main() -> None:
     if GROUP in os.environ:
         serve(lambda: load(os.environ[GROUP], asked))
         return
-    record = Record("rivals", asked)
-    run_all(PIECES, record, lambda group: load(group, asked))
+    record = run_all("rivals", PIECES, asked, lambda group: load(group, asked))
     if not asked.only:
         record.add({"name": "agilerl", "skipped": AGILERL})
 
