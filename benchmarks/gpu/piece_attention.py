@@ -75,7 +75,8 @@ class Packed:
 
     def marl(self) -> tuple[Tensor, ...]:
         """marl's own."""
-        out = attend(self.module, *self.packed, None, layout=self.layout)[0][0]  # type: ignore[arg-type]
+        query, key, value = self.packed
+        out = attend(self.module, query, key, value, None, layout=self.layout)[0][0]
         return out, *self.grads(out)
 
     def variable(self, cumulated: Tensor, longest: int, grouped: bool) -> tuple[Tensor, ...]:
@@ -159,8 +160,8 @@ def _padded(packed: Packed, *, masked: bool, packs: bool) -> Run:
         told = causal[None, None] & mask[:, None, None, :]
 
     def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        blocks = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        out: Tensor = sdpa_attention_forward(module, *blocks, told)[0]  # type: ignore[misc]
+        heads = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+        out: Tensor = sdpa_attention_forward(module, heads[0], heads[1], heads[2], told)[0]
         return out
 
     def block(tensor: Tensor) -> Tensor:
