@@ -3,10 +3,10 @@ PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
 BOTH := -n 2 --dist loadfile
-PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo
+PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo and not gpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench lowest gpu-versions zoo clean
+.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -34,7 +34,7 @@ study: .venv/quickstart
 	$(BIN)/python examples/reference_study/study.py $(ARGS)
 
 # Every test once: those of the house read the checkout, all others run against the built wheel, as its users will.
-test: lint docs house examples browser trackers real third-party wheel
+test: lint docs house examples browser trackers real third-party gpu-tiny wheel
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -92,6 +92,14 @@ wheel: .venv/test
 # One PPO step on fixed work, beside the machine's floor; `make bench ARGS="W1 --dtype bfloat16"` for a part.
 bench: .venv/quickstart
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+# The check on a GPU, within eight minutes (benchmarks/gpu/README.md); `make gpu ARGS="--parts tests steps"` for a part.
+gpu: .venv/test
+	PYTHON=$(BIN)/python MARL_PARTS=none bash benchmarks/gpu/run.sh $(ARGS)
+
+# The same parts where there is no GPU, on tiny shapes: that they will run when one is lent. Here are the tests of tests/gpu, too.
+gpu-tiny: .venv/test
+	PYTHON=$(BIN)/python MARL_PARTS=none bash benchmarks/gpu/run.sh --device cpu --shape tiny --minutes 30 --out build/gpu-tiny
 
 # -- nightly: minutes each ------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ def main() -> None:
     """Each case is a row."""
     record = Record("estimate", parse("estimate", __doc__))
     asked = record.asked
-    chosen = list(CASES) if asked.shape == "full" else ["bf16-8", "fp32-all-roles"]
+    chosen = list(CASES) if asked.shape == "full" else ["bf16-8"]
     measure = on_device if asked.device == "cuda" else in_a_process
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder))

@@ -193,26 +193,26 @@ def step(case: Case, held: Held, machine: dict[str, Any]) -> dict[str, Any]:
     weights = sum(tensor.nbytes for name, tensor in bank.base.state_dict().items() if hasattr(tensor, "nbytes"))
     flops = step_flops(work, bank.base.config)
     return {
-        "responses": work.prompts,
-        "prompt_tokens": work.prompt_tokens,
-        "new_tokens": work.new_tokens,
-        "roles": "policy alone" if case.alone else "policy, reference, reward, value",
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "seconds_a_step": round(sum(seconds.values()), 3),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "tokens_per_second": {
             "sampling": round(work.tokens / seconds["generate"]),
             "scoring": round(sequence / seconds["score"]),
             "training": round(work.epochs * sequence / seconds["update"]),
         },
+        "peak_gib_in_all": round(max(peaks_by_phase.values()) / GIB, 3),
         **shares(work, bank, machine, seconds, flops, weights),
         "ms_a_token_step": round(1000 * seconds["generate"] / work.new_tokens, 3),
         "base_gib": round(weights / GIB, 3),
         "loaded_gib": round(loaded / GIB, 3),
         "peak_gib": {name: round(value / GIB, 3) for name, value in peaks_by_phase.items()},
-        "peak_gib_in_all": round(max(peaks_by_phase.values()) / GIB, 3),
         "four_models_gib": round((max(peaks_by_phase.values()) + 3 * weights) / GIB, 3),
         "estimate_gib": round(said.peak / GIB, 3),
         "estimate_over_measured": round(said.peak / max(max(peaks_by_phase.values()), 1.0), 3),
+        "responses": work.prompts,
+        "prompt_tokens": work.prompt_tokens,
+        "new_tokens": work.new_tokens,
+        "roles": "policy alone" if case.alone else "policy, reference, reward, value",
         "preflight": {} if checked is None else {check.name: dict(check.numbers) for check in checked.checks},
     }
 
