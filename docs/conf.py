@@ -21,7 +21,15 @@ ROOT = Path(__file__).parents[1]
 MODULES = ("marl_core", "marl_core.testing", "marl_core.ppo")
 START = ("docs/plugins", "docs/rewards", "docs/strategies", "docs/adapters", "docs/from-trl")
 LOOK_UP = ("docs/config", "docs/cli", "docs/hooks", "docs/api")
-BELOW = ("docs/architecture", "docs/reliability", "docs/upstream", "benchmarks/NOTES", "CONTRIBUTING", "CHANGELOG")
+BELOW = (
+    "docs/architecture",
+    "docs/reliability",
+    "docs/upstream",
+    "benchmarks/NOTES",
+    "benchmarks/gpu/README",
+    "CONTRIBUTING",
+    "CHANGELOG",
+)
 PYDANTIC = "model_config, model_post_init, model_fields, model_computed_fields"
 
 project = "marl"
@@ -29,7 +37,7 @@ author = "the marl maintainers"
 version = release = marl_core.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/*.md", "benchmarks/gpu/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "marl_core", "plugins", "**/.*", "**/node_modules"]
 myst_heading_anchors = 4  # the anchors that GitHub gives
 default_role = "code"

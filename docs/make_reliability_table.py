@@ -100,7 +100,7 @@ NOT_KEPT = """
   moved and rounding with them: 1.5e-6 was seen with packed rows, and those are held by their weights instead (2e-3 relative).
   How far that is from float64 was measured for one process (I11), not for two.
 - **Signals**: the first one waits for the end of the step, so a slow step or reward delays the save. A second one stops at once.
-- **A GPU was never used**: everything here ran on CPUs.
+- **A GPU was never used**: everything here ran on CPUs, some of it on one that plays a CUDA device (docs/gpu.md).
 - **int8 with bitsandbytes on CPUs** trains and evaluates by different kernels; one mode for every pass keeps the ratio exact.
 """
 

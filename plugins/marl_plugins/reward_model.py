@@ -32,8 +32,6 @@ class RewardModel:
         """Load both; DataError when the model has no trained head with one label."""
         self._options, self._device = options, device
         path = os.path.expanduser(options.path)
-        from marl_core.bank.out_of_memory import raise_if_out_of_memory
-
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision, trust_remote_code=False)
             self._model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -44,8 +42,9 @@ class RewardModel:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+        except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the folder
+            raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise_if_out_of_memory(error)
             first = str(error).strip().splitlines()[0]
             raise DataError(
                 f"reward.path: {options.path!r} could not be loaded as a sequence-classification model: {first}"

@@ -95,7 +95,7 @@ def test_no_model_is_refused_for_it(
 ) -> None:
     """Each model is tried on a few tokens when it is loaded."""
     monkeypatch.setattr(*place, too_much)
-    with pytest.raises(OutOfMemoryError, match=r"model: memory ran out .*quantization: bnb-4bit"):
+    with pytest.raises(OutOfMemoryError, match=r"model: memory ran out .*a quantization"):
         Runner(make_config())
 
 
