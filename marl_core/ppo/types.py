@@ -147,6 +147,7 @@ class Rollout:
         shape = (len(self.prompts), ids.shape[1])
         _convert(
             self,
+            prompts=self.prompts if self.prompts.ids.device == ids.device else self.prompts.to(ids.device),
             ids=as_ids(ids, "Rollout.ids", shape),
             mask=as_mask(self.mask, "Rollout.mask", shape).to(ids.device),
             finished=as_mask(self.finished, "Rollout.finished", shape[:1]).to(ids.device),
@@ -219,7 +220,8 @@ class Rollout:
 
     def select(self, rows: Tensor | slice) -> Rollout:
         """Some of the responses."""
-        index = torch.arange(len(self))[rows].tolist()
+        rows = rows.to(self.ids.device) if isinstance(rows, Tensor) else rows
+        index = torch.arange(len(self), device=self.ids.device)[rows].tolist()
         p = self.prompts
         texts = [p.texts[i] for i in index] if p.texts else ()
         return replace(

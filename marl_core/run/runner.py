@@ -35,6 +35,7 @@ from marl_core.registry.catalog import Catalog
 from marl_core.run import loop, passes
 from marl_core.run.allocator import give_back
 from marl_core.run.audience import Audience
+from marl_core.run.dump import to_device
 from marl_core.run.folder import RunFolder
 from marl_core.run.guards import Guards, sampling
 from marl_core.run.metrics import step_stats
@@ -166,6 +167,7 @@ class Runner:
 
         The pre-flight check runs before the first update.
         """
+        scored = self._here(scored)
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
         seed = self.config.run.seed
@@ -210,11 +212,18 @@ class Runner:
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
         """The metrics of the step that `update` ended; observers hear of them."""
-        stats = step_stats(self.done, scored, advantages, update, self._coef_used, self.seconds)
+        scored = self._here(scored)
+        fitted = advantages.fitted(scored.rollout)
+        stats = step_stats(self.done, scored, fitted, update, self._coef_used, self.seconds)
         self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
         self.guards.watch.step_ended(self.done)
         return stats
+
+    def _here(self, scored: ScoredRollout) -> ScoredRollout:
+        """On the bank's device, where a scored rollout of one's own needn't be."""
+        device = self.bank.device
+        return scored if scored.rollout.ids.device == device else to_device(scored, device)
 
     def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
         found = score_in_shares(

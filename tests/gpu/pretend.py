@@ -15,13 +15,14 @@ never becomes an operation (getters, `.to()`, `.numpy()`, constructors that look
 What pretending can't show: numbers (TF32, bf16 kernels' rounding, sums in another order), memory, speed, asynchronous
 execution, kernels that a CPU hasn't (bitsandbytes, flash attention, CUDA graphs), torch.compile (the mode turns it off), NCCL
 and several GPUs, operations for which CUDA lacks a kernel (products of integers excepted), pickled tensors (they
-lose their mark), and tensors that a library reads by address.
+lose their mark), a gradient handed to `backward` from another device, and tensors that a library reads by address.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import DefaultDeviceType
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -209,7 +211,9 @@ class _Pretending(TorchDispatchMode):
             on_cuda = _books.holds(before[0])
         elif func._schema.name.split("::")[1] in INDEXING:
             on_cuda = _books.holds(args[0])
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if on_cuda and func._schema.name == "aten::histc" and not args[0].is_floating_point():
+            found = func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)  # the CPU has no histogram of integers
+        elif torch.Tag.nondeterministic_seeded in func.tags:
             found = _drawn(func, args, kwargs, on_cuda)
         else:
             with nullcontext() if func.namespace == "aten" else _kernel():
@@ -523,6 +527,7 @@ def _cuda_module() -> dict[str, Any]:
     return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
+        "_initialized": True,
         "_is_in_bad_fork": lambda: False,
         "init": lambda: None,
         "_lazy_init": lambda: None,
@@ -530,7 +535,7 @@ def _cuda_module() -> dict[str, Any]:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "device": _Device,
-        "get_device_name": lambda device=None: device and "pretended" or "pretended",
+        "get_device_name": lambda given=None: "pretended",
         "get_device_properties": lambda given=None: device,
         "get_device_capability": lambda given=None: (9, 0),
         "is_bf16_supported": lambda including_emulation=True: True,
@@ -587,6 +592,17 @@ def _patches() -> Iterator[Any]:
     yield mock.patch.object(threading.Thread, "run", _run_pretending(threading.Thread.run))
     for name, new in _cuda_module().items():
         yield mock.patch.object(torch.cuda, name, new)
+    accelerator = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": lambda check_available=False: torch.device("cuda"),
+        "current_device_index": lambda: 0,
+        "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None),
+        "synchronize": lambda device=None: None,
+    }
+    for name, new in accelerator.items():
+        yield mock.patch.object(torch.accelerator, name, new)
+    yield mock.patch.object(DefaultDeviceType, "_default_device_type", "cuda")
 
 
 def _import_first() -> None:
@@ -594,6 +610,15 @@ def _import_first() -> None:
     for name in ("bitsandbytes", "peft", "accelerate"):
         if importlib.util.find_spec(name.split(".")[0]) is not None:
             importlib.import_module(name)
+
+
+def _forget_answers() -> None:
+    """What libraries have found out about CUDA and keep: asked again inside, and again outside."""
+    for name in ("transformers.utils.import_utils", "accelerate.utils.imports"):
+        for held in vars(sys.modules[name]).values() if name in sys.modules else ():
+            asks = getattr(held, "__name__", "").startswith(("is_torch_", "is_cuda", "get_cuda", "is_flash"))
+            if asks and callable(getattr(held, "cache_clear", None)):
+                held.cache_clear()
 
 
 _open = threading.local()
@@ -612,6 +637,8 @@ def pretended_cuda() -> Iterator[torch.device]:
             for patch in _patches():
                 opened.enter_context(patch)
             opened.enter_context(_Pretending())
+            opened.callback(_forget_answers)
+            _forget_answers()
             yield CUDA
     finally:
         _open.depth = 0
