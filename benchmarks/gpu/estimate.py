@@ -17,12 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PARENT = Path(__file__).parents[1]
-sys.path.insert(0, str(PARENT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from memory import CASES, config_of, write_inputs  # these folders are no packages
 from record import Record, parse
+
+PARENT = Path(__file__).parents[1]
 
 
 def main() -> None:

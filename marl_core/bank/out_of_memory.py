@@ -54,7 +54,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def _remedy(phase: str, config: RunConfig, device: str) -> str:
-    if phase == "model":
+    if phase == "loading":
         return "Hold the base smaller: a quantization (`marl plugins` lists them), model.dtype: bfloat16, or a smaller model."
     rows = config.sampling.at_once(config.ppo.batch, config.ppo.samples_per_prompt)
     fewer = f"Sample fewer rows at once: sampling.rows (now {rows}); it changes no token."

@@ -87,7 +87,7 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         self.guards, self.audience = Guards(), Audience()
         self.plan.hooks.around = self.guards.watch.around
-        with as_alone(), threads(config.run.threads), memory_told("model", config, device_of(config)):
+        with as_alone(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
             self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
         self.bank = self.roles.bank
         try:

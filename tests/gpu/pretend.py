@@ -212,7 +212,9 @@ class _Pretending(TorchDispatchMode):
         elif func._schema.name.split("::")[1] in INDEXING:
             on_cuda = _books.holds(args[0])
         if on_cuda and func._schema.name == "aten::histc" and not args[0].is_floating_point():
-            found = func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)  # the CPU has no histogram of integers
+            found = func(args[0].double(), *args[1:], **kwargs).to(
+                args[0].dtype
+            )  # the CPU has no histogram of integers
         elif torch.Tag.nondeterministic_seeded in func.tags:
             found = _drawn(func, args, kwargs, on_cuda)
         else:

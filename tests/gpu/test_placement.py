@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from marl_core import (
     AdapterBank,
@@ -74,7 +73,9 @@ def material(
     judge.save_pretrained(folder / "judge")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder / "judge")
     on_merged = write_reward_adapter(merged, folder / "reward-on-merged")
-    return Material(tiny_folder, sft_adapter, reward_adapter, on_merged, str(folder / "judge"), rewards_file, prompts_file)
+    return Material(
+        tiny_folder, sft_adapter, reward_adapter, on_merged, str(folder / "judge"), rewards_file, prompts_file
+    )
 
 
 def trained(config: Any, **options: Any) -> Runner:
@@ -230,7 +231,9 @@ class TestRunFolder:
             mine, theirs = whole.bank.tensors(name), again.bank.tensors(name)
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
-    def test_a_cuda_checkpoint_is_resumed_on_a_cpu(self, on_cuda: MakeConfig, make_config: MakeConfig, tmp_path: Path) -> None:
+    def test_a_cuda_checkpoint_is_resumed_on_a_cpu(
+        self, on_cuda: MakeConfig, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
         run = {"folder": str(tmp_path / "run"), "checkpoint_every": 1}
         next(Runner(on_cuda(run=run)).steps())
         gc.collect()
@@ -410,10 +413,15 @@ class TestBank:
         bank.remove("sft")
         bank.load("again", tmp_path / "policy")
         assert all(tensor.is_cuda for tensor in bank.tensors("again").values())
-        assert all(torch.equal(a, b) for a, b in zip(bank.tensors("again").values(), bank.tensors("policy").values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(bank.tensors("again").values(), bank.tensors("policy").values(), strict=True)
+        )
         assert bank.checksum("policy", "value") == before
         with bank.view(View("again")):
-            assert bank.trunk.hidden(torch.tensor([[4, 5]], device=bank.device), torch.ones(1, 2, device=bank.device).bool()).is_cuda
+            assert bank.trunk.hidden(
+                torch.tensor([[4, 5]], device=bank.device), torch.ones(1, 2, device=bank.device).bool()
+            ).is_cuda
 
     def test_merging_into_a_model_on_the_device(self, device: torch.device, material: Material) -> None:
         from transformers import AutoModelForCausalLM
@@ -422,7 +430,9 @@ class TestBank:
         merged = merge_into(model.to("cuda"), material.sft)
         assert all(tensor.is_cuda for tensor in merged.state_dict().values())
 
-    def test_a_certificate(self, device: torch.device, material: Material, write_reward_adapter: Write, tmp_path: Path) -> None:
+    def test_a_certificate(
+        self, device: torch.device, material: Material, write_reward_adapter: Write, tmp_path: Path
+    ) -> None:
         folder = write_reward_adapter(material.base, tmp_path / "reward")
         write_certificate(folder, material.base, ["A good film", "Bad"])
         bank = AdapterBank.from_pretrained(material.base, device="cuda")

@@ -53,7 +53,9 @@ WRONG: dict[str, Mix] = {
     "linear": lambda x, y: F.linear(x, torch.ones(2, 4)),
     "embedding": lambda x, y: F.embedding(y.long(), torch.ones(4, 2, device=x.device)),
     "integer matmul": lambda x, y: x.long()[None] @ x.long()[:, None],
-    "attention": lambda x, y: F.scaled_dot_product_attention(x.view(1, 1, 4, 1), x.view(1, 1, 4, 1), y.view(1, 1, 4, 1)),
+    "attention": lambda x, y: F.scaled_dot_product_attention(
+        x.view(1, 1, 4, 1), x.view(1, 1, 4, 1), y.view(1, 1, 4, 1)
+    ),
     "clamp": lambda x, y: x.clamp(y, y + 1),
     "foreach": lambda x, y: torch._foreach_add([x, x], [x, y]),
     "a CPU generator": lambda x, y: torch.rand(3, device=x.device, generator=cpu_generator()),

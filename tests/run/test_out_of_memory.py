@@ -95,23 +95,23 @@ def test_no_model_is_refused_for_it(
 ) -> None:
     """Each model is tried on a few tokens when it is loaded."""
     monkeypatch.setattr(*place, too_much)
-    with pytest.raises(OutOfMemoryError, match=r"model: memory ran out .*a quantization"):
+    with pytest.raises(OutOfMemoryError, match=r"loading: memory ran out .*a quantization"):
         Runner(make_config())
 
 
 def test_nor_for_its_recomputation(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_gradient", too_much)
-    with pytest.raises(OutOfMemoryError, match="model: memory ran out"):
+    with pytest.raises(OutOfMemoryError, match="loading: memory ran out"):
         Runner(make_config(model={"gradient_checkpointing": True}))
 
 
 def test_nor_a_folder_or_an_adapter(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as inside:
         inside.setattr("transformers.AutoModelForCausalLM.from_pretrained", too_much)
-        with pytest.raises(OutOfMemoryError, match="model: memory ran out"):
+        with pytest.raises(OutOfMemoryError, match="loading: memory ran out"):
             Runner(make_config())
     monkeypatch.setattr("peft.PeftModel.__init__", too_much)
-    with pytest.raises(OutOfMemoryError, match="model: memory ran out"):
+    with pytest.raises(OutOfMemoryError, match="loading: memory ran out"):
         Runner(make_config())
 
 
