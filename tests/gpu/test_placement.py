@@ -399,8 +399,8 @@ class TestDoors:
 
 class TestBank:
     @pytest.fixture
-    def bank(self, device: torch.device) -> Iterator[AdapterBank]:
-        yield tiny_bank(policy="policy", device="cuda")
+    def bank(self, device: torch.device) -> AdapterBank:
+        return tiny_bank(policy="policy", device="cuda")
 
     def test_the_gradient_check(self, bank: AdapterBank) -> None:
         assert gradient_survives(bank, "policy").ok
