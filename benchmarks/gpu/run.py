@@ -45,8 +45,8 @@ PARTS = (
     ),
     Part("steps", 165, 150, 240, "steps on 1B and 7B shapes, bfloat16 and 4-bit"),
     Part("estimate", 20, 15, 240, "the memory estimate beside what was measured"),
-    Part("pieces", 95, 85, 240, "log-probs, attention, decode loops, recomputation, budgets"),
-    Part("quickstart", 50, 40, 600, "the quickstart's PPO on the real model"),
+    Part("pieces", 95, 90, 240, "log-probs, attention, decode loops, recomputation, budgets"),
+    Part("quickstart", 50, 45, 600, "the quickstart's PPO on the real model"),
     Part("rivals", 30, 25, 240, "TRL's GRPO on the same shape"),
 )
 GRACE = 5.0
@@ -122,15 +122,16 @@ def run(part: Part, limit: float, asked: argparse.Namespace, out: Path, log: IO[
 def show(child: subprocess.Popen[str], log: IO[str]) -> None:
     """Everything to the log; of each measurement a short line to the terminal."""
     assert child.stdout is not None
-    for line in child.stdout:
-        log.write(line)
-        log.flush()
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "name" in row and not row.get("quiet"):
-            print(f"  {brief(row)}", flush=True)
+    with child.stdout as lines:
+        for line in lines:
+            log.write(line)
+            log.flush()
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "name" in row and not row.get("quiet"):
+                print(f"  {brief(row)}", flush=True)
 
 
 def kill(child: subprocess.Popen[str]) -> None:
