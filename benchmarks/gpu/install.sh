@@ -75,6 +75,11 @@ for piece in "$parts"/[1-9]*/*.01of*; do
     cat "${pieces[@]}" >"$site/.files/.$name" && mv "$site/.files/.$name" "$site/.files/$name"
 done
 
+for adapters in "$parts"/[1-9]*/quickstart-inputs.tgz; do
+    mkdir -p "$site/.quickstart-inputs"
+    tar --extract --gzip --file "$adapters" -C "$site/.quickstart-inputs"
+done
+
 # -- what is there now ----------------------------------------------------------------------------------------
 "$PYTHON" "$checkout/benchmarks/gpu/unmet.py" "$site" | while read -r line; do say "$line"; done
 installed=("$site"/*.dist-info)
@@ -85,4 +90,7 @@ printf 'export MARL_CACHE=%q\n' "${MARL_CACHE:-$site/.cache}"
 held=("$site"/.files/*)
 if [ ${#held[@]} -gt 0 ]; then
     printf 'export MARL_WHEELS=%q\n' "$site/.files"
+fi
+if [ -d "$site/.quickstart-inputs" ]; then
+    printf 'export MARL_QUICKSTART_INPUTS=%q\n' "$site/.quickstart-inputs"
 fi

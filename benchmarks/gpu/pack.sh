@@ -92,6 +92,14 @@ done
 needed=$part
 put "$text"
 contents[part]="${contents[part]:+${contents[part]}, }the quickstart's text"
+if [ -f runs/quickstart-inputs/reward/adapter_config.json ]; then # then the far side runs PPO alone, from these very adapters
+    adapters=$downloads/quickstart-inputs.tgz
+    tar --create --gzip --file "$adapters" -C runs/quickstart-inputs sft reward prompts.jsonl heldout.jsonl
+    put "$adapters"
+    contents[part]="${contents[part]:+${contents[part]}, }its adapters of stages 1 and 2"
+else
+    echo "no runs/quickstart-inputs: without the adapters of a make quickstart here, its stages 1 and 2 are trained there, too"
+fi
 pieces=$((($(stat -c %s "$model") + 128 + limit - 1) / limit))
 cut=$(mktemp -d "$parts/.pieces-XXXXXX")
 trap 'rm -rf "$cut"' EXIT
