@@ -26,7 +26,7 @@ RUN_DEVICE = "cpu" if TEST_DEVICE == "cpu" else "cuda"
 if RUN_DEVICE == "cuda":  # before any test module imports it
     from marl_core import testing
 
-    testing.tiny_bank = functools.partial(testing.tiny_bank, device="cuda")  # type: ignore[assignment]
+    testing.tiny_bank = functools.partial(testing.tiny_bank, device="cuda")
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 
@@ -187,6 +187,29 @@ def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeC
                 key: value for key, value in merged["policy"].items() if key not in ("r", "alpha", "targets")
             }
         return parse_config(merged, "test", Catalog.installed())
+
+    return make
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    """`cuda:0`: a real one where there is one, the pretended one elsewhere."""
+    import torch
+    from pretend import CUDA, pretended_cuda
+
+    if torch.cuda.is_available() and TEST_DEVICE != "pretended":
+        yield CUDA
+        return
+    with pretended_cuda() as found:
+        yield found
+
+
+@pytest.fixture
+def on_cuda(device: Any, make_config: MakeConfig) -> MakeConfig:
+    """`make_config` for runs on that device."""
+
+    def make(**changes: Any) -> Any:
+        return make_config(**{**changes, "run": {"device": "cuda", **changes.get("run", {})}})
 
     return make
 

@@ -100,7 +100,14 @@ def is_pretended(tensor: Tensor) -> bool:
 ANY_DEVICES = {"copy_", "_foreach_copy_", "_to_copy", "is_same_size", "set_", "_has_compatible_shallow_copy_type"}
 """Operations that take tensors of several devices."""
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
-SCALARS = {"where": (0, 1, 2), "masked_fill": (2,), "masked_fill_": (2,), "fill": (1,), "fill_": (1,), "index_fill_": (3,)}
+SCALARS = {
+    "where": (0, 1, 2),
+    "masked_fill": (2,),
+    "masked_fill_": (2,),
+    "fill": (1,),
+    "fill_": (1,),
+    "index_fill_": (3,),
+}
 """Operations that take numbers on the CPU at these places, as many as there are."""
 NO_CPU_SCALARS = {"clamp", "clamp_"}
 """Pointwise ones that take none."""
@@ -181,6 +188,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 class _Pretending(TorchDispatchMode):
     """Every operation: checked, computed on the CPU, its results entered into the books."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own isn't typed
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -205,7 +215,9 @@ class _Pretending(TorchDispatchMode):
         elif func._schema.name.split("::")[1] in INDEXING:
             on_cuda = _books.holds(args[0])
         if on_cuda and func._schema.name == "aten::histc" and not args[0].is_floating_point():
-            found = func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)  # the CPU has no histogram of integers
+            found = func(args[0].double(), *args[1:], **kwargs).to(
+                args[0].dtype
+            )  # the CPU has no histogram of integers
         elif torch.Tag.nondeterministic_seeded in func.tags:
             found = _drawn(func, args, kwargs, on_cuda)
         else:
@@ -245,13 +257,13 @@ def _drawn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_cuda: bo
         return func(*args, **kwargs)
     if not on_cuda:
         return func(*args, **kwargs)
-    state = torch.random.default_generator.get_state()
-    torch.random.default_generator.set_state(_random.get_state())
+    state = torch.default_generator.get_state()
+    torch.default_generator.set_state(_random.get_state())
     try:
         return func(*args, **kwargs)
     finally:
-        _random.set_state(torch.random.default_generator.get_state())
-        torch.random.default_generator.set_state(state)
+        _random.set_state(torch.default_generator.get_state())
+        torch.default_generator.set_state(state)
 
 
 class _Meta(type(_real_generator)):  # type: ignore[misc]  # known at run time only
@@ -304,7 +316,8 @@ def _moved(tensor: Tensor, to_cuda: bool) -> Tensor:
 
 def _crossed(tensor: Tensor, to_cuda: bool) -> Tensor:
     if tensor.requires_grad and torch.is_grad_enabled():
-        moved: Tensor = _Move.apply(tensor, to_cuda)
+        apply: Any = _Move.apply
+        moved: Tensor = apply(tensor, to_cuda)
         return moved
     return _moved(tensor, to_cuda)
 

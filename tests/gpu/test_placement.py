@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from marl_core import (
     AdapterBank,
@@ -74,7 +73,9 @@ def material(
     judge.save_pretrained(folder / "judge")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder / "judge")
     on_merged = write_reward_adapter(merged, folder / "reward-on-merged")
-    return Material(tiny_folder, sft_adapter, reward_adapter, on_merged, str(folder / "judge"), rewards_file, prompts_file)
+    return Material(
+        tiny_folder, sft_adapter, reward_adapter, on_merged, str(folder / "judge"), rewards_file, prompts_file
+    )
 
 
 def trained(config: Any, **options: Any) -> Runner:
@@ -230,7 +231,9 @@ class TestRunFolder:
             mine, theirs = whole.bank.tensors(name), again.bank.tensors(name)
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
-    def test_a_cuda_checkpoint_is_resumed_on_a_cpu(self, on_cuda: MakeConfig, make_config: MakeConfig, tmp_path: Path) -> None:
+    def test_a_cuda_checkpoint_is_resumed_on_a_cpu(
+        self, on_cuda: MakeConfig, make_config: MakeConfig, tmp_path: Path
+    ) -> None:
         run = {"folder": str(tmp_path / "run"), "checkpoint_every": 1}
         next(Runner(on_cuda(run=run)).steps())
         gc.collect()
@@ -361,10 +364,10 @@ class TestDoors:
     @pytest.mark.parametrize("place", ["cpu", "cuda"])
     def test_tokens_from_anywhere(self, place: str, runner: Runner) -> None:
         words = runner.bank.tokenizer
-        ids = torch.tensor([[5, 6], [0, 7]], device=place)
+        ids: Any = torch.tensor([[5, 6], [0, 7]], device=place)  # any numbers are taken
         prompts = Prompts.of(ids, words.pad_token_id, mask=torch.tensor([[1, 1], [0, 1]], device=place))
-        responses = torch.tensor([[8, 9, 2], [10, 2, 0]], device=place)
-        rollout = Rollout.from_responses(prompts, responses, words)  # type: ignore[arg-type]  # any numbers are taken
+        responses: Any = torch.tensor([[8, 9, 2], [10, 2, 0]], device=place)
+        rollout = Rollout.from_responses(prompts, responses, words)
         for one in (rollout, rollout.to("cuda"), rollout.to("cuda").to("cpu")):
             assert runner.score(one).logprobs.is_cuda
         mixed = Rollout(prompts.to("cuda"), rollout.ids.cpu(), rollout.mask.to("cuda"), rollout.texts, rollout.finished)
@@ -396,8 +399,8 @@ class TestDoors:
 
 class TestBank:
     @pytest.fixture
-    def bank(self, device: torch.device) -> Iterator[AdapterBank]:
-        yield tiny_bank(policy="policy", device="cuda")
+    def bank(self, device: torch.device) -> AdapterBank:
+        return tiny_bank(policy="policy", device="cuda")
 
     def test_the_gradient_check(self, bank: AdapterBank) -> None:
         assert gradient_survives(bank, "policy").ok
@@ -410,10 +413,15 @@ class TestBank:
         bank.remove("sft")
         bank.load("again", tmp_path / "policy")
         assert all(tensor.is_cuda for tensor in bank.tensors("again").values())
-        assert all(torch.equal(a, b) for a, b in zip(bank.tensors("again").values(), bank.tensors("policy").values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(bank.tensors("again").values(), bank.tensors("policy").values(), strict=True)
+        )
         assert bank.checksum("policy", "value") == before
         with bank.view(View("again")):
-            assert bank.trunk.hidden(torch.tensor([[4, 5]], device=bank.device), torch.ones(1, 2, device=bank.device).bool()).is_cuda
+            assert bank.trunk.hidden(
+                torch.tensor([[4, 5]], device=bank.device), torch.ones(1, 2, device=bank.device).bool()
+            ).is_cuda
 
     def test_merging_into_a_model_on_the_device(self, device: torch.device, material: Material) -> None:
         from transformers import AutoModelForCausalLM
@@ -422,7 +430,9 @@ class TestBank:
         merged = merge_into(model.to("cuda"), material.sft)
         assert all(tensor.is_cuda for tensor in merged.state_dict().values())
 
-    def test_a_certificate(self, device: torch.device, material: Material, write_reward_adapter: Write, tmp_path: Path) -> None:
+    def test_a_certificate(
+        self, device: torch.device, material: Material, write_reward_adapter: Write, tmp_path: Path
+    ) -> None:
         folder = write_reward_adapter(material.base, tmp_path / "reward")
         write_certificate(folder, material.base, ["A good film", "Bad"])
         bank = AdapterBank.from_pretrained(material.base, device="cuda")

@@ -53,7 +53,9 @@ WRONG: dict[str, Mix] = {
     "linear": lambda x, y: F.linear(x, torch.ones(2, 4)),
     "embedding": lambda x, y: F.embedding(y.long(), torch.ones(4, 2, device=x.device)),
     "integer matmul": lambda x, y: x.long()[None] @ x.long()[:, None],
-    "attention": lambda x, y: F.scaled_dot_product_attention(x.view(1, 1, 4, 1), x.view(1, 1, 4, 1), y.view(1, 1, 4, 1)),
+    "attention": lambda x, y: F.scaled_dot_product_attention(
+        x.view(1, 1, 4, 1), x.view(1, 1, 4, 1), y.view(1, 1, 4, 1)
+    ),
     "clamp": lambda x, y: x.clamp(y, y + 1),
     "foreach": lambda x, y: torch._foreach_add([x, x], [x, y]),
     "a CPU generator": lambda x, y: torch.rand(3, device=x.device, generator=cpu_generator()),
@@ -76,7 +78,7 @@ RIGHT: dict[str, Mix] = {
     "masked_fill with a CPU number": lambda x, y: x.masked_fill(x > 1, y[0]),
     "fill_": lambda x, y: x.fill_(y[0]),
     "copy_": lambda x, y: x.copy_(y),
-    "a slice written": lambda x, y: x.__setitem__(slice(0, 2), y[:2]) or x,
+    "a slice written": lambda x, y: written(x, y),
     "CPU index": lambda x, y: x[y.long()],
     "CPU mask": lambda x, y: x[y > 1],
     "list as index": lambda x, y: x[[0, 1]],
@@ -113,6 +115,11 @@ HOST: dict[str, Mix] = {
     "items": lambda x, y: y + float(x[0]) + x[1].item() + int(x.long().sum()),
     "a number on the device as index": lambda x, y: y[x[1].long()],
 }
+
+
+def written(x: Tensor, y: Tensor) -> Tensor:
+    x[:2] = y[:2]
+    return x
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
