@@ -34,7 +34,7 @@ from marl_core.run.dump import to_device
 from marl_core.run.gradient_check import gradient_survives
 from marl_core.run.publish import publish_adapter
 from marl_core.run.replay import replay
-from marl_core.testing import tiny_bank
+from marl_core.testing import tiny_bank, tiny_tokenizer
 
 MakeConfig = Callable[..., Any]
 Write = Callable[..., str]
@@ -201,6 +201,50 @@ def rewards_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
 def test_a_whole_run(changes: Callable[[Material], dict[str, Any]], material: Material, on_cuda: MakeConfig) -> None:
     trained(on_cuda(**changes(material)))
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MODELS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "learned positions": (
+        lambda t: t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+        ),
+        {},
+    ),
+    "logits with a cap, sliding windows": (
+        lambda t: t.Gemma2ForCausalLM(t.Gemma2Config(**SIZES, sliding_window=4, final_logit_softcapping=30.0)),
+        {"sampling": {"min_new_tokens": 2}, "ppo": {"entropy_coef": 0.01}},
+    ),
+    "frequencies that depend on the row": (
+        lambda t: t.LlamaForCausalLM(t.LlamaConfig(**{**SIZES, "max_position_embeddings": 20}, rope_parameters=DYNAMIC)),
+        {},
+    ),
+    "experts, adapted": (
+        lambda t: t.Qwen3MoeForCausalLM(
+            t.Qwen3MoeConfig(**SIZES, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+        ),
+        {"policy": {"targets": ["q_proj"], "lora": {"target_parameters": EXPERTS}}},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:peft", "ignore:.*:RuntimeWarning:peft")
+@pytest.mark.parametrize(("build", "changes"), MODELS.values(), ids=MODELS)
+def test_a_model_of_another_kind(
+    build: Callable[[Any], Any], changes: dict[str, Any], on_cuda: MakeConfig, tmp_path: Path
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    build(transformers).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    trained(on_cuda(model={"path": str(tmp_path / "model")}, **changes))
 
 
 def test_auto_is_cuda(on_cuda: MakeConfig) -> None:
