@@ -15,7 +15,8 @@ never becomes an operation (getters, `.to()`, `.numpy()`, constructors that look
 What pretending can't show: numbers (TF32, bf16 kernels' rounding, sums in another order), memory, speed, asynchronous
 execution, kernels that a CPU hasn't (bitsandbytes, flash attention, CUDA graphs), torch.compile (the mode turns it off), NCCL
 and several GPUs, operations for which CUDA lacks a kernel (products of integers excepted), pickled tensors (they
-lose their mark), a gradient handed to `backward` from another device, and tensors that a library reads by address.
+lose their mark), a gradient handed to `backward` from another device, `torch.device(0)` (write `cuda:0`), and tensors that a
+library reads by address.
 """
 
 from __future__ import annotations

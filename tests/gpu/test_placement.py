@@ -28,8 +28,11 @@ from marl_core import (
     response_logprobs,
     write_certificate,
 )
+from marl_core.bank import lora
 from marl_core.cli import main
+from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.rollout import generate
 from marl_core.run.dump import to_device
 from marl_core.run.gradient_check import gradient_survives
 from marl_core.run.publish import publish_adapter
@@ -222,7 +225,9 @@ MODELS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
         {"sampling": {"min_new_tokens": 2}, "ppo": {"entropy_coef": 0.01}},
     ),
     "frequencies that depend on the row": (
-        lambda t: t.LlamaForCausalLM(t.LlamaConfig(**{**SIZES, "max_position_embeddings": 20}, rope_parameters=DYNAMIC)),
+        lambda t: t.LlamaForCausalLM(
+            t.LlamaConfig(**{**SIZES, "max_position_embeddings": 20}, rope_parameters=DYNAMIC)
+        ),
         {},
     ),
     "experts, adapted": (
@@ -311,7 +316,7 @@ class TestRunFolder:
 
     def test_the_command_line(self, on_cuda: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder, file = tmp_path / "run", tmp_path / "run.yaml"
-        config = on_cuda(run={"folder": str(folder)}, observers=["json-lines"])
+        config = on_cuda(run={"folder": str(folder)}, observers=["console", "json-lines"])
         file.write_text(dump_config(config), encoding="utf-8")
         assert main(["check", str(file), "--memory"]) == 0
         assert main(["run", str(file)]) == 0
@@ -415,6 +420,7 @@ class TestDoors:
         for one in (rollout, rollout.to("cuda"), rollout.to("cuda").to("cpu")):
             assert runner.score(one).logprobs.is_cuda
         mixed = Rollout(prompts.to("cuda"), rollout.ids.cpu(), rollout.mask.to("cuda"), rollout.texts, rollout.finished)
+        assert mixed.sequence_ids.is_cpu
         assert runner.score(mixed).logprobs.is_cuda
 
     @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -448,6 +454,18 @@ class TestBank:
 
     def test_the_gradient_check(self, bank: AdapterBank) -> None:
         assert gradient_survives(bank, "policy").ok
+
+    @pytest.mark.parametrize("decode", ["marl", "transformers"])
+    def test_a_seed_decides_what_is_sampled_and_leaves_the_random_states(self, decode: Any, bank: AdapterBank) -> None:
+        sampling, speed = SamplingPart(max_new_tokens=6), SpeedPart(decode=decode)
+        before = torch.get_rng_state(), torch.cuda.get_rng_state()
+        one = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(torch.cuda.get_rng_state(), before[1])
+        torch.rand(3, device=bank.device)
+        two = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        assert torch.equal(one.ids, two.ids)
 
     def test_adapters_come_and_go(self, bank: AdapterBank, material: Material, tmp_path: Path) -> None:
         bank.load("sft", material.sft)

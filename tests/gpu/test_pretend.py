@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -301,8 +300,7 @@ def test_safetensors_write_and_load(device: torch.device, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(
-    torch.cuda.is_available() or os.environ.get("MARL_TEST_DEVICE") == "pretended",
-    reason="needs a machine without CUDA, and a session that doesn't pretend",
+    torch.cuda.is_available(), reason="needs a machine without CUDA, and a session that doesn't pretend"
 )
 def test_afterwards_nothing_is_left() -> None:
     names = {name: torch.Tensor.__dict__.get(name) for name in ("device", "to", "cpu", "numpy", "zeros_like")}
