@@ -6,13 +6,13 @@ MARL_TEST_DEVICE says where they compute: `cpu` (the default), `cuda`, or `prete
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,21 @@ MakeConfig = Callable[..., Any]
 TEST_DEVICE = os.environ.get("MARL_TEST_DEVICE", "cpu")
 RUN_DEVICE = "cpu" if TEST_DEVICE == "cpu" else "cuda"
 
-if RUN_DEVICE == "cuda":  # before any test module imports it
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+
+if TEST_DEVICE == "pretended":  # to the end of the process: test modules make tensors as they are imported
+    from pretend import pretended_cuda
+
+    whole = pretended_cuda()
+    whole.__enter__()
+    atexit.register(whole.__exit__, None, None, None)
+
+if RUN_DEVICE == "cuda":  # before any test module imports them
     from marl_core import testing
 
-    testing.tiny_bank = functools.partial(testing.tiny_bank, device="cuda")  # type: ignore[assignment]
-
-sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+    fake = testing.fake_rollout
+    testing.tiny_bank = functools.partial(testing.tiny_bank, device="cuda")
+    testing.fake_rollout = lambda *given, **named: fake(*given, **named).to("cuda")
 
 REWARDS = """
 def odd(completion_ids, **columns):
@@ -69,15 +78,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def pretended() -> Iterator[None]:
-    """The whole session pretends where MARL_TEST_DEVICE says so."""
-    from pretend import pretended_cuda
-
-    with pretended_cuda() if TEST_DEVICE == "pretended" else nullcontext():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +187,29 @@ def make_config(tiny_folder: str, prompts_file: str, rewards_file: str) -> MakeC
                 key: value for key, value in merged["policy"].items() if key not in ("r", "alpha", "targets")
             }
         return parse_config(merged, "test", Catalog.installed())
+
+    return make
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    """`cuda:0`: a real one where there is one, the pretended one elsewhere."""
+    import torch
+    from pretend import CUDA, pretended_cuda
+
+    if torch.cuda.is_available() and TEST_DEVICE != "pretended":
+        yield CUDA
+        return
+    with pretended_cuda() as found:
+        yield found
+
+
+@pytest.fixture
+def on_cuda(device: Any, make_config: MakeConfig) -> MakeConfig:
+    """`make_config` for runs on that device."""
+
+    def make(**changes: Any) -> Any:
+        return make_config(**{**changes, "run": {"device": "cuda", **changes.get("run", {})}})
 
     return make
 

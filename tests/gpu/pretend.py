@@ -15,7 +15,8 @@ never becomes an operation (getters, `.to()`, `.numpy()`, constructors that look
 What pretending can't show: numbers (TF32, bf16 kernels' rounding, sums in another order), memory, speed, asynchronous
 execution, kernels that a CPU hasn't (bitsandbytes, flash attention, CUDA graphs), torch.compile (the mode turns it off), NCCL
 and several GPUs, operations for which CUDA lacks a kernel (products of integers excepted), pickled tensors (they
-lose their mark), a gradient handed to `backward` from another device, and tensors that a library reads by address.
+lose their mark), a gradient handed to `backward` from another device, `torch.device(0)` (write `cuda:0`), and tensors that a
+library reads by address.
 """
 
 from __future__ import annotations
@@ -188,6 +189,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 class _Pretending(TorchDispatchMode):
     """Every operation: checked, computed on the CPU, its results entered into the books."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own isn't typed
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -254,13 +258,13 @@ def _drawn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_cuda: bo
         return func(*args, **kwargs)
     if not on_cuda:
         return func(*args, **kwargs)
-    state = torch.random.default_generator.get_state()
-    torch.random.default_generator.set_state(_random.get_state())
+    state = torch.default_generator.get_state()
+    torch.default_generator.set_state(_random.get_state())
     try:
         return func(*args, **kwargs)
     finally:
-        _random.set_state(torch.random.default_generator.get_state())
-        torch.random.default_generator.set_state(state)
+        _random.set_state(torch.default_generator.get_state())
+        torch.default_generator.set_state(state)
 
 
 class _Meta(type(_real_generator)):  # type: ignore[misc]  # known at run time only
@@ -313,7 +317,8 @@ def _moved(tensor: Tensor, to_cuda: bool) -> Tensor:
 
 def _crossed(tensor: Tensor, to_cuda: bool) -> Tensor:
     if tensor.requires_grad and torch.is_grad_enabled():
-        moved: Tensor = _Move.apply(tensor, to_cuda)
+        apply: Any = _Move.apply
+        moved: Tensor = apply(tensor, to_cuda)
         return moved
     return _moved(tensor, to_cuda)
 

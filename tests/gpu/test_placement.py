@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ from marl_core import (
     response_logprobs,
     write_certificate,
 )
+from marl_core.bank import lora
 from marl_core.cli import main
+from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.rollout import generate
 from marl_core.run.dump import to_device
 from marl_core.run.gradient_check import gradient_survives
 from marl_core.run.publish import publish_adapter
 from marl_core.run.replay import replay
-from marl_core.testing import tiny_bank
+from marl_core.testing import tiny_bank, tiny_tokenizer
 
 MakeConfig = Callable[..., Any]
 Write = Callable[..., str]
@@ -203,6 +206,52 @@ def test_a_whole_run(changes: Callable[[Material], dict[str, Any]], material: Ma
     trained(on_cuda(**changes(material)))
 
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MODELS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "learned positions": (
+        lambda t: t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+        ),
+        {},
+    ),
+    "logits with a cap, sliding windows": (
+        lambda t: t.Gemma2ForCausalLM(t.Gemma2Config(**SIZES, sliding_window=4, final_logit_softcapping=30.0)),
+        {"sampling": {"min_new_tokens": 2}, "ppo": {"entropy_coef": 0.01}},
+    ),
+    "frequencies that depend on the row": (
+        lambda t: t.LlamaForCausalLM(
+            t.LlamaConfig(**{**SIZES, "max_position_embeddings": 20}, rope_parameters=DYNAMIC)
+        ),
+        {},
+    ),
+    "experts, adapted": (
+        lambda t: t.Qwen3MoeForCausalLM(
+            t.Qwen3MoeConfig(**SIZES, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+        ),
+        {"policy": {"targets": ["q_proj"], "lora": {"target_parameters": EXPERTS}}},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:peft", "ignore:.*:RuntimeWarning:peft")
+@pytest.mark.parametrize(("build", "changes"), MODELS.values(), ids=MODELS)
+def test_a_model_of_another_kind(
+    build: Callable[[Any], Any], changes: dict[str, Any], on_cuda: MakeConfig, tmp_path: Path
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    build(transformers).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    trained(on_cuda(model={"path": str(tmp_path / "model")}, **changes))
+
+
 def test_auto_is_cuda(on_cuda: MakeConfig) -> None:
     assert Runner(on_cuda(run={"device": "auto"})).bank.device.type == "cuda"
 
@@ -267,7 +316,7 @@ class TestRunFolder:
 
     def test_the_command_line(self, on_cuda: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder, file = tmp_path / "run", tmp_path / "run.yaml"
-        config = on_cuda(run={"folder": str(folder)}, observers=["json-lines"])
+        config = on_cuda(run={"folder": str(folder)}, observers=["console", "json-lines"])
         file.write_text(dump_config(config), encoding="utf-8")
         assert main(["check", str(file), "--memory"]) == 0
         assert main(["run", str(file)]) == 0
@@ -364,13 +413,14 @@ class TestDoors:
     @pytest.mark.parametrize("place", ["cpu", "cuda"])
     def test_tokens_from_anywhere(self, place: str, runner: Runner) -> None:
         words = runner.bank.tokenizer
-        ids = torch.tensor([[5, 6], [0, 7]], device=place)
+        ids: Any = torch.tensor([[5, 6], [0, 7]], device=place)  # any numbers are taken
         prompts = Prompts.of(ids, words.pad_token_id, mask=torch.tensor([[1, 1], [0, 1]], device=place))
-        responses = torch.tensor([[8, 9, 2], [10, 2, 0]], device=place)
-        rollout = Rollout.from_responses(prompts, responses, words)  # type: ignore[arg-type]  # any numbers are taken
+        responses: Any = torch.tensor([[8, 9, 2], [10, 2, 0]], device=place)
+        rollout = Rollout.from_responses(prompts, responses, words)
         for one in (rollout, rollout.to("cuda"), rollout.to("cuda").to("cpu")):
             assert runner.score(one).logprobs.is_cuda
         mixed = Rollout(prompts.to("cuda"), rollout.ids.cpu(), rollout.mask.to("cuda"), rollout.texts, rollout.finished)
+        assert mixed.sequence_ids.is_cpu
         assert runner.score(mixed).logprobs.is_cuda
 
     @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -404,6 +454,18 @@ class TestBank:
 
     def test_the_gradient_check(self, bank: AdapterBank) -> None:
         assert gradient_survives(bank, "policy").ok
+
+    @pytest.mark.parametrize("decode", ["marl", "transformers"])
+    def test_a_seed_decides_what_is_sampled_and_leaves_the_random_states(self, decode: Any, bank: AdapterBank) -> None:
+        sampling, speed = SamplingPart(max_new_tokens=6), SpeedPart(decode=decode)
+        before = torch.get_rng_state(), torch.cuda.get_rng_state()
+        one = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(torch.cuda.get_rng_state(), before[1])
+        torch.rand(3, device=bank.device)
+        two = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        assert torch.equal(one.ids, two.ids)
 
     def test_adapters_come_and_go(self, bank: AdapterBank, material: Material, tmp_path: Path) -> None:
         bank.load("sft", material.sft)
