@@ -69,6 +69,15 @@ def one_too_few(completions, **columns):
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of tests/gpu are marked `gpu`."""
+    folder = Path(__file__).parent / "gpu"
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Bitwise comparisons need a fixed number of threads, and a shared machine is quicker with one."""
