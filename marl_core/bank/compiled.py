@@ -27,8 +27,8 @@ def refuse_what_rounds_elsewhere(layers: list[nn.Module]) -> None:
     if halves & {torch.bfloat16, torch.float16} and _release() < ROUNDS_ON_A_CPU:
         raise ConfigError(
             f"speed.compile: torch {torch.__version__} doesn't round compiled half precision on a CPU as the plain layers do: "
-            f"passes with and without gradient would differ. Use torch {'.'.join(map(str, ROUNDS_ON_A_CPU))} or newer, model.dtype: float32, or "
-            "speed.compile: false."
+            f"passes with and without gradient would differ. Use torch {'.'.join(map(str, ROUNDS_ON_A_CPU))} or newer, "
+            "model.dtype: float32, or speed.compile: false."
         )
 
 
