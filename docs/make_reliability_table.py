@@ -73,6 +73,7 @@ What marl promises, how each promise is tested, and what could not be kept. The 
 | `make test-real` | every invariant on the real 135M model | 7 min 52 s, one thread, the other core busy |
 | `make fuzz` | the property tests, twenty times as many examples | 3 min 18 s, one thread, the other core busy |
 | `make lowest` | the unit suite with the lowest allowed versions | 4 min 30 s, its environment made before, one thread |
+| `make gpu-versions` | the unit suite with torch 2.11 and transformers 5.17 (`benchmarks/gpu`) | 45 min beside much other work |
 
 The guards of a step cost 0.046 % of it, measured. Faults of the libraries below are in [upstream.md](upstream.md).
 

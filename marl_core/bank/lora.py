@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,10 @@ def find_adapter(
     """A local adapter folder, or one fetched from the hub by name, at `revision`; in `subfolder` of either."""
     if not is_hub_adapter(str(path)):
         return read_adapter(os.path.join(path, subfolder) if subfolder else path, asked_by)
-    from huggingface_hub import snapshot_download
-
     inside = f"{subfolder}/" if subfolder else ""
     patterns = [inside + kind for kind in ("*.json", "*.safetensors", "*.jinja", "tokenizer*")]
     try:
-        folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
+        folder = _snapshot(str(path), revision, patterns)
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise DataError(
@@ -83,6 +82,20 @@ def find_adapter(
             "Check the spelling, or download it first and give the folder."
         ) from error
     return read_adapter(Path(folder, subfolder or ""), asked_by)
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=patterns)
+    except Exception:
+        if re.fullmatch(
+            r"[0-9a-f]{40}", revision or ""
+        ):  # huggingface_hub 1.33 asks the network for a commit that is here
+            with suppress(Exception):
+                return snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
+        raise
 
 
 PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights or trains them."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
 
 from marl_core.bank import attention, cache, measure
-from marl_core.bank.compiled import cannot, compile_layers, stance
+from marl_core.bank.compiled import cannot, compile_layers, refuse_what_rounds_elsewhere, stance
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.lean import keep_all, keep_less
@@ -276,6 +276,7 @@ class Trunk:
     def _compile(self) -> None:
         """Mark the decoder layers to be compiled, and try them."""
         layers = decoder_layers(self.body, "speed.compile", "speed.compile: false")
+        refuse_what_rounds_elsewhere(layers)
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
         _ = self.packs, self.plain_head  # measured on the plain layers
         try:

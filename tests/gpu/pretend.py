@@ -541,6 +541,7 @@ def _cuda_module() -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
+        "is_current_stream_capturing": lambda: False,  # optimizers ask, also where torch is built for CUDA
         "device": _Device,
         "get_device_name": lambda given=None: "pretended",
         "get_device_properties": lambda given=None: device,

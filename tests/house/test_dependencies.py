@@ -108,6 +108,12 @@ def test_what_is_brought_to_the_gpu_machine_is_what_the_suite_runs_with() -> Non
     assert {*pins(own), *pins(brought), "pyarrow", "pyyaml"} >= NEEDED
 
 
+def test_the_models_on_record_are_those_of_the_transformers_that_the_suite_runs_with() -> None:
+    """tests/zoo compares with the record only there: whoever raises the version says so there, and runs `make zoo`."""
+    pinned = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))["transformers"]
+    assert f'RECORDED_WITH = "{pinned}"' in (ROOT / "tests/zoo/test_zoo.py").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [

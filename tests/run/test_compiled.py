@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl_core import RunConfig, Runner
-from marl_core.bank import trunk
+from marl_core.bank import compiled, trunk
 from marl_core.bank.trunk import PassOptions
 from marl_core.errors import ConfigError
 from marl_core.ppo.types import UpdateStats
@@ -54,6 +54,7 @@ def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes
 
 
 @needs_compiler
+@pytest.mark.skipif(compiled._release() < compiled.ROUNDS_ON_A_CPU, reason="refused with this torch")
 def test_the_first_ratio_is_one_in_half_precision(make_config: MakeConfig) -> None:
     """Passes with and without gradient are other code; both round where the plain layers do (I2)."""
     runner, update, _ = first_update(make_config(model={"dtype": "bfloat16"}, speed={"compile": True}))
@@ -68,6 +69,15 @@ def test_the_first_ratio_is_one_in_half_precision(make_config: MakeConfig) -> No
 def test_what_was_never_measured_is_refused(make_config: MakeConfig, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=rf"speed\.compile: compiled layers don't go with {named}"):
         Runner(make_config(speed={"compile": True}, **changes))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_torch_that_rounds_elsewhere_is_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(compiled, "_release", lambda: (2, 12))
+    with pytest.raises(ConfigError, match=r"speed\.compile: torch .* doesn't round compiled half precision on a CPU"):
+        Runner(make_config(model={"dtype": dtype}, speed={"compile": True}))
 
 
 def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

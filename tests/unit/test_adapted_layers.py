@@ -24,6 +24,7 @@ from transformers import (
     PhimoeConfig,
     PhimoeForCausalLM,
 )
+from transformers.models.jamba import modeling_jamba
 
 from marl_core import AdapterBank, ConfigError, Plan
 from marl_core.bank.heads import apply_head
@@ -88,11 +89,14 @@ def bank_on(model: Any) -> AdapterBank:
     return AdapterBank(model.eval(), tiny_tokenizer(), source="tiny")
 
 
+ROUTER = set() if hasattr(modeling_jamba, "JambaTopKRouter") else {"router"}
+"""Jamba's is a plain linear layer in transformers 5.17."""
 LEFT_OUT = {
     "weights read by a scan": (mamba, {"in_proj", "x_proj"}, ["out_proj", "dt_proj"]),
     "weights read by a scan beside attention": (
         jamba,
-        {"down_proj", "gate_proj", "in_proj", "k_proj", "o_proj", "out_proj", "q_proj", "up_proj", "v_proj", "x_proj"},
+        {"down_proj", "gate_proj", "in_proj", "k_proj", "o_proj", "out_proj", "q_proj", "up_proj", "v_proj", "x_proj"}
+        | ROUTER,
         ["dt_proj"],
     ),
     "a router that gives a tuple": (phimoe, {"k_proj", "o_proj", "q_proj", "v_proj"}, ["router"]),

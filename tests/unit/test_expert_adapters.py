@@ -185,7 +185,9 @@ def test_model_types_that_peft_converts() -> None:
         kind for kind, pattern in patterns.items() if pattern in peft_knows._MOE_FUSED_TARGETS and kind[0].islower()
     }
     assert known - {"beam"} <= CONVERTED
-    assert known | set(peft_knows._MOE_FUSED_TARGETS) >= CONVERTED
+    assert (
+        known | set(peft_knows._MOE_FUSED_TARGETS) | {"qwen3_omni_moe_text"} >= CONVERTED
+    )  # which transformers 5.17 lacks
 
 
 class TestNewOnes:

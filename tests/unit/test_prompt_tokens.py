@@ -298,7 +298,9 @@ class TestMessages:
     def test_as_apply_chat_template_renders_them(self, tmp_path: Path, talk: list[dict[str, Any]]) -> None:
         words = talker()
         (tokens,) = load(tmp_path, [{"prompt": talk}], words).tokens
-        assert list(tokens) == words.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        said = [{key: value for key, value in message.items() if value is not None} for message in talk]
+        # transformers 5.17 hands a null on to the template, where newer ones leave it out
+        assert list(tokens) == words.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
 
     def test_a_developers_message_is_a_system_message(self, tmp_path: Path) -> None:
         talk = [{"role": "developer", "content": "own"}, *TALK]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import zoo_models
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,6 +33,11 @@ SAMPLE = {
 }
 """One of each kind."""
 NAMES = list(zoo_models.models())
+RECORDED_WITH = "5.23.0"
+"""The transformers that `make zoo` was last run with; others have other models, and some of the same with other attention."""
+as_recorded = pytest.mark.skipif(
+    transformers.__version__ != RECORDED_WITH, reason=f"docs/models.json is of transformers {RECORDED_WITH}"
+)
 
 
 def recorded() -> dict[str, Any]:
@@ -53,7 +59,7 @@ def test_right_or_refused(name: str, tmp_path: Path) -> None:
         (Path(keep) / f"{NAMES.index(name)}.json").write_text(json.dumps({name: found}), encoding="utf-8")
     wrong = {check: one["said"] for check, one in found["checks"].items() if one["verdict"] == "wrong"}
     assert not wrong
-    if not keep:
+    if not keep and transformers.__version__ == RECORDED_WITH:
         assert verdicts(found) == verdicts(recorded()[name]), "docs/models.json says otherwise; run: make zoo"
 
 
@@ -62,6 +68,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, str]:
     return {check: one["verdict"] for check, one in found["checks"].items()}
 
 
+@as_recorded
 def test_every_model_is_on_record() -> None:
     assert set(recorded()) == set(NAMES), "run: make zoo"
 
@@ -71,6 +78,7 @@ def test_nothing_on_record_is_wrong() -> None:
     assert not wrong
 
 
+@as_recorded
 def test_what_is_left_out_is_known_to_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
