@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from peft import LoraConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import RewardTrainer, SFTTrainer  # type: ignore[attr-defined]  # lazy exports
+from trl import RewardTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # lazy exports
 
+CHECKPOINTING = next(  # its name since transformers 5.2x, and the one before
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in signature(SFTConfig).parameters
+)
 DTYPE = torch.bfloat16  # of the frozen base; adapters and heads stay in float32
 
 
@@ -50,7 +54,7 @@ def trainer_settings(folder: Path, steps: int, batch: int, learning_rate: float,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        CHECKPOINTING: False,
         "pad_to_multiple_of": 8,  # few different shapes: CPU kernels are prepared once for each
         "use_cpu": not torch.cuda.is_available(),
         "max_length": None,

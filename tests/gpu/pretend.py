@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -205,8 +206,9 @@ class _Pretending(TorchDispatchMode):
                 return found
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
-        _check(func, args, kwargs)
         before = list(_tensors((args, kwargs)))
+        _settle(before)
+        _check(func, args, kwargs)
         asked = kwargs.get("device")
         on_cuda = any(_books.holds(tensor) for tensor in before)
         if asked is not None and torch.device(asked).type == "cuda":
@@ -224,12 +226,46 @@ class _Pretending(TorchDispatchMode):
         else:
             with nullcontext() if func.namespace == "aten" else _kernel():
                 found = func(*args, **kwargs)
+        if not before and _from_the_engine():
+            _unplaced.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(found))
         if on_cuda:
             known = {_address(tensor) for tensor in before}
             for tensor in _tensors(found):
                 if _address(tensor) not in known and not tensor.is_meta:
                     _books.mark(tensor)
         return found
+
+
+def _from_the_engine() -> bool:
+    """Whether autograd's own C++ code asked for this operation: the frame below is the Python that started backward."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(WRAPPERS):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename == ENGINE
+
+
+ENGINE = str(torch.autograd.graph.__file__)
+WRAPPERS = tuple(os.path.join(os.path.dirname(torch.__file__), name) for name in ("_compile", "_dynamo"))
+"""What torch puts around a mode's function."""
+
+
+_unplaced: list[StorageWeakRef] = []
+"""What autograd itself has made of nothing, zeros to scatter a gradient into: on CUDA it would be where the gradient is."""
+
+
+def _settle(tensors: Sequence[Tensor]) -> None:
+    """Such a tensor is where those are that it is first used with."""
+    if not _unplaced:
+        return
+    known = {reference.cdata: reference for reference in _unplaced if not reference.expired()}
+    mine = [tensor for tensor in tensors if _address(tensor) in known]
+    if mine and len(tensors) > len(mine):
+        if any(_books.holds(tensor) for tensor in tensors):
+            for tensor in mine:
+                _books.mark(tensor)
+        for tensor in mine:
+            known.pop(_address(tensor), None)
+    _unplaced[:] = known.values()
 
 
 @contextmanager
