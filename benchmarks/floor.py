@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from workloads import Work
@@ -19,17 +21,7 @@ def matmul_peak(dtype: str, device: str, seconds: float = 0.5) -> float:
     for size in sizes:
         a = torch.randn(size, size, device=device).to(kind)
         b = torch.randn(size, size, device=device).to(kind)
-        times: list[float] = []
-        start = time.perf_counter()
-        while len(times) < 5 or time.perf_counter() - start < seconds:
-            if device != "cpu":
-                torch.cuda.synchronize()
-            before = time.perf_counter()
-            torch.mm(a, b)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - before)
-        best = max(best, 2 * size**3 / statistics.median(times[1:]))
+        best = max(best, 2 * size**3 / _median_seconds(partial(torch.mm, a, b), device, seconds))
     return best
 
 
@@ -40,17 +32,24 @@ def copy_bandwidth(device: str, seconds: float = 0.2) -> float:
     count = 2**26 if device == "cpu" else 2**30  # bytes: past every cache
     source = torch.randint(0, 255, (count,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    return 2 * count / _median_seconds(partial(target.copy_, source), device, seconds)
+
+
+def _median_seconds(work: Callable[[], object], device: str, seconds: float) -> float:
+    """Median of five runs and more, for so many seconds, after one to warm up."""
+    import torch
+
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - start < seconds:
+    while len(times) < 6 or time.perf_counter() - start < seconds:
         if device != "cpu":
             torch.cuda.synchronize()
         before = time.perf_counter()
-        target.copy_(source)
+        work()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - before)
-    return 2 * count / statistics.median(times[1:])
+    return statistics.median(times[1:])
 
 
 def parameters(config: Any) -> tuple[int, int]:

@@ -19,8 +19,17 @@ from record import Record, parse  # this folder is no package
 
 ROOT = Path(__file__).parents[2]
 MINE = ["tests/gpu"]
-ALL = ["tests/run", "tests/invariants", "tests/contract"]
-"""Suites whose runs take their device from the environment (tests/conftest.py)."""
+ALL = [
+    "tests/contract",
+    *(
+        f"tests/run/test_{name}.py"
+        for name in ("strategies", "resume", "more_references", "more_rewards", "two_policies")
+    ),
+    *(f"tests/run/test_{name}.py" for name in ("inputs", "by_hand", "abstaining", "ends", "torchao", "compiled")),
+    *(f"tests/unit/test_{name}.py" for name in ("update", "checkpoint", "publish")),
+]
+"""Suites whose runs take their device from the environment (tests/conftest.py). Others make tensors on the CPU to compare with, and fail
+for that alone."""
 
 
 class Outcomes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_core import AdapterBank, Runner
+from marl_core import AdapterBank, OutOfMemoryError, Runner
 from marl_core.bank.fingerprint import fingerprint
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import View
@@ -321,6 +322,29 @@ class TestRuns:
         del runner
         gc.collect()
         assert torch.cuda.memory_allocated() - before < 2**20
+
+    @ON_CUDA
+    def test_a_gpu_that_is_really_full(self, make_config: MakeConfig) -> None:
+        runner = Runner(make_config(run={"device": "cuda"}))
+        prompts = Prompts.of(ROWS, 0)
+        rollout = runner.generate(prompts)
+        blocks: list[Tensor] = []
+
+        def fill(size: int) -> None:
+            while True:
+                blocks.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+
+        try:
+            for size in (2**26, 2**21):
+                with suppress(torch.OutOfMemoryError):
+                    fill(size)
+            many = Prompts.of([[5, 6, 7]] * 100_000, 0)
+            with pytest.raises(OutOfMemoryError, match=r"generate: memory ran out on cuda"):
+                runner.generate(many)
+        finally:
+            blocks.clear()
+            torch.cuda.empty_cache()
+        assert runner.score(rollout) is not None
 
 
 class TestQuantized:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from marl_core import OutOfMemoryError, Runner
 from marl_core.bank import measure
@@ -152,27 +150,3 @@ def test_the_command_line_ends_with_a_code_of_its_own(
     said = capsys.readouterr().err
     assert "a bug in marl" not in said
     assert "--resume --override" in said
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_that_is_really_full(make_config: MakeConfig) -> None:
-    runner = Runner(make_config(run={"device": "cuda"}))
-    prompts = _prompts()
-    rollout = runner.generate(prompts)
-    blocks: list[Tensor] = []
-
-    def fill(size: int) -> None:
-        while True:
-            blocks.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-
-    try:
-        for size in (2**26, 2**21):
-            with suppress(torch.OutOfMemoryError):
-                fill(size)
-        many = Prompts.of([[5, 6, 7]] * 100_000, 0)
-        with pytest.raises(OutOfMemoryError, match=r"generate: memory ran out on cuda"):
-            runner.generate(many)
-    finally:
-        blocks.clear()
-        torch.cuda.empty_cache()
-    assert runner.score(rollout) is not None
