@@ -144,7 +144,7 @@ gpu-versions:
 	$(PYTHON312) -m venv .venv-gpu-versions
 	.venv-gpu-versions/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/gpu/versions.txt \
 		-e '.[bitsandbytes,torchao,curves,trackers,processes,quickstart]' pytest pytest-xdist hypothesis jsonschema hatchling editables liger_kernel
-	.venv-gpu-versions/bin/python -m pytest $(BOTH) -m "$(PLAIN)"
+	.venv-gpu-versions/bin/python -m pytest $(BOTH) -m "($(PLAIN)) or gpu"
 
 clean:
 	rm -rf .venv .venv-lowest .venv-gpu-versions dist build runs .pytest_cache .mypy_cache .ruff_cache
