@@ -248,7 +248,8 @@ class TestQuantized:
 
         monkeypatch.setattr(preflight, "forward", forward)
         roles: Any = SimpleNamespace(
-            bank=SimpleNamespace(using=lambda _: nullcontext()), trained=SimpleNamespace(policy="policy")
+            bank=SimpleNamespace(using=lambda _: nullcontext(), trunk=SimpleNamespace(precision=dtype)),
+            trained=SimpleNamespace(policy="policy"),
         )
         plan: Any = SimpleNamespace(
             config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0), model=SimpleNamespace(dtype=dtype)),
