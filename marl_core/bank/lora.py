@@ -151,8 +151,8 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
         else:
             peft.add_adapter(name, config)
     except Exception as error:  # whatever an odd adapter_config.json makes of it
-        raise_if_out_of_memory(error)
         take_out(peft, base, name)
+        raise_if_out_of_memory(error)
         # errors of these kinds come from a value of another type than peft knows, any other may be about the targets
         odd = isinstance(error, TypeError | AttributeError)
         rest = (

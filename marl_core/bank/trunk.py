@@ -146,6 +146,10 @@ class Trunk:
         dtype = self.model.dtype
         return str(measure.float32_products(self.device) if dtype == torch.float32 else dtype).removeprefix("torch.")
 
+    def precision_of(self, dtype: str) -> str:
+        """The same for a run whose config asks for `dtype`: some models keep a few weights in float32 beside half precision."""
+        return self.precision if dtype == "float32" else dtype
+
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states after the final norm: ids, mask [B, L] -> [B, L, H] in the base's dtype.
 

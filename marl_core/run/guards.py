@@ -125,7 +125,7 @@ class Guards:
                 raise NumericError(f"update: {name} of this step is {value}. Usual cause: a learning rate too high.")
         _finite_weights(runner.roles.trained.parameters(runner.bank))
         first = stats.first_ratio_error
-        if first > FIRST_RATIO[runner.bank.trunk.precision] and _no_dropout(runner):
+        if first > FIRST_RATIO[runner.bank.trunk.precision_of(runner.config.model.dtype)] and _no_dropout(runner):
             self._warn(
                 "first ratio",
                 f"the first minibatch's ratio is off by {first:.3g} before anything was changed: the pass that trains doesn't compute "

@@ -135,9 +135,9 @@ def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
     what = f"policy: {_start(plan, roles.bank)}; reference: {_seen(roles)}"
     if worst == 0.0:
         return Check("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
-    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[roles.bank.trunk.precision]
+    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, roles)]
     if plan.config.policy.lora.get("use_dora"):
-        allowed = CALLABLE_TOLERANCE[roles.bank.trunk.precision]  # DoRA recomputes norms: not bitwise in half precision
+        allowed = CALLABLE_TOLERANCE[_precision(plan, roles)]  # DoRA recomputes norms: not bitwise in half precision
     if mean <= allowed:
         return Check("reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers)
     sentence = (
@@ -160,6 +160,10 @@ def _remedy(plan: Plan) -> str:
     return "A new LoRA starts as its base: use the base with adapters off as reference (disabled-adapter, or merged-base after an SFT)."
 
 
+def _precision(plan: Plan, roles: Roles) -> str:
+    return roles.bank.trunk.precision_of(plan.config.model.dtype)
+
+
 def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
     """The ratio of the first minibatch: training pass against scoring pass, same weights, so one."""
     temperature = plan.config.sampling.temperature
@@ -177,7 +181,7 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
             f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
             "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
         )
-    return Check("ratio", error < 1e-4 or roles.bank.trunk.precision != "float32", detail, {"max_error": error})
+    return Check("ratio", error < 1e-4 or _precision(plan, roles) != "float32", detail, {"max_error": error})
 
 
 @torch.no_grad()
@@ -192,7 +196,7 @@ def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
         alone = torch.cat([forward(roles.bank, row, temperature).logprobs for row in pieces(rollout, 1)])
     gaps = (together - alone).abs().amax(dim=1)
     gap, row = float(gaps.max()), int(gaps.argmax()) + 1
-    if gap > EXACT_ROW_TOLERANCE and roles.bank.trunk.precision == "float32" and plan.quantization.config is None:
+    if gap > EXACT_ROW_TOLERANCE and _precision(plan, roles) == "float32" and plan.quantization.config is None:
         raise NumericError(
             f"pre-flight: log-probs of response {row} differ by {gap:.2g} nats between its batch and the row alone, and the base is "
             "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."

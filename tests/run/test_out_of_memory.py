@@ -113,6 +113,26 @@ def test_nor_a_folder_or_an_adapter(make_config: MakeConfig, monkeypatch: pytest
         Runner(make_config())
 
 
+def test_a_shared_bank_is_as_it_was(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out in the middle of adding an adapter: its first layers are wrapped, the others aren't."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    first = Runner(make_config())
+    names, update, calls = [name for name, _ in first.bank.base.named_modules()], LoraLayer.update_layer, []
+
+    def third(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(self)
+        return too_much() if len(calls) == 3 else update(self, *arguments, **options)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(LoraLayer, "update_layer", third)
+        with pytest.raises(OutOfMemoryError):
+            Runner(make_config(), bank=first.bank, policy="second")
+    assert len(calls) == 3
+    assert [name for name, _ in first.bank.base.named_modules()] == names
+    Runner(make_config(), bank=first.bank, policy="second").generate(_prompts())
+
+
 def test_one_can_go_on_with_less(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a notebook: what the pass held is free although the error is still at hand, and the Runner works."""
     runner, held = Runner(make_config()), []

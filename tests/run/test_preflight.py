@@ -248,7 +248,7 @@ class TestQuantized:
 
         monkeypatch.setattr(preflight, "forward", forward)
         roles: Any = SimpleNamespace(
-            bank=SimpleNamespace(using=lambda _: nullcontext(), trunk=SimpleNamespace(precision=dtype)),
+            bank=SimpleNamespace(using=lambda _: nullcontext(), trunk=SimpleNamespace(precision_of=str)),
             trained=SimpleNamespace(policy="policy"),
         )
         plan: Any = SimpleNamespace(

@@ -70,6 +70,16 @@ def test_a_float32_model_is_loaded_and_trained_all_the_same(make_config: MakeCon
     assert all(step["policy/first_ratio_error"] < 0.35 for step in stats)
 
 
+def test_a_half_precision_run_is_one_whatever_its_first_weight_is() -> None:
+    """transformers keeps some modules in float32, and a model's dtype is that of its first weight."""
+    trunk = tiny_bank().trunk
+    assert [trunk.precision_of(dtype) for dtype in ("float32", "bfloat16", "float16")] == [
+        "float32",
+        "bfloat16",
+        "float16",
+    ]
+
+
 @pytest.mark.usefixtures("coarse")
 def test_what_sampling_saw_is_not_taken_for_exact(make_config: MakeConfig) -> None:
     from marl_core.ppo.types import Prompts
