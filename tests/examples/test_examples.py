@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from marl_core.cli import main
+from marl_core.cli.app import main
 
 pytestmark = pytest.mark.examples
 

@@ -50,7 +50,7 @@ def hanging() -> Iterator[None]:
 @pytest.fixture
 def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run `marl` in process: it must end with an exit code of the design, one message, and no heavy import."""
-    from marl_core.cli import main
+    from marl_core.cli.app import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -29,7 +29,7 @@ from marl_core import (
     write_certificate,
 )
 from marl_core.bank import lora
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.rollout import generate

@@ -41,9 +41,9 @@ def imports(tree: ast.AST, top_only: bool = False) -> Iterator[tuple[str, int]]:
 
 
 def storey(module: str) -> str:
-    """`marl_core/config/load.py` and `marl_core.config.load` as `config`, `marl_core/cli_show.py` as `cli`."""
+    """`marl_core/config/load.py` and `marl_core.config.load` as `config`, `marl_core/cli/tables.py` as `cli`."""
     name = module.replace("/", ".").removesuffix(".py").split(".")[1]
-    return "cli" if name.startswith("cli_") else name
+    return name
 
 
 def test_downwards_only(core: list[Any]) -> None:

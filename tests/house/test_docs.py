@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from marl_core import Catalog, RunConfig
-from marl_core.cli import app
-from marl_core.cli_commands import GuestCommand
+from marl_core.cli.app import app
+from marl_core.cli.guests import GuestCommand
 from marl_core.config.choice import Choice
 from marl_core.registry.families import FAMILIES
 from marl_core.registry.hookspecs import MarlSpecs

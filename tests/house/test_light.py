@@ -22,7 +22,7 @@ data: {prompts: prompts.jsonl}
 
 PROBE = """
 import json, sys
-from marl_core.cli import main
+from marl_core.cli.app import main
 code = main(sys.argv[1:])
 print()
 print(json.dumps([code, sorted(name for name in sys.modules if "." not in name)]))

@@ -37,7 +37,7 @@ def child(order: dict[str, Any]) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         die_at_flush(order["flush"], order["count"])
-        from marl_core.cli import main
+        from marl_core.cli.app import main
 
         return main(["run", order["config"], *order["options"]])
 

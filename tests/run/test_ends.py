@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from marl_core import ConfigError, DataError, MarlWarning, RunConfig, Runner, Strategy, hookimpl
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.run import checkpoint, files
 from marl_core.run.finished import finished
 

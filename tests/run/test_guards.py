@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from marl_core import DataError, NumericError, PluginError, RunConfig, Runner
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
 from marl_core.ppo import update as update_module
 from marl_core.ppo.advantages import estimate_advantages

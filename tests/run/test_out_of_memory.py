@@ -13,7 +13,7 @@ from marl_core import OutOfMemoryError, Runner
 from marl_core.bank import measure
 from marl_core.bank.out_of_memory import ran_out
 from marl_core.bank.trunk import Trunk
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import dump_config
 from marl_core.ppo.types import Prompts
 
@@ -165,7 +165,7 @@ def test_the_command_line_ends_with_a_code_of_its_own(
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(make_config(run={"folder": str(tmp_path / "run")})), encoding="utf-8")
     monkeypatch.setattr("marl_core.run.runner.update_epochs", too_much)
-    monkeypatch.setattr("marl_core.cli._set_up_process", lambda device: None)
+    monkeypatch.setattr("marl_core.cli.app._set_up_process", lambda device: None)
     assert main(["run", str(file)]) == 6
     said = capsys.readouterr().err
     assert "a bug in marl" not in said

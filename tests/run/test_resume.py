@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.run.finished import finished
 
 MakeConfig = Callable[..., RunConfig]

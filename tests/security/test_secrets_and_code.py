@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from marl_core import AdapterBank, ConfigError, MarlError, Plan, RunConfig, Runner
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.redact import STRUCK, redact
 from marl_core.run.report import write_report
 

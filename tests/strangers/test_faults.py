@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from marl_core import Catalog, NumericError, PluginError, RunConfig, Runner
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
 from marl_core.run import checkpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.testing import write_tiny_model
 
 pytestmark = pytest.mark.installed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from marl_core.cli import main
-from marl_core.cli_new_plugin import write_plugin
+from marl_core.cli.app import main
+from marl_core.cli.new_plugin import write_plugin
 from marl_core.registry.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, ConfigError, PluginError
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.config.plan import Plan
 

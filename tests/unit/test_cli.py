@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from marl_core import ConfigError, DataError, NumericError, Plan, PluginError
-from marl_core.cli import main
+from marl_core.cli.app import main
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
     monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
-    monkeypatch.setattr("marl_core.cli_show.show_start", lambda *shown: None)
+    monkeypatch.setattr("marl_core.cli.tables.show_start", lambda *shown: None)
     return noted
 
 

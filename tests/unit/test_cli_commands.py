@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from marl_core import DataError, PluginError
-from marl_core.cli_commands import GROUP, add_commands
+from marl_core.cli.guests import GROUP, add_commands
 
 
 def point(name: str, value: str, package: str = "a") -> EntryPoint:
@@ -168,7 +168,7 @@ def test_ours_stay_ours() -> None:
 
 
 def test_our_own_guests_are_not_imported_by_other_commands(tmp_path: Path) -> None:
-    code = "import sys\nfrom marl_core.cli import main\nmain(['plugins', '--family', 'observer'])\n"
+    code = "import sys\nfrom marl_core.cli.app import main\nmain(['plugins', '--family', 'observer'])\n"
     code += "print(sorted(m for m in sys.modules if 'marl_plugins.' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "['marl_plugins.lines', 'marl_plugins.observers']"

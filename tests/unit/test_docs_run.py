@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from marl_core import Catalog, RunConfig, Strategy, dump_config
-from marl_core.cli import app, main
+from marl_core.cli.app import app, main
 from marl_core.config.choice import Choice
 from marl_core.config.load import parse_config
 from marl_core.config.plan import Plan

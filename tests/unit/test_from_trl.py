@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from marl_core import Catalog, Runner, ScoredRollout
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import load_config, parse_config
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.ppo.types import UpdateStats

@@ -111,9 +111,9 @@ def test_the_test_sees_what_an_import_could_change() -> None:
 
 RUN = """
 import os, sys
-from marl_core.cli import main
+from marl_core.cli.app import main
 main(["run", "no-such.yaml"])
-from marl_core.cli import _set_up_process
+from marl_core.cli.app import _set_up_process
 _set_up_process({device!r})
 print([name for name in {names!r} if name in os.environ])
 """

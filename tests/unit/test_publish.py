@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from marl_core import Catalog, DataError, Runner
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.run.model_card import code, fenced, model_card
 from marl_core.run.publish import publish_adapter

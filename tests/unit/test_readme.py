@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from marl_core import AdapterBank, Plan, RunConfig
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.registry.catalog import Catalog

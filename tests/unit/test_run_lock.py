@@ -238,7 +238,7 @@ for owner, name in ((signal, "SIGKILL"), (signal, "SIGHUP"), (signal, "SIGALRM")
     delattr(owner, name)
 for name in ("fchmod", "getuid", "getpgid", "killpg", "register_at_fork", "O_DIRECTORY", "O_NOFOLLOW", "statvfs"):
     delattr(os, name)
-import marl_core.cli, marl_core.run, marl_core.run.runner, marl_core.run.replay, marl_core.run.publish, marl_core.run.report
+import marl_core.cli.app, marl_core.run, marl_core.run.runner, marl_core.run.replay, marl_core.run.publish, marl_core.run.report
 import marl_plugins.observers, marl_plugins.screen, marl_plugins.lines, marl_plugins.samples, marl_plugins.trackers
 import marl_plugins.reward, marl_plugins.reward_function, marl_plugins.reward_http, marl_plugins.time_limit
 print("imported")

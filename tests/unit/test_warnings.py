@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from marl_core import MarlDeprecationWarning, MarlWarning, RunConfig, Runner
-from marl_core.cli_warnings import warnings_in_one_line
+from marl_core.cli.warning_lines import warnings_in_one_line
 from marl_core.errors import PluginWarning, warn
 from marl_core.testing import write_tiny_model
 

@@ -120,7 +120,7 @@ def test_the_variables_of_huggingface_hub(name: str, tmp_path: Path, base: Path)
 
 
 def test_light_commands_import_the_library_only_for_hub_names(tmp_path: Path) -> None:
-    code = "import sys, marl_core.cli, marl_core.config.hub, marl_core.config.plan; print('huggingface_hub' in sys.modules)"
+    code = "import sys, marl_core.cli.app, marl_core.config.hub, marl_core.config.plan; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, ConfigError, Plan
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.load import load_config, parse_config
 from marl_plugins.carry import llamafactory, trl
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, RunConfig, load_config
-from marl_core.cli import main
+from marl_core.cli.app import main
 from marl_core.config.run_config import DataPart
 from marl_core.config.schema import json_schema
 from marl_core.config.yaml_text import parse_yaml

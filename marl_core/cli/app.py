@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from marl_core.cli_commands import add_commands
-from marl_core.cli_new_plugin import new_plugin
-from marl_core.cli_publish import publish
-from marl_core.cli_warnings import warnings_in_one_line
+from marl_core.cli.guests import add_commands
+from marl_core.cli.new_plugin import new_plugin
+from marl_core.cli.publish import publish
+from marl_core.cli.warning_lines import warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError
 from marl_core.registry.families import FAMILIES, family_named
@@ -80,7 +80,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     catalog = Catalog.installed()
     config = _read(file, sets, catalog)
-    from marl_core.cli_show import show_start
+    from marl_core.cli.tables import show_start
     from marl_core.config.plan import Plan
 
     plan = Plan.of(config, catalog)
@@ -113,7 +113,7 @@ def check(
     ] = False,
 ) -> None:
     """Say everything about FILE that can be known without weights."""
-    from marl_core.cli_show import show_memory, show_plan, show_unseen
+    from marl_core.cli.tables import show_memory, show_plan, show_unseen
     from marl_core.config.explain import unseen
     from marl_core.config.plan import Plan
     from marl_core.registry.catalog import Catalog
@@ -140,7 +140,7 @@ def plugins(
 ) -> None:
     """List the strategies installed here; broken ones in red."""
     chosen = list(FAMILIES) if family is None else [family_named(family)]
-    from marl_core.cli_show import show_plugins
+    from marl_core.cli.tables import show_plugins
     from marl_core.registry.catalog import Catalog
 
     show_plugins(Catalog.installed(), chosen)
@@ -268,6 +268,3 @@ def _fail(message: str, code: int, debug: bool) -> int:
         print(redact(said).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
     return code
 
-
-if __name__ == "__main__":
-    sys.exit(main())
