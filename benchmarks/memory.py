@@ -95,7 +95,7 @@ def measure(case: str, folder: Path, device: str) -> dict[str, float]:
     """Estimate, then run, in this process."""
     from marl_core import Catalog, Plan
     from marl_core.config.load import parse_config
-    from marl_core.config.memory import estimate
+    from marl_core.plan.memory import estimate
 
     plan = Plan.of(parse_config(config_of(case, folder, device), case, Catalog.installed()))
     said = estimate(plan).peak

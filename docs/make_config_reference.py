@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from marl_core import Catalog, RunConfig, dump_config
 from marl_core.config.choice import Choice, ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
-from marl_core.config.part import Part
+from marl_core.config.section import Part
 
 TARGET = Path(__file__).with_name("config.md")
 OWN_PACKAGE = "marl-core"

@@ -88,7 +88,7 @@ def estimate_of(config: dict[str, Any]) -> Any:
     """What `marl check --memory` reckons."""
     from marl_core import Catalog, Plan
     from marl_core.config.load import parse_config
-    from marl_core.config.memory import estimate
+    from marl_core.plan.memory import estimate
 
     catalog = Catalog.installed()
     return estimate(Plan.of(parse_config(config, "docs/make_gpu_page.py", catalog), catalog))

@@ -7,15 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.hub import cached_adapter
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.room import position_limit
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
-    from marl_core.config.adapter_files import read_adapter
-    from marl_core.config.hub import cached_adapter
     from marl_core.config.load import dump_config, load_config
-    from marl_core.config.plan import Plan
     from marl_core.config.run_config import RunConfig
     from marl_core.errors import (
         ConfigError,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         PluginError,
         RankError,
     )
+    from marl_core.plan.plan import Plan
     from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.reward_context import RewardContext, reward_context
     from marl_core.ppo.texts import ResponseDecoder
@@ -50,10 +50,10 @@ _HOMES = {
     ),
     "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
-    "marl_core.config.adapter_files": ("read_adapter",),
-    "marl_core.config.hub": ("cached_adapter",),
+    "marl_core.artifacts.adapter_files": ("read_adapter",),
+    "marl_core.artifacts.hub": ("cached_adapter",),
     "marl_core.config.load": ("dump_config", "load_config"),
-    "marl_core.config.plan": ("Plan",),
+    "marl_core.plan.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
     "marl_core.bank.adapters": ("AdapterBank",),
     "marl_core.bank.certify": ("write_certificate",),

@@ -44,7 +44,7 @@ def on_device(case: str, folder: Path) -> dict[str, Any]:
 
     from marl_core import Catalog, Plan, Runner
     from marl_core.config.load import parse_config
-    from marl_core.config.memory import estimate
+    from marl_core.plan.memory import estimate
 
     gc.collect()
     torch.cuda.empty_cache()

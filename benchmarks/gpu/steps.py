@@ -163,7 +163,7 @@ def four_bit(folder: str, device: str) -> Any:
 def step(case: Case, held: Held, machine: dict[str, Any]) -> dict[str, Any]:
     """Warm up, then one step; everything that was seen of it."""
     from marl_core import Catalog, Plan, Runner
-    from marl_core.config.memory import estimate
+    from marl_core.plan.memory import estimate
     from marl_core.ppo.types import Prompts
 
     bank, work = held.get(), case.work

@@ -6,8 +6,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from marl_core.artifacts.adapter_files import AdapterFiles
 from marl_core.bank.views import Position
-from marl_core.config.adapter_files import AdapterFiles
 from marl_core.errors import DataError
 
 

@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from marl_core.artifacts.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
+from marl_core.artifacts.hub import is_hub_adapter
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
 from marl_core.bank.targets import expand_targets, leaves, linear_names
-from marl_core.config.adapter_checks import per_expert, unconverted
-from marl_core.config.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
-from marl_core.config.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
-from marl_core.config.hub import is_hub_adapter
 from marl_core.errors import ConfigError, DataError
+from marl_core.plan.adapter_checks import per_expert, unconverted
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTAINER = nn.ModuleDict()

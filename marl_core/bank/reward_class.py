@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from marl_core.artifacts.adapter_files import SCORE_KEYS, AdapterFiles
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.views import ScoreView
-from marl_core.config.adapter_files import SCORE_KEYS, AdapterFiles
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:

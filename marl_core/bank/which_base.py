@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from marl_core.artifacts.adapter_files import AdapterFiles
 from marl_core.bank.fingerprint import Difference, Fingerprint, difference
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder
-from marl_core.config.adapter_files import AdapterFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     catalog = Catalog.installed()
     config = _read(file, sets, catalog)
     from marl_core.cli.tables import show_start
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
@@ -114,8 +114,8 @@ def check(
 ) -> None:
     """Say everything about FILE that can be known without weights."""
     from marl_core.cli.tables import show_memory, show_plan, show_unseen
-    from marl_core.config.explain import unseen
-    from marl_core.config.plan import Plan
+    from marl_core.plan.explain import unseen
+    from marl_core.plan.plan import Plan
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
@@ -126,7 +126,7 @@ def check(
     if missing:
         show_unseen(missing)
     if memory:
-        from marl_core.config.memory import estimate
+        from marl_core.plan.memory import estimate
 
         show_memory(estimate(plan))
     typer.echo(f"{file}: nothing speaks against this run{', as far as could be checked' if missing else ''}.")
@@ -267,4 +267,3 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if said is not None:
         print(redact(said).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
     return code
-

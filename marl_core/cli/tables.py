@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from marl_core.config.explain import explain
-from marl_core.config.roles import summary
 from marl_core.errors import PluginError
+from marl_core.plan.describe import summary
+from marl_core.plan.explain import explain
 from marl_core.registry.catalog import Catalog, Listing
 from marl_core.registry.families import FAMILIES, FamilyName
 
 if TYPE_CHECKING:
-    from marl_core.config.memory import MemoryEstimate
-    from marl_core.config.plan import Plan
+    from marl_core.plan.memory import MemoryEstimate
+    from marl_core.plan.plan import Plan
     from marl_core.run.preflight import Preflight
 
 PIPE_WIDTH = 160

@@ -1,1 +1,1 @@
-"""What was asked for: RunConfig, how it is read, and the Plan made of it. Imports no torch."""
+"""What was asked for: RunConfig, and how it is read. Imports no torch."""

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from marl_core.config.foreign import refuse_foreign
-from marl_core.config.layers import Setting, apply_settings, settings_from_environment, settings_from_options
-from marl_core.config.problems import problem_lines
+from marl_core.config.foreign_configs import refuse_foreign
+from marl_core.config.overrides import Setting, apply_settings, settings_from_environment, settings_from_options
 from marl_core.config.redact import redacted
 from marl_core.config.run_config import RunConfig
+from marl_core.config.validation_messages import problem_lines
 from marl_core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from marl_core.errors import ConfigError
 from marl_core.registry.catalog import Catalog

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from marl_core.config.part import Fraction, Part
+from marl_core.config.section import Fraction, Part
 
 
 class KLPart(Part):

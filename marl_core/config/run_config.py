@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
-from marl_core.config.part import Fraction, Part
 from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
+from marl_core.config.section import Fraction, Part
 from marl_core.config.speed_config import SpeedPart
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from marl_core.config.part import Part
+from marl_core.config.section import Part
 
 CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
 """Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.

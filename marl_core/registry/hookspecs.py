@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
     from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
 hookspec = pluggy.HookspecMarker("marl")

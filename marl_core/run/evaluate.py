@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marl_core.bank.views import View
-from marl_core.config.plan import Plan
+from marl_core.plan.plan import Plan
 from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context

@@ -11,8 +11,8 @@ import torch
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
-from marl_core.config.plan import Plan
 from marl_core.errors import ConfigError, NumericError
+from marl_core.plan.plan import Plan
 from marl_core.ppo.objectives import masked_mean, masked_sum
 from marl_core.ppo.rollout import generate
 from marl_core.ppo.scoring import forward, judge_all, pieces, reference_logprobs, score_sources, view_logprobs

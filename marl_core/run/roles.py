@@ -14,9 +14,9 @@ from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import ReferenceFunction, View
 from marl_core.config.choice import RewardChoice
-from marl_core.config.plan import Plan
 from marl_core.config.run_config import LoraPart
 from marl_core.errors import ConfigError
+from marl_core.plan.plan import Plan
 from marl_core.ppo.scoring import Source
 from marl_core.ppo.update import Trained
 from marl_core.registry.strategy import Strategy

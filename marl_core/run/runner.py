@@ -12,9 +12,9 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
-from marl_core.config.plan import Plan
 from marl_core.config.run_config import DataPart, RunConfig
 from marl_core.errors import warn
+from marl_core.plan.plan import Plan
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.reward_context import RewardContext, asking, logged

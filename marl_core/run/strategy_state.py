@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from marl_core.config.plan import Plan
 from marl_core.errors import DataError, PluginError
+from marl_core.plan.plan import Plan
 from marl_core.run.checkpoint import STRATEGIES_FILE
 from marl_core.run.roles import Roles
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 # lowest first; a storey may import itself and those before it
-STOREYS = ("errors", "registry", "config", "bank", "ppo", "run", "testing", "cli")
-LIGHT = ("errors", "registry", "config", "cli", "__init__")
+STOREYS = ("errors", "artifacts", "registry", "config", "plan", "bank", "ppo", "run", "testing", "cli")
+LIGHT = ("errors", "artifacts", "registry", "config", "plan", "cli", "__init__")
 HEAVY = (
     "torch",
     "transformers",
@@ -42,8 +42,7 @@ def imports(tree: ast.AST, top_only: bool = False) -> Iterator[tuple[str, int]]:
 
 def storey(module: str) -> str:
     """`marl_core/config/load.py` and `marl_core.config.load` as `config`, `marl_core/cli/tables.py` as `cli`."""
-    name = module.replace("/", ".").removesuffix(".py").split(".")[1]
-    return name
+    return module.replace("/", ".").removesuffix(".py").split(".")[1]
 
 
 def test_downwards_only(core: list[Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from marl_core import Catalog, Plan
 from marl_core.config.load import load_config
-from marl_core.config.memory import ON_TOP, estimate
+from marl_core.plan.memory import ON_TOP, estimate
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from marl_core import Catalog, Plan, Runner
-from marl_core.config.explain import unseen
 from marl_core.config.load import parse_config
-from marl_core.config.memory import estimate
+from marl_core.plan.explain import unseen
+from marl_core.plan.memory import estimate
 from marl_core.testing import tiny_tokenizer, write_tiny_model
 
 

@@ -12,7 +12,7 @@ import pytest
 from marl_core import Catalog, ConfigError, PluginError
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
+from marl_core.plan.plan import Plan
 
 Stranger = Callable[..., Path]
 HEADER = "from marl_core import Strategy, hookimpl\n"

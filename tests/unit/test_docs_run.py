@@ -19,8 +19,8 @@ from marl_core import Catalog, RunConfig, Strategy, dump_config
 from marl_core.cli.app import app, main
 from marl_core.config.choice import Choice
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
 from marl_core.config.yaml_text import parse_yaml
+from marl_core.plan.plan import Plan
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.testing import write_tiny_model
 

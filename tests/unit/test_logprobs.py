@@ -155,7 +155,7 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
 
 
 def test_the_memory_estimate_knows_how_many_logits_are_held() -> None:
-    from marl_core.config import memory
+    from marl_core.plan import memory
     from marl_core.ppo import logprobs
 
     assert memory.HELD_LOGITS == logprobs.TILE_TOKENS * logprobs.TILE_WORDS

@@ -15,7 +15,7 @@ import torch
 from marl_core import Catalog, Plan
 from marl_core import testing as marl_testing
 from marl_core.config.load import parse_config
-from marl_core.config.memory import ON_TOP, estimate
+from marl_core.plan.memory import ON_TOP, estimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASURED: dict[str, dict[str, float]] = json.loads(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marl_core import DataError
-from marl_core.config.data_files import look_at_prompts
+from marl_core.artifacts.rows import look_at_prompts
 from marl_core.config.run_config import DataPart
 from marl_core.run.prompts import PromptData, read_rows
 from marl_core.testing import tiny_tokenizer

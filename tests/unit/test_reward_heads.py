@@ -128,7 +128,7 @@ def test_every_model_type_with_such_a_classifier_is_known() -> None:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
 
-    from marl_core.config.fit_checks import POOLED
+    from marl_core.plan.fit import POOLED
 
     found = set()
     for kind in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES):

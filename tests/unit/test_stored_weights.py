@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from marl_core import AdapterBank, Catalog, ConfigError, Plan, Runner
+from marl_core.artifacts.model_files import ModelFiles
 from marl_core.bank.lora import make_config as lora_config
-from marl_core.config.memory import estimate
-from marl_core.config.model_files import ModelFiles
-from marl_core.config.stored_weights import said_of_weights, stored_quantization
+from marl_core.plan.memory import estimate
+from marl_core.plan.stored_weights import said_of_weights, stored_quantization
 from marl_plugins.quantization import keep_unpacked
 
 MakeConfig = Callable[..., Any]

@@ -11,8 +11,8 @@ import pytest
 
 from marl_core import Catalog, dump_config
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
 from marl_core.config.yaml_text import parse_yaml
+from marl_core.plan.plan import Plan
 
 
 def findings(config: dict[str, Any], catalog: Catalog) -> list[str]:

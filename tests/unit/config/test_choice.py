@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from marl_core import Catalog, ConfigError, PluginError, RunConfig, Strategy, dump_config, hookimpl
 from marl_core.config.choice import RewardChoice
-from marl_core.config.plan import Plan
+from marl_core.plan.plan import Plan
 
 
 class Mine(Strategy):

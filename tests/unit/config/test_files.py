@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from marl_core import DataError, read_adapter
-from marl_core.config.data_files import look_at_prompts
-from marl_core.config.model_files import looks_like_hub_name, read_model
+from marl_core.artifacts.model_files import looks_like_hub_name, read_model
+from marl_core.artifacts.rows import look_at_prompts
 
 
 @pytest.mark.parametrize(

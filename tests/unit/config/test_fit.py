@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, Plan
-from marl_core.config.explain import explain
 from marl_core.config.load import parse_config
+from marl_core.plan.explain import explain
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from marl_core import Catalog, ConfigError, PluginError, dump_config
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
 from marl_core.config.yaml_text import dump_yaml, parse_yaml
+from marl_core.plan.plan import Plan
 
 VALID: dict[str, Any] = {
     "model": {"path": "some/model", "dtype": "float32"},

@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from marl_core import Catalog, DataError, Plan, RunConfig, Runner, cached_adapter, read_adapter
-from marl_core.config.explain import explain, unseen
-from marl_core.config.memory import estimate
-from marl_core.config.model_files import read_model
+from marl_core.artifacts.model_files import read_model
+from marl_core.plan.explain import explain, unseen
+from marl_core.plan.memory import estimate
 from marl_core.testing import tiny_tokenizer, write_tiny_model
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -112,7 +112,7 @@ def test_the_variables_of_huggingface_hub(name: str, tmp_path: Path, base: Path)
     """In a process of its own: the library reads them as it is imported."""
     put(tmp_path / VARIABLES[name], "owner/name", {NEW: base}, {"main": NEW})
     clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    code = "from marl_core.config.model_files import read_model; print(read_model('owner/name').folder)"
+    code = "from marl_core.artifacts.model_files import read_model; print(read_model('owner/name').folder)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**clean, name: str(tmp_path)}
     )
@@ -120,7 +120,7 @@ def test_the_variables_of_huggingface_hub(name: str, tmp_path: Path, base: Path)
 
 
 def test_light_commands_import_the_library_only_for_hub_names(tmp_path: Path) -> None:
-    code = "import sys, marl_core.cli.app, marl_core.config.hub, marl_core.config.plan; print('huggingface_hub' in sys.modules)"
+    code = "import sys, marl_core.cli.app, marl_core.artifacts.hub, marl_core.plan.plan; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

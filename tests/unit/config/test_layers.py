@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from marl_core import ConfigError
-from marl_core.config.layers import apply_settings, settings_from_environment, settings_from_options
+from marl_core.config.overrides import apply_settings, settings_from_environment, settings_from_options
 
 BASE = {"ppo": {"clip": 0.2}, "reward": {"use": "short"}, "reference": "bare", "value": "own", "observers": ["a"]}
 

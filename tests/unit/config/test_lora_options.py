@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, Plan
-from marl_core.config.adapter_kinds import VARIANTS
+from marl_core.artifacts.adapter_kinds import VARIANTS
 from marl_core.config.load import parse_config
 
 

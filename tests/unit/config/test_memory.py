@@ -9,8 +9,8 @@ import pytest
 
 from marl_core import Catalog, DataError
 from marl_core.config.load import parse_config
-from marl_core.config.memory import MemoryEstimate, RoleMemory, estimate
-from marl_core.config.plan import Plan
+from marl_core.plan.memory import MemoryEstimate, RoleMemory, estimate
+from marl_core.plan.plan import Plan
 
 # embedding 40 + q 16 + up 32 + norm 4 (the tied output layer isn't counted again)
 WEIGHTS, IN_LINEARS = 92, 48

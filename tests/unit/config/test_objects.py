@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, Plan, Quantization, RunConfig, Strategy, hookimpl
-from marl_core.config.explain import explain
-from marl_core.config.memory import estimate
+from marl_core.plan.explain import explain
+from marl_core.plan.memory import estimate
 from marl_core.testing import write_tiny_model
 from marl_plugins.observers import Console, JsonLines
 from marl_plugins.quantization import Bnb4Bit, Bnb8Bit, NoQuantization

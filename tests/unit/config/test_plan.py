@@ -10,7 +10,7 @@ import pytest
 
 from marl_core import Catalog, ConfigError, DataError, Quantization
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
+from marl_core.plan.plan import Plan
 
 
 def plan_of(config: dict[str, Any], catalog: Catalog) -> Plan:

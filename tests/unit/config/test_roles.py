@@ -9,8 +9,8 @@ import pytest
 
 from marl_core import Catalog, Strategy
 from marl_core.config.load import parse_config
-from marl_core.config.plan import Plan
-from marl_core.config.roles import Role, summary
+from marl_core.plan.describe import Role, summary
+from marl_core.plan.plan import Plan
 
 
 def plan_of(written: dict[str, Any], catalog: Catalog, **change: Any) -> Plan:

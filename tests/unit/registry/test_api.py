@@ -11,7 +11,7 @@ from pydantic import Field
 
 import marl_core
 from marl_core import MarlDeprecationWarning, PluginError, RunResult, Strategy, hookimpl
-from marl_core.config.part import Part
+from marl_core.config.section import Part
 from marl_core.registry import strategy as strategy_module
 from marl_core.registry.catalog import Listing, LoadedStrategy, verify
 from marl_core.registry.deprecation import gone_in

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marl_core.config.adapter_checks import named_adapters
-from marl_core.config.adapter_files import AdapterFiles, read_adapter
-from marl_core.config.adapter_kinds import EMBEDDINGS, target_parameters
-from marl_core.config.memory import linears, matches
-from marl_core.config.model_files import ModelFiles
+from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_kinds import EMBEDDINGS, target_parameters
+from marl_core.artifacts.model_files import ModelFiles
 from marl_core.config.run_config import LoraPart, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.plan.adapter_checks import named_adapters
+from marl_core.plan.memory import linears, matches
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.config.adapter_checks import adapter_findings, adapter_warnings
-from marl_core.config.data_files import look_at_prompts
+from marl_core.artifacts.hub import cached_adapter
+from marl_core.artifacts.model_files import ModelFiles, read_model, unpinned_code
+from marl_core.artifacts.rows import look_at_prompts
 from marl_core.config.device import device_warnings
-from marl_core.config.fit_checks import fit_findings
-from marl_core.config.hub import cached_adapter
-from marl_core.config.lora_checks import lora_findings
-from marl_core.config.model_files import ModelFiles, read_model, unpinned_code
-from marl_core.config.part import Part
 from marl_core.config.prompt_template import columns_of
-from marl_core.config.roles import mismatch, path_options
 from marl_core.config.run_config import RunConfig
-from marl_core.config.stored_weights import stored_findings
+from marl_core.config.section import Part
 from marl_core.errors import ConfigError, DataError, MarlError, PluginError
+from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
+from marl_core.plan.describe import mismatch, path_options
+from marl_core.plan.fit import fit_findings
+from marl_core.plan.lora_checks import lora_findings
+from marl_core.plan.stored_weights import stored_findings
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 
 def core_findings(plan: Plan) -> list[MarlError]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from marl_core.config.adapter_files import AdapterFiles, read_adapter
-from marl_core.config.adapter_kinds import (
+from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_kinds import (
     EMBEDDINGS,
     HEADS,
     Use,
@@ -16,13 +16,13 @@ from marl_core.config.adapter_kinds import (
     saved_embeddings,
     target_parameters,
 )
-from marl_core.config.hub import adapter_folder
-from marl_core.config.model_files import ModelFiles, read_model
-from marl_core.config.roles import adapter_options
+from marl_core.artifacts.hub import adapter_folder
+from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.plan.describe import adapter_options
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 
 def named_adapters(plan: Plan) -> Iterator[tuple[str, str, Use]]:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import QuantizationChoice
-from marl_core.config.model_files import read_model
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
     from marl_core.registry.catalog import Catalog
 
 UNQUANTIZED = "Give the unquantized model as model.path, and choose a quantization here if memory is short."

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from marl_core.config.adapter_files import CONFIG_FILE, AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_files import CONFIG_FILE, AdapterFiles, read_adapter
 
 
 def cached_file(name: str, file: str, revision: str | None = None) -> Path | None:

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
-from marl_core.config.adapter_files import read_adapter
+from marl_core.artifacts.adapter_files import read_adapter
+from marl_core.artifacts.hub import adapter_folder
+from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.config.device import device_of
-from marl_core.config.hub import adapter_folder
-from marl_core.config.model_files import ModelFiles, read_model
-from marl_core.config.roles import adapter_options, path_options, where
 from marl_core.config.run_config import LoraPart
 from marl_core.config.speed_config import measured_on, usual_tokens
 from marl_core.errors import DataError
+from marl_core.plan.describe import adapter_options, path_options, where
 from marl_core.registry.strategy import Strategy
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -8,13 +8,13 @@ from functools import cached_property
 
 from pydantic import ValidationError
 
-from marl_core.config.checks import core_findings, core_warnings
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
-from marl_core.config.problems import dotted, problem_lines
-from marl_core.config.roles import Role, describe_roles
 from marl_core.config.run_config import RunConfig
-from marl_core.config.stored_weights import as_stored
+from marl_core.config.validation_messages import dotted, problem_lines
 from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.plan.checks import core_findings, core_warnings
+from marl_core.plan.describe import Role, describe_roles
+from marl_core.plan.stored_weights import as_stored
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy

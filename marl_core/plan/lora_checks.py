@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
-from marl_core.config.adapter_kinds import REWRITING, VARIANTS
+from marl_core.artifacts.adapter_kinds import REWRITING, VARIANTS
 from marl_core.config.run_config import LoraPart, RunConfig
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from marl_core.config.model_files import read_model
-from marl_core.config.roles import adapter_options, mismatch, path_options, where
+from marl_core.artifacts.model_files import read_model
 from marl_core.errors import DataError
+from marl_core.plan.describe import adapter_options, mismatch, path_options, where
 from marl_core.registry.strategy import Strategy
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 
 def explain(plan: Plan) -> list[str]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from marl_core.config.adapter_files import CONFIG_FILE
+from marl_core.artifacts.adapter_files import CONFIG_FILE
+from marl_core.artifacts.hub import adapter_folder, is_hub_adapter
 from marl_core.config.choice import RewardChoice
-from marl_core.config.hub import adapter_folder, is_hub_adapter
 from marl_core.registry.strategy import Strategy
 
 if TYPE_CHECKING:
-    from marl_core.config.plan import Plan
+    from marl_core.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marl_core.config.adapter_files import unpacked_shapes
-from marl_core.config.hub import cached_file
+from marl_core.artifacts.adapter_files import unpacked_shapes
+from marl_core.artifacts.hub import cached_file
 from marl_core.errors import DataError
 
 CONFIG_FILE = "config.json"

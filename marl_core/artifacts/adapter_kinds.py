@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from marl_core.config.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.artifacts.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
 
 Use = Literal["shared", "merged"]
 """`shared`: it stands on the base that all roles share. `merged`: it is folded into a base of its own."""
