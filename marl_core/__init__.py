@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
     from marl_core.artifacts.hub import cached_adapter
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.bank.certify import write_certificate
+    from marl_core.bank.identity.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.room import position_limit
     from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
@@ -56,7 +56,7 @@ _HOMES = {
     "marl_core.plan.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
     "marl_core.bank.adapters": ("AdapterBank",),
-    "marl_core.bank.certify": ("write_certificate",),
+    "marl_core.bank.identity.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.room": ("position_limit",),
     "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),

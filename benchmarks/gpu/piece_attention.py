@@ -14,7 +14,7 @@ from timing import apart, relative, timed
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from marl_core.bank.attention import Layout, attend
+from marl_core.bank.speed.packing import Layout, attend
 
 SIZES = {"full": (64, 64, 512, 32, 8, (64, 128)), "tiny": (6, 4, 24, 4, 2, (16,))}
 """Rows, shortest and longest, heads, key heads, widths of a head."""

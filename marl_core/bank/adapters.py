@@ -16,18 +16,19 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from marl_core.bank import heads, lora, reward_adapter
-from marl_core.bank.fingerprint import Fingerprint, kinds
+from marl_core.bank import heads, lora
 from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
+from marl_core.bank.identity import reward_adapter
+from marl_core.bank.identity.fingerprint import Fingerprint, kinds
+from marl_core.bank.identity.reward_check import check_base
+from marl_core.bank.identity.which_base import Origin
 from marl_core.bank.inputs import as_ids, as_mask, require_room, require_tokens, without_garbage
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import adapter_parameters
-from marl_core.bank.reward_check import check_base
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.targets import Layers, linear_names, without_idle
 from marl_core.bank.trunk import Trunk
 from marl_core.bank.views import Position, ScoreView, View
-from marl_core.bank.which_base import Origin
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -63,7 +64,7 @@ class AdapterBank:
         self.prepared = ""
         """What was done to the base before it was frozen, e.g. which adapter was merged in."""
         self.fingerprint: Fingerprint | None = None
-        """Record of the base's weights (marl_core.bank.fingerprint); None where none was made."""
+        """Record of the base's weights (marl_core.bank.identity.fingerprint); None where none was made."""
         self.origin: Origin | None = None
         """Where the base was read from, when it is still as it was read."""
         self.quantization = quantization or Quantization()
@@ -401,7 +402,7 @@ class AdapterBank:
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        from marl_core.bank.left_alone import Weights
+        from marl_core.bank.integrity import Weights
 
         weights = Weights(pair for name in names for pair in self.parameters(name).items())
         return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))

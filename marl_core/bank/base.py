@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.artifacts.model_files import unpinned_code
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.identity.which_base import Origin, located
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_half
 from marl_core.bank.shard import shard_base
-from marl_core.bank.which_base import Origin, located
 from marl_core.errors import ConfigError, DataError
 from marl_core.plan.stored_weights import quantization_of_folder, quantized_already
 from marl_core.registry.strategy import Quantization

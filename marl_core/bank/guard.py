@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from marl_core.bank.base_tensors import base_places
-from marl_core.bank.digest import digest
+from marl_core.bank.identity.digest import digest
 
 Mark = tuple[int, int, tuple[int, ...]]
 _HARMLESS = (

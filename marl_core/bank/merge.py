@@ -19,9 +19,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from marl_core.artifacts.adapter_files import AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
 from marl_core.bank import lora
-from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.identity.fingerprint import fingerprint
+from marl_core.bank.identity.which_base import which_base
 from marl_core.bank.parts import FILE_PREFIX
-from marl_core.bank.which_base import which_base
 from marl_core.errors import ConfigError, DataError, warn
 from marl_core.plan.adapter_checks import other_rows
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from marl_core.bank.base_tensors import base_places
-from marl_core.bank.fingerprint import Fingerprint, collected, record
+from marl_core.bank.identity.fingerprint import Fingerprint, collected, record
 
 
 class CannotRead(Exception):  # no fault: the caller says what can't be told

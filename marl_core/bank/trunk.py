@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
 
-from marl_core.bank import attention, cache, measure
-from marl_core.bank.compiled import cannot, compile_layers, refuse_what_rounds_elsewhere, stance
+from marl_core.bank import measure
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
-from marl_core.bank.lean import keep_all, keep_less
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.room import learned_positions
+from marl_core.bank.speed import cache
+from marl_core.bank.speed.compiled import cannot, compile_layers, refuse_what_rounds_elsewhere, stance
+from marl_core.bank.speed.recompute import keep_all, keep_less
 from marl_core.bank.stretched import Stretched
 from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, DataError
@@ -44,7 +45,7 @@ class PassOptions:
     recompute: bool = False
     """Activations of a layer computed again in backward instead of kept (gradient checkpointing)."""
     recompute_cheap: bool | None = None
-    """The cheap pieces between two products computed again (bank/lean.py); None: on a CPU, where that was measured, and nowhere else."""
+    """The cheap pieces between two products computed again (bank/speed/recompute.py); None: on a CPU alone, where that was measured."""
 
 
 class Trunk:
@@ -196,11 +197,11 @@ class Trunk:
 
     def packed_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of rows packed into one: ids, mask [B, L] -> [B, L, H], zero at padded positions."""
-        self._set_attention(attention.NAME)
+        self._set_attention(packing.NAME)
         if bool(mask.all()):
             return self._run(ids, None, None)
-        layout = attention.Layout.of(mask)
-        with attention.packing():
+        layout = packing.Layout.of(mask)
+        with packing.without_mask():
             states = self._run(ids[mask][None], None, position_ids(mask)[mask][None], layout=layout)
         block = states.new_zeros(*mask.shape, states.shape[-1])
         return block.masked_scatter(mask[..., None], states)
@@ -242,8 +243,8 @@ class Trunk:
     def _set_attention(self, name: str | None) -> None:
         """Compute attention by this function of transformers' register from now on."""
         if name is not None and self.model.config._attn_implementation != name:
-            if name == attention.NAME:
-                attention.register()
+            if name == packing.NAME:
+                packing.register()
             self.model.set_attn_implementation(name)
 
     def _settle(self) -> None:
@@ -254,7 +255,7 @@ class Trunk:
         if self.model.training:
             self.model.eval()
         self.stretched.forget()
-        self._set_attention(attention.NAME if self.options.pack and self.packs else self._own_attention)
+        self._set_attention(packing.NAME if self.options.pack and self.packs else self._own_attention)
 
     @contextmanager
     def _recomputing(self, allowed: bool) -> Iterator[None]:

@@ -36,7 +36,7 @@ HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vo
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 ON_TOP = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
-FOLDED_SHARE = 0.25  # of the base: bank/fold.py makes no copies beyond that
+FOLDED_SHARE = 0.25  # of the base: bank/speed/merged_copies.py makes no copies beyond that
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
 
@@ -254,7 +254,7 @@ def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     """What backward needs of N tokens.
 
-    Kept for a token and layer (bank/lean.py): 6 h + 2 f values and the inputs of adapted layers; without `speed.recompute_cheap`
+    Kept for a token and layer (bank/speed/recompute.py): 6 h + 2 f values and the inputs of adapted layers; without `speed.recompute_cheap`
     another f, and on a half precision base a float32 copy of its input for each adapted layer. With checkpointing h, and one layer's
     at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32; of
     quantized weights one layer's at a time is there in full.

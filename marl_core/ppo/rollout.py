@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.fold import folded
+from marl_core.bank.speed.merged_copies import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, warn

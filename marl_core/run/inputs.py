@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_core.artifacts.adapter_files import CONFIG_FILE
-from marl_core.bank.certificate import FILE as CERTIFICATE
+from marl_core.bank.identity.certificate import FILE as CERTIFICATE
 from marl_core.config.redact import redact
 from marl_core.run.files import sha256
 

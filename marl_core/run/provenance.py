@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from marl_core.artifacts.adapter_files import WEIGHTS_FILE
-from marl_core.bank.fingerprint import Fingerprint
-from marl_core.bank.fingerprint_v1 import is_short_of, short
+from marl_core.bank.identity.fingerprint import Fingerprint
+from marl_core.bank.identity.fingerprint_v1 import is_short_of, short
 from marl_core.config.redact import redacted
 from marl_core.errors import DataError
 from marl_core.run.files import sha256

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.left_alone import Flags, frozen_weights, learning_weights
+from marl_core.bank.integrity import Flags, frozen_weights, learning_weights
 from marl_core.bank.views import ScoreView, View
 from marl_core.errors import NumericError, PluginError, warn
 from marl_core.ppo.scoring import Source

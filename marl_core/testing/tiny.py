@@ -70,7 +70,7 @@ def write_tiny_model(folder: Path | str, seed: int = 0, pad_is_eos: bool = False
 def tiny_bank(seed: int = 0, policy: str | None = None, device: str = "cpu", **changes: Any) -> AdapterBank:
     """A bank on the tiny model, without any file, on `device`; with a new, trainable LoRA when `policy` names one."""
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.bank.fingerprint import fingerprint
+    from marl_core.bank.identity.fingerprint import fingerprint
 
     moved: Any = tiny_model(seed, **changes)  # torch types `to` loosely
     model: PreTrainedModel = moved.to(device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, OutOfMemoryError, Runner
-from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingPart

@@ -503,7 +503,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ),
     (
         "any base will do",
-        "_differs@marl_core.bank.fingerprint",
+        "_differs@marl_core.bank.identity.fingerprint",
         call(lambda original, *args: (False, 0.0)),
         ("tests/unit/test_which_base.py::TestEveryKindAtEveryDepth",),
     ),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from marl_core import RunConfig, Runner
-from marl_core.bank import compiled, trunk
+from marl_core.bank import trunk
+from marl_core.bank.speed import compiled
 from marl_core.bank.trunk import PassOptions
 from marl_core.errors import ConfigError
 from marl_core.ppo.types import UpdateStats

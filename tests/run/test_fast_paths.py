@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner, View
-from marl_core.bank import attention
-from marl_core.bank.cache import RoomyLayer, new_cache
-from marl_core.bank.fold import folded
 from marl_core.bank.lora import make_config as make_lora
+from marl_core.bank.speed.cache import RoomyLayer, new_cache
+from marl_core.bank.speed.merged_copies import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo import decode as decode_module
 from marl_core.ppo.rollout import generate
@@ -195,7 +194,7 @@ class TestPacking:
     @pytest.fixture(params=[True, False], ids=["products", "sdpa"])
     def kernel(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         if not request.param:
-            monkeypatch.setattr(attention, "SHORT", 0)
+            monkeypatch.setattr(packing, "SHORT", 0)
 
     def test_values_and_gradients_are_those_of_padded_rows(
         self, bank: AdapterBank, ragged: Rollout, kernel: None

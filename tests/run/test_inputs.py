@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from marl_core import ConfigError, RunConfig, Runner
-from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.run.inputs import named
 from marl_core.run.provenance import changes, provenance
 

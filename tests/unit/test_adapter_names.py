@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from marl_core import AdapterBank, ConfigError
-from marl_core.bank.left_alone import frozen_weights, learning_weights
+from marl_core.bank.integrity import frozen_weights, learning_weights
 from marl_core.bank.lora import make_config
 from marl_core.bank.parts import file_tensors
 

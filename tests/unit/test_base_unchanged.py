@@ -18,7 +18,7 @@ from marl_core import AdapterBank, ConfigError, DataError, Quantization
 from marl_core.bank import guard as guard_module
 from marl_core.bank import lora
 from marl_core.bank.base import load_bank
-from marl_core.bank.digest import digest
+from marl_core.bank.identity.digest import digest
 from marl_core.bank.lora import make_config
 from marl_core.testing import tiny_bank
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from marl_core import AdapterBank, ConfigError, DataError, Plan, Runner
-from marl_core.bank.left_alone import frozen_weights
+from marl_core.bank.integrity import frozen_weights
 from marl_core.bank.lora import make_config as lora_config
 from marl_core.plan.adapter_checks import CONVERTED
 from marl_core.testing import tiny_tokenizer

@@ -20,9 +20,9 @@ from marl_core import AdapterBank, DataError, MarlWarning, Quantization, merge_i
 from marl_core.bank import base as base_module
 from marl_core.bank.adapters import AdapterBank as Bank
 from marl_core.bank.base import load_bank, load_base
-from marl_core.bank.digest import digest
-from marl_core.bank.fingerprint import difference, fingerprint, kinds
-from marl_core.bank.fingerprint_v1 import first_version, is_short_of, short
+from marl_core.bank.identity.digest import digest
+from marl_core.bank.identity.fingerprint import difference, fingerprint, kinds
+from marl_core.bank.identity.fingerprint_v1 import first_version, is_short_of, short
 from marl_core.bank.merge import attach, merge_adapter
 from marl_core.bank.read_through import fingerprint_of_folder
 from marl_core.testing import tiny_model, tiny_tokenizer, write_tiny_model
@@ -404,7 +404,7 @@ class TestPlaces:
         name = name.format(home=home, here=home.name)
         adapter = renamed(sft_adapter, name, home / "sft")
         monkeypatch.setattr(
-            "marl_core.bank.which_base.fingerprint_of_folder", lambda *_, **__: pytest.fail("it was read")
+            "marl_core.bank.identity.which_base.fingerprint_of_folder", lambda *_, **__: pytest.fail("it was read")
         )
         for path in ("base", str(home / "base"), "link"):
             assert (
@@ -500,7 +500,7 @@ class TestTheHubsCache:
         assert "it names a/model" in told(bank, renamed(sft_adapter, "a/model", cache / "x"))
 
     def test_the_same_name_needs_no_look(self, cache: Path, tiny_folder: str, sft_adapter: str) -> None:
-        from marl_core.bank.which_base import Origin
+        from marl_core.bank.identity.which_base import Origin
 
         bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
         bank.note_read(Origin.of("not/cached", None), bank.fingerprint)

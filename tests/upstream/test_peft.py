@@ -141,7 +141,7 @@ def test_an_adapter_of_another_base_loads_in_silence(
     PeftModel.from_pretrained(tiny_model(num_hidden_layers=1), where)
     still(
         not [w for w in recwarn if "missing" in str(w.message) or "base" in str(w.message)],
-        "marl_core/bank/reward_check.py",
+        "marl_core/bank/identity/reward_check.py",
     )
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from marl_core.artifacts.adapter_files import AdapterFiles
-from marl_core.bank.certificate import FILE, difference_from_certificate, read_certificate
-from marl_core.bank.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.identity.certificate import FILE, difference_from_certificate, read_certificate
+from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
+from marl_core.bank.identity.which_base import Origin, which_base
 from marl_core.bank.views import Position, ScoreView
-from marl_core.bank.which_base import Origin, which_base
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marl_core.bank.fingerprint import SAMPLES, Difference, Fingerprint, plain_name, samples_of
+from marl_core.bank.identity.fingerprint import SAMPLES, Difference, Fingerprint, plain_name, samples_of
 
 STEP = 2.0**-7
 """Twice the spacing of bfloat16 relative to the number: a cast base still matched."""

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from marl_core.bank.lean import again
+from marl_core.bank.speed.recompute import again
 
 NAME = "marl"
 SHORT = 256  # keys up to which explicit products beat the CPU's fused kernel: 2x in float32, 9x in bfloat16 backward
@@ -112,7 +112,7 @@ _packed = ContextVar("marl_packed", default=False)
 
 
 @contextmanager
-def packing() -> Iterator[None]:
+def without_mask() -> Iterator[None]:
     """Inside, transformers makes no attention mask: the tokens are packed."""
     before = _packed.set(True)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marl_core.artifacts.adapter_files import AdapterFiles
-from marl_core.bank.fingerprint import Difference, Fingerprint, difference
+from marl_core.bank.identity.fingerprint import Difference, Fingerprint, difference
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder
 
 

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from marl_core.bank.fingerprint import Difference, Fingerprint, difference, samples_of
-from marl_core.bank.fingerprint_v1 import difference_from_first
+from marl_core.bank.identity.fingerprint import Difference, Fingerprint, difference, samples_of
+from marl_core.bank.identity.fingerprint_v1 import difference_from_first
 from marl_core.errors import DataError
 
 FILE = "marl_certificate.json"

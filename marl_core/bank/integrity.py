@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.digest import digest
+from marl_core.bank.identity.digest import digest
 from marl_core.bank.parts import adapter_parameters
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from marl_core import AdapterBank
-from marl_core.bank import attention, lora
-from marl_core.bank.fold import folded
-from marl_core.bank.lean import again, keep_less
+from marl_core.bank import lora
+from marl_core.bank.speed.merged_copies import folded
+from marl_core.bank.speed.recompute import again, keep_less
 from marl_core.bank.trunk import PassOptions
 from marl_core.testing import tiny_model, tiny_tokenizer
 
@@ -76,7 +76,7 @@ def make_plain(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every lean forward away."""
     for module in bank.base.modules():
         vars(module).pop("forward", None)
-    monkeypatch.setattr(attention, "again", lambda function, *inputs: function(*inputs))
+    monkeypatch.setattr(packing, "again", lambda function, *inputs: function(*inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

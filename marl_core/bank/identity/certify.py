@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification
 
 from marl_core.artifacts.adapter_files import read_adapter
 from marl_core.bank.base import load_tokenizer
-from marl_core.bank.certificate import FILE
-from marl_core.bank.fingerprint import fingerprint
+from marl_core.bank.identity.certificate import FILE
+from marl_core.bank.identity.fingerprint import fingerprint
+from marl_core.bank.identity.which_base import located
 from marl_core.bank.inputs import plain
 from marl_core.bank.read_through import is_half
-from marl_core.bank.which_base import located
 from marl_core.errors import DataError
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_core.bank.base_tensors import base_places
-from marl_core.bank.digest import digest
+from marl_core.bank.identity.digest import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marl_core.bank import heads, lora
-from marl_core.bank.reward_check import Reading, check_reward
+from marl_core.bank.identity.reward_check import Reading, check_reward
 from marl_core.bank.reward_class import refuse_other_reading
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
