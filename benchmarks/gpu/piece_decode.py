@@ -17,8 +17,8 @@ from transformers import GenerationConfig, StaticCache
 
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.ppo.rollout import generate
-from marl_core.ppo.sampling import choose
+from marl_core.ppo.sampling.choose import choose
+from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.types import Prompts, Rollout
 
 SIZES = {"full": ("1b", 64, 64, 128), "tiny": ("tiny", 4, 8, 12)}

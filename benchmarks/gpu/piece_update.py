@@ -18,10 +18,10 @@ from workloads import Work
 from marl_core import Runner
 from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.run.optimizer import make_optimizer
-from marl_core.run.seeds import generator
 
 WORKS = {
     "full": alone("update", prompts=32, prompt_tokens=64, new_tokens=256, epochs=1, minibatch=32),

@@ -18,7 +18,7 @@ from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.room import learned_positions
-from marl_core.bank.speed import cache
+from marl_core.bank.speed import cache, packing
 from marl_core.bank.speed.compiled import cannot, compile_layers, refuse_what_rounds_elsewhere, stance
 from marl_core.bank.speed.recompute import keep_all, keep_less
 from marl_core.bank.stretched import Stretched

@@ -88,7 +88,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     _set_up_process(device_of(config))
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
-        from marl_core.run.finished import finished
+        from marl_core.store.finished import finished
 
         nothing_left = finished(config)
         if nothing_left is not None:
@@ -184,7 +184,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page about one or several runs."""
-    from marl_core.run.report import write_report
+    from marl_core.report.page import write_report
 
     typer.echo(str(write_report(folders, out)))
 
@@ -261,7 +261,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
     said: str | None = (traceback.format_exc() if debug else "") + message
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of several processes: the first cause is said once
-        from marl_core.run.processes import ending
+        from marl_core.parallel.process_group import ending
 
         said, code = ending(sys.exc_info()[1], redact(str(said)), code)
     if said is not None:

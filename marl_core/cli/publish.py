@@ -21,7 +21,7 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="A new hub repository is public; else private.")] = False,
 ) -> None:
     """Write a run's adapter and a model card into a folder of its own; nothing is uploaded unless asked."""
-    from marl_core.run.publish import base_problem, publish_adapter, push
+    from marl_core.report.publish import base_problem, publish_adapter, push
 
     typer.echo(str(publish_adapter(run, to, hub=push_to_hub, base=base)))
     problem = base_problem(run, base)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Ranks:
-    """One process; `marl_core.run.processes.Group` is the real thing."""
+    """One process; `marl_core.parallel.process_group.Group` is the real thing."""
 
     rank: int = 0
     size: int = 1

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marl_core.bank.views import View
+from marl_core.data.prompts import PromptData
 from marl_core.plan.plan import Plan
+from marl_core.ppo.data_parallel import padded_places
 from marl_core.ppo.objectives import masked_sum
 from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
-from marl_core.ppo.rollout import generate
+from marl_core.ppo.role_scoring import score_budget
+from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.scoring import judge_all, reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.types import Evaluation, Rollout
-from marl_core.run.passes import score_budget
-from marl_core.run.prompts import PromptData
 from marl_core.run.roles import Roles
-from marl_core.run.seeds import derive_seed
-from marl_core.run.shares import padded_places
 
 
 def evaluate(

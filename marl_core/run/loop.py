@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from marl_core.bank.out_of_memory import memory_told
 from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.ppo.types import Evaluation, Prompts, RunResult, StepStats
-from marl_core.run import checkpoint, strategy_state
-from marl_core.run.disk import MOST_FAILURES, SaveFailed, save_failed, warn_if_short
 from marl_core.run.evaluate import evaluate
 from marl_core.run.signals import StopRequest
+from marl_core.store import checkpoint, strategy_state
+from marl_core.store.disk_space import MOST_FAILURES, SaveFailed, save_failed, warn_if_short
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner

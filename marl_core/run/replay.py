@@ -11,13 +11,14 @@ import torch
 from marl_core.config.load import load_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import DataError, MarlError
+from marl_core.ppo import role_scoring
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.seeds import generator, seeded
 from marl_core.ppo.update import Batch, update_epochs
-from marl_core.run import checkpoint, passes
-from marl_core.run.dump import Dump, load, to_device
 from marl_core.run.optimizer import learning_rate_factor
 from marl_core.run.runner import Runner
-from marl_core.run.seeds import generator, seeded
+from marl_core.safety.dump import Dump, load, to_device
+from marl_core.store import checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def _update(runner: Runner, dump: Dump) -> str:
             temperature=config.sampling.temperature,
             kl_coef=dump.kl_coef,
             generator=generator("replay"),
-            tokens=passes.token_budget(config, runner.bank),
+            tokens=role_scoring.token_budget(config, runner.bank),
         )
     runner.guards.updated(runner, stats)
     return f"{len(rows)} rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"

@@ -18,10 +18,10 @@ from marl_core.config.run_config import LoraPart
 from marl_core.errors import ConfigError
 from marl_core.plan.plan import Plan
 from marl_core.ppo.scoring import Source
+from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.update import Trained
 from marl_core.registry.strategy import Strategy
-from marl_core.run.gradient_check import Check, gradient_survives
-from marl_core.run.seeds import derive_seed
+from marl_core.safety.gradient_check import Check, gradient_survives
 
 
 @dataclass(frozen=True, slots=True)

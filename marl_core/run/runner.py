@@ -13,13 +13,21 @@ from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
 from marl_core.config.run_config import DataPart, RunConfig
+from marl_core.data.prompts import PromptData
 from marl_core.errors import warn
+from marl_core.parallel.process_group import join
+from marl_core.parallel.rank_consistency import agree_at_start, trained_tensors
 from marl_core.plan.plan import Plan
+from marl_core.ppo import role_scoring
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.data_parallel import generate_in_shares, score_in_shares
+from marl_core.ppo.metrics import step_stats
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.reward_context import RewardContext, asking, logged
-from marl_core.ppo.rollout import generate, stop_ids
+from marl_core.ppo.sampling.sampler import generate, stop_ids
 from marl_core.ppo.scoring import require_fit
+from marl_core.ppo.seeds import derive_seed, generator, seeded
+from marl_core.ppo.shaping import Shaper
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -32,23 +40,16 @@ from marl_core.ppo.types import (
 )
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
-from marl_core.run import loop, passes
+from marl_core.run import loop
 from marl_core.run.allocator import give_back
-from marl_core.run.audience import Audience
-from marl_core.run.dump import to_device
-from marl_core.run.folder import RunFolder
-from marl_core.run.guards import Guards, sampling
-from marl_core.run.metrics import step_stats
+from marl_core.run.observers import Audience
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
-from marl_core.run.preflight import Preflight, preflight
-from marl_core.run.processes import join
-from marl_core.run.prompts import PromptData
 from marl_core.run.roles import build_roles
-from marl_core.run.seeds import derive_seed, generator, seeded
-from marl_core.run.shaping import Shaper
-from marl_core.run.shares import generate_in_shares, score_in_shares
-from marl_core.run.start import agree_at_start, trained_tensors
 from marl_core.run.timing import as_alone, threads, timed
+from marl_core.safety.dump import to_device
+from marl_core.safety.preflight import Preflight, preflight
+from marl_core.safety.step_checks import Guards, sampling
+from marl_core.store.folder import RunFolder
 
 
 class Runner:
@@ -193,7 +194,7 @@ class Runner:
                 kl_coef=self.kl_coef,
                 generator=generator(seed, "minibatches", self.done),
                 ranks=self.ranks,
-                tokens=passes.token_budget(self.config, self.bank),
+                tokens=role_scoring.token_budget(self.config, self.bank),
             )
             self.guards.updated(self, stats)
         self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))
@@ -227,10 +228,10 @@ class Runner:
 
     def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
         found = score_in_shares(
-            self.ranks, rollout, self.config.ppo.minibatch, lambda mine: passes.model_numbers(self, mine)
+            self.ranks, rollout, self.config.ppo.minibatch, lambda mine: role_scoring.model_numbers(self, mine)
         )
         with self.asking() as context:
-            given = passes.rewards(self, rollout, scores)
+            given = role_scoring.rewards(self, rollout, scores)
         parts = self.ranks.everyone(context.part()) if scores is None else []
         said = logged(parts, [len(rollout) // self.ranks.size] * len(parts))
         shaper = self.shaper.ahead(given.total, rollout.finished)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from marl_core.run.report import write_report
+from marl_core.report.page import write_report
 
 pytestmark = pytest.mark.browser
 

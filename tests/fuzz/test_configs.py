@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl_core import MarlError
-from marl_core.run.folder import RunFolder
+from marl_core.store.folder import RunFolder
 
 Command = Callable[..., int]
 REWARD = "def score(completions, **columns):\n    return [0.0] * len(completions)\n"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from marl_core import AdapterBank, DataError, MarlError, RunConfig, Runner
 from marl_core.artifacts.rows import look_at_prompts
 from marl_core.config.run_config import DataPart
-from marl_core.run.prompts import PromptData
+from marl_core.data.prompts import PromptData
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
 MakeConfig = Callable[..., RunConfig]

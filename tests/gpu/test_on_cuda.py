@@ -20,7 +20,7 @@ from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.decode import decode
+from marl_core.ppo.sampling.decode import decode
 from marl_core.ppo.scoring import forward, view_logprobs
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.testing import tiny_bank, tiny_model
@@ -444,7 +444,7 @@ class TestBothDevices:
 
     def test_float32_samples_the_same_tokens(self, tiny_folder: str, sft_adapter: str, record_property: Note) -> None:
         """Each row draws numbers of its own, made on the CPU; where two tokens are nearly as likely rounding may still decide."""
-        from marl_core.ppo.rollout import generate
+        from marl_core.ppo.sampling.sampler import generate
 
         prompts = Prompts.of([[5 + row, 6, 7] for row in range(32)], 0)
         found = []

@@ -32,11 +32,11 @@ from marl_core.bank import lora
 from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.ppo.advantages import estimate_advantages
-from marl_core.ppo.rollout import generate
-from marl_core.run.dump import to_device
-from marl_core.run.gradient_check import gradient_survives
-from marl_core.run.publish import publish_adapter
+from marl_core.ppo.sampling.sampler import generate
+from marl_core.report.publish import publish_adapter
 from marl_core.run.replay import replay
+from marl_core.safety.dump import to_device
+from marl_core.safety.gradient_check import gradient_survives
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
 MakeConfig = Callable[..., Any]

@@ -9,7 +9,23 @@ from typing import Any
 import pytest
 
 # lowest first; a storey may import itself and those before it
-STOREYS = ("errors", "artifacts", "registry", "config", "plan", "bank", "ppo", "run", "testing", "cli")
+STOREYS = (
+    "errors",
+    "artifacts",
+    "registry",
+    "config",
+    "plan",
+    "bank",
+    "ppo",
+    "data",
+    "parallel",
+    "store",
+    "safety",
+    "report",
+    "run",
+    "testing",
+    "cli",
+)
 LIGHT = ("errors", "artifacts", "registry", "config", "plan", "cli", "__init__")
 HEAVY = (
     "torch",

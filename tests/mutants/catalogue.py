@@ -541,7 +541,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     # guards and resume
     (
         "any reference will do",
-        "_reference@marl_core.run.preflight",
+        "_reference@marl_core.safety.preflight",
         text("mean <= allowed", "True"),
         (f"{PREFLIGHT}::TestReference",),
     ),
@@ -551,9 +551,9 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
         text("if not cosine > COSINE:", "if False:"),
         (f"{PREFLIGHT}::TestQuantized",),
     ),
-    ("resume forgets the value head", "load@marl_core.run.checkpoint", forgets_value_head, (RESUME,)),
-    ("resume forgets the optimizer", "load@marl_core.run.checkpoint", forgets_moments, (RESUME,)),
-    ("resume forgets the KL coefficient", "load@marl_core.run.checkpoint", forgets_coefficient, (RESUME,)),
+    ("resume forgets the value head", "load@marl_core.store.checkpoint", forgets_value_head, (RESUME,)),
+    ("resume forgets the optimizer", "load@marl_core.store.checkpoint", forgets_moments, (RESUME,)),
+    ("resume forgets the KL coefficient", "load@marl_core.store.checkpoint", forgets_coefficient, (RESUME,)),
     (
         "a seed that never changes",
         "derive_seed",

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from marl_core import PluginError, RunConfig, Runner
+from marl_core.ppo import role_scoring
 from marl_core.ppo.ranks import Ranks
 from marl_core.ppo.scoring import Source
 from marl_core.ppo.types import Rollout
-from marl_core.run import passes
-from marl_core.run.publish import publish_adapter
+from marl_core.report.publish import publish_adapter
 from marl_core.testing import fake_rollout
 
 MakeConfig = Callable[..., RunConfig]
@@ -157,7 +157,7 @@ def test_all_ranks_gather_the_same(make_config: MakeConfig, first: bool, mine: b
     ranks = SecondOfTwo(first)
     runner.ranks = ranks
     runner.roles = replace(runner.roles, rewards=(*runner.roles.rewards, Source("process", 1.0, score)))
-    found = passes.rewards(runner, rollout, None)
+    found = role_scoring.rewards(runner, rollout, None)
     shapes = [tuple(tensor.shape) for tensor in ranks.gathered]
     width = rollout.ids.shape[1]
     assert sorted(shapes) == sorted([(2,), (2,), (2,), (2,), *([(2, width)] if first or mine else [])])

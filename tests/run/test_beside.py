@@ -105,7 +105,7 @@ class TestWhoseLogProbs:
         self, runner: Runner, tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rollout = self.rollout(runner)
-        monkeypatch.setattr("marl_core.run.passes.view_logprobs", lambda *_, **__: pytest.fail("a pass was made"))
+        monkeypatch.setattr("marl_core.ppo.role_scoring.view_logprobs", lambda *_, **__: pytest.fail("a pass was made"))
         self.check(runner, runner, rollout, tiny_folder, tmp_path, 0.8)
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -297,7 +297,7 @@ def test_importing_registers_nothing() -> None:
         "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known\n"
         "before = sorted(known.keys())\n"
         "from marl_core import AdapterBank, Runner\n"
-        "import marl_core.ppo.decode\n"
+        "import marl_core.ppo.sampling.decode\n"
         "assert sorted(known.keys()) == before\n"
         "from marl_core.testing import tiny_bank\n"
         "assert tiny_bank().trunk.packs\n"

@@ -14,8 +14,8 @@ import pytest
 
 from marl_core import ConfigError, DataError, MarlWarning, RunConfig, Runner, Strategy, hookimpl
 from marl_core.cli.app import main
-from marl_core.run import checkpoint, files
-from marl_core.run.finished import finished
+from marl_core.store import checkpoint, files
+from marl_core.store.finished import finished
 
 MakeConfig = Callable[..., RunConfig]
 FULL = OSError(28, "No space left on device")
@@ -44,7 +44,7 @@ def config(make_config: MakeConfig, folder: Path, **changes: Any) -> RunConfig:
 @pytest.mark.parametrize("error", [OSError("no font"), RuntimeError("ABI"), KeyError("axes"), MemoryError()])
 @pytest.mark.parametrize(
     ("drawing", "name"),
-    [("marl_core.run.curves.write_curves", "curves.png"), ("marl_core.run.report.write_report", "report.html")],
+    [("marl_core.report.curves.write_curves", "curves.png"), ("marl_core.report.page.write_report", "report.html")],
 )
 def test_what_cannot_be_drawn_is_a_warning(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawing: str, name: str, error: Exception
@@ -87,7 +87,7 @@ def test_marl_report_blames_the_files_and_no_bug(
     error: Exception,
 ) -> None:
     Runner(config(make_config, tmp_path / "run", ppo={"steps": 1})).train()
-    monkeypatch.setattr("marl_core.run.report.sections.summary", raises(error))
+    monkeypatch.setattr("marl_core.report.sections.summary", raises(error))
     assert main(["report", str(tmp_path / "run")]) == 4
     said = capsys.readouterr().err
     assert "report: a file in" in said
@@ -97,7 +97,7 @@ def test_marl_report_blames_the_files_and_no_bug(
 def test_final_that_cannot_be_written_is_an_error(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("marl_core.run.folder.new_folder", raises(FULL))
+    monkeypatch.setattr("marl_core.store.folder.new_folder", raises(FULL))
     with pytest.raises(DataError, match=r"final could not be written .*only this is left to do"):
         Runner(config(make_config, tmp_path / "run")).train()
 
@@ -111,7 +111,7 @@ def test_an_evaluation_waits_for_room(
     steps, file = runner.steps(), tmp_path / "run" / "evals.jsonl"
     next(steps)
     with monkeypatch.context() as patch:
-        patch.setattr("marl_core.run.folder.append_line", raises(FULL))
+        patch.setattr("marl_core.store.folder.append_line", raises(FULL))
         with pytest.warns(MarlWarning, match="evaluation of step 2 can't be written .*No space left.*training goes on"):
             next(steps)
     runner.train()

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner, View
 from marl_core.bank.lora import make_config as make_lora
+from marl_core.bank.speed import packing
 from marl_core.bank.speed.cache import RoomyLayer, new_cache
 from marl_core.bank.speed.merged_copies import folded
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.ppo import decode as decode_module
-from marl_core.ppo.rollout import generate
-from marl_core.ppo.sampling import choose, scored_logits
+from marl_core.ppo.role_scoring import token_budget
+from marl_core.ppo.sampling import decode as decode_module
+from marl_core.ppo.sampling.choose import choose, scored_logits
+from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.scoring import blocks, view_logprobs
-from marl_core.run.passes import token_budget
 from marl_core.testing import tiny_bank
 
 EOS = 2

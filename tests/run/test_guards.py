@@ -18,12 +18,12 @@ from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
 from marl_core.ppo import update as update_module
 from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.role_scoring import token_budget
 from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
-from marl_core.run import guards as guards_module
-from marl_core.run.dump import load, to_device
 from marl_core.run.optimizer import make_optimizer
-from marl_core.run.passes import token_budget
 from marl_core.run.replay import replay
+from marl_core.safety import step_checks as guards_module
+from marl_core.safety.dump import load, to_device
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -15,8 +15,8 @@ import torch
 
 from marl_core import ConfigError, RunConfig, Runner
 from marl_core.bank.identity.fingerprint import fingerprint
-from marl_core.run.inputs import named
-from marl_core.run.provenance import changes, provenance
+from marl_core.store.input_files import named
+from marl_core.store.provenance import changes, provenance
 
 MakeConfig = Callable[..., RunConfig]
 ODD = "def odd(completion_ids, **columns):\n    return [sum(ids) % 7 for ids in completion_ids]\n"
@@ -190,11 +190,11 @@ class TestNamed:
         assert named(str(base)) != before
 
     def test_of_a_large_file_some_blocks_are_read(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from marl_core.run import inputs
+        from marl_core.store import input_files
 
-        monkeypatch.setattr(inputs, "WHOLE", 10)
-        monkeypatch.setattr(inputs, "BLOCK", 4)
-        monkeypatch.setattr(inputs, "BLOCKS", 4)
+        monkeypatch.setattr(input_files, "WHOLE", 10)
+        monkeypatch.setattr(input_files, "BLOCK", 4)
+        monkeypatch.setattr(input_files, "BLOCKS", 4)
         file = home / "base" / "model.safetensors"
         seen = set()
         for place in (None, 0, 33, 66, 99):

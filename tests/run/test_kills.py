@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from marl_core import ConfigError, RunConfig, Runner, dump_config
-from marl_core.run import checkpoint
-from marl_core.run.files import read_lines
+from marl_core.store import checkpoint
+from marl_core.store.files import read_lines
 
 MakeConfig = Callable[..., RunConfig]
 STEPS, EVERY = 6, 2

@@ -42,7 +42,7 @@ def test_what_torch_says_on_a_cpu_is_known() -> None:
     [
         ("marl_core.run.runner.generate", "generate", "sampling.rows (now 4)"),
         (
-            "marl_core.run.passes.score_all",
+            "marl_core.ppo.role_scoring.score_all",
             "score",
             "speed.microbatch_tokens (now 256), or model.gradient_checkpointing",
         ),
@@ -51,7 +51,7 @@ def test_what_torch_says_on_a_cpu_is_known() -> None:
             "update",
             "speed.microbatch_tokens (now 256), or model.gradient_checkpointing",
         ),
-        ("marl_core.run.preflight.generate", "pre-flight", "sampling.rows (now 4)"),
+        ("marl_core.safety.preflight.generate", "pre-flight", "sampling.rows (now 4)"),
     ],
 )
 def test_each_phase_names_what_helps(

@@ -27,8 +27,8 @@ from marl_core import (
     hookimpl,
 )
 from marl_core.bank.lora import make_config as make_lora
-from marl_core.run import preflight
-from marl_core.run.gradient_check import Check, gradient_survives
+from marl_core.safety import preflight
+from marl_core.safety.gradient_check import Check, gradient_survives
 from marl_core.testing import fake_rollout, tiny_bank
 from marl_plugins.quantization import Bnb4Bit
 

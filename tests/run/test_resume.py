@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.cli.app import main
-from marl_core.run.finished import finished
+from marl_core.store.finished import finished
 
 MakeConfig = Callable[..., RunConfig]
 STEPS = 4

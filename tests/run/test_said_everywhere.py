@@ -9,8 +9,8 @@ import pytest
 
 from marl_core import Runner
 from marl_core.config.speed_config import usual_tokens
-from marl_core.ppo import rollout
-from marl_core.run.passes import token_budget
+from marl_core.ppo.role_scoring import token_budget
+from marl_core.ppo.sampling import sampler
 
 MakeConfig = Callable[..., Any]
 
@@ -27,8 +27,8 @@ def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: py
 
         return call
 
-    monkeypatch.setattr(rollout, "decode", noted("marl", vars(rollout)["decode"]))
-    monkeypatch.setattr(rollout, "_by_transformers", noted("transformers", rollout._by_transformers))
+    monkeypatch.setattr(sampler, "decode", noted("marl", vars(sampler)["decode"]))
+    monkeypatch.setattr(sampler, "_by_transformers", noted("transformers", sampler._by_transformers))
     Runner(make_config(speed={"decode": decode}, eval={"prompts": prompts_file})).train()
     assert calls == [decode] * (1 + 2 + 2 * 2)
 

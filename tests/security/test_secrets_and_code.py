@@ -15,7 +15,7 @@ import pytest
 from marl_core import AdapterBank, ConfigError, MarlError, Plan, RunConfig, Runner
 from marl_core.cli.app import main
 from marl_core.config.redact import STRUCK, redact
-from marl_core.run.report import write_report
+from marl_core.report.page import write_report
 
 MakeConfig = Callable[..., RunConfig]
 TOKEN = "hf_" + "q7Zx" * 8

@@ -22,7 +22,7 @@ import torch
 from marl_core import Catalog, NumericError, PluginError, RunConfig, Runner
 from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
-from marl_core.run import checkpoint
+from marl_core.store import checkpoint
 
 Stranger = Callable[..., Path]
 MakeConfig = Callable[..., RunConfig]

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from marl_core import DataError, MarlWarning, Rollout
 from marl_core.config.prompt_template import columns_of, fill
 from marl_core.config.run_config import DataPart
-from marl_core.run.prompts import PromptData, read_rows
+from marl_core.data.prompts import PromptData, read_rows
 from marl_core.testing import fake_rollout, tiny_tokenizer
 from marl_plugins.reward_function import columns
 

@@ -15,8 +15,8 @@ from marl_core import AdapterBank, DataError, NumericError
 from marl_core.bank.lora import make_config
 from marl_core.ppo.scoring import forward
 from marl_core.ppo.update import Trained
-from marl_core.run import checkpoint, files
-from marl_core.run.checkpoint import State
+from marl_core.store import checkpoint, files
+from marl_core.store.checkpoint import State
 from marl_core.testing import fake_rollout, tiny_bank
 
 TRAINED = Trained("policy", "value-head", "value")

@@ -170,7 +170,7 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    merge, report = ModuleType("marl_core.bank.merge"), ModuleType("marl_core.run.report")
+    merge, report = ModuleType("marl_core.bank.merge"), ModuleType("marl_core.report.page")
     given: dict[str, Any] = {}
 
     def merge_adapter(model: str, adapter: str, out: Path, **options: Any) -> Any:
@@ -183,7 +183,7 @@ def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
     monkeypatch.setitem(sys.modules, "marl_core.bank.merge", merge)
-    monkeypatch.setitem(sys.modules, "marl_core.run.report", report)
+    monkeypatch.setitem(sys.modules, "marl_core.report.page", report)
     assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "bfloat16"]) == 0
     assert given == {"model": "m", "adapter": "a", "dtype": "bfloat16", "revision": None}
     assert main(["report", "runs/x"]) == 0

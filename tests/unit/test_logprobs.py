@@ -136,7 +136,7 @@ def test_banned_tokens_have_no_probability() -> None:
 def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     """Sampled frequencies of the first token equal the scored probabilities, with the stop token left out."""
     from marl_core.config.run_config import SamplingPart
-    from marl_core.ppo.rollout import generate
+    from marl_core.ppo.sampling.sampler import generate
     from marl_core.ppo.scoring import forward
     from marl_core.ppo.types import Prompts
     from marl_core.testing import tiny_bank

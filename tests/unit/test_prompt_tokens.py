@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from marl_core import ConfigError, DataError, MarlWarning, Prompts
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.run_config import DataPart, SamplingPart
-from marl_core.ppo.rollout import generate, stop_ids
-from marl_core.run.prompts import PromptData
+from marl_core.data.prompts import PromptData
+from marl_core.ppo.sampling.sampler import generate, stop_ids
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
 from marl_core.testing.tokenizers import byte_fallback, byte_level, framed, metaspace, wordpiece
 

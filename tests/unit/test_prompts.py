@@ -12,7 +12,7 @@ import pytest
 from marl_core import DataError
 from marl_core.artifacts.rows import look_at_prompts
 from marl_core.config.run_config import DataPart
-from marl_core.run.prompts import PromptData, read_rows
+from marl_core.data.prompts import PromptData, read_rows
 from marl_core.testing import tiny_tokenizer
 
 ROWS = [{"prompt": "A good", "label": 1}, {"prompt": "Bad", "label": 2}, {"prompt": "It was", "label": 3}]

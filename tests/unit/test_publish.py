@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from marl_core import Catalog, DataError, Runner
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
-from marl_core.run.model_card import code, fenced, model_card
-from marl_core.run.publish import publish_adapter
-from marl_core.run.report.data import read_runs
+from marl_core.report.model_card import code, fenced, model_card
+from marl_core.report.publish import publish_adapter
+from marl_core.report.run_data import read_runs
 from marl_core.testing import write_tiny_model
 
 EVIL = '<script>alert("x")</script> | `a`\n```\n# b'

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from marl_core import AdapterBank
 from marl_core.bank import lora
+from marl_core.bank.speed import packing
 from marl_core.bank.speed.merged_copies import folded
 from marl_core.bank.speed.recompute import again, keep_less
 from marl_core.bank.trunk import PassOptions

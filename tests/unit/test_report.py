@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from marl_core import DataError, Runner
-from marl_core.run.report import page, write_report
-from marl_core.run.report.charts import ticks
-from marl_core.run.report.data import read_runs
-from marl_core.run.report.markup import Markup, number, tag
-from marl_core.run.report.samples import response
+from marl_core.report.charts import ticks
+from marl_core.report.markup import Markup, number, tag
+from marl_core.report.page import page, write_report
+from marl_core.report.run_data import read_runs
+from marl_core.report.samples import response
 
 EVIL = '<script>alert("x")</script>&amp;\'"'
 STEP = {

@@ -9,8 +9,8 @@ import torch
 
 from marl_core import AdapterBank, Prompts, ResponseDecoder, Rollout
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.ppo.rollout import generate
-from marl_core.ppo.stop_strings import StopStrings
+from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.texts import BROKEN
 from marl_core.testing import tiny_bank
 from marl_core.testing.tokenizers import FAMILIES, byte_fallback, byte_level, metaspace, wordpiece

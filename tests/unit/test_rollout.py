@@ -12,7 +12,7 @@ from marl_core import AdapterBank, ConfigError, Prompts
 from marl_core.bank.lora import make_config
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.rollout import generate, response_mask, stop_ids
+from marl_core.ppo.sampling.sampler import generate, response_mask, stop_ids
 from marl_core.ppo.scoring import view_logprobs
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
 

@@ -16,7 +16,7 @@ from marl_core import AdapterBank, DataError, MarlError, Prompts, RunConfig, Run
 from marl_core.bank import measure
 from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.rollout import generate
+from marl_core.ppo.sampling.sampler import generate
 from marl_core.testing import tiny_tokenizer
 
 SIZES: dict[str, Any] = {

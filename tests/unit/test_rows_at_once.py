@@ -12,8 +12,8 @@ import torch
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
 from marl_core.bank.lora import make_config as lora_config
 from marl_core.config.run_config import SamplingPart, SpeedPart
-from marl_core.ppo import rollout as sampling
-from marl_core.ppo.decode import decode
+from marl_core.ppo.sampling import sampler as sampling
+from marl_core.ppo.sampling.decode import decode
 from marl_core.testing import tiny_bank
 
 MakeConfig = Callable[..., Any]

@@ -15,9 +15,9 @@ import pytest
 
 from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.errors import MarlWarning
-from marl_core.run import checkpoint, files, swap
-from marl_core.run.changes import changed_keys
-from marl_core.run.disk import SaveFailed, needed
+from marl_core.store import atomic, checkpoint, files
+from marl_core.store.config_diff import changed_keys
+from marl_core.store.disk_space import SaveFailed, needed
 
 MakeConfig = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
@@ -44,28 +44,28 @@ def cut_after(left: Iterator[int], real: Callable[..., Any]) -> Callable[..., An
     return call
 
 
-@pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "no exchange"])
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "no exchange"])
 def test_whenever_the_power_goes_the_old_folder_or_the_new_one_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
 ) -> None:
     """Cut at every call that changes a name or flushes; without an exchange `tidy` has to put the old one back."""
-    if not atomic:
-        monkeypatch.setattr(swap, "exchange", lambda *_: False)
+    if not exchanges:
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     seen: set[str] = set()
     for moment in range(40):
         folder = tmp_path / str(moment) / "final"
         write(folder, "old")
         left = iter(range(moment))
         with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (shutil, "rmtree"), (swap, "exchange")):
+            for owner, name in ((os, "fsync"), (Path, "rename"), (shutil, "rmtree"), (atomic, "exchange")):
                 patch.setattr(owner, name, cut_after(left, getattr(owner, name)))
             try:
                 write(folder, "new")
                 finished = True
             except PowerCut:
                 finished = False
-        assert not atomic or folder.exists()
-        swap.tidy(folder.parent)
+        assert not exchanges or folder.exists()
+        atomic.tidy(folder.parent)
         seen.add((folder / "inner" / "file").read_text(encoding="utf-8"))
         assert [path.name for path in folder.parent.iterdir()] == ["final"]
         if finished:
@@ -78,7 +78,7 @@ def test_the_exchange_works_here(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    if swap.exchange(tmp_path / "one", tmp_path / "two"):
+    if atomic.exchange(tmp_path / "one", tmp_path / "two"):
         assert (tmp_path / "one" / "two").exists()
         assert (tmp_path / "two" / "one").exists()
     else:

@@ -17,14 +17,14 @@ import pytest
 from filelock import FileLock
 
 from marl_core import ConfigError, RunConfig, Runner
-from marl_core.run import lock
-from marl_core.run.lock import RunLock
+from marl_core.store import lock
+from marl_core.store.lock import RunLock
 
 MakeConfig = Callable[..., RunConfig]
 HOLD = """
 import sys
 from pathlib import Path
-from marl_core.run.lock import RunLock
+from marl_core.store.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print(lock.take(), flush=True)
 sys.stdin.read()
@@ -33,7 +33,7 @@ TRY = """
 import sys
 from pathlib import Path
 from marl_core.errors import ConfigError
-from marl_core.run.lock import RunLock
+from marl_core.store.lock import RunLock
 try:
     print("took", RunLock(Path(sys.argv[1])).take())
 except ConfigError as error:
@@ -238,7 +238,7 @@ for owner, name in ((signal, "SIGKILL"), (signal, "SIGHUP"), (signal, "SIGALRM")
     delattr(owner, name)
 for name in ("fchmod", "getuid", "getpgid", "killpg", "register_at_fork", "O_DIRECTORY", "O_NOFOLLOW", "statvfs"):
     delattr(os, name)
-import marl_core.cli.app, marl_core.run, marl_core.run.runner, marl_core.run.replay, marl_core.run.publish, marl_core.run.report
+import marl_core.cli.app, marl_core.run, marl_core.run.runner, marl_core.run.replay, marl_core.report.publish, marl_core.report.page
 import marl_plugins.observers, marl_plugins.screen, marl_plugins.lines, marl_plugins.samples, marl_plugins.trackers
 import marl_plugins.reward, marl_plugins.reward_function, marl_plugins.reward_http, marl_plugins.time_limit
 print("imported")

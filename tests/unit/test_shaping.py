@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from marl_core.config.run_config import ShapingPart
-from marl_core.run.shaping import Shaper
+from marl_core.ppo.shaping import Shaper
 
 YES = torch.tensor([True, True, True])
 

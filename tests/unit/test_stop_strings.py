@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from marl_core import AdapterBank, Prompts
 from marl_core.config.run_config import SamplingPart, ShapingPart, SpeedPart
-from marl_core.ppo.rollout import generate
-from marl_core.ppo.stop_strings import StopStrings
-from marl_core.run.shaping import Shaper
+from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.stop_strings import StopStrings
+from marl_core.ppo.shaping import Shaper
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
 EOS = 2

@@ -13,7 +13,7 @@ from marl_core import AdapterBank, DataError, PluginError, Rollout
 from marl_core.config.run_config import ShapingPart
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_sum, token_rewards
 from marl_core.ppo.scoring import Source, as_scores, own_scores, score_all
-from marl_core.run.shaping import Shaper
+from marl_core.ppo.shaping import Shaper
 from marl_core.testing import fake_rollout, tiny_bank
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from marl_core import ConfigError, MarlWarning, PluginError, RewardContext, Runner, ScoredRollout, StepStats
+from marl_core.ppo.metrics import TAKEN, step_stats
 from marl_core.ppo.reward_context import Logged, asking, logged, reward_context
-from marl_core.run.metrics import TAKEN, step_stats
 from marl_core.testing import fake_rollout
 from marl_plugins.reward_function import wrap
 from marl_plugins.samples import sample_rows

@@ -39,7 +39,7 @@ def test_a_flipped_bit_is_loaded(still: Still, tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 0x40
     file.write_bytes(content)
-    still(float(load_file(file)["a"][3]) != 1.0, "marl_core/run/checkpoint.py")
+    still(float(load_file(file)["a"][3]) != 1.0, "marl_core/store/checkpoint.py")
 
 
 def test_clipping_spreads_one_nan_over_all_gradients(still: Still) -> None:

@@ -75,14 +75,14 @@ def test_greedy_search_over_nan_gives_token_0(still: Still) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     found = model.generate(input_ids=IDS, do_sample=False, max_new_tokens=3, eos_token_id=None, pad_token_id=0)
-    still(found[0, IDS.shape[1] :].tolist() == [0, 0, 0], "marl_core/run/guards.py")
+    still(found[0, IDS.shape[1] :].tolist() == [0, 0, 0], "marl_core/safety/step_checks.py")
 
 
 def test_more_tokens_than_positions_run_in_silence(still: Still, recwarn: pytest.WarningsRecorder) -> None:
     model: Any = tiny_model(max_position_embeddings=4)
     with torch.no_grad():
         found = model(input_ids=torch.full((1, 9), 10)).logits
-    still(bool(found.isfinite().all()) and not len(recwarn), "marl_core/run/prompts.py")
+    still(bool(found.isfinite().all()) and not len(recwarn), "marl_core/data/prompts.py")
 
 
 def test_missing_weights_are_drawn_at_random(still: Still, tmp_path: Path) -> None:

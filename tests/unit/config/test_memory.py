@@ -167,7 +167,7 @@ def test_a_pass_is_that_of_the_device(
 def test_the_runs_own_budget_is_the_estimates(config: dict[str, Any], catalog: Catalog, device: str) -> None:
     from types import SimpleNamespace
 
-    from marl_core.run.passes import token_budget
+    from marl_core.ppo.role_scoring import token_budget
 
     on_it = parse_config({**config, **LONG, "run": {"device": device}}, "f", catalog)
     bank: Any = SimpleNamespace(device=SimpleNamespace(type=device), trunk=SimpleNamespace(sharded=False))

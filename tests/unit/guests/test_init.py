@@ -12,7 +12,7 @@ from marl_core.cli.app import main
 from marl_core.config.run_config import DataPart
 from marl_core.config.schema import json_schema
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.run.changes import flat
+from marl_core.store.config_diff import flat
 
 
 @pytest.fixture

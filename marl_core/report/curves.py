@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from marl_core.run.files import read_lines, write_bytes
+from marl_core.store.files import read_lines, write_bytes
 
 CURVES = (
     ("objective/scores", "mean reward"),

@@ -16,8 +16,8 @@ from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.bank.identity.fingerprint_v1 import is_short_of, short
 from marl_core.config.redact import redacted
 from marl_core.errors import DataError
-from marl_core.run.files import sha256
-from marl_core.run.inputs import data_inputs, judging_inputs, training_inputs
+from marl_core.store.files import sha256
+from marl_core.store.input_files import data_inputs, judging_inputs, training_inputs
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner

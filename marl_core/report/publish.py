@@ -10,9 +10,9 @@ from pathlib import Path
 
 from marl_core.config.redact import redact
 from marl_core.errors import ConfigError, DataError
-from marl_core.run.files import new_folder, write_text
-from marl_core.run.model_card import model_card, on_a_hub
-from marl_core.run.report.data import RunData, read_runs
+from marl_core.report.model_card import model_card, on_a_hub
+from marl_core.report.run_data import RunData, read_runs
+from marl_core.store.files import new_folder, write_text
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -6,8 +6,8 @@ import filecmp
 from pathlib import Path
 
 from marl_core.config.run_config import RunConfig
-from marl_core.run import checkpoint
-from marl_core.run.files import read_lines
+from marl_core.store import checkpoint
+from marl_core.store.files import read_lines
 
 ADAPTER = Path("policy", "adapter_model.safetensors")
 

@@ -14,11 +14,11 @@ import torch
 
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataPart
+from marl_core.data.encoding import Encoder
+from marl_core.data.rendering import OF_TEMPLATES, ControlTokens, Row, render
 from marl_core.errors import DataError, warn
+from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts
-from marl_core.run.encoding import Encoder
-from marl_core.run.rendering import OF_TEMPLATES, ControlTokens, Row, render
-from marl_core.run.seeds import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

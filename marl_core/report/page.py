@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from marl_core.errors import DataError, MarlError
-from marl_core.run.files import write_text
-from marl_core.run.report import sections
-from marl_core.run.report.data import RunData, read_runs
-from marl_core.run.report.markup import Markup, join, tag
-from marl_core.run.report.samples import samples_section
+from marl_core.report import sections
+from marl_core.report.markup import Markup, join, tag
+from marl_core.report.run_data import RunData, read_runs
+from marl_core.report.samples import samples_section
+from marl_core.store.files import write_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -76,7 +76,7 @@ def _script() -> Markup:
 
 
 def _resource(name: str) -> str:
-    return files("marl_core.run.report").joinpath(name).read_text(encoding="utf-8")
+    return files("marl_core.report").joinpath(name).read_text(encoding="utf-8")
 
 
 __all__ = ["join", "page", "write_report"]

@@ -11,6 +11,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.run_config import RunConfig
 from marl_core.config.speed_config import usual_tokens
+from marl_core.ppo.data_parallel import score_in_shares
 from marl_core.ppo.scoring import (
     WITHOUT_GRADIENT,
     captured,
@@ -22,7 +23,6 @@ from marl_core.ppo.scoring import (
 )
 from marl_core.ppo.token_scores import Scores
 from marl_core.ppo.types import Rollout
-from marl_core.run.shares import score_in_shares
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner

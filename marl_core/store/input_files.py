@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from marl_core.artifacts.adapter_files import CONFIG_FILE
 from marl_core.bank.identity.certificate import FILE as CERTIFICATE
 from marl_core.config.redact import redact
-from marl_core.run.files import sha256
+from marl_core.store.files import sha256
 
 if TYPE_CHECKING:
-    from marl_core.run.prompts import PromptData
+    from marl_core.data.prompts import PromptData
     from marl_core.run.runner import Runner
 
 WHOLE = 2**28

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marl_core.run.report.charts import COLORS
-from marl_core.run.report.data import RunData
-from marl_core.run.report.markup import Child, Markup, number, section, tag
+from marl_core.report.charts import COLORS
+from marl_core.report.markup import Child, Markup, number, section, tag
+from marl_core.report.run_data import RunData
 
 MOST_ROWS = 240
 FULL_COLOR = 2.0  # nats: a token whose log-probs differ by this much is fully coloured

@@ -16,7 +16,7 @@ from torch import Tensor
 from marl_core.errors import NumericError, PluginError, warn
 from marl_core.ppo.objectives import masked_mean
 from marl_core.ppo.types import Rollout, ScoredRollout, UpdateStats
-from marl_core.run.watch import Watch
+from marl_core.safety.plugin_guard import Watch
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner
@@ -53,7 +53,7 @@ class Guards:
 
         `own`: scores or advantages that the caller gave.
         """
-        from marl_core.run.dump import dump
+        from marl_core.safety.dump import dump
 
         try:
             yield

@@ -18,8 +18,8 @@ from marl_core.errors import DataError, MarlError
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.scoring import own_scores
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
-from marl_core.run import checkpoint
-from marl_core.run.files import new_folder, write_json
+from marl_core.store import checkpoint
+from marl_core.store.files import new_folder, write_json
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner

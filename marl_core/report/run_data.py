@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from marl_core.errors import DataError
-from marl_core.run.files import read_lines
+from marl_core.store.files import read_lines
 
 Line = Mapping[str, Any]
 

@@ -16,8 +16,8 @@ from transformers import DynamicCache
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingPart
-from marl_core.ppo.sampling import Chosen, choose, scored_logits
-from marl_core.ppo.stop_strings import StopStrings
+from marl_core.ppo.sampling.choose import Chosen, choose, scored_logits
+from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.texts import ResponseDecoder
 from marl_core.ppo.types import Prompts
 

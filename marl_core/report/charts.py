@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from math import ceil, floor, isfinite, log10
 
-from marl_core.run.report.data import RunData
-from marl_core.run.report.markup import Markup, number, tag
+from marl_core.report.markup import Markup, number, tag
+from marl_core.report.run_data import RunData
 
 WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22

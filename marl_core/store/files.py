@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marl_core.run.swap import flush_folder, put_in_place
+from marl_core.store.atomic import flush_folder, put_in_place
 
 
 def write_text(file: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marl_core.errors import DataError, warn
-from marl_core.run import checkpoint
+from marl_core.store import checkpoint
 
 if TYPE_CHECKING:
     from marl_core.run.runner import Runner

@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.trunk import PassOptions
 from marl_core.errors import NumericError
-from marl_core.run.seeds import generator
+from marl_core.ppo.seeds import generator
 
 COSINE = 0.9999
 

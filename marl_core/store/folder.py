@@ -11,16 +11,16 @@ from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, warn
 from marl_core.ppo.types import Evaluation
-from marl_core.run import checkpoint
-from marl_core.run.changes import changed_keys
-from marl_core.run.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
-from marl_core.run.lock import RunLock
-from marl_core.run.provenance import changes, provenance, read_provenance
-from marl_core.run.swap import tidy
+from marl_core.store import checkpoint
+from marl_core.store.atomic import tidy
+from marl_core.store.config_diff import changed_keys
+from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
+from marl_core.store.lock import RunLock
+from marl_core.store.provenance import changes, provenance, read_provenance
 
 if TYPE_CHECKING:
-    from marl_core.run.preflight import Preflight
     from marl_core.run.runner import Runner
+    from marl_core.safety.preflight import Preflight
 
 LINES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
 
@@ -220,8 +220,8 @@ class RunFolder:
 
     def draw(self) -> None:
         """Write curves and report; what can't be drawn is a warning: the run is whole without them."""
-        from marl_core.run.curves import write_curves
-        from marl_core.run.report import write_report
+        from marl_core.report.curves import write_curves
+        from marl_core.report.page import write_report
 
         drawings: tuple[tuple[str, Callable[[Path], object]], ...] = (
             ("curves.png", write_curves),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from marl_core.data.rendering import SYSTEM, Rendered
 from marl_core.errors import DataError
 from marl_core.ppo.texts import is_gone_on_with
-from marl_core.run.rendering import SYSTEM, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from marl_core.config.redact import redacted
-from marl_core.run.report.data import RunData
+from marl_core.report.run_data import RunData
 
 
 def model_card(run: RunData, hub: str | None = None) -> str:

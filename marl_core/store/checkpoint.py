@@ -17,7 +17,7 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError
 from marl_core.ppo.update import Trained
-from marl_core.run.files import new_folder, sha256, write_json
+from marl_core.store.files import new_folder, sha256, write_json
 
 FORMAT = 1
 STRATEGIES_FILE = "strategies.safetensors"

@@ -17,8 +17,8 @@ from marl_core.config.run_config import SamplingPart, SpeedPart
 from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, warn
 from marl_core.ppo.captured import Behavior, Captured
-from marl_core.ppo.decode import Decoded, decode, stacked
-from marl_core.ppo.stop_strings import Criterion, StopStrings
+from marl_core.ppo.sampling.decode import Decoded, decode, stacked
+from marl_core.ppo.sampling.stop_strings import Criterion, StopStrings
 from marl_core.ppo.texts import ResponseDecoder, response_texts
 from marl_core.ppo.types import Prompts, Rollout
 

@@ -14,12 +14,12 @@ from marl_core.bank.views import View
 from marl_core.errors import ConfigError, NumericError
 from marl_core.plan.plan import Plan
 from marl_core.ppo.objectives import masked_mean, masked_sum
-from marl_core.ppo.rollout import generate
+from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.scoring import forward, judge_all, pieces, reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.types import Prompts, Rollout
-from marl_core.run.gradient_check import Check
 from marl_core.run.roles import Roles
-from marl_core.run.seeds import derive_seed
+from marl_core.safety.gradient_check import Check
 
 CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""

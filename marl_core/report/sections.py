@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marl_core.run.report.charts import COLORS, charts
-from marl_core.run.report.data import RunData
-from marl_core.run.report.markup import Child, Markup, number, section, table, tag
+from marl_core.report.charts import COLORS, charts
+from marl_core.report.markup import Child, Markup, number, section, table, tag
+from marl_core.report.run_data import RunData
 
 PHASE = "perf/seconds_"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from marl_core.errors import DataError, PluginError
 from marl_core.plan.plan import Plan
-from marl_core.run.checkpoint import STRATEGIES_FILE
 from marl_core.run.roles import Roles
+from marl_core.store.checkpoint import STRATEGIES_FILE
 
 
 def collect(plan: Plan, roles: Roles) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Prompts: rows of data, written as the model reads them."""

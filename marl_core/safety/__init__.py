@@ -1,0 +1,1 @@
+"""What is watched and how it is told: the checks before the first update and of every step, plugins, dumps."""
