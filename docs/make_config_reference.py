@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from marl_core import Catalog, RunConfig, dump_config
 from marl_core.config.choice import Choice, ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
-from marl_core.config.section import Part
+from marl_core.config.section import Section
 
 TARGET = Path(__file__).with_name("config.md")
 OWN_PACKAGE = "marl-core"
@@ -56,7 +56,7 @@ def _defaults() -> RunConfig:
     return RunConfig.model_validate(written)
 
 
-def _section(path: str, model: type[Part]) -> Iterator[str]:
+def _section(path: str, model: type[Section]) -> Iterator[str]:
     """A heading, the table of the section's keys, then the sections inside it."""
     if path:
         yield f"## {path}\n\n{inspect.cleandoc(model.__doc__ or '')}\n"
@@ -127,8 +127,8 @@ def _type(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None)))
 
 
-def _parts(annotation: Any) -> Iterator[type[Part]]:
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+def _parts(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for argument in get_args(annotation):
         yield from _parts(argument)

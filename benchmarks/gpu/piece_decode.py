@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StaticCache
 
 from marl_core.bank.trunk import PassOptions
-from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling.choose import choose
 from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.types import Prompts, Rollout
@@ -64,12 +64,12 @@ class Bench:
         """Random tokens, all rows of one length."""
         return Prompts.of(random_rows(self.rows, self.prompt, self.bank.trunk.vocabulary), 0).to(self.bank.device)
 
-    def sampling(self, new: int | None = None) -> SamplingPart:
+    def sampling(self, new: int | None = None) -> SamplingSection:
         """All rows to their last token."""
         new = self.new if new is None else new
-        return SamplingPart(max_new_tokens=new, min_new_tokens=new)
+        return SamplingSection(max_new_tokens=new, min_new_tokens=new)
 
-    def rollout(self, speed: SpeedPart, adapter: str | None = POLICY, new: int | None = None) -> Rollout:
+    def rollout(self, speed: SpeedSection, adapter: str | None = POLICY, new: int | None = None) -> Rollout:
         """What a run would sample."""
         return generate(self.bank, adapter, self.prompts, self.sampling(new), [2], 0, speed=speed)
 
@@ -90,13 +90,13 @@ class Bench:
             "dtype": "bfloat16",
         }
 
-    def _ours(self, speed: SpeedPart, adapter: str | None = POLICY) -> Timed:
+    def _ours(self, speed: SpeedSection, adapter: str | None = POLICY) -> Timed:
         self.rollout(speed, adapter, new=min(8, self.new))  # kernels and buffers
         return timed(lambda: self.rollout(speed, adapter), self.device, repeat=3, warm=0, at_most=2.0)
 
     def marl(self) -> dict[str, Any]:
         """marl's loop, through the adapter; log-probs and entropies are by-products. Its first tokens beside transformers'."""
-        found = self.said(self._ours(SpeedPart()))
+        found = self.said(self._ours(SpeedSection()))
         return {**found, "greedy_alike": self._greedy_alike()}
 
     def _greedy_alike(self) -> float:
@@ -109,11 +109,11 @@ class Bench:
 
     def bare(self) -> dict[str, Any]:
         """marl's loop with the adapter off: what the adapter costs."""
-        return self.said(self._ours(SpeedPart(), None))
+        return self.said(self._ours(SpeedSection(), None))
 
     def transformers(self) -> dict[str, Any]:
         """speed.decode: transformers."""
-        return self.said(self._ours(SpeedPart(decode="transformers")))
+        return self.said(self._ours(SpeedSection(decode="transformers")))
 
     def limit(self) -> dict[str, Any]:
         """Bytes that a token step must read, over the bandwidth that a copy reaches."""
@@ -143,7 +143,7 @@ class Bench:
         step = Step(self)
         step.capture()
         found = timed(step.run, self.device, repeat=3, warm=1, at_most=2.0)
-        marl, mine = self.rollout(SpeedPart()).ids, step.run()
+        marl, mine = self.rollout(SpeedSection()).ids, step.run()
         same = (marl[:, : mine.shape[1]] == mine).float()
         return self.said(
             found,

@@ -14,10 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from marl_core.config.section import Fraction, Part
+from marl_core.config.section import Section, UnitInterval
 
 
-class KLPart(Part):
+class KLSection(Section):
     """The KL penalty to the reference."""
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -38,7 +38,7 @@ class KLPart(Part):
         return self
 
 
-class ClipPart(Part):
+class ClipSection(Section):
     """Clip range of the ratio: [1 - low, 1 + high]."""
 
     low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -53,7 +53,7 @@ def _clip_from_number(value: Any) -> Any:
     return value
 
 
-class PPOPart(Part):
+class PPOSection(Section):
     """The algorithm."""
 
     steps: PositiveInt = 50
@@ -86,16 +86,16 @@ class PPOPart(Part):
     """Gradient clipping, for each role by itself."""
     advantage: Literal["gae", "rloo", "grpo"] = "gae"
     """Advantage estimator; rloo and grpo need no value function."""
-    gamma: Fraction = 1.0
+    gamma: UnitInterval = 1.0
     """Discount."""
-    lam: Fraction = 0.95
+    lam: UnitInterval = 0.95
     """Lambda of generalized advantage estimation."""
     whiten: bool = True
     """Whiten advantages over the batch (gae)."""
-    kl: KLPart = Field(default_factory=KLPart)
+    kl: KLSection = Field(default_factory=KLSection)
     """Penalty for leaving the reference."""
-    clip: Annotated[ClipPart, BeforeValidator(_clip_from_number, json_schema_input_type=ClipPart | float)] = Field(
-        default_factory=ClipPart
+    clip: Annotated[ClipSection, BeforeValidator(_clip_from_number, json_schema_input_type=ClipSection | float)] = (
+        Field(default_factory=ClipSection)
     )
     """A number, or {low, high}."""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
@@ -130,7 +130,7 @@ class PPOPart(Part):
         return self
 
 
-class ShapingPart(Part):
+class ShapingSection(Section):
     """What happens to the summed scores before PPO sees them, in this order."""
 
     missing_eos_penalty: NonNegativeFloat | None = None

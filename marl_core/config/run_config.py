@@ -19,31 +19,31 @@ from pydantic import (
 )
 
 from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
-from marl_core.config.ppo_config import ClipPart, KLPart, PPOPart, ShapingPart
+from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
-from marl_core.config.section import Fraction, Part
-from marl_core.config.speed_config import SpeedPart
+from marl_core.config.section import Section, UnitInterval
+from marl_core.config.speed_config import SpeedSection
 
 __all__ = [
-    "ClipPart",
-    "DataPart",
-    "EvalPart",
-    "KLPart",
-    "LoraPart",
-    "ModelPart",
-    "PPOPart",
-    "Part",
-    "PolicyPart",
+    "ClipSection",
+    "DataSection",
+    "EvalSection",
+    "KLSection",
+    "LoraSection",
+    "ModelSection",
+    "PPOSection",
+    "PolicySection",
     "RunConfig",
-    "RunPart",
-    "SamplingPart",
-    "ShapingPart",
-    "SpeedPart",
-    "ValuePart",
+    "RunSection",
+    "SamplingSection",
+    "Section",
+    "ShapingSection",
+    "SpeedSection",
+    "ValueSection",
 ]
 
 
-class ModelPart(Part):
+class ModelSection(Section):
     """The one base model."""
 
     path: str = Field(min_length=1)
@@ -64,7 +64,7 @@ class ModelPart(Part):
     """`fsdp2`: each of several processes holds its share of the base's layers and fetches the rest as it computes."""
 
 
-class LoraPart(Part):
+class LoraSection(Section):
     """A trainable LoRA."""
 
     r: PositiveInt = 16
@@ -73,13 +73,13 @@ class LoraPart(Part):
     """LoRA alpha; the update is scaled by alpha / r."""
     targets: str | list[str] = "all-linear"
     """Module names to adapt, or `all-linear`."""
-    dropout: Fraction = 0.0
+    dropout: UnitInterval = 0.0
     """LoRA dropout; anything above 0 makes old and new log-probs differ."""
     lora: dict[str, Any] = Field(default_factory=dict)
     """Further options of peft's LoraConfig (use_rslora, use_dora, layers_to_transform, ...)."""
 
 
-class PolicyPart(LoraPart):
+class PolicySection(LoraSection):
     """The trained adapter."""
 
     start: Literal["new", "continue"] = "new"
@@ -99,7 +99,7 @@ class PolicyPart(LoraPart):
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
         if self.start == "new" and (self.revision or self.subfolder):
             raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
-        plain = LoraPart()
+        plain = LoraSection()
         ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
         if self.start == "continue" and ignored:
             raise ValueError(f"start: continue takes {', '.join(ignored)} from the adapter; remove them here")
@@ -109,7 +109,7 @@ class PolicyPart(LoraPart):
 SAY_OWN = "write value: {on: own, ...}, or take them out"
 
 
-class ValuePart(LoraPart):
+class ValueSection(LoraSection):
     """The value function."""
 
     on: Literal["policy", "own", "none"] | None = None
@@ -118,7 +118,7 @@ class ValuePart(LoraPart):
     """Learning rate of head and own adapter; `ppo.learning_rate` when absent."""
 
 
-class DataPart(Part):
+class DataSection(Section):
     """The prompts."""
 
     prompts: str = Field(min_length=1)
@@ -168,7 +168,7 @@ class DataPart(Part):
         return value
 
 
-class SamplingPart(Part):
+class SamplingSection(Section):
     """How responses are sampled."""
 
     max_new_tokens: PositiveInt = 48
@@ -203,7 +203,7 @@ class SamplingPart(Part):
         return count if self.rows is None else min(max(self.rows // samples, 1) * samples, count)
 
 
-class EvalPart(Part):
+class EvalSection(Section):
     """Evaluation on held-out prompts, before, during and after training."""
 
     prompts: str | None = None
@@ -222,7 +222,7 @@ class EvalPart(Part):
     """Responses kept with their texts."""
 
 
-class RunPart(Part):
+class RunSection(Section):
     """Where and how."""
 
     folder: str | None = Field(None, min_length=1)
@@ -244,38 +244,38 @@ class RunPart(Part):
 _OneOrMany = Annotated[list[RewardChoice], Field(min_length=1)] | RewardChoice
 
 
-class RunConfig(Part):
+class RunConfig(Section):
     """One run. Sections are explained in docs/config.md."""
 
-    model: ModelPart
+    model: ModelSection
     """The one base model."""
     quantization: QuantizationChoice = Field(
         default_factory=lambda: QuantizationChoice(use="none"), validate_default=True
     )
     """How the base's weights are held."""
-    policy: PolicyPart = Field(default_factory=PolicyPart)
+    policy: PolicySection = Field(default_factory=PolicySection)
     """The trained adapter."""
     reference: ReferenceChoice
     """Which weights are the reference policy: where the KL penalty pulls."""
     reward: list[RewardChoice] = Field(min_length=1)
     """What scores a response: one source, or a list whose weighted sum counts."""
-    value: ValuePart = Field(default_factory=ValuePart)
+    value: ValueSection = Field(default_factory=ValueSection)
     """The value function."""
-    data: DataPart | None = None
+    data: DataSection | None = None
     """The training prompts; `marl run` needs them, rollouts made by hand do not."""
-    sampling: SamplingPart = Field(default_factory=SamplingPart)
+    sampling: SamplingSection = Field(default_factory=SamplingSection)
     """How responses are sampled."""
-    ppo: PPOPart = Field(default_factory=PPOPart)
+    ppo: PPOSection = Field(default_factory=PPOSection)
     """The algorithm."""
-    shaping: ShapingPart = Field(default_factory=ShapingPart)
+    shaping: ShapingSection = Field(default_factory=ShapingSection)
     """What happens to the summed scores before PPO sees them."""
-    speed: SpeedPart = Field(default_factory=SpeedPart)
+    speed: SpeedSection = Field(default_factory=SpeedSection)
     """Fast paths."""
-    eval: EvalPart = Field(default_factory=EvalPart)
+    eval: EvalSection = Field(default_factory=EvalSection)
     """Evaluation on held-out prompts."""
     observers: list[ObserverChoice] = Field(default_factory=list)
     """Who watches the run; any number."""
-    run: RunPart = Field(default_factory=RunPart)
+    run: RunSection = Field(default_factory=RunSection)
     """Where and how."""
 
     @field_validator("reward", mode="wrap", json_schema_input_type=_OneOrMany)
@@ -285,7 +285,7 @@ class RunConfig(Part):
             return handler(value)
         return [RewardChoice.model_validate(value, context=info.context)]
 
-    @field_validator("value", mode="before", json_schema_input_type=ValuePart | Literal["policy", "own", "none"])
+    @field_validator("value", mode="before", json_schema_input_type=ValueSection | Literal["policy", "own", "none"])
     @classmethod
     def _value_from_name(cls, value: Any) -> Any:
         return {"on": value} if isinstance(value, str) else value
@@ -297,7 +297,7 @@ class RunConfig(Part):
             raise ValueError("value: none with ppo.advantage gae: GAE needs a value function; write value: policy")
         if on in ("policy", "own") and advantage != "gae":
             raise ValueError(f"value: {on} is never used with ppo.advantage {advantage}; write value: none")
-        keys = [name for name in LoraPart.model_fields if getattr(self.value, name) != getattr(LoraPart(), name)]
+        keys = [name for name in LoraSection.model_fields if getattr(self.value, name) != getattr(LoraSection(), name)]
         if keys and self.value_on != "own":  # a written-out config names every key: only values show what was given
             where = f"{self.value_on!r}{'' if on else ' where value.on is not given'}"
             raise ValueError(

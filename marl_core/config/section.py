@@ -1,4 +1,4 @@
-"""Part: what all sections of a config have in common. Strict types, no unknown keys, finite numbers."""
+"""Section: what all sections of a config have in common. Strict types, no unknown keys, finite numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from marl_core.registry.deprecation import warn_options
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """Base of all sections."""
 
     model_config = ConfigDict(
@@ -25,5 +25,5 @@ class Part(BaseModel):
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:
-        warn_options(self, f"{type(self).__name__.removesuffix('Part').lower()}.")
+        warn_options(self, f"{type(self).__name__.removesuffix('Section').lower()}.")
         return self

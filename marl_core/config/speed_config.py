@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from marl_core.config.section import Part
+from marl_core.config.section import Section
 
 CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
 """Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.
@@ -25,7 +25,7 @@ def usual_tokens(device: str, dtype: str) -> int:
     return CUDA_TOKENS if device == "cuda" else CPU_TOKENS[dtype]
 
 
-class SpeedPart(Part):
+class SpeedSection(Section):
     """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
 
     decode: Literal["marl", "transformers"] = "marl"

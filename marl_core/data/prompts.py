@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from marl_core.config.prompt_template import columns_of
-from marl_core.config.run_config import DataPart
+from marl_core.config.run_config import DataSection
 from marl_core.data.encoding import Encoder
 from marl_core.data.rendering import OF_TEMPLATES, ControlTokens, Row, render
 from marl_core.errors import DataError, warn
@@ -40,7 +40,7 @@ class PromptData:
 
     @classmethod
     def load(
-        cls, data: DataPart, tokenizer: PreTrainedTokenizerBase, room: int, vocabulary: int | None = None
+        cls, data: DataSection, tokenizer: PreTrainedTokenizerBase, room: int, vocabulary: int | None = None
     ) -> PromptData:
         """Read, check and tokenize; DataError with row numbers for what can't be used.
 
@@ -146,7 +146,7 @@ def _say_unread(kept: Sequence[tuple[Row, Any, list[int]]], source: str) -> None
             )
 
 
-def _wanted(data: DataPart) -> str:
+def _wanted(data: DataSection) -> str:
     return (
         repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of, fill, pieces
-from marl_core.config.run_config import DataPart
+from marl_core.config.run_config import DataSection
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Rendered:
     """Whether the row said nothing but blanks."""
 
 
-def render(data: DataPart, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
+def render(data: DataSection, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
     """A row's prompt as the config asks for it. DataError naming the row, counted from 1, when it can't be made.
 
     In a `columnar` source (parquet) every struct has the keys of all others: what is None there was never written.
@@ -71,7 +71,7 @@ def render(data: DataPart, row: Row, source: str, index: int, columnar: bool = F
     return Rendered(value, own, written, whole, options, not any(text.strip() for text in said))
 
 
-def _refuse_chat_keys(data: DataPart, where: str) -> None:
+def _refuse_chat_keys(data: DataSection, where: str) -> None:
     given = [
         (data.system_prompt, "data.system_prompt", "a system prompt belongs"),
         (data.chat_template_kwargs, "data.chat_template_kwargs", "a chat template's options belong"),

@@ -13,7 +13,7 @@ from marl_core.artifacts.rows import look_at_prompts
 from marl_core.config.device import device_warnings
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import RunConfig
-from marl_core.config.section import Part
+from marl_core.config.section import Section
 from marl_core.errors import ConfigError, DataError, MarlError, PluginError
 from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
 from marl_core.plan.describe import mismatch, path_options
@@ -219,7 +219,7 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
             yield f"reward.{index}.weight: 0: this source is measured and never trained on."
 
 
-def _changed(part: Part, name: str) -> bool:
+def _changed(part: Section, name: str) -> bool:
     """Whether a key has another value than its default; a config that was written out names them all."""
     default: object = type(part).model_fields[name].get_default(call_default_factory=True, validated_data={})
     return bool(getattr(part, name) != default)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import EMBEDDINGS, target_parameters
 from marl_core.artifacts.model_files import ModelFiles
-from marl_core.config.run_config import LoraPart, RunConfig
+from marl_core.config.run_config import LoraSection, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.memory import linears, matches
@@ -39,7 +39,7 @@ def fit_findings(plan: Plan, files: ModelFiles) -> Iterator[MarlError]:
     yield from _stops(plan.config, files)
 
 
-def _targets(part: LoraPart, key: str, shapes: Shapes) -> Iterator[MarlError]:
+def _targets(part: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
     """Each module that a LoRA names must be there."""
     wanted = [part.targets] if isinstance(part.targets, str) else part.targets
     lost = [

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from marl_core.artifacts.adapter_kinds import REWRITING, VARIANTS
-from marl_core.config.run_config import LoraPart, RunConfig
+from marl_core.config.run_config import LoraSection, RunConfig
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
@@ -22,7 +22,7 @@ def lora_findings(config: RunConfig) -> Iterator[str]:
         yield from _findings(config.value, "value")
 
 
-def _findings(part: LoraPart, key: str) -> Iterator[str]:
+def _findings(part: LoraSection, key: str) -> Iterator[str]:
     lora = part.lora
     for name in lora:
         if name in OWN_KEYS:

@@ -19,7 +19,7 @@ from marl_core.artifacts.adapter_files import read_adapter
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.config.device import device_of
-from marl_core.config.run_config import LoraPart
+from marl_core.config.run_config import LoraSection
 from marl_core.config.speed_config import measured_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.describe import adapter_options, path_options, where
@@ -117,7 +117,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
     )
 
 
-def lora_parameters(part: LoraPart, shapes: Shapes) -> int:
+def lora_parameters(part: LoraSection, shapes: Shapes) -> int:
     """Parameters of a LoRA: r (in + out) for each linear weight that its targets match."""
     return sum(part.r * sum(shape) for _, shape in _adapted(part, shapes))
 
@@ -295,7 +295,7 @@ def _at_once(plan: Plan) -> tuple[int, int]:
     return rows, rows * length
 
 
-def _adapted(part: LoraPart, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _adapted(part: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The linear weights that a LoRA's targets match."""
     return ((name, shape) for name, shape in linears(shapes) if matches(part.targets, name))
 

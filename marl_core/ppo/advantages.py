@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from marl_core.config.run_config import PPOPart
+from marl_core.config.run_config import PPOSection
 from marl_core.errors import ConfigError
 from marl_core.ppo.objectives import (
     generalized_advantage_estimation,
@@ -18,7 +18,7 @@ from marl_core.ppo.objectives import (
 from marl_core.ppo.types import Advantages, ScoredRollout
 
 
-def estimate_advantages(scored: ScoredRollout, ppo: PPOPart, kl_coef: float | None = None) -> Advantages:
+def estimate_advantages(scored: ScoredRollout, ppo: PPOSection, kl_coef: float | None = None) -> Advantages:
     """Advantages of one rollout; `kl_coef` replaces the configured coefficient when it is adaptive.
 
     gae: per token, from rewards, values, gamma and lam. rloo, grpo: one number per response, from the score (of scores for

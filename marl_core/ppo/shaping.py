@@ -7,14 +7,14 @@ from weakref import ref
 
 from torch import Tensor
 
-from marl_core.config.run_config import ShapingPart
+from marl_core.config.run_config import ShapingSection
 
 
 @dataclass
 class Shaper:
-    """Applies a ShapingPart; keeps running moments (Welford, over all scores of the run) for normalization."""
+    """Applies a ShapingSection; keeps running moments (Welford, over all scores of the run) for normalization."""
 
-    part: ShapingPart
+    part: ShapingSection
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0

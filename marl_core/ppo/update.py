@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
-from marl_core.config.run_config import PPOPart
+from marl_core.config.run_config import PPOSection
 from marl_core.errors import NumericError
 from marl_core.ppo.objectives import aggregate, kl_estimate, masked_mean, masked_sum, policy_loss, value_loss
 from marl_core.ppo.ranks import ALONE, Ranks
@@ -101,7 +101,7 @@ def update_epochs(
     trained: Trained,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
-    ppo: PPOPart,
+    ppo: PPOSection,
     *,
     temperature: float,
     kl_coef: float,
@@ -155,7 +155,7 @@ def _minibatch(
     bank: AdapterBank,
     trained: Trained,
     batch: Batch,
-    ppo: PPOPart,
+    ppo: PPOSection,
     temperature: float,
     kl_coef: float,
     tally: Tally,
@@ -188,7 +188,7 @@ def _minibatch(
     return ranks.sum([approxkl])[0]
 
 
-def _policy_terms(passed: Passed, piece: Batch, ppo: PPOPart, kl_coef: float, total: float, tally: Tally) -> Tensor:
+def _policy_terms(passed: Passed, piece: Batch, ppo: PPOSection, kl_coef: float, total: float, tally: Tally) -> Tensor:
     scored, mask = piece.scored, piece.scored.rollout.mask
     losses, clipped = policy_loss(
         passed.logprobs, scored.logprobs, piece.advantages.advantages, mask, ppo.clip.low, ppo.clip.high, ppo.dual_clip
@@ -215,7 +215,7 @@ def _policy_terms(passed: Passed, piece: Batch, ppo: PPOPart, kl_coef: float, to
     return loss
 
 
-def _value_terms(values: Tensor, piece: Batch, ppo: PPOPart, total: float, tally: Tally) -> Tensor:
+def _value_terms(values: Tensor, piece: Batch, ppo: PPOSection, total: float, tally: Tally) -> Tensor:
     scored, mask, returns = piece.scored, piece.scored.rollout.mask, piece.advantages.returns
     if scored.values is None or returns is None:
         raise ValueError("a value function is trained, but the rollout was scored without values")

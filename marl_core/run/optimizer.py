@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from marl_core.config.run_config import PPOPart, RunConfig
+from marl_core.config.run_config import PPOSection, RunConfig
 
 
 def make_optimizer(roles: Mapping[str, Mapping[str, nn.Parameter]], config: RunConfig) -> torch.optim.AdamW:
@@ -24,7 +24,7 @@ def make_optimizer(roles: Mapping[str, Mapping[str, nn.Parameter]], config: RunC
     )
 
 
-def learning_rate_factor(step: int, ppo: PPOPart) -> float:
+def learning_rate_factor(step: int, ppo: PPOSection) -> float:
     """Factor on the peak rate at PPO step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
     if step < ppo.warmup_steps:
         return (step + 1) / ppo.warmup_steps

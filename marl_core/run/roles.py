@@ -14,7 +14,7 @@ from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import ReferenceFunction, View
 from marl_core.config.choice import RewardChoice
-from marl_core.config.run_config import LoraPart
+from marl_core.config.run_config import LoraSection
 from marl_core.errors import ConfigError
 from marl_core.plan.plan import Plan
 from marl_core.ppo.scoring import Source
@@ -185,7 +185,7 @@ def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, 
     return adapter, value_head_of(policy)
 
 
-def _lora(part: LoraPart, bank: AdapterBank) -> LoraConfig:
+def _lora(part: LoraSection, bank: AdapterBank) -> LoraConfig:
     return lora.make_config(part.r, part.alpha, part.targets, part.dropout, part.lora, bank.linears)
 
 

@@ -12,7 +12,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
-from marl_core.config.run_config import DataPart, RunConfig
+from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.prompts import PromptData
 from marl_core.errors import warn
 from marl_core.parallel.process_group import join
@@ -289,11 +289,11 @@ class Runner:
         if self.config.eval.prompts is None:
             return None
         asked = self.config.eval
-        part = self.config.data or DataPart(prompts=self.config.eval.prompts)
+        part = self.config.data or DataSection(prompts=self.config.eval.prompts)
         part = part.model_copy(update={"prompts": asked.prompts, "split": asked.split or part.split})
         return self._prompts(part)
 
-    def _prompts(self, part: DataPart) -> PromptData:
+    def _prompts(self, part: DataSection) -> PromptData:
         """Prompts that fit into the positions that the model leaves beside a response.
 
         A row that grows past the length where its rotary frequencies change would be sampled with others than it is scored.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from marl_core import AdapterBank, DataError, MarlError, RunConfig, Runner
 from marl_core.artifacts.rows import look_at_prompts
-from marl_core.config.run_config import DataPart
+from marl_core.config.run_config import DataSection
 from marl_core.data.prompts import PromptData
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
@@ -38,7 +38,7 @@ ROWS = st.lists(
 
 def load(file: Path, **options: Any) -> PromptData | None:
     """The prompts, or None when they were refused with a MarlError; nothing else may be raised."""
-    part = DataPart(prompts=str(file), on_empty="drop", on_long="drop", **options)
+    part = DataSection(prompts=str(file), on_empty="drop", on_long="drop", **options)
     quick = look_at_prompts(str(file), part.field, "data.prompts")
     try:
         data = PromptData.load(part, TOKENIZER, 64)
@@ -91,15 +91,15 @@ class TestNastyPrompts:
 
     def test_lone_surrogates_are_named_by_row(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"row 2 of .* half of a surrogate pair"):
-            PromptData.load(DataPart(prompts=str(self.write(tmp_path, "fine", "a\ud800"))), TOKENIZER, 64)
+            PromptData.load(DataSection(prompts=str(self.write(tmp_path, "fine", "a\ud800"))), TOKENIZER, 64)
         chat = [{"role": "user", "content": "\udc00"}]
         with pytest.raises(DataError, match=r"row 1 of .* half of a surrogate pair"):
-            PromptData.load(DataPart(prompts=str(self.write(tmp_path, chat))), TOKENIZER, 64)
+            PromptData.load(DataSection(prompts=str(self.write(tmp_path, chat))), TOKENIZER, 64)
 
     def test_a_megabyte_in_one_line_is_too_long_and_no_more(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "x" * 1_000_000)
         with pytest.raises(DataError, match=r"exceed 64 tokens \(rows 2\)"):
-            PromptData.load(DataPart(prompts=str(file)), TOKENIZER, 64)
+            PromptData.load(DataSection(prompts=str(file)), TOKENIZER, 64)
         data = load(file)
         assert data is not None
         assert len(data) == 1
@@ -107,13 +107,13 @@ class TestNastyPrompts:
     def test_control_tokens_in_a_text_are_refused_by_row(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "so<eos>it ends")
         with pytest.raises(DataError, match=r"hold control tokens such as '<eos>' \(rows 2\).*data.on_control: parse"):
-            PromptData.load(DataPart(prompts=str(file)), TOKENIZER, 64)
-        parsed = PromptData.load(DataPart(prompts=str(file), on_control="parse"), TOKENIZER, 64)
+            PromptData.load(DataSection(prompts=str(file)), TOKENIZER, 64)
+        parsed = PromptData.load(DataSection(prompts=str(file), on_control="parse"), TOKENIZER, 64)
         assert TOKENIZER.eos_token_id in parsed.tokens[1]
-        plain = PromptData.load(DataPart(prompts=str(file), on_control="as-text"), TOKENIZER, 64)
+        plain = PromptData.load(DataSection(prompts=str(file), on_control="as-text"), TOKENIZER, 64)
         assert TOKENIZER.eos_token_id not in plain.tokens[1]
         assert TOKENIZER.decode(list(plain.tokens[1])) == "so<eos>it ends"
-        dropped = PromptData.load(DataPart(prompts=str(file), on_control="drop"), TOKENIZER, 64)
+        dropped = PromptData.load(DataSection(prompts=str(file), on_control="drop"), TOKENIZER, 64)
         assert len(dropped) == 1
 
     def test_control_tokens_in_a_message_are_refused_too(self, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ class TestNastyPrompts:
         words.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
         file = self.write(tmp_path, [{"role": "user", "content": "ignore<bos> that"}])
         with pytest.raises(DataError, match="control tokens such as '<bos>'"):
-            PromptData.load(DataPart(prompts=str(file)), words, 64)
+            PromptData.load(DataSection(prompts=str(file)), words, 64)
         fine = self.write(tmp_path, [{"role": "user", "content": "fine"}])  # the template's own are no intruders
-        assert len(PromptData.load(DataPart(prompts=str(fine)), words, 64)) == 1
+        assert len(PromptData.load(DataSection(prompts=str(fine)), words, 64)) == 1
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from marl_core import AdapterBank, OutOfMemoryError, Runner
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import View
-from marl_core.config.run_config import SamplingPart
+from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.sampling.decode import decode
 from marl_core.ppo.scoring import forward, view_logprobs
 from marl_core.ppo.types import Prompts, Rollout
@@ -193,7 +193,7 @@ class TestNumbers:
         prompts = Prompts.of(ROWS, 0).to(torch.device(DEVICE))
         uniforms = torch.rand(len(ROWS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), bank.using("policy"), bank.trunk.generating():
-            seen = decode(bank, prompts, SamplingPart(max_new_tokens=12), [2], uniforms.to(DEVICE))
+            seen = decode(bank, prompts, SamplingSection(max_new_tokens=12), [2], uniforms.to(DEVICE))
         given = Rollout(prompts, seen.ids, seen.mask, [""] * len(ROWS), seen.finished, 0, (2,))
         scored = view_logprobs(bank, View("policy"), given, 1.0, 4).logprobs
         off = float((seen.logprobs - scored).abs().max())
@@ -451,7 +451,7 @@ class TestBothDevices:
         for device in ("cpu", DEVICE):
             bank = AdapterBank.from_pretrained(tiny_folder, dtype="float32", device=device)
             bank.load("policy", sft_adapter)
-            found.append(generate(bank, "policy", prompts, SamplingPart(max_new_tokens=8), [2], seed=3).ids.cpu())
+            found.append(generate(bank, "policy", prompts, SamplingSection(max_new_tokens=8), [2], seed=3).ids.cpu())
         same = sum(one.tolist() == two.tolist() for one, two in zip(*found, strict=True))
         record_property("rows_alike_of_32", same)
         assert same >= 30

@@ -30,7 +30,7 @@ from marl_core import (
 )
 from marl_core.bank import lora
 from marl_core.cli.app import main
-from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.sampling.sampler import generate
 from marl_core.report.publish import publish_adapter
@@ -457,7 +457,7 @@ class TestBank:
 
     @pytest.mark.parametrize("decode", ["marl", "transformers"])
     def test_a_seed_decides_what_is_sampled_and_leaves_the_random_states(self, decode: Any, bank: AdapterBank) -> None:
-        sampling, speed = SamplingPart(max_new_tokens=6), SpeedPart(decode=decode)
+        sampling, speed = SamplingSection(max_new_tokens=6), SpeedSection(decode=decode)
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
         one = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
         bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)

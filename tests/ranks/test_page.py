@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from marl_core.config.run_config import ModelPart
+from marl_core.config.run_config import ModelSection
 from marl_core.config.yaml_text import parse_yaml
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/many-processes.md").read_text(encoding="utf-8")
@@ -44,4 +44,4 @@ def test_the_command_runs(tiny_folder: str, prompts_file: str, rewards_file: str
 
 def test_the_yaml_is_a_config() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert ModelPart.model_validate(parse_yaml(text, "docs/many-processes.md")["model"]).shard == "fsdp2"
+    assert ModelSection.model_validate(parse_yaml(text, "docs/many-processes.md")["model"]).shard == "fsdp2"

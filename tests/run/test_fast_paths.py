@@ -15,7 +15,7 @@ from marl_core.bank.lora import make_config as make_lora
 from marl_core.bank.speed import packing
 from marl_core.bank.speed.cache import RoomyLayer, new_cache
 from marl_core.bank.speed.merged_copies import folded
-from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.role_scoring import token_budget
 from marl_core.ppo.sampling import decode as decode_module
 from marl_core.ppo.sampling.choose import choose, scored_logits
@@ -25,7 +25,7 @@ from marl_core.testing import tiny_bank
 
 EOS = 2
 STOPS = [EOS, *range(4, 60)]  # stop often: lengths differ
-PLAIN = SpeedPart(decode="transformers", fold=False, capture=False, pack=False)
+PLAIN = SpeedSection(decode="transformers", fold=False, capture=False, pack=False)
 DIRECTION = torch.randn(32, generator=torch.Generator().manual_seed(9))
 MakeConfig = Callable[..., RunConfig]
 
@@ -57,7 +57,7 @@ class TestDecode:
     def test_the_likeliest_tokens_are_those_of_transformers(
         self, bank: AdapterBank, prompts: Prompts, stops: list[int]
     ) -> None:
-        greedy = SamplingPart(max_new_tokens=12, top_k=1)
+        greedy = SamplingSection(max_new_tokens=12, top_k=1)
         fast = generate(bank, "policy", prompts, greedy, stops, seed=0)
         plain = generate(bank, "policy", prompts, greedy, stops, seed=0, speed=PLAIN)
         assert torch.equal(fast.mask, plain.mask)
@@ -71,7 +71,7 @@ class TestDecode:
         self, bank: AdapterBank, prompts: Prompts, temperature: float, least: int
     ) -> None:
         """I24: 5e-6 on the plain tiny model; this policy's logits are four times as large (7e-6 was measured)."""
-        sampling = SamplingPart(max_new_tokens=12, min_new_tokens=least, temperature=temperature)
+        sampling = SamplingSection(max_new_tokens=12, min_new_tokens=least, temperature=temperature)
         rollout = generate(bank, "policy", prompts.repeat(5), sampling, STOPS, seed=3, value_head="value")
         assert len(set(rollout.lengths.tolist())) > 2  # rows did leave the batch
         passed = view_logprobs(bank, View("policy"), rollout, temperature, 20, value_head="value", entropy=True)
@@ -85,7 +85,7 @@ class TestDecode:
     def test_a_row_is_the_same_whoever_stands_beside_it(
         self, bank: AdapterBank, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        sampling = SamplingPart(max_new_tokens=10)
+        sampling = SamplingSection(max_new_tokens=10)
         both = [generate(bank, "policy", prompts.repeat(4), sampling, STOPS, seed=7)]
         for leaving in (1, 10**9):  # rows leave only when all are through; rows leave at once
             monkeypatch.setattr(decode_module, "LEAVING", leaving)
@@ -94,7 +94,7 @@ class TestDecode:
         assert torch.equal(both[0].ids, both[2].ids)
 
     def test_samples_of_one_prompt_share_its_prefill(self, bank: AdapterBank, prompts: Prompts) -> None:
-        sampling, many = SamplingPart(max_new_tokens=8), prompts.repeat(3)
+        sampling, many = SamplingSection(max_new_tokens=8), prompts.repeat(3)
         before = bank.trunk.positions
         shared = generate(bank, "policy", many, sampling, [EOS], seed=5, samples=3)
         shared_positions, before = bank.trunk.positions - before, bank.trunk.positions
@@ -104,7 +104,7 @@ class TestDecode:
 
     def test_finished_rows_are_not_computed(self, bank: AdapterBank, prompts: Prompts) -> None:
         many, limits = prompts.repeat(8), torch.arange(1, 33)
-        sampling = SamplingPart(max_new_tokens=32, min_new_tokens=32)  # only the limits end a row
+        sampling = SamplingSection(max_new_tokens=32, min_new_tokens=32)  # only the limits end a row
         before = bank.trunk.positions
         rollout = generate(bank, "policy", many, sampling, [EOS], seed=1, limits=limits)
         assert torch.equal(rollout.lengths, limits)
@@ -116,7 +116,7 @@ class TestDecode:
         """There a second pass is off by 0.1 nat: old log-probs must come from the update's own code path."""
         model: Any = tiny_bank().base
         half = AdapterBank(model.to(torch.bfloat16), tiny_bank().tokenizer)
-        rollout = generate(half, None, Prompts.of([[5, 6]], 0), SamplingPart(max_new_tokens=3), [EOS], seed=0)
+        rollout = generate(half, None, Prompts.of([[5, 6]], 0), SamplingSection(max_new_tokens=3), [EOS], seed=0)
         assert rollout.captured is None
 
 
@@ -125,7 +125,7 @@ class TestChoose:
         """Probabilities 0.1, 0.2, 0.7: below 0.1 the first token, below 0.3 the second."""
         logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(6, 3)
         uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.999999], dtype=torch.float64)
-        found = choose(logits, uniform, SamplingPart())
+        found = choose(logits, uniform, SamplingSection())
         assert found.tokens.tolist() == [0, 0, 1, 1, 2, 2]
         torch.testing.assert_close(found.logprobs.exp(), torch.tensor([0.1, 0.1, 0.2, 0.2, 0.7, 0.7]))
         # -(0.1 ln 0.1 + 0.2 ln 0.2 + 0.7 ln 0.7) = 0.801819
@@ -134,7 +134,7 @@ class TestChoose:
     def test_frequencies_are_the_probabilities(self) -> None:
         logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)) * 2
         uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        tokens = choose(logits.expand(20_000, 20), uniform, SamplingPart()).tokens
+        tokens = choose(logits.expand(20_000, 20), uniform, SamplingSection()).tokens
         counts, expected = torch.bincount(tokens, minlength=20), logits.softmax(-1)[0] * 20_000
         chi_square = float(((counts - expected).square() / expected).sum())
         assert chi_square < 43.8  # 99.9 % of chi-square with 19 degrees of freedom
@@ -142,14 +142,14 @@ class TestChoose:
     def test_cuts_change_what_is_drawn_and_not_what_is_scored(self) -> None:
         logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(50, 3)
         uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)
-        for cut in (SamplingPart(top_k=1), SamplingPart(top_p=0.5)):
+        for cut in (SamplingSection(top_k=1), SamplingSection(top_p=0.5)):
             found = choose(logits, uniform, cut)
             assert found.tokens.unique().tolist() == [2]
             torch.testing.assert_close(found.logprobs, torch.full((50,), 0.7).log())
 
     def test_a_banned_token_is_never_drawn(self) -> None:
         logits = scored_logits(torch.zeros(3, 4), 1.0, never=[0, 3])
-        found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingPart())
+        found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingSection())
         assert found.tokens.tolist() == [1, 2, 2]
         torch.testing.assert_close(found.logprobs, torch.full((3,), 0.5).log())
 
@@ -178,9 +178,9 @@ class TestFold:
             assert not done
 
     def test_a_folded_rollout_is_the_same_rollout(self, prompts: Prompts) -> None:
-        bank, sampling = bank_with_policy(targets=["q_proj"]), SamplingPart(max_new_tokens=8)
+        bank, sampling = bank_with_policy(targets=["q_proj"]), SamplingSection(max_new_tokens=8)
         plain = generate(bank, "policy", prompts, sampling, [EOS], seed=2)
-        fast = generate(bank, "policy", prompts, sampling, [EOS], seed=2, speed=SpeedPart(fold=True))
+        fast = generate(bank, "policy", prompts, sampling, [EOS], seed=2, speed=SpeedSection(fold=True))
         assert torch.equal(fast.ids, plain.ids)
 
 

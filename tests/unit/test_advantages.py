@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marl_core import ConfigError, ScoredRollout
-from marl_core.config.run_config import PPOPart
+from marl_core.config.run_config import PPOSection
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_whiten
 from marl_core.testing import fake_rollout
@@ -27,8 +27,8 @@ def scored(log_ratio: Tensor | None = None, values: Tensor | None = None) -> Sco
     return ScoredRollout(ROLLOUT, logprobs, reference, values, SCORES)
 
 
-def ppo(**options: Any) -> PPOPart:
-    return PPOPart.model_validate({"batch": 4, "minibatch": 4, **options})
+def ppo(**options: Any) -> PPOSection:
+    return PPOSection.model_validate({"batch": 4, "minibatch": 4, **options})
 
 
 def test_the_rollout_is_what_the_tables_below_assume() -> None:

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from marl_core import DataError, MarlWarning, Rollout
 from marl_core.config.prompt_template import columns_of, fill
-from marl_core.config.run_config import DataPart
+from marl_core.config.run_config import DataSection
 from marl_core.data.prompts import PromptData, read_rows
 from marl_core.testing import fake_rollout, tiny_tokenizer
 from marl_plugins.reward_function import columns
@@ -36,7 +36,7 @@ def tokenizer(template: str | None = TEMPLATE) -> Any:
 def load(folder: Path, *rows: dict[str, Any], words: Any = None, **options: Any) -> PromptData:
     file = folder / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return PromptData.load(DataPart(prompts=str(file), **options), words or tokenizer(), 200)
+    return PromptData.load(DataSection(prompts=str(file), **options), words or tokenizer(), 200)
 
 
 def read(data: PromptData) -> list[str]:
@@ -58,7 +58,7 @@ class TestTemplate:
         with pytest.raises(ValueError, match="a literal brace doubled"):
             columns_of(wrong)
         with pytest.raises(ValidationError, match="prompt_template"):
-            DataPart(prompts="p.jsonl", prompt_template=wrong)
+            DataSection(prompts="p.jsonl", prompt_template=wrong)
 
     def test_a_missing_column_is_named_with_its_row_and_those_there_are(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"prompt_template: row 2 of .*p.jsonl has no 'q'; it has: x, y"):
@@ -75,7 +75,7 @@ class TestTemplate:
 
     def test_field_beside_it_would_be_ignored(self) -> None:
         with pytest.raises(ValidationError, match="field is never used with prompt_template"):
-            DataPart(prompts="p.jsonl", field="text", prompt_template="{q}")
+            DataSection(prompts="p.jsonl", field="text", prompt_template="{q}")
 
 
 class TestChat:
@@ -174,7 +174,7 @@ def test_a_data_set_by_name_with_subset_split_and_revision(monkeypatch: pytest.M
         return [{"prompt": "hi"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    part = DataPart(prompts="owner/sums", subset="main", split="test", revision="v1")
+    part = DataSection(prompts="owner/sums", subset="main", split="test", revision="v1")
     assert list(PromptData.load(part, tokenizer(), 200).texts) == ["hi"]
     assert asked == {"name": "owner/sums", "subset": "main", "split": "test", "revision": "v1"}
 

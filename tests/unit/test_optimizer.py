@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core.config.run_config import PPOPart, RunConfig
+from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 
 
 def factors(**options: Any) -> list[float]:
-    ppo = PPOPart.model_validate(options)
+    ppo = PPOSection.model_validate(options)
     return [learning_rate_factor(step, ppo) for step in range(ppo.steps)]
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from marl_core import ConfigError, DataError, MarlWarning, Prompts
 from marl_core.bank.room import position_limit, vocabulary_of
-from marl_core.config.run_config import DataPart, SamplingPart
+from marl_core.config.run_config import DataSection, SamplingSection
 from marl_core.data.prompts import PromptData
 from marl_core.ppo.sampling.sampler import generate, stop_ids
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
@@ -37,7 +37,7 @@ TALK = [{"role": "user", "content": "hi"}]
 def load(folder: Path, rows: Sequence[dict[str, Any]], words: Any, room: int = 400, **options: Any) -> PromptData:
     file = folder / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return PromptData.load(DataPart(prompts=str(file), **options), words, room)
+    return PromptData.load(DataSection(prompts=str(file), **options), words, room)
 
 
 def talker() -> Any:
@@ -229,7 +229,7 @@ class TestOptionsOfTheTemplate:
         rows[0]["tools"] = [{"type": "function", "function": {"name": "f", "strict": False}}]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
         words = talker()
-        data = PromptData.load(DataPart(prompts=str(tmp_path / "p.parquet")), words, 900)
+        data = PromptData.load(DataSection(prompts=str(tmp_path / "p.parquet")), words, 900)
         for row, tokens in zip(rows, data.tokens, strict=True):
             options: dict[str, Any] = {**row.get("chat_template_kwargs", {}), "tools": row.get("tools")}
             wanted = words.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False, **options)
@@ -273,7 +273,7 @@ class TestOptionsOfTheTemplate:
         with pytest.raises(DataError, match=r"data.chat_template_kwargs: row 1 of .* is a text.*Set data.chat: true"):
             load(tmp_path, [{"prompt": "hi"}], talker(), chat_template_kwargs={"enable_thinking": False})
         with pytest.raises(ValidationError, match="add_generation_prompt: marl sets this itself"):
-            DataPart(prompts="p.jsonl", chat_template_kwargs={"add_generation_prompt": True})
+            DataSection(prompts="p.jsonl", chat_template_kwargs={"add_generation_prompt": True})
 
     def test_control_tokens_in_them_are_a_rows_too(self, tmp_path: Path) -> None:
         row = {"prompt": TALK, "tools": [{**TOOL, "description": "<eos>"}]}
@@ -320,7 +320,7 @@ class TestMessages:
             {"prompt": tuple(TALK)},
         ]
         monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: rows)
-        data = PromptData.load(DataPart(prompts="owner/chats"), talker(), 200)
+        data = PromptData.load(DataSection(prompts="owner/chats"), talker(), 200)
         assert list(data.texts) == [TALK, TALK]
 
 
@@ -329,7 +329,7 @@ class TestEndTokens:
         "given", [2, [2, 5], (2, 5), {2, 5}, torch.tensor([2, 5]), torch.tensor(2), np.array([2, 5]), np.int64(2), None]
     )
     def test_whatever_holds_them(self, given: Any) -> None:
-        found = stop_ids(tiny_tokenizer(), SamplingPart(), given, 260)
+        found = stop_ids(tiny_tokenizer(), SamplingSection(), given, 260)
         assert found == (
             [2] if given is None or np.ndim(list(given) if isinstance(given, set) else given) == 0 else [2, 5]
         )
@@ -337,37 +337,37 @@ class TestEndTokens:
     @pytest.mark.parametrize("foreign", [260, 300, -1])
     def test_those_outside_the_vocabulary_are_left_out_and_said(self, foreign: int) -> None:
         with pytest.warns(MarlWarning, match=rf"{foreign} of this tokenizer or its generation_config are outside"):
-            assert stop_ids(tiny_tokenizer(), SamplingPart(), [2, foreign], 260) == [2]
+            assert stop_ids(tiny_tokenizer(), SamplingSection(), [2, foreign], 260) == [2]
 
     def test_one_that_is_the_pad_token_too(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             words = tiny_tokenizer(pad_is_eos=True)
-            assert stop_ids(words, SamplingPart(), [2, 0], 260) == [0, 2]
+            assert stop_ids(words, SamplingSection(), [2, 0], 260) == [0, 2]
 
     def test_none_is_left(self) -> None:
         words = tiny_tokenizer()
         words.eos_token = None
         with pytest.raises(ConfigError, match=r"has no EOS token; name one in sampling.stop"):
-            stop_ids(words, SamplingPart(), None, 260)
-        assert stop_ids(words, SamplingPart(stop=["a"]), None, 260) == words("a").input_ids
+            stop_ids(words, SamplingSection(), None, 260)
+        assert stop_ids(words, SamplingSection(stop=["a"]), None, 260) == words("a").input_ids
         with pytest.raises(ConfigError, match="no EOS token that the model knows"), pytest.warns(MarlWarning):
-            stop_ids(words, SamplingPart(), [999], 260)
+            stop_ids(words, SamplingSection(), [999], 260)
 
     def test_a_stop_that_is_asked_for_must_be_there(self) -> None:
         words = tiny_tokenizer()
         words.add_tokens(["<|im_end|>"], special_tokens=True)
-        assert stop_ids(words, SamplingPart(stop=["<|im_end|>"]), None, 261) == [2, 260]
+        assert stop_ids(words, SamplingSection(stop=["<|im_end|>"]), None, 261) == [2, 260]
         with pytest.raises(ConfigError, match=r"is token 260, and the model has 260 tokens only"):
-            stop_ids(words, SamplingPart(stop=["<|im_end|>"]), None, 260)
+            stop_ids(words, SamplingSection(stop=["<|im_end|>"]), None, 260)
         with pytest.raises(ConfigError, match="doesn't know"):
-            stop_ids(wordpiece(), SamplingPart(stop=["ß"]), 2, 260)
+            stop_ids(wordpiece(), SamplingSection(stop=["ß"]), 2, 260)
 
     def test_prompts_with_tokens_that_the_model_lacks(self, tmp_path: Path) -> None:
         words = tiny_tokenizer()
         words.add_tokens(["movie"])
         (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n{"prompt": "a movie"}\n', encoding="utf-8")
-        part = DataPart(prompts=str(tmp_path / "p.jsonl"))
+        part = DataSection(prompts=str(tmp_path / "p.jsonl"))
         with pytest.raises(DataError, match=r"row 2 of .* holds token 260, and the model has embeddings for 260"):
             PromptData.load(part, words, 100, 260)
         assert len(PromptData.load(part, words, 100, 261)) == 2
@@ -376,7 +376,7 @@ class TestEndTokens:
         """A tokenizer called by hand: nothing can tell its EOS from a meant one, so nothing is taken away in silence."""
         bank = tiny_bank()
         bank.tokenizer = framed(byte_level(), ["<bos>"], ["<eos>"])
-        part = SamplingPart(max_new_tokens=1)
+        part = SamplingSection(max_new_tokens=1)
         ended = Prompts.of([bank.tokenizer(text).input_ids for text in ("hi", "you")], 0)
         with pytest.warns(MarlWarning, match="every prompt ends in the EOS that this tokenizer appends"):
             generate(bank, None, ended, part, [2])

@@ -11,7 +11,7 @@ import pytest
 
 from marl_core import DataError
 from marl_core.artifacts.rows import look_at_prompts
-from marl_core.config.run_config import DataPart
+from marl_core.config.run_config import DataSection
 from marl_core.data.prompts import PromptData, read_rows
 from marl_core.testing import tiny_tokenizer
 
@@ -36,7 +36,7 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def load(source: str, room: int = 100, tokenizer: Any = None, **options: Any) -> PromptData:
-    return PromptData.load(DataPart(prompts=source, **options), tokenizer or tiny_tokenizer(), room)
+    return PromptData.load(DataSection(prompts=source, **options), tokenizer or tiny_tokenizer(), room)
 
 
 class TestFormats:

@@ -11,7 +11,7 @@ import torch
 from marl_core import AdapterBank, ConfigError, Prompts
 from marl_core.bank.lora import make_config
 from marl_core.bank.views import View
-from marl_core.config.run_config import SamplingPart
+from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.sampling.sampler import generate, response_mask, stop_ids
 from marl_core.ppo.scoring import view_logprobs
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
@@ -45,23 +45,23 @@ class TestStops:
     def test_eos_and_further_stops(self) -> None:
         words = tiny_tokenizer()
         (bang,) = words("!").input_ids
-        assert stop_ids(words, SamplingPart(), None) == [EOS]
-        assert stop_ids(words, SamplingPart(stop=["!"]), [EOS, 1]) == sorted([EOS, 1, bang])
+        assert stop_ids(words, SamplingSection(), None) == [EOS]
+        assert stop_ids(words, SamplingSection(stop=["!"]), [EOS, 1]) == sorted([EOS, 1, bang])
 
     def test_a_stop_of_several_tokens_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"sampling.stop: 'ab' is 2 tokens"):
-            stop_ids(tiny_tokenizer(), SamplingPart(stop=["ab"]), None)
+            stop_ids(tiny_tokenizer(), SamplingSection(stop=["ab"]), None)
 
     def test_no_stop_at_all_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="no EOS token"):
-            stop_ids(SimpleNamespace(eos_token_id=None), SamplingPart(), None)  # type: ignore[arg-type]  # a stand-in
+            stop_ids(SimpleNamespace(eos_token_id=None), SamplingSection(), None)  # type: ignore[arg-type]  # a stand-in
 
 
 class TestGenerate:
     def test_tokens_after_the_stop_do_not_count(self, bank: AdapterBank, prompts: Prompts) -> None:
         many = prompts.repeat(20)
         stops = [EOS, *range(4, 100)]  # stop often
-        rollout = generate(bank, None, many, SamplingPart(max_new_tokens=8), stops, seed=1)
+        rollout = generate(bank, None, many, SamplingSection(max_new_tokens=8), stops, seed=1)
         is_stop = torch.isin(rollout.ids, torch.tensor(stops)) & rollout.mask
         assert 0 < int(rollout.finished.sum()) < len(many)
         assert torch.equal(
@@ -76,8 +76,8 @@ class TestGenerate:
     def test_pad_equal_to_eos_still_counts_the_stop(self, prompts: Prompts) -> None:
         bank = AdapterBank(tiny_model(), tiny_tokenizer(pad_is_eos=True))
         stops = [EOS, *range(4, 100)]
-        same = generate(tiny_bank(), None, prompts.repeat(10), SamplingPart(max_new_tokens=8), stops, seed=1)
-        rollout = generate(bank, None, prompts.repeat(10), SamplingPart(max_new_tokens=8), stops, seed=1)
+        same = generate(tiny_bank(), None, prompts.repeat(10), SamplingSection(max_new_tokens=8), stops, seed=1)
+        rollout = generate(bank, None, prompts.repeat(10), SamplingSection(max_new_tokens=8), stops, seed=1)
         assert torch.equal(rollout.mask, same.mask)
         assert torch.equal(rollout.ids[rollout.mask], same.ids[same.mask])
 
@@ -85,36 +85,40 @@ class TestGenerate:
         self, bank: AdapterBank, prompts: Prompts
     ) -> None:
         before = torch.get_rng_state()
-        one = generate(bank, None, prompts, SamplingPart(max_new_tokens=8), [EOS], seed=5)
+        one = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=5)
         assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(123)
-        two = generate(bank, None, prompts, SamplingPart(max_new_tokens=8), [EOS], seed=5)
-        other = generate(bank, None, prompts, SamplingPart(max_new_tokens=8), [EOS], seed=6)
+        two = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=5)
+        other = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=6)
         assert torch.equal(one.ids, two.ids)
         assert not torch.equal(one.ids, other.ids)
 
     def test_min_and_max_tokens(self, bank: AdapterBank, prompts: Prompts) -> None:
         stops = [EOS, *range(4, 200)]
-        short = generate(bank, None, prompts.repeat(5), SamplingPart(max_new_tokens=1), stops, seed=0)
+        short = generate(bank, None, prompts.repeat(5), SamplingSection(max_new_tokens=1), stops, seed=0)
         assert short.ids.shape[1] == 1
-        long = generate(bank, None, prompts.repeat(5), SamplingPart(max_new_tokens=6, min_new_tokens=4), stops, seed=0)
+        long = generate(
+            bank, None, prompts.repeat(5), SamplingSection(max_new_tokens=6, min_new_tokens=4), stops, seed=0
+        )
         assert int(long.lengths.min()) >= 4
 
     def test_texts_are_those_of_the_counted_tokens(self, bank: AdapterBank, prompts: Prompts) -> None:
-        rollout = generate(bank, None, prompts, SamplingPart(max_new_tokens=8), [EOS], seed=3)
+        rollout = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=3)
         for text, row, keep in zip(rollout.texts, rollout.ids, rollout.mask, strict=True):
             assert text == bank.tokenizer.decode(row[keep].tolist(), skip_special_tokens=True)
 
     def test_the_bank_is_left_as_it_was(self, prompts: Prompts) -> None:
         bank = tiny_bank()
         bank.add("policy", make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
-        generate(bank, "policy", prompts, SamplingPart(max_new_tokens=4), [EOS], seed=3)
+        generate(bank, "policy", prompts, SamplingSection(max_new_tokens=4), [EOS], seed=3)
         assert bank.active is None
         assert not bank.base.training
         assert all(parameter.requires_grad for parameter in bank.parameters("policy").values())
 
 
-def first_token_frequencies(bank: AdapterBank, sampling: SamplingPart, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def first_token_frequencies(
+    bank: AdapterBank, sampling: SamplingSection, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled frequencies of the first token, and the probabilities that scoring gives the same tokens."""
     prompts = Prompts.of([bank.tokenizer("A good").input_ids] * count, 0)
     rollout = generate(bank, None, prompts, sampling, [EOS], seed=11)
@@ -129,7 +133,7 @@ def first_token_frequencies(bank: AdapterBank, sampling: SamplingPart, count: in
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_what_is_sampled_is_what_is_scored(bank: AdapterBank, temperature: float) -> None:
     count = 4000
-    sampling = SamplingPart(max_new_tokens=1, temperature=temperature)
+    sampling = SamplingSection(max_new_tokens=1, temperature=temperature)
     frequencies, probabilities = first_token_frequencies(bank, sampling, count)
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
     likely = probabilities > 0.01
@@ -146,11 +150,11 @@ def test_what_is_sampled_is_what_is_scored(bank: AdapterBank, temperature: float
 )
 def test_a_models_own_sampling_habits_are_ignored(bank: AdapterBank, habit: dict[str, Any], prompts: Prompts) -> None:
     """A model folder may bring a generation_config.json; sampling from it would not be what is scored."""
-    expected = generate(bank, None, prompts.repeat(4), SamplingPart(max_new_tokens=12), [EOS], seed=2)
+    expected = generate(bank, None, prompts.repeat(4), SamplingSection(max_new_tokens=12), [EOS], seed=2)
     stubborn = tiny_bank()
     for name, value in habit.items():
         setattr(stubborn.base.generation_config, name, value)
-    found = generate(stubborn, None, prompts.repeat(4), SamplingPart(max_new_tokens=12), [EOS], seed=2)
+    found = generate(stubborn, None, prompts.repeat(4), SamplingSection(max_new_tokens=12), [EOS], seed=2)
     assert torch.equal(found.ids, expected.ids)
     for name, value in habit.items():  # and they are still there for those who save the model
         assert getattr(stubborn.base.generation_config, name) == value

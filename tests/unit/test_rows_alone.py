@@ -15,7 +15,7 @@ from torch import Tensor
 from marl_core import AdapterBank, DataError, MarlError, Prompts, RunConfig, Runner
 from marl_core.bank import measure
 from marl_core.bank.trunk import PassOptions, Trunk
-from marl_core.config.run_config import SamplingPart
+from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.sampling.sampler import generate
 from marl_core.testing import tiny_tokenizer
 
@@ -189,7 +189,7 @@ def test_what_is_sampled_past_the_stretch_is_scored_anew(name: str, tmp_path: Pa
     """A cache holds keys of the frequencies before; a pass over the whole row doesn't. A run keeps its rows below."""
     bank = AdapterBank.from_pretrained(saved(STRETCHED[name], tmp_path), device="cpu")
     for tokens, captured in ((3, True), (9, False)):
-        sampling = SamplingPart(max_new_tokens=tokens, min_new_tokens=tokens)
+        sampling = SamplingSection(max_new_tokens=tokens, min_new_tokens=tokens)
         rollout = generate(bank, None, Prompts.of([[1, 70, 80], [1, 75]], 0), sampling, [2], 0)
         assert (rollout.captured is not None) == (captured and bank.trunk.sampler("marl") == "marl")
     file = tmp_path / "prompts.jsonl"

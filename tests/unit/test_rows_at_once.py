@@ -11,7 +11,7 @@ import torch
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
 from marl_core.bank.lora import make_config as lora_config
-from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling import sampler as sampling
 from marl_core.ppo.sampling.decode import decode
 from marl_core.testing import tiny_bank
@@ -33,9 +33,9 @@ def bank() -> AdapterBank:
     return bank
 
 
-def sample(bank: AdapterBank, samples: int = 1, speed: SpeedPart | None = None, **options: Any) -> Rollout:
+def sample(bank: AdapterBank, samples: int = 1, speed: SpeedSection | None = None, **options: Any) -> Rollout:
     prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0).repeat(samples)
-    part = SamplingPart(max_new_tokens=12, temperature=1.3, **options)
+    part = SamplingSection(max_new_tokens=12, temperature=1.3, **options)
     limits = torch.arange(len(prompts)) % 5 + 8
     return sampling.generate(
         bank, "policy", prompts, part, STOPS, 3, limits=limits, samples=samples, speed=speed, value_head="value"
@@ -69,7 +69,7 @@ def test_tokens_are_the_same(bank: AdapterBank, rows: int, samples: int, options
 def test_a_part_of_a_batch_is_cut_further(bank: AdapterBank) -> None:
     """A rank's rows, sampled two at a time, are those of the whole batch."""
     prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0)
-    part = SamplingPart(max_new_tokens=6)
+    part = SamplingSection(max_new_tokens=6)
     whole = sampling.generate(bank, "policy", prompts, part, STOPS, 3)
     mine = replace(prompts, ids=prompts.ids[2:], mask=prompts.mask[2:], rows=prompts.rows[2:], texts=())
     found = sampling.generate(bank, "policy", mine, part.model_copy(update={"rows": 2}), STOPS, 3, first=2, whole=6)
@@ -103,10 +103,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> lis
 
 def test_transformers_own_loop_keeps_to_it_too(bank: AdapterBank) -> None:
     """Its numbers are drawn for all rows of a call together; each call's are those of these rows alone."""
-    speed = SpeedPart(decode="transformers")
+    speed = SpeedSection(decode="transformers")
     found = sample(bank, speed=speed, rows=4)
     prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0)
-    part = SamplingPart(max_new_tokens=12, temperature=1.3)
+    part = SamplingSection(max_new_tokens=12, temperature=1.3)
     for start, end in ((0, 4), (4, 6)):
         mine = replace(
             prompts, ids=prompts.ids[start:end], mask=prompts.mask[start:end], rows=prompts.rows[start:end], texts=()

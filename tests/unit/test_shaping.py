@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core.config.run_config import ShapingPart
+from marl_core.config.run_config import ShapingSection
 from marl_core.ppo.shaping import Shaper
 
 YES = torch.tensor([True, True, True])
 
 
 def shaper(**options: Any) -> Shaper:
-    return Shaper(ShapingPart(**options))
+    return Shaper(ShapingSection(**options))
 
 
 def test_nothing_asked_for_nothing_done() -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from marl_core import AdapterBank, Prompts
-from marl_core.config.run_config import SamplingPart, ShapingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, ShapingSection, SpeedSection
 from marl_core.ppo.sampling.sampler import generate
 from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.shaping import Shaper
@@ -48,7 +48,7 @@ def test_a_row_ends_where_the_definition_says(
     """Strings of one and of several tokens, cut out of what the model writes without them."""
     given = None if limits is None else torch.tensor(limits).repeat_interleave(3)
     many = prompts.repeat(3)
-    speed, sampling = SpeedPart(decode=path), SamplingPart(max_new_tokens=12)
+    speed, sampling = SpeedSection(decode=path), SamplingSection(max_new_tokens=12)
     free = generate(bank, None, many, sampling, [EOS], seed=4, speed=speed)
     found = (re.search(rf"[!-~]{{{length}}}", free.texts[row]) for row, length in ((9, 2), (10, 2), (11, 1)))
     strings = tuple(match.group() for match in found if match is not None)
@@ -80,11 +80,11 @@ def test_a_row_ends_where_the_definition_says(
 
 
 def test_both_paths_agree_where_nothing_is_drawn(bank: AdapterBank, prompts: Prompts) -> None:
-    greedy = SamplingPart(max_new_tokens=10, top_k=1)
+    greedy = SamplingSection(max_new_tokens=10, top_k=1)
     text = generate(bank, None, prompts, greedy, [EOS], seed=0).texts[1]
     strings = greedy.model_copy(update={"stop_strings": [text[3:6]]})
     one, two = (
-        generate(bank, None, prompts, strings, [EOS], seed=0, speed=SpeedPart(decode=path))
+        generate(bank, None, prompts, strings, [EOS], seed=0, speed=SpeedSection(decode=path))
         for path in ("marl", "transformers")
     )
     assert torch.equal(one.ids, two.ids)
@@ -97,16 +97,16 @@ def test_both_paths_agree_where_nothing_is_drawn(bank: AdapterBank, prompts: Pro
 def test_a_string_in_the_prompt_stops_nothing(bank: AdapterBank) -> None:
     many = Prompts.of([bank.tokenizer("end").input_ids] * 4, 0)
     for path in ("marl", "transformers"):
-        part = SamplingPart(max_new_tokens=5, stop_strings=["end", "nd"])
-        rollout = generate(bank, None, many, part, [EOS], seed=1, speed=SpeedPart(decode=path))
+        part = SamplingSection(max_new_tokens=5, stop_strings=["end", "nd"])
+        rollout = generate(bank, None, many, part, [EOS], seed=1, speed=SpeedSection(decode=path))
         assert int(rollout.lengths.max()) == 5
 
 
 def test_stopped_is_finished_for_the_missing_eos_penalty(bank: AdapterBank, prompts: Prompts) -> None:
-    free = generate(bank, None, prompts, SamplingPart(max_new_tokens=6), [EOS], seed=4)
-    part = SamplingPart(max_new_tokens=6, stop_strings=[free.texts[0][2]])
+    free = generate(bank, None, prompts, SamplingSection(max_new_tokens=6), [EOS], seed=4)
+    part = SamplingSection(max_new_tokens=6, stop_strings=[free.texts[0][2]])
     rollout = generate(bank, None, prompts, part, [EOS], seed=4)
-    shaped = Shaper(ShapingPart(missing_eos_penalty=3.0))(torch.zeros(len(prompts)), rollout.finished)
+    shaped = Shaper(ShapingSection(missing_eos_penalty=3.0))(torch.zeros(len(prompts)), rollout.finished)
     assert bool(rollout.finished[0])
     assert shaped.tolist() == [0.0 if done else -3.0 for done in rollout.finished.tolist()]
 
@@ -154,4 +154,4 @@ class TestText:
 )
 def test_what_cannot_be(part: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        SamplingPart(**part)
+        SamplingSection(**part)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, DataError, PluginError, Rollout
-from marl_core.config.run_config import ShapingPart
+from marl_core.config.run_config import ShapingSection
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_sum, token_rewards
 from marl_core.ppo.scoring import Source, as_scores, own_scores, score_all
 from marl_core.ppo.shaping import Shaper
@@ -118,23 +118,23 @@ class TestWhereTheyLand:
 
 
 class TestShaping:
-    def shaped(self, part: ShapingPart, tokens: Tensor) -> tuple[Shaper, Tensor, Tensor | None]:
+    def shaped(self, part: ShapingSection, tokens: Tensor) -> tuple[Shaper, Tensor, Tensor | None]:
         shaper = Shaper(part)
         finished = torch.tensor([True, False])
         return shaper, shaper(tokens.sum(dim=1), finished), shaper.tokens(tokens)
 
     def test_normalization_scales_them_too(self) -> None:
         tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
-        shaper, _, found = self.shaped(ShapingPart(normalize=True), tokens)
+        shaper, _, found = self.shaped(ShapingSection(normalize=True), tokens)
         assert found is not None
         torch.testing.assert_close(found * shaper.std, tokens)
         assert shaper.std > 1
 
     def test_without_it_they_stay(self) -> None:
         tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
-        _, total, found = self.shaped(ShapingPart(missing_eos_penalty=2.0, clip=5.0), tokens)
+        _, total, found = self.shaped(ShapingSection(missing_eos_penalty=2.0, clip=5.0), tokens)
         assert found is tokens
         assert total.tolist() == [4.0, 5.0]
 
     def test_none_stays_none(self) -> None:
-        assert Shaper(ShapingPart(normalize=True)).tokens(None) is None
+        assert Shaper(ShapingSection(normalize=True)).tokens(None) is None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marl_core import AdapterBank, NumericError, View
 from marl_core.bank.lora import make_config
-from marl_core.config.run_config import PPOPart, RunConfig
+from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.scoring import view_logprobs, view_values
 from marl_core.ppo.types import ScoredRollout, UpdateStats
@@ -26,7 +26,7 @@ SCORES = torch.tensor([2.0, -1.0, 0.5, -3.0])
 TEMPERATURE = 0.9
 
 
-def ppo(**options: Any) -> PPOPart:
+def ppo(**options: Any) -> PPOSection:
     """One epoch over one minibatch, without gradient clipping, unless `options` say otherwise."""
     given = {
         "batch": 4,
@@ -37,7 +37,7 @@ def ppo(**options: Any) -> PPOPart:
         "kl": {"coef": 0.0},
         **options,
     }
-    return PPOPart.model_validate(given)
+    return PPOSection.model_validate(given)
 
 
 class Case:
@@ -62,7 +62,7 @@ class Case:
     def roles(self) -> dict[str, dict[str, Any]]:
         return dict(self.trained.parameters(self.bank))
 
-    def score(self, ppo: PPOPart, scores: Tensor = SCORES) -> Batch:
+    def score(self, ppo: PPOSection, scores: Tensor = SCORES) -> Batch:
         head = self.trained.value_head if self.trained.value_on_policy else None
         size = ppo.microbatch or ppo.minibatch
         passed = view_logprobs(self.bank, View("policy"), ROLLOUT, TEMPERATURE, size, value_head=head)
@@ -74,7 +74,7 @@ class Case:
         return Batch(scored, estimate_advantages(scored, ppo))
 
     def update(
-        self, ppo: PPOPart, optimizer: torch.optim.Optimizer | None = None, batch: Batch | None = None
+        self, ppo: PPOSection, optimizer: torch.optim.Optimizer | None = None, batch: Batch | None = None
     ) -> UpdateStats:
         generator = torch.Generator().manual_seed(0)
         return update_epochs(
@@ -82,7 +82,7 @@ class Case:
             temperature=TEMPERATURE, kl_coef=ppo.kl.coef, generator=generator,
         )  # fmt: skip
 
-    def optimizer(self, ppo: PPOPart, **value: Any) -> torch.optim.AdamW:
+    def optimizer(self, ppo: PPOSection, **value: Any) -> torch.optim.AdamW:
         config = RunConfig.model_validate(
             {
                 "model": {"path": "tiny"},
@@ -94,7 +94,7 @@ class Case:
         )
         return make_optimizer(self.trained.parameters(self.bank), config)
 
-    def gradients(self, ppo: PPOPart, scores: Tensor = SCORES) -> dict[str, Tensor]:
+    def gradients(self, ppo: PPOSection, scores: Tensor = SCORES) -> dict[str, Tensor]:
         """The gradients that the one optimizer step of this update would use."""
         recorder = Recorder(self.roles())
         self.update(ppo, recorder, self.score(ppo, scores))

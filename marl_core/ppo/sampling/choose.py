@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_core.config.run_config import SamplingPart
+from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.logprobs import NEVER
 
 
@@ -32,7 +32,7 @@ def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ())
     return scaled
 
 
-def choose(logits: Tensor, uniform: Tensor, sampling: SamplingPart) -> Chosen:
+def choose(logits: Tensor, uniform: Tensor, sampling: SamplingSection) -> Chosen:
     """Draw from softmax(logits), cut to top_k and top_p if asked: the token where the cumulated probability passes `uniform`.
 
     logits [B, V] float32 as `scored_logits` gives them, uniform [B] float64 in [0, 1). Log-probs and entropies are of the
@@ -49,7 +49,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: SamplingPart) -> Chosen:
     return Chosen(tokens.squeeze(1), (logits.gather(1, tokens) - normalizer).squeeze(1), entropy)
 
 
-def _cut(logits: Tensor, sampling: SamplingPart) -> Tensor:
+def _cut(logits: Tensor, sampling: SamplingSection) -> Tensor:
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
     ids: Any = torch.empty(len(logits), 0, dtype=torch.int64)

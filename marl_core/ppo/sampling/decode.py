@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
-from marl_core.config.run_config import SamplingPart
+from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.sampling.choose import Chosen, choose, scored_logits
 from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.texts import ResponseDecoder
@@ -30,7 +30,7 @@ LEAVING = 16
 def decode(
     bank: AdapterBank,
     prompts: Prompts,
-    sampling: SamplingPart,
+    sampling: SamplingSection,
     stops: Sequence[int],
     uniforms: Tensor,
     *,
@@ -65,7 +65,9 @@ def decode(
     return found.trimmed()
 
 
-def _draw(bank: AdapterBank, hidden: Tensor, uniform: Tensor, sampling: SamplingPart, never: Sequence[int]) -> Chosen:
+def _draw(
+    bank: AdapterBank, hidden: Tensor, uniform: Tensor, sampling: SamplingSection, never: Sequence[int]
+) -> Chosen:
     """The next token of each row; the logits of a few rows are held at a time."""
     parts = [
         choose(scored_logits(bank.trunk.logits_of(states), sampling.temperature, never), numbers, sampling)

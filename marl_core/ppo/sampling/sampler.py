@@ -13,7 +13,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.speed.merged_copies import folded
-from marl_core.config.run_config import SamplingPart, SpeedPart
+from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.config.speed_config import measured_on
 from marl_core.errors import ConfigError, warn
 from marl_core.ppo.captured import Behavior, Captured
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, sampling: SamplingPart, model_eos: Any, vocabulary: int | None = None
+    tokenizer: PreTrainedTokenizerBase, sampling: SamplingSection, model_eos: Any, vocabulary: int | None = None
 ) -> list[int]:
     """All tokens that end a response: the tokenizer's EOS, the model's own (an id, or several in whatever holds them), and
     `sampling.stop`.
@@ -97,13 +97,13 @@ def generate(
     bank: AdapterBank,
     adapter: str | None,
     prompts: Prompts,
-    sampling: SamplingPart,
+    sampling: SamplingSection,
     stops: Sequence[int],
     seed: int | None = None,
     *,
     limits: Tensor | None = None,
     samples: int = 1,
-    speed: SpeedPart | None = None,
+    speed: SpeedSection | None = None,
     value_head: str | None = None,
     first: int = 0,
     whole: int | None = None,
@@ -120,7 +120,7 @@ def generate(
     """
     prompts = prompts.to(bank.device).with_texts(bank.tokenizer)
     _say_added_ends(bank.tokenizer, prompts)
-    speed = speed or SpeedPart()
+    speed = speed or SpeedSection()
     if bank.trunk.sampler(speed.decode) == "transformers":
         parts = [
             _by_transformers(
@@ -169,7 +169,7 @@ def generate(
     return rollout
 
 
-def _pieces(count: int, sampling: SamplingPart, samples: int) -> list[slice]:
+def _pieces(count: int, sampling: SamplingSection, samples: int) -> list[slice]:
     """The rows sampled together; those of one prompt share its prefill."""
     size = max(sampling.at_once(count, samples), 1)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -216,7 +216,7 @@ def _by_transformers(
     bank: AdapterBank,
     adapter: str | None,
     prompts: Prompts,
-    sampling: SamplingPart,
+    sampling: SamplingSection,
     stops: Sequence[int],
     seed: int | None,
     limits: Tensor | None,
@@ -266,7 +266,7 @@ def _by_transformers(
 def _rollout(
     bank: AdapterBank,
     prompts: Prompts,
-    sampling: SamplingPart,
+    sampling: SamplingSection,
     stops: Sequence[int],
     ids: Tensor,
     mask: Tensor,

@@ -10,7 +10,7 @@ import pytest
 
 from marl_core import Catalog, ConfigError, PluginError, RunConfig, dump_config, load_config
 from marl_core.config.load import parse_config
-from marl_core.config.run_config import ClipPart
+from marl_core.config.run_config import ClipSection
 
 
 def test_file_environment_set_weakest_first(config_file: Path, catalog: Catalog) -> None:
@@ -20,7 +20,7 @@ def test_file_environment_set_weakest_first(config_file: Path, catalog: Catalog)
     )
     assert config.ppo.kl.coef == 1e-3
     assert config.ppo.batch == 16
-    assert config.ppo.clip == ClipPart(low=0.1, high=0.1)
+    assert config.ppo.clip == ClipSection(low=0.1, high=0.1)
     assert [choice.use for choice in config.observers] == ["quiet"]
     assert config.reward[0].options == {"target": 8}
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 import marl_core
 from marl_core import MarlDeprecationWarning, PluginError, RunResult, Strategy, hookimpl
-from marl_core.config.section import Part
+from marl_core.config.section import Section
 from marl_core.registry import strategy as strategy_module
 from marl_core.registry.catalog import Listing, LoadedStrategy, verify
 from marl_core.registry.deprecation import gone_in
@@ -91,17 +91,17 @@ def test_a_deprecated_option_still_works() -> None:
 
 
 def test_a_deprecated_config_key_still_works() -> None:
-    class SamplingPart(Part):
+    class SamplingSection(Section):
         """A section with a key on its way out."""
 
         heat: float = Field(1.0, deprecated="since 0.2 and gone in 0.3: use temperature")
         """Temperature."""
 
     with pytest.warns(MarlDeprecationWarning, match=r"sampling\.heat is deprecated since 0\.2"):
-        SamplingPart(heat=0.5)
+        SamplingSection(heat=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SamplingPart()
+        SamplingSection()
 
 
 def test_a_deprecated_hook_still_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
