@@ -21,7 +21,7 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     from marl_core import ResponseDecoder
 
     rollout = scored.rollout
-    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
+    scores = scored.scores
     gap = None if scored.ref_logprobs is None else (scored.logprobs - scored.ref_logprobs).float().cpu()
     decoders = ResponseDecoder.of(tokenizer, rollout.prompts) if gap is not None and tokenizer is not None else []
     rows = []
