@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marl_core.store.atomic import flush_folder, put_in_place
+from marl_core.store.atomic import flush_folder, replace_folder
 
 
 def write_text(file: Path, text: str) -> None:
@@ -100,7 +100,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             else:
                 flush_folder(file)
         flush_folder(temporary)
-        put_in_place(temporary, folder)
+        replace_folder(temporary, folder)
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
