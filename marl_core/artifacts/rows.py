@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from marl_core.errors import DataError
+from marl_core.errors import DataError, near_match
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 FIRST_ROWS = 20
@@ -95,5 +94,5 @@ def _near_file(path: Path) -> str:
         names = sorted(os.listdir(path.parent))
     except (OSError, ValueError):
         return f" There is no folder {str(path.parent)!r} either; paths are relative to the current folder."
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {str(path.parent / near[0])!r}?" if near else " Paths are relative to the current folder."
+    near = near_match(path.name, names)
+    return f" Did you mean {str(path.parent / near)!r}?" if near else " Paths are relative to the current folder."

@@ -82,7 +82,9 @@ class Document:
         """The line, from 1, of the key or list entry at `place`, or of the nearest one around it; None outside of the text."""
         here, line = self.node, None
         for part in place:
-            inside = {key.value: (key, value) for key, value in here.value} if isinstance(here, yaml.MappingNode) else {}
+            inside = (
+                {key.value: (key, value) for key, value in here.value} if isinstance(here, yaml.MappingNode) else {}
+            )
             if isinstance(here, yaml.SequenceNode):
                 inside = {index: (entry, entry) for index, entry in enumerate(here.value)}
             if part not in inside:

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from marl_core.config.redact import redacted
+from marl_core.config.yaml_text import dump_yaml
 from marl_core.report.run_data import RunData
 
 
@@ -95,7 +94,7 @@ def _literal(text: Any) -> str:
 def _training(run: RunData) -> str:
     ppo = run.config.get("ppo", {})
     chosen = {name: run.config[name] for name in ("reference", "reward", "sampling") if name in run.config}
-    text = yaml.safe_dump(redacted(chosen), sort_keys=False, allow_unicode=True)
+    text = dump_yaml(redacted(chosen))
     lines = [
         f"- steps: {run.steps[-1]['step'] if run.steps else 'not recorded'}, responses a step: {code(ppo.get('batch', '?'))}, "
         f"seed {code(run.provenance.get('seed', '?'))}",

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from marl_core.errors import DataError
+from marl_core.config.yaml_text import parse_yaml
+from marl_core.errors import ConfigError, DataError
 from marl_core.store.files import read_lines
 
 Line = Mapping[str, Any]
@@ -65,9 +64,9 @@ def _read(path: Path, name: str) -> RunData:
         raise DataError(f"report: {path} holds no run (no config.yaml). Give the run.folder of a run.")
     text = (path / "config.yaml").read_text(encoding="utf-8")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:  # a NUL byte makes one that is no ValueError
-        raise ValueError(f"config.yaml is not YAML: {str(error).splitlines()[0]}") from error
+        config = parse_yaml(text, "config.yaml")
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from error
     return RunData(
         name=name,
         folder=path,

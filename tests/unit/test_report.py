@@ -146,7 +146,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"preflight\.json holds a list"):
         write_report(folder)
     (folder / "config.yaml").write_bytes(b"\0")
-    with pytest.raises(DataError, match=r"config\.yaml is not YAML"):
+    with pytest.raises(DataError, match=r"config\.yaml: not a valid config"):
         write_report(folder)
     with pytest.raises(DataError, match="holds no run"):
         write_report(tmp_path)
