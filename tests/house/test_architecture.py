@@ -63,7 +63,3 @@ def test_every_file_that_the_page_names_is_there() -> None:
     places = [ROOT, ROOT / "marl_core", ROOT / "docs", ROOT / "plugins"]
     assert len(named) > 20
     assert [name for name in sorted(named) if not any((place / name).is_file() for place in places)] == []
-
-
-def test_every_room_is_on_the_page() -> None:
-    assert [name for name in HOUSE["ROOMS"] if f"`{name}" not in PAGE and f"{name}/" not in PAGE] == []
