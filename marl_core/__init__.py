@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from marl_core.bank.identity.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.room import position_limit
-    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.bank.views import ScoreView, View
     from marl_core.config.flatten import flatten
     from marl_core.config.load import dump_config, load_config
     from marl_core.config.run_config import RunConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from marl_core.plan.plan import Plan
     from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.reward_context import RewardContext, reward_context
+    from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
@@ -64,9 +65,10 @@ _HOMES = {
     "marl_core.bank.identity.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.room": ("position_limit",),
-    "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
+    "marl_core.bank.views": ("ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
+    "marl_core.ppo.roles": ("ReferenceFunction", "RewardFunction"),
     "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),

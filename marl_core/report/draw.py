@@ -1,4 +1,4 @@
-"""What a run that has ended draws into its folder: curves.png and report.html."""
+"""Curves and report of a run folder, drawn at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from marl_core.report import curves, page
 
 
 def draw(folder: Path) -> None:
-    """Write curves and report; what can't be drawn is a MarlWarning: the run is whole without them."""
+    """Write curves and report; what can't be drawn is a warning: the run is whole without them."""
     drawings: tuple[tuple[str, Callable[[Path], object]], ...] = (
         ("curves.png", curves.write_curves),
         ("report.html", page.write_report),

@@ -133,7 +133,7 @@ def whole_run(folder: Path, out: Path) -> None:
             shutil.copytree(target, out / f"whole-{shard}")
             shutil.rmtree(target / "final")
             shutil.rmtree(target / "checkpoints" / "step-000003")
-        runner.ranks.everyone(None)
+        runner.ranks.all_gather_object(None)
         again = Runner(config(folder, **settings), resume=True)
         assert again.done == 2
         again.train()

@@ -156,7 +156,7 @@ class TestRatio:
         case = Case()
         before = {name: p.detach().clone() for name, p in case.everything().items()}
         stats = case.update(ppo(epochs=3, learning_rate=1e-45))
-        assert (stats.ratio_min, stats.ratio_max, stats.approxkl, stats.clipfrac) == (1.0, 1.0, 0.0, 0.0)
+        assert (stats.ratio_min, stats.ratio_max, stats.approx_kl, stats.clipfrac) == (1.0, 1.0, 0.0, 0.0)
         assert all(torch.equal(p, before[name]) for name, p in case.everything().items())
 
 
@@ -343,7 +343,7 @@ class TestStats:
         assert stats.optimizer_steps == 6.0
         assert stats.learning_rate == 1e-3
         assert stats.ratio_min < 1.0 < stats.ratio_max
-        assert stats.approxkl > 0
+        assert stats.approx_kl > 0
         assert stats.ratio_std > 0
 
     def test_without_a_value_function_its_numbers_are_zero(self) -> None:
