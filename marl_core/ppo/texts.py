@@ -52,7 +52,7 @@ class ResponseDecoder:
     def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: TokenizedPrompts) -> list[ResponseDecoder]:
         """One for each prompt. A response that opens a chat's answer is a text of its own: the space before it is the template's."""
         special = special_ids(tokenizer)
-        texts = prompts.texts or [""] * len(prompts)
+        texts = prompts.texts or [""] * len(prompts.ids)
         return [
             cls(tokenizer, ids[keep].tolist() if is_gone_on_with(text) else (), special)
             for ids, keep, text in zip(prompts.ids.cpu(), prompts.mask.cpu(), texts, strict=True)
