@@ -17,7 +17,7 @@ from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.errors import MarlWarning
 from marl_core.store import atomic, checkpoint, files
 from marl_core.store.config_diff import changed_keys
-from marl_core.store.disk_space import SaveFailed, needed
+from marl_core.store.disk_space import SaveFailed, checkpoint_bytes
 
 MakeConfig = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
@@ -132,7 +132,7 @@ class TestFullDisk:
         }
         runner = Runner(self.config(make_config, tmp_path))
         self.fill(monkeypatch, {2}, errors[kind])
-        steps, missing = runner.steps(), needed(runner) - 1000
+        steps, missing = runner.steps(), checkpoint_bytes(runner.bank, runner.roles.trained) - 1000
         next(steps)
         with pytest.warns(
             MarlWarning,
@@ -167,7 +167,7 @@ class TestFullDisk:
         runner = Runner(self.config(make_config, tmp_path, steps=1))
         runner.train()
         written = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoints").rglob("*") if file.is_file())
-        assert written <= needed(runner) < written + 300_000
+        assert written <= checkpoint_bytes(runner.bank, runner.roles.trained) < written + 300_000
 
     def test_a_real_limit_of_the_system(self, make_config: MakeConfig, tmp_path: Path) -> None:
         """No injection: the system refuses to write files above some size, as it would on a full disk."""

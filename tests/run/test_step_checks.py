@@ -1,4 +1,4 @@
-"""Guards of a step: each trips on an injected fault, says what, which rows and whose, and the batch can be replayed."""
+"""The checks of a step: each trips on an injected fault, says what, which rows and whose, and the batch can be replayed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from safetensors.torch import load_file, save_file
 from marl_core import DataError, NumericError, PluginError, RunConfig, Runner
 from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
-from marl_core.ppo import update as update_module
 from marl_core.ppo.advantages import estimate_advantages
-from marl_core.ppo.role_scoring import token_budget
 from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
+from marl_core.ppo.update import Update
 from marl_core.run.optimizer import make_optimizer
 from marl_core.run.replay import replay
-from marl_core.safety import step_checks as guards_module
-from marl_core.safety.dump import load, to_device
+from marl_core.safety import step_checks
+from marl_core.safety.dump import load
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -53,54 +52,58 @@ def spoiled(tensor: torch.Tensor | None, row: int, value: float) -> torch.Tensor
         ("logprobs", 0.5, r"log-prob of the policy is above 0: no probability: 0.5 in 1 of 4 responses \(number 3\)"),
         ("ref_logprobs", -math.inf, r"log-prob of the reference isn't finite: -inf .* It comes from disabled-adapter"),
         ("values", math.inf, "a value isn't finite: inf .* value head"),
-        ("scores", math.nan, r"a score isn't finite: nan .* \(number 3\).*rewards.py:odd; function of marl-core"),
+        (
+            "shaped_scores",
+            math.nan,
+            r"a score isn't finite: nan .* \(number 3\).*rewards.py:odd; function of marl-core",
+        ),
     ],
 )
 def test_a_number_that_cannot_be_is_refused(make_config: MakeConfig, name: str, value: float, said: str) -> None:
     runner, scored = ready(make_config())
     changed: dict[str, Any] = {name: spoiled(getattr(scored, name), 2, value)}
     with pytest.raises(NumericError, match=said) as caught:
-        runner.guards.scored(runner, replace(scored, **changed))
+        runner.checks.check_scored(runner.algorithm, replace(scored, **changed))
     assert caught.value.exit_code == 5
 
 
 def test_padding_may_hold_what_is_above_zero(make_config: MakeConfig) -> None:
     runner, scored = ready(make_config())
-    runner.guards.scored(runner, replace(scored, logprobs=scored.logprobs.masked_fill(~scored.rollout.mask, 0.5)))
+    runner.checks.check_scored(
+        runner.algorithm, replace(scored, logprobs=scored.logprobs.masked_fill(~scored.rollout.mask, 0.5))
+    )
 
 
 class TestWarnings:
     def test_equal_scores(self, make_config: MakeConfig) -> None:
         runner, scored = ready(make_config())
-        same = replace(scored, raw_scores=torch.full((4,), 0.25))
+        same = replace(scored, scores=torch.full((4,), 0.25))
         with pytest.warns(
             MarlWarning, match=r"all 4 responses got the same score, 0.25, from .*rewards.py:odd; function of marl-core"
         ):
-            runner.guards.scored(runner, same)
+            runner.checks.check_scored(runner.algorithm, same)
 
     def test_it_is_said_once(self, make_config: MakeConfig, recwarn: pytest.WarningsRecorder) -> None:
         runner, scored = ready(make_config())
         for _ in range(3):
-            runner.guards.scored(runner, replace(scored, raw_scores=torch.zeros(4)))
+            runner.checks.check_scored(runner.algorithm, replace(scored, scores=torch.zeros(4)))
         assert sum("the same score" in str(warning.message) for warning in recwarn) == 1
 
     def test_equal_scores_within_each_group(self, make_config: MakeConfig) -> None:
         runner, scored = ready(make_config(value="none", ppo={"advantage": "rloo", "samples_per_prompt": 2}))
-        raw = scored.raw_scores
-        assert raw is not None
-        raw = torch.arange(len(raw)) // 2 * 1.0
+        raw = torch.arange(len(scored.scores)) // 2 * 1.0
         with pytest.warns(MarlWarning, match="within each of the 4 prompts all responses got the same score"):
-            runner.guards.scored(runner, replace(scored, raw_scores=raw))
+            runner.checks.check_scored(runner.algorithm, replace(scored, scores=raw))
 
     @pytest.mark.parametrize(("shift", "said"), [(-6.0, "next to impossible"), (2.0, "can't be negative")])
     def test_a_kl_that_is_not_plausible(
         self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, shift: float, said: str
     ) -> None:
         runner, scored = ready(make_config())
-        monkeypatch.setattr(guards_module, "ENOUGH_TOKENS", 4)
+        monkeypatch.setattr(step_checks, "TOKENS_FOR_A_MEAN", 4)
         low = replace(scored, logprobs=scored.logprobs - 3, ref_logprobs=scored.logprobs - 3 + shift)
         with pytest.warns(MarlWarning, match=said):
-            runner.guards.scored(runner, low)
+            runner.checks.check_scored(runner.algorithm, low)
 
     @pytest.mark.parametrize(
         ("changed", "said"),
@@ -110,7 +113,7 @@ class TestWarnings:
         runner, scored = ready(make_config())
         stats = runner.update(scored)
         with pytest.warns(MarlWarning, match=said):
-            runner.guards.updated(runner, replace(stats, **changed))
+            runner.checks.check_update(runner.algorithm, replace(stats, **changed))
 
     def test_a_good_run_says_nothing(self, make_config: MakeConfig, recwarn: pytest.WarningsRecorder) -> None:
         Runner(make_config(ppo={"learning_rate": 1e-3})).train()
@@ -122,14 +125,14 @@ class TestUpdate:
         runner, scored = ready(make_config())
         stats: UpdateStats = runner.update(scored)
         with pytest.raises(NumericError, match="update: value_loss of this step is inf"):
-            runner.guards.updated(runner, replace(stats, value_loss=math.inf))
+            runner.checks.check_update(runner.algorithm, replace(stats, value_loss=math.inf))
 
     def test_weights_that_are_not_finite(self, make_config: MakeConfig) -> None:
         runner, scored = ready(make_config())
         stats = runner.update(scored)
         next(iter(runner.roles.trained.parameters(runner.bank)["policy"].values())).data[0, 0] = math.inf
         with pytest.raises(NumericError, match=r"the policy's weight .*lora_A\.policy\.weight isn't finite"):
-            runner.guards.updated(runner, stats)
+            runner.checks.check_update(runner.algorithm, stats)
 
 
 class TestFrozen:
@@ -143,7 +146,7 @@ class TestFrozen:
             PluginError,
             match=r"step 3: reward 'function' .*function of .*, or code outside any plugin's call, changed frozen weights: .*embed",
         ):
-            runner.guards.watch.step_ended(3)
+            runner.guard.step_ended(3)
         assert scored is not None
 
     def test_which_weights_learn(self, make_config: MakeConfig) -> None:
@@ -152,7 +155,7 @@ class TestFrozen:
         assert isinstance(weight, torch.Tensor)
         weight.requires_grad_(True)
         with pytest.raises(NumericError, match="requires_grad"):
-            runner.guards.watch.step_ended(1)
+            runner.guard.step_ended(1)
         assert not weight.requires_grad
 
     def test_written_past_the_counter_is_found_before_a_checkpoint(
@@ -162,7 +165,7 @@ class TestFrozen:
         weight = runner.bank.base.get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         weight.data[1, 1] += 1e-3
-        runner.guards.watch.step_ended(1)
+        runner.guard.step_ended(1)
         with pytest.raises(PluginError, match="written past torch's counter"):
             runner.save()
         assert not (tmp_path / "run" / "checkpoints").exists()
@@ -251,17 +254,17 @@ class TestDumpAndReplay:
 
     def failed(self, runner: Runner, monkeypatch: pytest.MonkeyPatch, scored: ScoredRollout, *given: Any) -> Path:
         """The dump of an update that an injected fault ends in its second minibatch; the folder."""
-        real = update_module._optimizer_step
+        real = Update._optimizer_step
         calls: list[int] = []
 
-        def step(*arguments: Any) -> None:
+        def step(update: Update) -> None:
             calls.append(1)
             if len(calls) == 2:
                 raise NumericError("injected.")
-            real(*arguments)
+            real(update)
 
         with monkeypatch.context() as patch:
-            patch.setattr(update_module, "_optimizer_step", step)
+            patch.setattr(Update, "_optimizer_step", step)
             with pytest.raises(NumericError, match="injected"):
                 runner.update(scored, *given)
         (folder,) = (Path(str(runner.config.run.folder)) / "dumps").iterdir()
@@ -270,13 +273,9 @@ class TestDumpAndReplay:
     def again(self, runner: Runner, scored: ScoredRollout, advantages: Advantages) -> str:
         """What the second minibatch gives here and now, with the weights that the first one left."""
         rows = torch.tensor([2, 3])
-        stats = update_module.update_epochs(
-            runner.bank, runner.roles.trained, update_module.Batch(scored, advantages).select(rows),
-            make_optimizer(runner.roles.trained.parameters(runner.bank), runner.config),
-            runner.config.ppo.model_copy(update={"epochs": 1, "minibatch": 2}),
-            temperature=1.0, kl_coef=runner.kl_coef, generator=torch.Generator(),
-            tokens=token_budget(runner.config, runner.bank),
-        )  # fmt: skip
+        once = replace(runner.algorithm, ppo=runner.config.ppo.model_copy(update={"epochs": 1, "minibatch": 2}))
+        optimizer = make_optimizer(runner.roles.trained.parameters(runner.bank), runner.config)
+        stats = once.update(scored.select(rows), advantages.select(rows), optimizer, runner.kl_coef, torch.Generator())
         return f"2 rows: policy loss {stats.policy_loss:.6g}, gradient norm {stats.policy_grad_norm:.6g}"
 
     @pytest.mark.parametrize("own", [False, True], ids=["the estimator's", "one's own"])
@@ -301,7 +300,7 @@ class TestDumpAndReplay:
             if isinstance(was, torch.Tensor):
                 assert torch.equal(getattr(dump.scored, item.name), was), item.name
         assert (dump.advantages is not None) == own
-        held = dump.advantages or estimate_advantages(dump.scored, runner.config.ppo, dump.kl_coef)
+        held = dump.advantages or estimate_advantages(dump.scored, runner.config.ppo, dump.state.kl_coef)
         assert torch.equal(held.advantages, given.advantages)
         assert given.returns is not None
         assert held.returns is not None
@@ -319,7 +318,7 @@ class TestDumpAndReplay:
             raise NumericError("injected.")
 
         with monkeypatch.context() as patch:
-            patch.setattr(runner.guards, "scored", refuse)
+            patch.setattr(runner.checks, "check_scored", refuse)
             with pytest.raises(NumericError, match="injected"):
                 runner.score(scored.rollout, [10.0, 20.0, 30.0, 40.0])
         found = replay(tmp_path / "run" / "dumps" / "step-000001-score")
@@ -333,7 +332,11 @@ class TestDumpAndReplay:
         folder = self.failed(runner, monkeypatch, scored)
         file = folder / "batch.safetensors"
         old = ("prompt_ids", "prompt_mask", "ids", "mask", "finished", "logprobs", "ref_logprobs", "values", "scores")
-        save_file({name: tensor for name, tensor in load_file(file).items() if name in old}, file)
+        tensors = load_file(file)
+        tensors["scores"] = tensors["shaped_scores"]  # what its `scores` were
+        save_file({name: tensor for name, tensor in tensors.items() if name in old}, file)
+        words = json.loads((folder / "dump.json").read_text(encoding="utf-8"))
+        (folder / "dump.json").write_text(json.dumps({**words, "format": 1}), encoding="utf-8")
         assert replay(folder).now is None
 
     def test_every_field_moves_to_the_device(self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,8 +345,9 @@ class TestDumpAndReplay:
         full = replace(scored, token_scores=torch.zeros_like(scored.logprobs))
         usual = estimate_advantages(scored, runner.config.ppo)
         monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor.clone())
-        for one in (full, usual):
-            moved = to_device(one, torch.device("cpu"))  # type: ignore[type-var]  # each of the two kinds
+        both: tuple[ScoredRollout | Advantages, ...] = (full, usual)
+        for one in both:
+            moved = one.to(torch.device("cpu"))
             for item in fields(one):
                 was, now = getattr(one, item.name), getattr(moved, item.name)
                 pairs = [(was[name], now[name]) for name in was] if item.name == "parts" else [(was, now)]
@@ -353,8 +357,15 @@ class TestDumpAndReplay:
         with pytest.raises(DataError, match="is no whole dump"):
             replay(tmp_path)
 
-    def test_without_a_folder_nothing_is_written(self, make_config: MakeConfig, rewards_file: str) -> None:
+    def test_without_a_folder_nothing_is_written(
+        self, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         runner, scored = ready(make_config())
-        with pytest.raises(NumericError) as caught, runner.guards.phase(runner, "score", scored.rollout):
+
+        def refuse(*_: Any) -> None:
             raise NumericError("words.")
+
+        monkeypatch.setattr(runner.checks, "check_scored", refuse)
+        with pytest.raises(NumericError) as caught:
+            runner.score(scored.rollout)
         assert str(caught.value) == "words."

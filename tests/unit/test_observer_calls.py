@@ -186,8 +186,8 @@ def test_two_runs_from_one_plan_watch_their_own_calls(make_config: MakeConfig) -
     around = plan.hooks.around
     first = Runner(plan)
     second = Runner(plan)
-    assert first.plan.hooks.around == first.guards.watch.around
-    assert second.plan.hooks.around == second.guards.watch.around
+    assert first.plan.hooks.around == first.guard.call
+    assert second.plan.hooks.around == second.guard.call
     assert plan.hooks.around is around
     next(first.steps())
-    assert first.guards.watch.last != "none"
+    assert first.guard.last != "none"
