@@ -12,12 +12,13 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.bank.inputs import require_room, without_garbage
-from marl_core.bank.views import ReferenceFunction, View
+from marl_core.bank.views import View
 from marl_core.errors import PluginError
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
 from marl_core.ppo.plugin_calls import call, describe
 from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.roles import ReferenceFunction
 from marl_core.ppo.types import Rollout
 
 

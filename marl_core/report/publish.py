@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from marl_core.config.redact import redact
 from marl_core.errors import ConfigError, DataError
-from marl_core.report.model_card import model_card, on_a_hub
+from marl_core.report.model_card import HUB_NAME, model_card, on_a_hub
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.store.files import new_folder, write_text
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, base: str | None = None) -> Path:

@@ -14,7 +14,7 @@ from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint
-from marl_core.store.atomic import tidy
+from marl_core.store.atomic import recover
 from marl_core.store.config_diff import changed_keys
 from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.store.lock import RunLock
@@ -57,8 +57,8 @@ class RunFolder:
             self.hold()
             self.mine = True
             self.notes += changed_keys(self.path / "config.yaml", config, override=override)
-            tidy(self.path)
-            tidy(self.checkpoints)
+            recover(self.path)
+            recover(self.checkpoints)
         except OSError as error:
             self.release()
             raise ConfigError(

@@ -87,7 +87,7 @@ def test_marl_report_blames_the_files_and_no_bug(
     error: Exception,
 ) -> None:
     Runner(config(make_config, tmp_path / "run", ppo={"steps": 1})).train()
-    monkeypatch.setattr("marl_core.report.sections.summary", raises(error))
+    monkeypatch.setattr("marl_core.report.page.charts", raises(error))
     assert main(["report", str(tmp_path / "run")]) == 4
     said = capsys.readouterr().err
     assert "report: a file in" in said

@@ -16,15 +16,15 @@ NO_SUCH = "marl has no such setting"
 
 
 @dataclass
-class Ledger:
-    """The foreign keys that are left, and remarks on what was changed on the way."""
+class ForeignConfig:
+    """The keys that nobody has taken over yet, and notes on what was changed on the way."""
 
-    left: dict[str, Any]
-    remarks: list[tuple[str, str]] = field(default_factory=list)
+    remaining: dict[str, Any]
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def take(self, *names: str, default: Any = None) -> Any:
         """The value of the first of these keys that is there; all of them count as taken over."""
-        found = [self.left.pop(name) for name in names if name in self.left]
+        found = [self.remaining.pop(name) for name in names if name in self.remaining]
         return next((value for value in found if value is not None), default)
 
     def number(self, *names: str, default: float | None = None) -> Any:
@@ -38,13 +38,13 @@ class Ledger:
             raise ConfigError(f"{names[0]}: {value!r} is not a number.") from None
         return int(number) if number.is_integer() and not isinstance(value, float) else number
 
-    def remark(self, key: str, why: str) -> None:
+    def note(self, key: str, why: str) -> None:
         """Say that a key was not taken over, or not as it was."""
-        self.remarks.append((key, why))
+        self.notes.append((key, why))
 
     def refused(self, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-        """All remarks, and every key that nobody took, with its reason; those that change nothing stand last."""
-        found = [*self.remarks, *((key, reasons.get(key, NO_SUCH)) for key in self.left)]
+        """All notes, and every key that nobody took, with its reason; those that change nothing stand last."""
+        found = [*self.notes, *((key, reasons.get(key, NO_SUCH)) for key in self.remaining)]
         return sorted(found, key=lambda pair: pair[1].startswith("not needed"))
 
 
@@ -70,11 +70,11 @@ def rows_of(file: str) -> int | None:
         return None
 
 
-def steps_of(ledger: Ledger, epochs_key: str, epochs: float, rows: int | None, batch: int) -> int | None:
-    """PPO steps that so many passes over so many prompts make; None, with a remark, when the rows aren't known."""
+def steps_of(foreign: ForeignConfig, epochs_key: str, epochs: float, rows: int | None, batch: int) -> int | None:
+    """PPO steps that so many passes over so many prompts make; None, with a note, when the rows aren't known."""
     if rows:
         return max(1, ceil(epochs * ceil(rows / batch)))
-    ledger.remark(
+    foreign.note(
         epochs_key,
         f"marl counts PPO steps: set ppo.steps to {epochs:g} x prompts / {batch}; the prompts can't be counted here",
     )
@@ -82,19 +82,19 @@ def steps_of(ledger: Ledger, epochs_key: str, epochs: float, rows: int | None, b
 
 
 def warm_up(
-    ledger: Ledger, steps: int | None, ratio_key: str = "warmup_ratio", steps_key: str = "warmup_steps"
+    foreign: ForeignConfig, steps: int | None, ratio_key: str = "warmup_ratio", steps_key: str = "warmup_steps"
 ) -> int | None:
     """PPO steps of warm-up, given as a number or as a share of all steps."""
-    count, ratio = ledger.number(steps_key), ledger.number(ratio_key)
+    count, ratio = foreign.number(steps_key), foreign.number(ratio_key)
     if count:
         return int(count)
     if ratio and steps:
         rounded = round(float(ratio) * steps)
         if rounded == 0:
-            ledger.remark(ratio_key, f"{ratio:g} of {steps} steps rounds to 0: there is no warm-up (ppo.warmup_steps)")
+            foreign.note(ratio_key, f"{ratio:g} of {steps} steps rounds to 0: there is no warm-up (ppo.warmup_steps)")
         return rounded
     if ratio:
-        ledger.remark(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
+        foreign.note(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
     return None
 
 
@@ -103,15 +103,15 @@ def without_none(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value is not None}
 
 
-def run_parts(ledger: Ledger, trackers: Collection[str], seed: int) -> dict[str, Any]:
+def run_sections(foreign: ForeignConfig, trackers: Collection[str], seed: int) -> dict[str, Any]:
     """Sections observers and run: trackers where some were named, folder, seed and how often to save."""
-    asked = ledger.take("report_to", "log_with", default=[])
+    asked = foreign.take("report_to", "log_with", default=[])
     names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in trackers]
     observers: list[Any] = ["console", "json-lines"]
     run = {
-        "folder": ledger.take("output_dir", default="runs/imported"),
-        "seed": ledger.number("seed", default=seed),
-        "checkpoint_every": ledger.number("save_steps"),
+        "folder": foreign.take("output_dir", default="runs/imported"),
+        "seed": foreign.number("seed", default=seed),
+        "checkpoint_every": foreign.number("save_steps"),
     }
     return {
         "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,

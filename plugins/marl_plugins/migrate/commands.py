@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marl_plugins.carry import llamafactory, trl
+from marl_plugins.migrate import llamafactory, trl
 from marl_plugins.writing import MODELINE, render, write
 
 app = typer.Typer(
@@ -34,14 +34,17 @@ def llamafactory_command(
     force: Force = False,
 ) -> None:
     """Carry over a PPO config of LLaMA-Factory."""
-    _finish(*llamafactory.carry(trl.read_mapping(file)), f"Carried over from {file.name} (LLaMA-Factory).", to, force)
+    _finish(*llamafactory.migrate(trl.read_mapping(file)), f"Carried over from {file.name} (LLaMA-Factory).", to, force)
 
 
 @app.command("trl-args", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def trl_args(context: typer.Context, to: To = None, force: Force = False) -> None:
     """Carry over the arguments of a TRL PPO script, written as they are: --learning_rate 1e-5 --use_peft ..."""
     _finish(
-        *trl.carry(trl.read_arguments(context.args)), "Carried over from the arguments of a TRL PPO script.", to, force
+        *trl.migrate(trl.read_arguments(context.args)),
+        "Carried over from the arguments of a TRL PPO script.",
+        to,
+        force,
     )
 
 
