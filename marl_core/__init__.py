@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
-    from marl_core.artifacts.hub import cached_adapter
+    from marl_core.artifacts.hub import cached_adapter, is_repo_name
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.identity.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
@@ -51,7 +51,7 @@ _HOMES = {
     "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
-    "marl_core.artifacts.hub": ("cached_adapter",),
+    "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
     "marl_core.config.load": ("dump_config", "load_config"),
     "marl_core.plan.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
@@ -102,6 +102,7 @@ __all__ = [
     "cached_adapter",
     "dump_config",
     "hookimpl",
+    "is_repo_name",
     "load_config",
     "merge_adapter",
     "merge_into",

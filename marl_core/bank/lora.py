@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from marl_core.artifacts.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
-from marl_core.artifacts.hub import is_hub_adapter
+from marl_core.artifacts.architecture import leaves
+from marl_core.artifacts.hub import is_commit, is_hub_adapter
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
-from marl_core.bank.targets import expand_targets, leaves, linear_names
+from marl_core.bank.targets import expand_targets, linear_names
 from marl_core.errors import ConfigError, DataError
 from marl_core.plan.adapter_checks import per_expert, unconverted
 
@@ -90,9 +91,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> str:
     try:
         return snapshot_download(name, revision=revision, allow_patterns=patterns)
     except Exception:
-        if re.fullmatch(
-            r"[0-9a-f]{40}", revision or ""
-        ):  # huggingface_hub 1.33 asks the network for a commit that is here
+        if is_commit(revision):  # huggingface_hub 1.33 asks the network for a commit that is here
             with suppress(Exception):
                 return snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
         raise

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
+from marl_core.artifacts import architecture
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 
 if TYPE_CHECKING:
@@ -198,11 +199,11 @@ def mixes_positions(trunk: Trunk) -> str | None:
     Convolutions over tokens, recurrent and linear attention: their state would run from one packed row into the next.
     """
     for name, module in _text_part(trunk).named_modules():
-        kernel = getattr(module, "kernel_size", None)
-        if isinstance(module, nn.Conv1d | nn.RNNBase) and kernel not in (1, (1,)):
+        classes = (kind.__name__ for kind in type(module).__mro__)
+        if architecture.mixes_positions(classes, getattr(module, "kernel_size", None)):
             return f"{name} ({type(module).__name__})"
     for index, layer in enumerate(_cache_layers(trunk)):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if not architecture.holds_keys_and_values(type(layer).__name__):
             return f"layer {index} (its cache is a {type(layer).__name__})"
     return None
 
@@ -211,18 +212,6 @@ def _text_part(trunk: Trunk) -> nn.Module:
     """The part of the body that text goes through: a model that sees or hears has other parts beside it."""
     decoder = trunk.model.get_decoder() if hasattr(trunk.model, "get_decoder") else None
     return decoder if isinstance(decoder, nn.Module) and decoder is not trunk.model else trunk.body
-
-
-def window(config: Any) -> int:
-    """Tokens that every layer sees at least: packed rows carry no window, so longer ones stay padded."""
-    sizes = [
-        value
-        for name, value in vars(config).items()
-        if ("window" in name or "chunk" in name) and not name.endswith(("layers", "pattern"))
-    ]
-    return min(
-        (size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0), default=2**62
-    )
 
 
 def _cache_layers(trunk: Trunk) -> list[Any]:
@@ -234,12 +223,12 @@ def _cache_layers(trunk: Trunk) -> list[Any]:
 
 def _chooses(trunk: Trunk) -> bool:
     """Whether tokens are sent to experts: then which tokens share a product depends on all of them, and the last bits with it."""
-    return any("expert" in name.lower() for name, _ in trunk.body.named_modules())
+    return architecture.chooses_experts(name for name, _ in trunk.body.named_modules())
 
 
 def _beyond_windows(trunk: Trunk) -> int:
     """Tokens that make probe rows longer than a model's window, where that is cheap: what a cache drops shows only then."""
-    size = window(trunk.model.config.get_text_config())
+    size = architecture.window(vars(trunk.model.config.get_text_config()))
     return size if size <= CHEAP else 0
 
 
@@ -247,13 +236,9 @@ def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and mask [rows, 8 + more]; no token that means something to the model beside its embedding."""
     config, rows = trunk.model.config, [(left, kept + more, right) for left, kept, right in ROWS]
     count = len(rows) * sum(rows[0])
-    special: set[int] = set()
-    for part in (config, config.get_text_config()):
-        for name, value in vars(part).items():
-            if name.endswith(("token_id", "token_index", "token_ids")):
-                special |= {
-                    int(token) for token in (value if isinstance(value, list | tuple) else [value]) if token is not None
-                }
+    special = {
+        token for part in (config, config.get_text_config()) for token in architecture.special_tokens(vars(part))
+    }
     usable = [token for token in range(min(trunk.vocabulary, 4 * count + len(special) + 8)) if token not in special]
     picked = [usable[(7 * place + 3) % len(usable)] for place in range(count)]
     ids = torch.tensor(picked, device=trunk.device).reshape(len(ROWS), -1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
 
+from marl_core.artifacts import architecture
 from marl_core.bank import measure
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
@@ -75,7 +76,7 @@ class Trunk:
         """Names that the body's forward takes."""
         self.head = _head(model)
         self._own_attention: str | None = getattr(model.config, "_attn_implementation", None)
-        self._window = measure.window(model.config.get_text_config())
+        self._window = architecture.window(vars(model.config.get_text_config()))
         self.hidden_size, fault = self._measured()
         """Width of the hidden states that heads read."""
         if fault is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from marl_core.artifacts.hub import is_repo_name
 from marl_core.config.redact import redacted
 from marl_core.report.run_data import RunData
 
@@ -54,7 +55,7 @@ def _metadata(run: RunData) -> str:
 
 def on_a_hub(base: str) -> bool:
     """Whether a base is named as others can load it: OWNER/NAME, and no folder of this machine."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None and not os.path.exists(base)
+    return not os.path.exists(base) and is_repo_name(base)
 
 
 def _base(run: RunData) -> str:

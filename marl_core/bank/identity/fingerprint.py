@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marl_core.artifacts.architecture import kind_and_depth, plain_name
 from marl_core.bank.base_tensors import base_places
 from marl_core.bank.identity.digest import digest
 
@@ -179,11 +180,6 @@ def _by_plain_name(found: Fingerprint) -> dict[str, Any]:
     }
 
 
-def plain_name(name: str, prefix: str) -> str:
-    """The name without the body's prefix, in this model's class and in one that holds it as its language model."""
-    return name.removeprefix(f"{prefix}.").removeprefix("language_model.").removeprefix("model.")
-
-
 def _differs(a: Mapping[str, Any], b: Mapping[str, Any], cast: bool, noise: float) -> tuple[bool, float]:
     """Whether two records are of other weights, and the share of their samples that differ."""
     one, other = samples_of(a), samples_of(b)
@@ -218,20 +214,18 @@ def kinds(names: Iterable[str]) -> str:
     layers: dict[str, set[int]] = {}
     single: list[str] = []
     for name in names:
-        parts = name.removesuffix(".weight").split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        leaf = ".".join(parts[-2:]) if parts[-1] == "bias" or "experts" in parts[-2:-1] else parts[-1]
-        if number is None:
-            single += [leaf] if leaf not in single else []
+        kind, depth = kind_and_depth(name)
+        if depth is None:
+            single += [kind] if kind not in single else []
         else:
-            layers.setdefault(leaf, set()).add(int(parts[number]))
+            layers.setdefault(kind, set()).add(depth)
     alike: dict[str, list[str]] = {}
-    for leaf, found in layers.items():
-        alike.setdefault(_ranges(sorted(found)), []).append(leaf)
-    words = [
-        f"{', '.join(leaves)} of layer{'s' if not where.isdigit() else ''} {where}" for where, leaves in alike.items()
+    for kind, depths in layers.items():
+        alike.setdefault(_ranges(sorted(depths)), []).append(kind)
+    clauses = [
+        f"{', '.join(same)} of layer{'s' if not where.isdigit() else ''} {where}" for where, same in alike.items()
     ]
-    return "; ".join(words + ([", ".join(single)] if single else []))
+    return "; ".join(clauses + ([", ".join(single)] if single else []))
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marl_core.bank.identity.fingerprint import SAMPLES, Difference, Fingerprint, plain_name, samples_of
+from marl_core.artifacts.architecture import is_in_a_layer, plain_name
+from marl_core.bank.identity.fingerprint import SAMPLES, Difference, Fingerprint, samples_of
 
 STEP = 2.0**-7
 """Twice the spacing of bfloat16 relative to the number: a cast base still matched."""
@@ -20,8 +21,7 @@ def first_version(found: Fingerprint) -> dict[str, list[float]]:
     matrices = {
         name: entry for name, entry in found["tensors"].items() if "shape" in entry and len(entry["shape"]) == 2
     }
-    layers = sorted(name for name in matrices if any(word in name for word in (".layers.", ".h.", ".blocks.")))
-    names = layers or sorted(matrices)
+    names = sorted(filter(is_in_a_layer, matrices)) or sorted(matrices)
     chosen = names[:: max(1, len(names) // 24)][:24]
     return {name: [round(value, 8) for value in samples_of(matrices[name]).tolist()] for name in chosen}
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marl_core.artifacts.adapter_files import AdapterFiles
+from marl_core.artifacts.hub import cached_file, is_repo_name
+from marl_core.artifacts.model_files import CONFIG_FILE
 from marl_core.bank.identity.fingerprint import Difference, Fingerprint, difference
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder
 
@@ -40,14 +42,10 @@ def located(name: str, revision: str | None = None) -> Path | None:
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         return Path(folder)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except (HFValidationError, ValueError, OSError):  # a path that isn't here
+    if not is_repo_name(name, owner=False):  # a path that isn't here
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    config = cached_file(name, CONFIG_FILE, revision)
+    return config.parent if config is not None else None
 
 
 def which_base(files: AdapterFiles, origin: Origin | None, mine: Callable[[], Fingerprint | None]) -> Answer:
@@ -108,7 +106,7 @@ def _named(name: str, revision: str | None, adapter: Path) -> Iterator[Path]:
     if not os.path.isabs(os.path.expanduser(name)):
         for above in adapter.resolve().parents:
             folder = above / name
-            if os.path.isfile(folder / "config.json"):
+            if os.path.isfile(folder / CONFIG_FILE):
                 yield folder
 
 
