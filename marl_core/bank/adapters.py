@@ -402,9 +402,9 @@ class AdapterBank:
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        from marl_core.bank.integrity import Weights
+        from marl_core.bank.integrity import WeightVersions
 
-        weights = Weights(pair for name in names for pair in self.parameters(name).items())
+        weights = WeightVersions(pair for name in names for pair in self.parameters(name).items())
         return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
 
     def _require(self, adapter: str) -> None:
