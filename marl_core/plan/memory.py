@@ -21,7 +21,7 @@ from marl_core.artifacts.lora_targets import matches
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.config.device import device_of
 from marl_core.config.run_config import LoraSection
-from marl_core.config.speed_config import measured_on, usual_tokens
+from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.describe import adapter_options, path_options, where
 from marl_core.registry.strategy import Strategy
@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
-HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 ON_TOP = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
-FOLDED_SHARE = 0.25  # of the base: bank/speed/merged_copies.py makes no copies beyond that
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,23 +210,27 @@ def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> floa
 
 
 def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
-    """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and folded copies of adapted weights."""
+    """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and merged copies of adapted weights."""
     model = Architecture.of(files.config)
     rows = plan.config.sampling.at_once(plan.config.ppo.batch, plan.config.ppo.samples_per_prompt)
     tokens = rows * _sequence(plan)
     width = model.key_value_heads * model.head_dim
     held = float(2 * model.layers * width * tokens * DTYPE_BYTES[plan.config.model.dtype])
-    held += _folded(plan, shapes, base)
+    held += _merged_copies(plan, shapes, base)
     what = f"KV cache of {rows} responses; gone before the update"
     return RoleMemory("sampling", held, held, what, passing=True)
 
 
-def _folded(plan: Plan, shapes: Shapes, base: float) -> float:
-    """Copies of the adapted weights with the policy folded in: float32 bases, where they stay small beside the base."""
-    if not plan.config.speed.fold or plan.config.model.dtype != "float32" or plan.quantization.bytes_per_weight:
+def _merged_copies(plan: Plan, shapes: Shapes, base: float) -> float:
+    """Copies of the adapted weights with the policy merged in: float32 bases, where they stay small beside the base."""
+    if (
+        not plan.config.speed.merge_for_sampling
+        or plan.config.model.dtype != "float32"
+        or plan.quantization.bytes_per_weight
+    ):
         return 0.0
     copies = 4.0 * sum(prod(shape) for _, shape in _adapted(plan.config.policy, shapes))
-    return copies if copies <= FOLDED_SHARE * base else 0.0
+    return copies if copies <= MERGED_COPIES_SHARE * base else 0.0
 
 
 def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
@@ -243,19 +245,21 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     hidden, layers, feed_forward = model.hidden_size, max(model.layers, 1), model.feed_forward
     width = DTYPE_BYTES[plan.config.model.dtype]
     asked, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
-    lean = measured_on(device_of(plan.config)) if asked is None else asked
+    recomputes = is_on(asked, device_of(plan.config))
     shared = {(name.rpartition(".")[0], shape[1]) for name, shape in linear}
     rows, tokens = _at_once(plan)
-    kept = tokens * width * (6 * hidden + (2 if lean else 3) * feed_forward)  # of one layer
+    kept = tokens * width * (6 * hidden + (2 if recomputes else 3) * feed_forward)  # of one layer
     copies = (
-        4 * sum(shape[1] for _, shape in linear) if width < 4 and not lean else width * sum(size for _, size in shared)
+        4 * sum(shape[1] for _, shape in linear)
+        if width < 4 and not recomputes
+        else width * sum(size for _, size in shared)
     )
     adapted = tokens * copies  # of all layers
     activations: float = layers * kept + adapted
     if plan.config.model.gradient_checkpointing:
         activations = layers * hidden * width * tokens + kept + adapted / layers
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
-    logits = 3 * 4 * min(HELD_LOGITS, responses * model.vocabulary)
+    logits = 3 * 4 * min(TILE_TOKENS * TILE_VOCABULARY, responses * model.vocabulary)
     dequantized = max((prod(shape) for _, shape in linear_layers(shapes)), default=0) * width
     held = activations + logits + 4 * FROZEN * responses * hidden
     held += dequantized if plan.quantization.bytes_per_weight else 0

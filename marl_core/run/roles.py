@@ -81,7 +81,11 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     config = plan.config
     options = bank.trunk.prepare(
         PassOptions(
-            config.speed.pack, config.speed.compile, config.model.gradient_checkpointing, config.speed.recompute_cheap
+            pack=config.speed.pack,
+            compiled=config.speed.compile,
+            recompute=config.model.gradient_checkpointing,
+            recompute_cheap=config.speed.recompute_cheap,
+            short_attention=config.speed.short_attention,
         )
     )
     bank.trunk.sampler(config.speed.decode)  # a model that can't be sampled from is refused here, not at the first step

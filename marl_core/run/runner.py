@@ -13,6 +13,7 @@ from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
 from marl_core.config.run_config import DataSection, RunConfig
+from marl_core.config.speed_config import is_on
 from marl_core.data.prompts import PromptData
 from marl_core.errors import warn
 from marl_core.parallel.process_group import join
@@ -41,11 +42,10 @@ from marl_core.ppo.types import (
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
 from marl_core.run import loop
-from marl_core.run.allocator import give_back
+from marl_core.run.host import as_alone, threads, timed, trim_heap
 from marl_core.run.observers import Audience
 from marl_core.run.optimizer import learning_rate_factor, make_optimizer
 from marl_core.run.roles import build_roles
-from marl_core.run.timing import as_alone, threads, timed
 from marl_core.safety.dump import to_device
 from marl_core.safety.preflight import Preflight, preflight
 from marl_core.safety.step_checks import Guards, sampling
@@ -313,8 +313,8 @@ class Runner:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        if self.bank.device.type == "cpu":
-            give_back()
+        if is_on(self.config.speed.trim_memory, self.bank.device.type):
+            trim_heap()
         with timed(self.seconds, phase, self.bank.device), self.running(), self._memory(phase):
             yield
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl_core.config.run_config import SamplingSection
-from marl_core.ppo.logprobs import NEVER
+from marl_core.ppo.logprobs import BANNED_LOGIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ())
     if temperature != 1.0:
         scaled = scaled / temperature
     if never:
-        scaled[:, list(never)] = NEVER
+        scaled[:, list(never)] = BANNED_LOGIT
     return scaled
 
 

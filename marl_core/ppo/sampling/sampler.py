@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.speed.merged_copies import folded
+from marl_core.bank.speed.merged_copies import merged_copies
 from marl_core.config.run_config import SamplingSection, SpeedSection
-from marl_core.config.speed_config import measured_on
+from marl_core.config.speed_config import is_on
 from marl_core.errors import ConfigError, warn
 from marl_core.ppo.captured import Behavior, Captured
 from marl_core.ppo.sampling.decode import Decoded, decode, stacked
@@ -141,8 +141,8 @@ def generate(
     with ExitStack() as opened:
         opened.enter_context(bank.using(adapter))
         opened.enter_context(bank.trunk.generating())
-        if speed.fold:
-            opened.enter_context(folded(bank, adapter))
+        if speed.merge_for_sampling:
+            opened.enter_context(merged_copies(bank, adapter))
         found = Decoded.joined(
             [
                 decode(
@@ -161,8 +161,7 @@ def generate(
     rollout = _rollout(bank, prompts, sampling, stops, found.ids, found.mask, found.finished)
     exact = bank.quantization.config is None and bank.trunk.precision == "float32"
     lengths = [*prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
-    captures = measured_on(bank.device.type) if speed.capture is None else speed.capture
-    if captures and exact and bank.trunk.stretched.alike(lengths):
+    if is_on(speed.capture, bank.device.type) and exact and bank.trunk.stretched.alike(lengths):
         behavior = Behavior.of(bank, adapter, value_head, sampling.temperature)
         seen = Captured(found.logprobs, found.entropy, found.values, behavior, rollout.digests())
         return replace(rollout, captured=seen)
