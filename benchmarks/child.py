@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
     limits = None
     if work.ragged:
         limits = torch.tensor(work.lengths())
-        runner.stops = [runner.bank.trunk.vocabulary - 1]  # a token that is never sampled: the schedule alone ends rows
+        never = (runner.bank.trunk.vocabulary - 1,)  # a token that is never sampled: the schedule alone ends rows
+        sampler: Any = runner.algorithm.sampler
+        runner.algorithm = replace(runner.algorithm, sampler=replace(sampler, stops=never))
     steps, positions = [], {"generate": 0, "score": 0, "update": 0}
     count = position_counter(runner.bank.trunk.body)
     for index in range(job["warmup"] + job["repeat"]):

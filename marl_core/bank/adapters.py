@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.targets import Layers, linear_names, without_idle
-from marl_core.bank.trunk import Trunk
+from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
@@ -363,13 +363,19 @@ class AdapterBank:
         self._switch.set(adapter)
 
     @contextmanager
-    def using(self, adapter: str | None, *, train: bool = False) -> Iterator[PreTrainedModel]:
-        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was."""
+    def using(
+        self, adapter: str | None, *, train: bool = False, options: PassOptions | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was.
+
+        `options`: how the passes inside go through the base; None: as those around the block do.
+        """
         before = self._active
         self.activate(adapter)
         dropped = self._switch.set_dropout(adapter, train)  # gradient checkpointing puts the whole model in train mode
         try:
-            yield self.base
+            with nullcontext() if options is None else self.trunk.passing(options):
+                yield self.base
         finally:
             self._switch.set_dropout(adapter, dropped)
             self.activate(before if before in self.adapters else None)
@@ -378,9 +384,9 @@ class AdapterBank:
         """See the base with every adapter off."""
         return self.using(None)
 
-    def view(self, view: View) -> Any:
-        """Open a View."""
-        return self.using(view.adapter)
+    def view(self, view: View, options: PassOptions | None = None) -> Any:
+        """Open a View; `options` as in `using`."""
+        return self.using(view.adapter, options=options)
 
     # -- weights --------------------------------------------------------------------------------------------
 
@@ -436,20 +442,21 @@ class AdapterBank:
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor, options: PassOptions | None = None) -> Tensor:
         """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32.
 
         `view`: what load_reward gave, or the reward adapter's name. Ids of any integer dtype, a mask of 0 and 1 of any
-        dtype, on any device, as tensors, arrays or lists. DataError otherwise.
+        dtype, on any device, as tensors, arrays or lists. DataError otherwise. `options` as in `using`.
         """
         tokens = as_ids(ids, "ids")
         counts = as_mask(mask, "mask", tuple(tokens.shape)).to(tokens.device)
         require_tokens(counts, "mask")
         require_room(counts, self.trunk.most_positions, "ids")
         tokens = without_garbage(tokens, counts, self.trunk.vocabulary, "ids")
-        return reward_adapter.score(
-            self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
-        )
+        with nullcontext() if options is None else self.trunk.passing(options):
+            return reward_adapter.score(
+                self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
+            )
 
     def compute_reward_score(
         self,

@@ -105,11 +105,11 @@ class Group(Ranks):
         self._timeout = timeout_seconds
         self._calls = 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in double precision."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
@@ -120,7 +120,7 @@ class Group(Ranks):
         return found
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks: one flat all-reduce."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -131,7 +131,7 @@ class Group(Ranks):
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' [n, ...] one below the other, [size * n, ...]; a second dimension that differs is filled with 0."""
         if tensor.dim() > 1:
-            width = int(self.largest([tensor.shape[1]])[0])
+            width = int(self.all_reduce_max([tensor.shape[1]])[0])
             filling = tensor.new_zeros((len(tensor), width - tensor.shape[1], *tensor.shape[2:]))
             tensor = torch.cat([tensor, filling], dim=1)
         sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
@@ -139,12 +139,12 @@ class Group(Ranks):
         self._together("rows", sent, lambda: dist.all_gather(parts, sent))
         return torch.cat(parts).to(tensor.dtype)
 
-    def everyone(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of the ranks; anything that JSON can hold."""
         letters = torch.tensor([list(json.dumps(value).encode())], dtype=torch.uint8)
         return [json.loads(bytes(row).rstrip(b"\0")) for row in self.gather(letters).tolist()]
 
-    def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
+    def assert_equal(self, what: str, tensors: Iterable[Tensor]) -> None:
         """RankError unless these tensors are bit for bit the same on all ranks."""
         parts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         mine = torch.tensor([checksum(tensors)])

@@ -30,7 +30,7 @@ def estimate_advantages(scored: ScoredRollout, ppo: PPOSection, kl_coef: float |
     kl = torch.zeros_like(scored.logprobs)
     if scored.ref_logprobs is not None:
         kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl.estimator).masked_fill(~mask, 0.0)
-    rewards = token_rewards(scored.scores, kl, mask, into_reward, scored.token_scores)
+    rewards = token_rewards(scored.shaped_scores, kl, mask, into_reward, scored.token_scores)
     if ppo.advantage == "gae":
         if scored.values is None:
             raise ConfigError("advantage gae needs values; score with a value function, or use rloo or grpo.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, near_match
 
 FamilyName = Literal["reference", "reward", "quantization", "observer"]
 
@@ -37,6 +36,6 @@ def family_named(name: str) -> FamilyName:
     for known in FAMILIES:
         if name == known:
             return known
-    near = difflib.get_close_matches(name.strip().lower(), FAMILIES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = near_match(name, FAMILIES)
+    hint = f" Did you mean {near!r}?" if near else ""
     raise ConfigError(f"--family: {name!r} is none of {', '.join(FAMILIES)}.{hint}")

@@ -12,14 +12,13 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.integrity import ModeSnapshot, frozen_weights, learning_weights
 from marl_core.bank.views import ScoreView, View
 from marl_core.errors import NumericError, PluginError, warn
-from marl_core.ppo.scoring import Source
+from marl_core.ppo.roles import RewardSource, Roles
 from marl_core.registry.snapshot import Snapshot, torch_modes
-from marl_core.run.roles import Roles
 
 REMEDY = "resume from the last checkpoint without that plugin, and report it to its authors"
 
 
-class Watch:
+class PluginGuard:
     """Around each call of a plugin, and at the end of each step.
 
     Until `start` only the process is looked after: threads, default dtype, gradient mode. After it the bank is too.
@@ -43,13 +42,13 @@ class Watch:
         self._bank, self._modes = bank, ModeSnapshot(bank)
         self._frozen, self._learning = frozen_weights(bank), learning_weights(bank)
 
-    def settled(self) -> None:
+    def baseline(self) -> None:
         """All has been built and looked through once, which some quantized kernels use to repack: from here on nothing frozen moves."""
         self._frozen.note()
         self._sum = self._frozen.checksum()
 
     @contextmanager
-    def around(self, origin: str, *, writes: bool = False) -> Iterator[None]:
+    def call(self, origin: str, *, writes: bool = False) -> Iterator[None]:
         """One call of a plugin. `writes`: a hook that may write weights of its own."""
         self.called = [*(name for name in self.called if name != origin), origin]
         process = Snapshot.of(torch_modes())
@@ -70,16 +69,16 @@ class Watch:
     def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
         """The function, looked after; what it prints goes to standard error, for standard output is the run's own."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def guarded(*arguments: Any, **named: Any) -> Any:
             try:
-                with self.around(origin), redirect_stdout(sys.stderr):
+                with self.call(origin), redirect_stdout(sys.stderr):
                     return function(*arguments, **named)
             except (Exception, SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # not even an Exception: nobody above would know whose it is
                 raise PluginError(f"{origin} failed: {error!r}. Report it to its authors.") from error
 
-        return call
+        return guarded
 
     def wrapped_roles(self, roles: Roles) -> Roles:
         """The roles with every plugin's callable looked after; views of the base need nothing."""
@@ -90,7 +89,7 @@ class Watch:
             roles, reference=reference, rewards=self._sources(roles.rewards), judges=self._sources(roles.judges)
         )
 
-    def _sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    def _sources(self, sources: tuple[RewardSource, ...]) -> tuple[RewardSource, ...]:
         return tuple(
             source
             if isinstance(source.score, ScoreView)

@@ -124,13 +124,16 @@ def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: A
 
 def _opened(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> Callable[[Any], Tensor]:
     """The reward's or reference's answer to a rollout, as the core would ask for it."""
-    from marl_core.ppo.scoring import Source, reference_logprobs, score_all
+    from marl_core.ppo.budget import PassLimits
+    from marl_core.ppo.rewards import score_all
+    from marl_core.ppo.roles import RewardSource
+    from marl_core.ppo.scoring import reference_logprobs
 
     if family == "reference":
         reference = hooks.reference(strategy, bank, 1.0, POLICY)
-        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, 2)
-    source = Source(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
-    return lambda rollout: score_all(bank, [source], rollout, 2).total
+        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
+    source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
+    return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
 
 
 def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:

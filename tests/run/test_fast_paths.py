@@ -19,11 +19,11 @@ from marl_core.bank.speed.cache import RoomyLayer, new_cache
 from marl_core.bank.speed.merged_copies import merged_copies
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.run_config import SamplingSection, SpeedSection
-from marl_core.ppo.role_scoring import token_budget
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.sampling import decode as decode_module
 from marl_core.ppo.sampling.choose import choose, scored_logits
-from marl_core.ppo.sampling.sampler import generate
-from marl_core.ppo.scoring import blocks, view_logprobs
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.ppo.scoring import blocks, view_output
 from marl_core.testing import tiny_bank
 
 EOS = 2
@@ -76,8 +76,8 @@ class TestDecode:
         self, bank: AdapterBank, prompts: Prompts, stops: list[int]
     ) -> None:
         greedy = SamplingSection(max_new_tokens=12, top_k=1)
-        fast = generate(bank, "policy", prompts, greedy, stops, seed=0)
-        plain = generate(bank, "policy", prompts, greedy, stops, seed=0, speed=PLAIN)
+        fast = PolicySampler(bank, "policy", greedy, tuple(stops))(prompts, 0)
+        plain = PolicySampler(bank, "policy", greedy, tuple(stops), PLAIN)(prompts, 0)
         assert torch.equal(fast.mask, plain.mask)
         assert torch.equal(fast.ids[fast.mask], plain.ids[plain.mask])
         assert torch.equal(fast.finished, plain.finished)
@@ -90,34 +90,37 @@ class TestDecode:
     ) -> None:
         """I24: 5e-6 on the plain tiny model; this policy's logits are four times as large (7e-6 was measured)."""
         sampling = SamplingSection(max_new_tokens=12, min_new_tokens=least, temperature=temperature)
-        rollout = generate(bank, "policy", prompts.repeat(5), sampling, STOPS, seed=3, value_head="value")
+        rollout = PolicySampler(bank, "policy", sampling, tuple(STOPS), value_head="value")(prompts.repeat(5), 3)
         assert len(set(rollout.lengths.tolist())) > 2  # rows did leave the batch
-        passed = view_logprobs(bank, View("policy"), rollout, temperature, 20, value_head="value", entropy=True)
-        assert rollout.captured is not None
+        passed = view_output(
+            bank, View("policy"), rollout, temperature, PassLimits(20), value_head="value", entropy=True
+        )
+        assert rollout.behavior is not None
         assert passed.values is not None
-        assert rollout.captured.values is not None
-        torch.testing.assert_close(rollout.captured.logprobs, passed.logprobs, rtol=0, atol=2e-5)
-        torch.testing.assert_close(rollout.captured.entropy, passed.entropy, rtol=0, atol=2e-5)
-        torch.testing.assert_close(rollout.captured.values, passed.values, rtol=1e-4, atol=1e-4)
+        assert rollout.behavior.values is not None
+        torch.testing.assert_close(rollout.behavior.logprobs, passed.logprobs, rtol=0, atol=2e-5)
+        torch.testing.assert_close(rollout.behavior.entropy, passed.entropy, rtol=0, atol=2e-5)
+        torch.testing.assert_close(rollout.behavior.values, passed.values, rtol=1e-4, atol=1e-4)
 
     def test_a_row_is_the_same_whoever_stands_beside_it(
         self, bank: AdapterBank, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sampling = SamplingSection(max_new_tokens=10)
-        both = [generate(bank, "policy", prompts.repeat(4), sampling, STOPS, seed=7)]
+        both = [PolicySampler(bank, "policy", sampling, tuple(STOPS))(prompts.repeat(4), 7)]
         for leaving in (1, 10**9):  # rows leave only when all are through; rows leave at once
             monkeypatch.setattr(decode_module, "LEAVING", leaving)
-            both.append(generate(bank, "policy", prompts.repeat(4), sampling, STOPS, seed=7))
+            both.append(PolicySampler(bank, "policy", sampling, tuple(STOPS))(prompts.repeat(4), 7))
         assert torch.equal(both[0].ids, both[1].ids)
         assert torch.equal(both[0].ids, both[2].ids)
 
     def test_samples_of_one_prompt_share_its_prefill(self, bank: AdapterBank, prompts: Prompts) -> None:
-        sampling, many = SamplingSection(max_new_tokens=8), prompts.repeat(3)
-        assert bank.trunk.sampler("marl") == "marl"
+        sampling = SamplingSection(max_new_tokens=8)
+        sampler = PolicySampler(bank, "policy", sampling, (EOS,))
+        assert bank.trunk.sampler("marl") == "marl"  # measured once, and not inside
         with positions(bank) as with_shared:
-            shared = generate(bank, "policy", many, sampling, [EOS], seed=5, samples=3)
+            shared = sampler(prompts, 5, samples=3)
         with positions(bank) as each_alone:
-            alone = generate(bank, "policy", many, sampling, [EOS], seed=5)
+            alone = sampler(prompts.repeat(3), 5)
         assert torch.equal(shared.ids, alone.ids)
         assert sum(each_alone) - sum(with_shared) == 2 * prompts.ids.numel()
 
@@ -126,7 +129,7 @@ class TestDecode:
         sampling = SamplingSection(max_new_tokens=32, min_new_tokens=32)  # only the limits end a row
         assert bank.trunk.sampler("marl") == "marl"
         with positions(bank) as computed:
-            rollout = generate(bank, "policy", many, sampling, [EOS], seed=1, limits=limits)
+            rollout = PolicySampler(bank, "policy", sampling, (EOS,))(many, 1, limits=limits)
         assert torch.equal(rollout.lengths, limits)
         assert not bool(rollout.finished.any())
         real = many.ids.numel() + int((limits - 1).sum())
@@ -136,8 +139,8 @@ class TestDecode:
         """There a second pass is off by 0.1 nat: old log-probs must come from the update's own code path."""
         model: Any = tiny_bank().base
         half = AdapterBank(model.to(torch.bfloat16), tiny_bank().tokenizer)
-        rollout = generate(half, None, Prompts.of([[5, 6]], 0), SamplingSection(max_new_tokens=3), [EOS], seed=0)
-        assert rollout.captured is None
+        rollout = PolicySampler(half, None, SamplingSection(max_new_tokens=3), (EOS,))(Prompts.of([[5, 6]], 0), 0)
+        assert rollout.behavior is None
 
 
 class TestChoose:
@@ -145,8 +148,8 @@ class TestChoose:
         """Probabilities 0.1, 0.2, 0.7: below 0.1 the first token, below 0.3 the second."""
         logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(6, 3)
         uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.3001, 0.999999], dtype=torch.float64)
-        found = choose(logits, uniform, SamplingSection())
-        assert found.tokens.tolist() == [0, 0, 1, 1, 2, 2]
+        tokens, found = choose(logits, uniform, SamplingSection())
+        assert tokens.tolist() == [0, 0, 1, 1, 2, 2]
         torch.testing.assert_close(found.logprobs.exp(), torch.tensor([0.1, 0.1, 0.2, 0.2, 0.7, 0.7]))
         # -(0.1 ln 0.1 + 0.2 ln 0.2 + 0.7 ln 0.7) = 0.801819
         torch.testing.assert_close(found.entropy, torch.full((6,), 0.801819), rtol=0, atol=1e-5)
@@ -154,7 +157,7 @@ class TestChoose:
     def test_frequencies_are_the_probabilities(self) -> None:
         logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)) * 2
         uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        tokens = choose(logits.expand(20_000, 20), uniform, SamplingSection()).tokens
+        tokens, _ = choose(logits.expand(20_000, 20), uniform, SamplingSection())
         counts, expected = torch.bincount(tokens, minlength=20), logits.softmax(-1)[0] * 20_000
         chi_square = float(((counts - expected).square() / expected).sum())
         assert chi_square < 43.8  # 99.9 % of chi-square with 19 degrees of freedom
@@ -163,14 +166,14 @@ class TestChoose:
         logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(50, 3)
         uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)
         for cut in (SamplingSection(top_k=1), SamplingSection(top_p=0.5)):
-            found = choose(logits, uniform, cut)
-            assert found.tokens.unique().tolist() == [2]
+            tokens, found = choose(logits, uniform, cut)
+            assert tokens.unique().tolist() == [2]
             torch.testing.assert_close(found.logprobs, torch.full((50,), 0.7).log())
 
     def test_a_banned_token_is_never_drawn(self) -> None:
         logits = scored_logits(torch.zeros(3, 4), 1.0, never=[0, 3])
-        found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingSection())
-        assert found.tokens.tolist() == [1, 2, 2]
+        tokens, found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingSection())
+        assert tokens.tolist() == [1, 2, 2]
         torch.testing.assert_close(found.logprobs, torch.full((3,), 0.5).log())
 
 
@@ -199,8 +202,8 @@ class TestMergedCopies:
 
     def test_a_rollout_through_merged_copies_is_the_same_rollout(self, prompts: Prompts) -> None:
         bank, sampling = bank_with_policy(targets=["q_proj"]), SamplingSection(max_new_tokens=8)
-        plain = generate(bank, "policy", prompts, sampling, [EOS], seed=2)
-        fast = generate(bank, "policy", prompts, sampling, [EOS], seed=2, speed=SpeedSection(merge_for_sampling=True))
+        plain = PolicySampler(bank, "policy", sampling, (EOS,))(prompts, 2)
+        fast = PolicySampler(bank, "policy", sampling, (EOS,), SpeedSection(merge_for_sampling=True))(prompts, 2)
         assert torch.equal(fast.ids, plain.ids)
 
 
@@ -392,7 +395,7 @@ class TestBlocks:
     @pytest.mark.parametrize(("dtype", "tokens"), [("float32", 256), ("bfloat16", 512)])
     def test_half_precision_takes_twice_the_tokens(self, make_config: MakeConfig, dtype: str, tokens: int) -> None:
         runner = Runner(make_config(model={"dtype": dtype}))
-        assert token_budget(runner.config, runner.bank) == tokens
+        assert runner.algorithm.budget.train.tokens == tokens
 
 
 def test_a_cache_with_room_holds_what_a_growing_one_does(bank: AdapterBank) -> None:
@@ -427,15 +430,9 @@ def test_a_run_on_the_fast_paths_is_the_run_on_the_plain_ones(make_config: MakeC
     fast, plain = Runner(make_config()), Runner(make_config(speed=off))
     assert fast.data is not None
     rollout = fast.generate(fast.data.batch(0, fast.config.ppo.batch, 0))
-    scored = [fast.score(rollout), plain.score(Rollout(*rollout_without(rollout)))]
+    scored = [fast.score(rollout), plain.score(replace(rollout, behavior=None))]
     torch.testing.assert_close(scored[0].logprobs, scored[1].logprobs, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scored[0].scores, scored[1].scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scored[0].shaped_scores, scored[1].shaped_scores, rtol=0, atol=1e-5)
     updates = [fast.update(scored[0]), plain.update(scored[1])]
     assert updates[0].policy_loss == pytest.approx(updates[1].policy_loss, abs=1e-4)
     assert updates[0].policy_grad_norm == pytest.approx(updates[1].policy_grad_norm, rel=1e-3)
-
-
-def rollout_without(rollout: Rollout) -> tuple[Any, ...]:
-    """The rollout's fields but what was captured."""
-    r = rollout
-    return r.prompts, r.ids, r.mask, r.texts, r.finished, r.min_tokens, r.stops

@@ -47,7 +47,7 @@ def state(runner: Runner) -> dict[str, Tensor]:
         f"{name}|{key}": value for name, p in weights.items() for key, value in runner.optimizer.state[p].items()
     }
     rest = {"kl_coef": torch.tensor(runner.kl_coef, dtype=torch.float64), "done": torch.tensor(runner.done)}
-    rest |= {key: torch.tensor(value, dtype=torch.float64) for key, value in runner.shaper.state().items()}
+    rest |= {key: torch.tensor(value, dtype=torch.float64) for key, value in runner.state.as_dict()["shaper"].items()}
     return {
         **{name: p.detach().clone() for name, p in weights.items()},
         **{k: v.clone() for k, v in moments.items()},

@@ -136,7 +136,7 @@ def test_banned_tokens_have_no_probability() -> None:
 def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     """Sampled frequencies of the first token equal the scored probabilities, with the stop token left out."""
     from marl_core.config.run_config import SamplingSection
-    from marl_core.ppo.sampling.sampler import generate
+    from marl_core.ppo.sampling.sampler import PolicySampler
     from marl_core.ppo.scoring import forward
     from marl_core.ppo.types import Prompts
     from marl_core.testing import tiny_bank
@@ -144,7 +144,7 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     bank = tiny_bank()
     count = 2000
     prompts = Prompts.of([[5, 6]] * count, 0)
-    rollout = generate(bank, None, prompts, SamplingSection(max_new_tokens=1, min_new_tokens=1), [2], seed=0)
+    rollout = PolicySampler(bank, None, SamplingSection(max_new_tokens=1, min_new_tokens=1), (2,))(prompts, 0)
     with torch.no_grad():
         scored = forward(bank, rollout, 1.0).logprobs[:, 0].exp()
     token = int(rollout.ids[:, 0].mode().values)

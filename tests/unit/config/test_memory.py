@@ -167,11 +167,13 @@ def test_a_pass_is_that_of_the_device(
 def test_the_runs_own_budget_is_the_estimates(config: dict[str, Any], catalog: Catalog, device: str) -> None:
     from types import SimpleNamespace
 
-    from marl_core.ppo.role_scoring import token_budget
+    from marl_core.ppo.budget import Budget
 
     on_it = parse_config({**config, **LONG, "run": {"device": device}}, "f", catalog)
-    bank: Any = SimpleNamespace(device=SimpleNamespace(type=device), trunk=SimpleNamespace(sharded=False))
-    assert f"{token_budget(on_it, bank):,} tokens" in tokens_of({**config, **LONG, "run": {"device": device}}, catalog)
+    trunk: Any = SimpleNamespace(device=SimpleNamespace(type=device), sharded=False)
+    assert f"{Budget.of(on_it, trunk).train.tokens:,} tokens" in tokens_of(
+        {**config, **LONG, "run": {"device": device}}, catalog
+    )
 
 
 def test_auto_is_what_this_machine_looks_like(
