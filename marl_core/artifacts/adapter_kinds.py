@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from marl_core.artifacts.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
 from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
 
 Use = Literal["shared", "merged"]
@@ -38,7 +38,6 @@ VARIANTS: Mapping[str, str] = {
 """Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
 UNMERGEABLE = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
 PLAIN = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
-PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
 _ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
 """What wrappers put before a name, inside of peft's own or outside."""
@@ -59,7 +58,7 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Whole weights in the file, neither a LoRA's nor a score head's: shape by name without PEFT's prefix."""
     heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
     return {
-        name.removeprefix(PREFIX): shape
+        name.removeprefix(PEFT_PREFIX): shape
         for name, shape in files.shapes.items()
         if name not in heads and not re.search(r"(^|\.)lora_", name) and not _is_value_head(name)
     }
@@ -149,11 +148,13 @@ def _names(files: AdapterFiles) -> Iterator[str]:
             f"as {VALUE_HEAD_FILE}, if it is a reward adapter; take it out if the head isn't needed."
         )
     lora = [name for name in names if ".lora_" in name]
-    odd = [name for name in lora if not name.startswith(PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PREFIX))]
+    odd = [
+        name for name in lora if not name.startswith(PEFT_PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PEFT_PREFIX))
+    ]
     if odd:
         yield (
-            f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PREFIX} and the layer's name "
-            "in the model. Unwrap the model before it is saved (torch.compile, DataParallel and value-head wrappers add prefixes), "
+            f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PEFT_PREFIX} and the layer's "
+            "name in the model. Unwrap the model before it is saved (torch.compile, DataParallel and value-head wrappers add prefixes), "
             "or rename the tensors with safetensors."
         )
     named = sorted({inner for inner in map(_name_inside, _parts(files)) if inner not in (None, "default")})

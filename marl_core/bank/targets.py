@@ -114,8 +114,8 @@ def _kind(name: str) -> str:
 
 def _bare(module: nn.Module) -> nn.Module:
     """The model's own layer inside PEFT's."""
-    found: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return found  # type: ignore[no-any-return]
+    layer: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return layer  # type: ignore[no-any-return]
 
 
 def _note(called: set[str], name: str) -> Callable[..., None]:

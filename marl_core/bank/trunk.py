@@ -115,7 +115,7 @@ class Trunk:
             change(self.model)
             self._patched = wanted
 
-    def layers_came(self) -> None:
+    def adapter_added(self) -> None:
         """An adapter was added: its layers compute as the others do."""
         if self._patched:
             patch_for_recompute(self.model)
@@ -166,12 +166,12 @@ class Trunk:
         if self.stretched.until is None:
             return compute(ids, mask)
         groups = self.stretched.groups(mask.sum(dim=1).tolist(), one_each=self.sharded)
-        found = []
+        results = []
         for rows in groups:
             self.stretched.forget()
-            found.append(compute(ids[rows], mask[rows]))
+            results.append(compute(ids[rows], mask[rows]))
         order = torch.tensor([row for rows in groups for row in rows], device=ids.device).argsort()
-        return torch.cat(found)[order]
+        return torch.cat(results)[order]
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of rows one below the other: ids, mask [B, L] -> [B, L, H], zero at padded positions.
@@ -304,9 +304,9 @@ class Trunk:
     def extend(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """Hidden states of further tokens ids [B, n] after those in `cache`; mask [B, all so far] -> [B, n, H]."""
         self._settle()
-        whole = bool(mask.all())
+        unpadded = bool(mask.all())
         positions = position_ids(mask)[:, -ids.shape[1] :].contiguous()
-        return self._run(ids, None if whole else mask.long(), positions, use_cache=True, past_key_values=cache)
+        return self._run(ids, None if unpadded else mask.long(), positions, use_cache=True, past_key_values=cache)
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """The LM head alone, where `plain_head`: hidden [..., H] -> logits [..., V]."""
@@ -371,12 +371,14 @@ class Trunk:
             return False
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
         with torch.no_grad():
-            whole = self.model(input_ids=ids).logits.float()
-            split: Tensor = self.head(self.body_states(ids)).float()
+            logits = self.model(input_ids=ids).logits.float()
+            product: Tensor = self.head(self.body_states(ids)).float()
         rounding = torch.finfo(
             self.head.weight.dtype if self.head.weight.dtype.is_floating_point else torch.float32
         ).eps
-        return whole.shape == split.shape and bool((whole - split).abs().max() <= rounding / 8 * whole.abs().max())
+        return logits.shape == product.shape and bool(
+            (logits - product).abs().max() <= rounding / 8 * logits.abs().max()
+        )
 
     @cached_property
     def _recomputable(self) -> list[nn.Module]:
@@ -439,9 +441,9 @@ class Trunk:
                 input_ids=torch.where(mask, ids, 0).gather(1, order),
                 **{name: value for name, value in options.items() if name in takes},
             )
-        found: Tensor = output.logits[:, -kept:]
-        places = order[:, -kept:, None].expand_as(found)
-        block = found.new_zeros(*mask.shape, found.shape[-1]).scatter(1, places, found)
+        logits: Tensor = output.logits[:, -kept:]
+        places = order[:, -kept:, None].expand_as(logits)
+        block = logits.new_zeros(*mask.shape, logits.shape[-1]).scatter(1, places, logits)
         return block[:, -last:].masked_fill(~mask[:, -last:, None], 0.0)
 
     def checkpoint_gradients(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import target_parameters
 from marl_core.artifacts.architecture import (
     POOLED_CLASSIFIERS,
@@ -77,7 +77,7 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
         return
     for name, found in adapter.shapes.items():
         layer, _, kind = name.partition(".lora_")
-        own = layer.removeprefix("base_model.model.")
+        own = layer.removeprefix(PEFT_PREFIX)
         base = shapes.get(own) or next(
             (shape for known, shape in shapes.items() if known.endswith("." + own) or own.endswith("." + known)), None
         )

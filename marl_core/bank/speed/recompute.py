@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
-FORMULAS = tuple(
+SPELLED_OUT_ACTIVATIONS = tuple(
     getattr(activations, name)
     for name in ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation", "AccurateGELUActivation")
     if hasattr(activations, name)
@@ -82,7 +82,7 @@ def unpatch(model: nn.Module) -> None:
 
 
 def _recomputing_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    if type(module) in FORMULAS:
+    if type(module) in SPELLED_OUT_ACTIVATIONS:
         return _activation
     if type(module) is LoraLinear and type(module.base_layer) in (nn.Linear, Conv1D):
         return _adapted
