@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-BESIDE_IDS = {
+OTHER_TOKENIZER_OUTPUTS = {
     "token_type_ids",
     "special_tokens_mask",
     "length",
@@ -103,7 +103,10 @@ class AdapterBank:
 
     @property
     def peft(self) -> PeftModel:
-        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`."""
+        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`.
+
+        ConfigError while the bank has no adapter: there is none to wrap.
+        """
         if self._peft is None:
             raise ConfigError("This bank has no adapter yet; add or load one first.")
         return self._peft
@@ -177,7 +180,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
-            self.trunk.layers_came()
+            self.trunk.adapter_added()
             lora.refuse_output_layer(self.base, name)
             lora.refuse_unreadable(self._peft, name)
             self._try(name)
@@ -355,7 +358,10 @@ class AdapterBank:
         return dict(self._paths)
 
     def activate(self, adapter: str | None) -> None:
-        """Make `adapter` the active one until further notice; prefer the block form, `using`."""
+        """Make `adapter` the active one until further notice, None: the bare base; prefer the block form, `using`.
+
+        ConfigError for an adapter that isn't there, and for a bank whose base was changed and couldn't be put back.
+        """
         if adapter is not None:
             self._require(adapter)
         self._refuse_when_spoiled()
@@ -396,21 +402,21 @@ class AdapterBank:
         return frozenset(self._trainable)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters of an adapter or head by name: what an optimizer gets."""
+        """The parameters of an adapter or head by name, float32: what an optimizer gets. ConfigError when the bank has neither."""
         if name in self.heads:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
-        found = adapter_parameters(self.base, name) if name in self.adapters else {}
-        if not found:
+        parameters = adapter_parameters(self.base, name) if name in self.adapters else {}
+        if not parameters:
             raise ConfigError(
                 f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
             )
-        return found
+        return parameters
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        from marl_core.bank.integrity import Weights
+        from marl_core.bank.integrity import WeightVersions
 
-        weights = Weights(pair for name in names for pair in self.parameters(name).items())
+        weights = WeightVersions(pair for name in names for pair in self.parameters(name).items())
         return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
 
     def _require(self, adapter: str) -> None:
@@ -428,7 +434,10 @@ class AdapterBank:
         self._switch.set(self._active)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """An adapter's tensors under PEFT's file names."""
+        """An adapter's tensors under PEFT's file names, float32, sharing memory with the model's; ConfigError when it isn't there.
+
+        A linear layer [out, in] has lora_A.weight [r, in] and lora_B.weight [out, r], a DoRA lora_magnitude_vector [out] beside them.
+        """
         self._require(name)
         return lora.adapter_tensors(self.peft, name)
 
@@ -471,9 +480,10 @@ class AdapterBank:
         Takes what a tokenizer returns, `**tokenizer(texts, padding=True)` included: see `score` for dtypes; what stands `beside` ids and
         mask there (token types, which causal models have not, lengths, offsets) changes no score. Without a mask every token counts.
         Afterwards the policy `ppo_adapter_name` is active (or, without a name, whatever was before). `reward` picks among several
-        reward adapters. ConfigError for a name that isn't there, and for an argument that no tokenizer gives.
+        reward adapters. ConfigError for a name that isn't there, and for an argument that no tokenizer gives; DataError for ids or a mask
+        that can't be meant, tokens outside the vocabulary, and rows without a token or longer than the model's positions.
         """
-        unknown = sorted(set(beside) - BESIDE_IDS)
+        unknown = sorted(set(beside) - OTHER_TOKENIZER_OUTPUTS)
         if unknown:
             raise ConfigError(
                 f"compute_reward_score: it takes no {', '.join(unknown)}. Give input_ids, attention_mask, ppo_adapter_name and reward."

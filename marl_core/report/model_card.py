@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
+from marl_core.artifacts.hub import is_repo_name
 from marl_core.config.redact import redacted
 from marl_core.config.yaml_text import dump_yaml
 from marl_core.report.run_data import RunData
 
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """OWNER/NAME."""
 CHOICES = ("reference", "reward", "sampling")
 """Sections of the config that the card shows as they are."""
@@ -63,7 +63,7 @@ def fenced(text: str, language: str = "") -> str:
 
 def on_a_hub(base: str) -> bool:
     """Whether a base is named as others can load it: OWNER/NAME, and no folder of this machine."""
-    return HUB_NAME.fullmatch(base) is not None and not os.path.exists(base)
+    return not os.path.exists(base) and is_repo_name(base)
 
 
 def _load(run: RunData, hub: str | None) -> str:

@@ -76,7 +76,13 @@ def _cast(plan: Plan, policy: str, bank: AdapterBank) -> Cast:
     value_adapter, value_head = _add_value(plan, bank, policy)
     speed = config.speed
     options = bank.trunk.prepare(
-        PassOptions(speed.pack, speed.compile, config.model.gradient_checkpointing, speed.recompute_cheap)
+        PassOptions(
+            pack=speed.pack,
+            compiled=speed.compile,
+            recompute=config.model.gradient_checkpointing,
+            recompute_cheap=speed.recompute_cheap,
+            short_attention=speed.short_attention,
+        )
     )
     bank.trunk.sampler(speed.decode)  # a model that can't be sampled from is refused here, not at the first step
     with bank.trunk.passing(options):

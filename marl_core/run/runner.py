@@ -18,6 +18,7 @@ from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
 from marl_core.config.run_config import DataSection, RunConfig
+from marl_core.config.speed_config import is_on
 from marl_core.data.prompts import PromptData
 from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.parallel.process_group import join
@@ -45,13 +46,12 @@ from marl_core.ppo.types import (
 )
 from marl_core.registry.catalog import Catalog
 from marl_core.report.draw import draw
-from marl_core.run.allocator import give_back
 from marl_core.run.evaluate import evaluate
+from marl_core.run.host import as_alone, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
 from marl_core.run.optimizer import make_optimizer, set_learning_rates
 from marl_core.run.roles import Cast, build_roles
 from marl_core.run.signals import StopRequest
-from marl_core.run.timing import as_alone, threads, timed
 from marl_core.safety.dump import Phase, dump_on_error
 from marl_core.safety.findings import Preflight
 from marl_core.safety.plugin_guard import PluginGuard
@@ -467,8 +467,8 @@ class Runner:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        if self.bank.device.type == "cpu":
-            give_back()
+        if is_on(self.config.speed.trim_memory, self.bank.device.type):
+            trim_heap()
         with timed(self.seconds, phase, self.bank.device), self.running(), self._memory(phase):
             yield
 

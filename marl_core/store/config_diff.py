@@ -17,6 +17,7 @@ HARMLESS = (
     "run.keep",
     "run.threads",
     "run.timeout_seconds",
+    "speed.trim_memory",
     "model.shard",
     "ppo.steps",
     "eval",
@@ -30,6 +31,8 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
         was = _flat(file.read_text(encoding="utf-8"), file.name)
     except (OSError, ConfigError, UnicodeDecodeError) as error:
         raise DataError(f"resume: {file} can't be read ({str(error).rstrip('.')}).") from error
+    names = config.old_keys()
+    was = {names.get(key, key): value for key, value in was.items()}
     now = _flat(dump_config(config), "config")
     lines = {
         key: f"{key}: {was.get(key)!r} -> {now.get(key)!r}"

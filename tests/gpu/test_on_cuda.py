@@ -297,7 +297,7 @@ class TestRuns:
         assert (lean, captured) == ((False, False) if DEVICE == "cuda" else (True, True))
 
     @pytest.mark.parametrize(
-        "fast", [{"fold": True}, {"capture": True, "recompute_cheap": True}, {"pack": False}], ids=str
+        "fast", [{"merge_for_sampling": True}, {"capture": True, "recompute_cheap": True}, {"pack": False}], ids=str
     )
     def test_fast_paths_that_are_asked_for_work(
         self, kind: str, fast: dict[str, bool], make_config: MakeConfig, record_property: Note

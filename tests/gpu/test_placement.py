@@ -156,7 +156,10 @@ RUNS: dict[str, Callable[[Material], dict[str, Any]]] = {
         "sampling": {"min_new_tokens": 2},
         "speed": {"capture": False},
     },
-    "top_p and top_k, folded": lambda m: {"sampling": {"top_p": 0.9, "top_k": 20}, "speed": {"fold": True}},
+    "top_p and top_k, merged copies": lambda m: {
+        "sampling": {"top_p": 0.9, "top_k": 20},
+        "speed": {"merge_for_sampling": True},
+    },
     "neither packed nor captured": lambda m: {"speed": {"pack": False, "capture": False}},
     "packed, not captured": lambda m: {"speed": {"capture": False}},
     "recomputed": lambda m: {"model": {"gradient_checkpointing": True}, "policy": {"dropout": 0.1}},

@@ -253,19 +253,19 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "gamma forgotten",
         "generalized_advantage_estimation",
-        text("gamma * next_value", "next_value"),
+        text("gamma * next_value_B", "next_value_B"),
         (f"{OBJECTIVES}::TestGAE",),
     ),
     (
         "lambda forgotten",
         "generalized_advantage_estimation",
-        text("gamma * lam * next_advantage", "gamma * next_advantage"),
+        text("gamma * lam * next_advantage_B", "gamma * next_advantage_B"),
         (f"{OBJECTIVES}::TestGAE",),
     ),
     (
         "value of a masked place used",
         "generalized_advantage_estimation",
-        text("next_value = torch.where(counts, values[:, t], next_value)", "next_value = values[:, t]"),
+        text("next_value_B = torch.where(counts_B, value_B, next_value_B)", "next_value_B = value_B"),
         (OBJECTIVES,),
     ),
     (
@@ -292,7 +292,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "whitening without its mean",
         "masked_whiten",
-        text("(values - mean) *", "values *"),
+        text("(values - masked_mean(values, mask)) *", "values *"),
         (f"{OBJECTIVES}::TestWhitening",),
     ),
     (
@@ -367,7 +367,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "group scores not scaled",
         "group_advantages",
-        text(" / (grouped.std(dim=1, keepdim=True) + eps)", ""),
+        text(" / (scores_GK.std(dim=1, keepdim=True) + eps)", ""),
         (f"{OBJECTIVES}::TestCriticFree",),
     ),
     (

@@ -55,7 +55,7 @@ def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes
 
 
 @needs_compiler
-@pytest.mark.skipif(compiled._release() < compiled.ROUNDS_ON_A_CPU, reason="refused with this torch")
+@pytest.mark.skipif(compiled._release() < compiled.FIRST_TORCH_THAT_ROUNDS_ALIKE, reason="refused with this torch")
 def test_the_first_ratio_is_one_in_half_precision(make_config: MakeConfig) -> None:
     """Passes with and without gradient are other code; both round where the plain layers do (I2)."""
     runner, update, _ = first_update(make_config(model={"dtype": "bfloat16"}, speed={"compile": True}))

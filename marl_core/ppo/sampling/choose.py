@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marl_core.config.run_config import SamplingSection
-from marl_core.ppo.logprobs import NEVER
+from marl_core.ppo.logprobs import BANNED_LOGIT
 from marl_core.ppo.policy_output import PolicyOutput
 
 
@@ -19,7 +19,7 @@ def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ())
     if temperature != 1.0:
         scaled = scaled / temperature
     if never:
-        scaled[:, list(never)] = NEVER
+        scaled[:, list(never)] = BANNED_LOGIT
     return scaled
 
 

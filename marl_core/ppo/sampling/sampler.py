@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.speed.merged_copies import folded
+from marl_core.bank.speed.merged_copies import merged_copies
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.run_config import SamplingSection, SpeedSection
-from marl_core.config.speed_config import measured_on
+from marl_core.config.speed_config import is_on
 from marl_core.errors import warn
 from marl_core.ppo.policy_output import PassOrigin, PolicyOutput
 from marl_core.ppo.sampling import by_transformers
@@ -125,10 +125,10 @@ class PolicySampler:
         """The base as it is sampled through."""
         bank = self.bank
         with bank.using(self.adapter, options=self.options), bank.trunk.generating():
-            if not self.speed.fold:
+            if not self.speed.merge_for_sampling:
                 yield bank
                 return
-            with folded(bank, self.adapter):
+            with merged_copies(bank, self.adapter):
                 yield bank
 
     def _behavior(self, rollout: Rollout, output: PolicyOutput) -> PolicyOutput | None:
@@ -136,8 +136,7 @@ class PolicySampler:
         bank = self.bank
         exact = bank.quantization.config is None and bank.trunk.precision == "float32"
         lengths = [*rollout.prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
-        captures = measured_on(bank.device.type) if self.speed.capture is None else self.speed.capture
-        if not (captures and exact and bank.trunk.stretched.alike(lengths)):
+        if not (is_on(self.speed.capture, bank.device.type) and exact and bank.trunk.stretched.alike(lengths)):
             return None
         origin = PassOrigin.of(bank, self.adapter, self.value_head, self.sampling.temperature)
         return replace(output, origin=origin, token_digests=rollout.digests())

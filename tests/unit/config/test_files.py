@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from marl_core import DataError, read_adapter
-from marl_core.artifacts.model_files import looks_like_hub_name, read_model
+from marl_core.artifacts.hub import is_repo_name
+from marl_core.artifacts.model_files import read_model
 from marl_core.artifacts.rows import look_at_prompts
 
 
@@ -74,10 +75,11 @@ def test_missing_files_get_a_near_match_and_data_set_names_pass(tmp_path: Path) 
         ("a/b/c", False),
         ("", False),
         ("a b", False),
+        ("a--b", False),
     ],
 )
 def test_hub_names(path: str, is_hub: bool) -> None:
-    assert looks_like_hub_name(path) == is_hub
+    assert is_repo_name(path, owner=False) == is_hub
 
 
 def test_a_model_in_several_files(model_folder: Path) -> None:
