@@ -17,7 +17,7 @@ from workloads import Work
 
 from marl_core import Runner
 from marl_core.bank.trunk import PassOptions
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.ppo.update import Batch, update_epochs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import EMBEDDINGS, target_parameters
@@ -13,22 +13,20 @@ from marl_core.artifacts.model_files import ModelFiles
 from marl_core.config.run_config import LoraSection, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.adapter_checks import named_adapters
+from marl_core.plan.chosen import Chosen
 from marl_core.plan.memory import linears, matches
-
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def fit_findings(plan: Plan, files: ModelFiles) -> Iterator[MarlError]:
+def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     """Reasons why adapters, targets or stop tokens don't fit the model in `files`. Nothing but headers is read."""
     try:
         shapes = dict(linears(files.shapes()))
     except DataError:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
     yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
-    yield from _targets(plan.config.value, "value", shapes) if plan.config.value_on == "own" else ()
+    yield from _targets(plan.config.value, "value", shapes) if plan.value_on == "own" else ()
     for key, path, _ in named_adapters(plan):
         try:
             adapter = read_adapter(path, key)

@@ -12,7 +12,7 @@ from marl_core.config.load import load_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import DataError, MarlError
 from marl_core.ppo import role_scoring
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.seeds import generator, seeded
 from marl_core.ppo.update import Batch, update_epochs
 from marl_core.run.optimizer import learning_rate_factor
@@ -68,7 +68,7 @@ def _update(runner: Runner, dump: Dump) -> str:
         raise DataError("replay: this dump holds no scores, so there is no update to repeat.")
     scored, config, device = to_device(dump.scored, runner.bank.device), runner.config, runner.bank.device
     own = None if dump.advantages is None else to_device(dump.advantages, device)
-    batch = Batch(scored, own or estimate_advantages(scored, config.ppo, dump.kl_coef))
+    batch = Batch(scored, own or estimate_advantages(scored, config.ppo, dump.kl_coef, runner.plan.estimator))
     rows = torch.tensor(dump.rows) if dump.rows else torch.arange(len(scored.rollout))
     ppo = config.ppo.model_copy(update={"epochs": 1, "minibatch": len(rows)} if dump.rows else {"epochs": 1})
     for group in runner.optimizer.param_groups:

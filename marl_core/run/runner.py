@@ -19,8 +19,8 @@ from marl_core.parallel.process_group import join
 from marl_core.parallel.rank_consistency import agree_at_start, trained_tensors
 from marl_core.plan.plan import Plan
 from marl_core.ppo import role_scoring
-from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.data_parallel import generate_in_shares, score_in_shares
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.metrics import step_stats
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
 from marl_core.ppo.reward_context import RewardContext, asking, logged
@@ -124,7 +124,7 @@ class Runner:
         """One PPO step on these prompts."""
         rollout = self.generate(prompts)
         scored = self.score(rollout)  # policy, reference, value, reward: views of one base
-        advantages = estimate_advantages(scored, self.config.ppo, self.kl_coef)
+        advantages = estimate_advantages(scored, self.config.ppo, self.kl_coef, self.plan.estimator)
         update = self.update(scored, advantages)
         return self.finish(scored, advantages, update)
 
@@ -178,7 +178,7 @@ class Runner:
             seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
         ):
             chosen = (
-                estimate_advantages(scored, self.config.ppo, self.kl_coef)
+                estimate_advantages(scored, self.config.ppo, self.kl_coef, self.plan.estimator)
                 if advantages is None
                 else advantages.fitted(scored.rollout)
             )

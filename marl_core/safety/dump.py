@@ -15,7 +15,7 @@ from torch import Tensor
 
 from marl_core.config.redact import redact
 from marl_core.errors import DataError, MarlError
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.scoring import own_scores
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
 from marl_core.store import checkpoint
@@ -142,7 +142,10 @@ def _own(runner: Runner, rollout: Rollout, scored: ScoredRollout | None, own: ob
 
 def _usual(runner: Runner, scored: ScoredRollout | None) -> dict[str, Tensor]:
     try:
-        return {} if scored is None else _flat(estimate_advantages(scored, runner.config.ppo, runner.kl_coef))
+        estimator = runner.plan.estimator
+        return (
+            {} if scored is None else _flat(estimate_advantages(scored, runner.config.ppo, runner.kl_coef, estimator))
+        )
     except (MarlError, RuntimeError, ValueError):
         return {}
 

@@ -109,7 +109,7 @@ class Guards:
                 f"all {count} responses got the same score, {float(raw[0]):.6g}, from {_sources(runner)}: such a batch teaches nothing "
                 "about what is better. Look at a few responses (samples.jsonl), and at the reward",
             )
-        elif ppo.advantage != "gae" and count % ppo.samples_per_prompt == 0:
+        elif runner.plan.estimator.needs_groups and count % ppo.samples_per_prompt == 0:
             groups = raw.reshape(-1, ppo.samples_per_prompt)
             if bool((groups.max(dim=1).values == groups.min(dim=1).values).all()):
                 self._warn(

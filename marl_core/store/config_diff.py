@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from marl_core.config.fields import with_long_choices
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ HARMLESS = (
 def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> list[str]:
     """A sentence on each change since `file` was written. ConfigError when one changes the mathematics, unless overridden."""
     try:
-        was = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+        was = flat(with_long_choices(yaml.safe_load(file.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"resume: {file} can't be read ({error}).") from error
     now = flat(yaml.safe_load(dump_config(config)))

@@ -88,7 +88,7 @@ def options(
 
 def test_every_family_has_built_ins() -> None:
     assert {listing.family for listing in BUILT_IN} == set(FAMILIES)
-    assert len(BUILT_IN) == 19
+    assert len(BUILT_IN) == 22
 
 
 @pytest.mark.parametrize("listing", BUILT_IN, ids=lambda listing: f"{listing.family}-{listing.name}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marl_core import ConfigError, ScoredRollout
 from marl_core.config.run_config import PPOSection
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_whiten
 from marl_core.testing import fake_rollout
 
