@@ -44,6 +44,11 @@ class Chosen:
         return self.strategies["quantization",]
 
     @property
+    def advantage_strategy(self) -> Strategy:
+        """Who says how rewards become advantages."""
+        return self.strategies["ppo", "advantage"]
+
+    @property
     def observers(self) -> tuple[Strategy, ...]:
         """Who watches, in the order of the config."""
         return tuple(self.strategies["observers", i] for i in range(len(self.config.observers)))
@@ -61,7 +66,7 @@ class Chosen:
     @cached_property
     def estimator(self) -> Estimator:
         """How rewards become advantages, and what that needs."""
-        return self.hooks.advantage(self.strategies["ppo", "advantage"])
+        return self.hooks.advantage(self.advantage_strategy)
 
     @property
     def value_on(self) -> ValueOn:

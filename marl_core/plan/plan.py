@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -42,7 +43,7 @@ class Plan(Chosen):
         """The same run with nobody watching: what every rank but the first runs."""
         kept = {place: strategy for place, strategy in self.strategies.items() if place[0] != "observers"}
         hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in kept.values())
-        return replace(self, config=self.config.model_copy(update={"observers": []}), hooks=hooks, strategies=kept)
+        return self._again(hooks, kept, self.config.model_copy(update={"observers": []}))
 
     def for_run(self, run: object) -> Self:
         """This plan for one run: strategies that serve another run already are replaced by fresh ones with their options.
@@ -51,11 +52,18 @@ class Plan(Chosen):
         """
         mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
         hooks = Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies)
-        plan = replace(
-            self, hooks=hooks, strategies={place: mine[strategy] for place, strategy in self.strategies.items()}
-        )
+        return self._again(hooks, {place: mine[strategy] for place, strategy in self.strategies.items()}, self.config)
+
+    def _again(self, hooks: Hooks, strategies: Mapping[Place, Strategy], config: RunConfig) -> Self:
+        """This plan with other strategies; what a strategy that stays has said of the base is not asked again.
+
+        The estimator is, and at once: its calls are then looked after by the run that has these hooks, and asking for it isn't
+        one of the run's own calls of a plugin.
+        """
+        plan = replace(self, hooks=hooks, strategies=strategies, config=config)
         if "quantization" in vars(self) and plan.quantization_strategy is self.quantization_strategy:
-            vars(plan)["quantization"] = self.quantization  # the strategy is asked once
+            vars(plan)["quantization"] = self.quantization
+        vars(plan)["estimator"] = hooks.advantage(plan.advantage_strategy)
         return plan
 
     def release(self) -> None:

@@ -92,13 +92,15 @@ def _checked(
     """Advantages and returns [B, T] float32, 0 where the mask is false; PluginError naming who gave something else."""
     mask = scored.rollout.mask
     blame = _finite(rewards, mask) and (scored.values is None or _finite(scored.values, mask))
-    returns: object = None
-    if estimator.needs_values:
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise _wrong(whose, f"gave {_told(found)}, expected a pair, advantages and returns, for it needs values")
-        found, returns = found
-    advantages = _per_token(found, "advantages", whose, mask, blame, spread=True)
-    return advantages, None if returns is None else _per_token(returns, "returns", whose, mask, blame)
+    if not estimator.needs_values:
+        return _per_token(found, "advantages", whose, mask, blame, spread=True), None
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise _wrong(whose, f"gave {_told(found)}, expected a pair, advantages and returns, for it needs values")
+    advantages, returns = found
+    return (
+        _per_token(advantages, "advantages", whose, mask, blame, spread=True),
+        _per_token(returns, "returns", whose, mask, blame),
+    )
 
 
 def _per_token(found: object, what: str, whose: str, mask: Tensor, blame: bool, spread: bool = False) -> Tensor:

@@ -152,7 +152,10 @@ def test_plugins_of_one_family(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("family", "said"),
     [
-        ("rewards", "'rewards' is none of reference, reward, quantization, advantage, observer. Did you mean 'reward'?"),
+        (
+            "rewards",
+            "'rewards' is none of reference, reward, quantization, advantage, observer. Did you mean 'reward'?",
+        ),
         ("refernce", "Did you mean 'reference'?"),
         ("zzz", "is none of reference, reward, quantization, advantage, observer.\n"),
     ],
