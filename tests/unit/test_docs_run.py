@@ -100,6 +100,7 @@ def test_the_page_on_plugins(
         lines = (workplace / "runs" / name / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(lines) == 2
     assert re.search(r"^\[-?0\.0, -?\d+\.\d+\]$", out, flags=re.MULTILINE)  # the moving average's KL
+    assert "tensor([-1.,  1.,  2., -2.])\n" in out
     assert re.search(r"^2 \d+ '", out, flags=re.MULTILINE)  # the observer's second step
 
 
