@@ -111,15 +111,46 @@ def test_guests_use_public_names_only(guests: list[Any]) -> None:
     assert not wrong
 
 
+def named(source: Any) -> str:
+    """A source file as a module."""
+    return str(source.path).replace("/", ".").removesuffix(".py")
+
+
 def test_no_cycles(core: list[Any]) -> None:
     """Of imports at the top of a module; one inside a function has already waited for both modules."""
-    known = {source.path.replace("/", ".").removesuffix(".py") for source in core}
-    graph = {
-        source.path.replace("/", ".").removesuffix(".py"): {
-            module for module, _ in imports(source.tree, top_only=True) if module in known
+    known = {named(source) for source in core}
+    no_cycles(
+        {
+            named(source): {module for module, _ in imports(source.tree, top_only=True) if module in known}
+            for source in core
         }
+    )
+
+
+SPEAKS_OF_ALL = ("marl_core.registry.hooks", "marl_core.registry.hookspecs")
+"""Hooks have the types of the rooms that call them."""
+
+
+def test_no_cycles_for_a_reader_of_the_light_rooms(core: list[Any]) -> None:
+    """Nor of imports that are for type checkers alone."""
+    light = {
+        named(source): source
         for source in core
+        if storey(source.path) in LIGHT and not source.path.endswith("__init__.py")
     }
+    no_cycles(
+        {
+            name: {
+                node.module
+                for node in ast.walk(source.tree)
+                if isinstance(node, ast.ImportFrom) and node.module in light and name not in SPEAKS_OF_ALL
+            }
+            for name, source in light.items()
+        }
+    )
+
+
+def no_cycles(graph: dict[str, set[str]]) -> None:
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -131,6 +162,11 @@ def test_no_cycles(core: list[Any]) -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def test_a_cycle_is_found() -> None:
+    with pytest.raises(AssertionError, match="a -> b -> a"):
+        no_cycles({"a": {"b"}, "b": {"a"}})
 
 
 def test_the_rules_can_fail() -> None:
