@@ -149,7 +149,7 @@ class Held:
 
 def four_bit(folder: str, device: str) -> Any:
     """The same base in NF4, as `quantization: bnb-4bit` loads it."""
-    from marl_core.bank.base import load_bank
+    from marl_core import AdapterBank
 
     try:
         import bitsandbytes  # noqa: F401
@@ -157,7 +157,9 @@ def four_bit(folder: str, device: str) -> Any:
         raise Skip(f"bitsandbytes can't be imported: {error}") from error
     from marl_plugins.quantization import Bnb4Bit
 
-    return load_bank(folder, dtype="bfloat16", device=device, quantization=Bnb4Bit().marl_quantization("bfloat16"))
+    return AdapterBank.from_pretrained(
+        folder, dtype="bfloat16", device=device, quantization=Bnb4Bit().marl_quantization("bfloat16")
+    )
 
 
 def step(case: Case, held: Held, machine: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from marl_core.bank import heads, lora
+from marl_core.bank.base import load_base, load_for_bank
 from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
 from marl_core.bank.identity import reward_adapter
 from marl_core.bank.identity.fingerprint import Fingerprint, kinds
@@ -29,6 +30,7 @@ from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.targets import Layers, linear_names, without_idle
 from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.bank.views import Position, ScoreView, View
+from marl_core.bank.weight_versions import WeightVersions
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
 
@@ -91,10 +93,16 @@ class AdapterBank:
     def from_pretrained(
         cls, path: str, *, dtype: str = "float32", tokenizer: str | None = None, device: str = "auto", **options: Any
     ) -> AdapterBank:
-        """A bank on the model at `path`; `options` are those of marl_core.bank.base.load_bank."""
-        from marl_core.bank.base import load_bank
+        """A bank on the model at `path`; `options` are those of marl_core.bank.base.load_for_bank.
 
-        return load_bank(path, dtype=dtype, tokenizer=tokenizer, device=device, **options)
+        DataError for a model that can't be loaded or used, ConfigError for a device that isn't here, and for options that don't go
+        together.
+        """
+        loaded = load_for_bank(path, dtype=dtype, tokenizer=tokenizer, device=device, **options)
+        bank = cls(loaded.model, loaded.tokenizer, source=loaded.source, quantization=loaded.quantization)
+        bank.trunk.sharded = loaded.sharded
+        bank.note_read(loaded.origin, loaded.fingerprint)
+        return bank
 
     @property
     def base(self) -> PreTrainedModel:
@@ -122,7 +130,7 @@ class AdapterBank:
 
     @property
     def as_read(self) -> bool:
-        """Whether origin and fingerprint still hold: the base was read by load_bank, and nobody wrote to it since."""
+        """Whether origin and fingerprint still hold: the base was read by from_pretrained, and nobody wrote to it since."""
         return self._read_as is not None and self._read_as == self._guard.marks()
 
     @property
@@ -220,8 +228,6 @@ class AdapterBank:
 
     def _read_again(self, before: Look) -> bool:
         """Take what was written over from the files; whether the base is as it was."""
-        from marl_core.bank.base import load_base
-
         plain = self.quantization.config is None and not self.trunk.sharded
         if self.origin is None or self.origin.folder is None or not plain:
             return False
@@ -414,8 +420,6 @@ class AdapterBank:
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        from marl_core.bank.integrity import WeightVersions
-
         weights = WeightVersions(pair for name in names for pair in self.parameters(name).items())
         return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
 

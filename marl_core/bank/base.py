@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marl_core.artifacts.model_files import unpinned_code
-from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
@@ -30,7 +30,22 @@ if TYPE_CHECKING:
 Prepare = Callable[["PreTrainedModel"], "PreTrainedModel | None"]
 
 
-def load_bank(
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base as an AdapterBank takes it over."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    """What was asked for: a folder or a hub name."""
+    quantization: Quantization
+    sharded: bool
+    origin: Origin | None
+    """Where it was read from; None for one that was prepared."""
+    fingerprint: Fingerprint | None
+
+
+def load_for_bank(
     path: str,
     *,
     dtype: str = "float32",
@@ -42,8 +57,8 @@ def load_bank(
     quantization: Quantization | None = None,
     prepare: Prepare | None = None,
     shard: bool = False,
-) -> AdapterBank:
-    """Load model and tokenizer into an AdapterBank; `shard` its layers over the processes of this run.
+) -> LoadedBase:
+    """Load model and tokenizer; `shard` the model's layers over the processes of this run.
 
     `prepare` gets the float32 base and may return a changed one (an adapter merged in): only then is the result
     quantized or cast to `dtype`, because merging into a quantized base is lossy.
@@ -72,10 +87,8 @@ def load_bank(
         quantization.after_load(base)
     _check_vocabulary(base, loaded_tokenizer, path)
     base = shard_base(base, target) if shard else base
-    bank = AdapterBank(base, loaded_tokenizer, source=source, quantization=quantization)
-    bank.trunk.sharded = shard
-    bank.note_read(Origin.of(path, revision) if prepare is None else None, prints)
-    return bank
+    origin = Origin.of(path, revision) if prepare is None else None
+    return LoadedBase(base, loaded_tokenizer, source, quantization, shard, origin, prints)
 
 
 def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | None) -> Fingerprint | None:

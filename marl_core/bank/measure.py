@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,39 @@ from marl_core.artifacts import architecture
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 
 if TYPE_CHECKING:
-    from marl_core.bank.trunk import Trunk
+    from contextlib import AbstractContextManager
+
+    from transformers import Cache, PreTrainedModel
+
+
+class _MeasuredTrunk(Protocol):
+    """What is asked of a trunk here: passes of every kind, and what it is made of. Trunk says what each gives."""
+
+    model: PreTrainedModel
+    body: nn.Module
+    takes: frozenset[str]
+    quantized: bool
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def body_states(self, ids: Tensor) -> Tensor: ...
+
+    def masked_states(self, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+    def packed_states(self, ids: Tensor, mask: Tensor) -> Tensor: ...
+
+    def new_cache(self, room: int) -> DynamicCache: ...
+
+    def extend(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor: ...
+
+    def generating(self) -> AbstractContextManager[PreTrainedModel]: ...
+
 
 STATE_TOLERANCE = {torch.float32: 1e-4}
 """Relative difference of hidden states that rounding may make. The models of tests/unit/test_rows_alone.py differ by at most
@@ -32,7 +64,7 @@ PROBE_ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
 """Probe rows: padding on the left, tokens, padding on the right. A batch of them pads as prompts with responses do."""
 
 
-def padding(trunk: Trunk) -> tuple[int, str | None]:
+def padding(trunk: _MeasuredTrunk) -> tuple[int, str | None]:
     """Width of the hidden states, and what goes wrong with rows beside padding, in words; None when each is what it is alone.
 
     And no row may change with what stands in the padding, which holds to the bit in any dtype where no experts are chosen.
@@ -66,7 +98,7 @@ def padding(trunk: Trunk) -> tuple[int, str | None]:
     return width, f"a row's hidden states are off by {off:.2g} of their size beside padding: {cause}"
 
 
-def packing_fault(trunk: Trunk) -> str | None:
+def packing_fault(trunk: _MeasuredTrunk) -> str | None:
     """Why rows can't stand packed in one row, in words; None when they can.
 
     Told by what the model is made of, then measured: packed rows are the padded ones, and no row changes when those before it
@@ -90,7 +122,7 @@ def packing_fault(trunk: Trunk) -> str | None:
     return None
 
 
-def recompute_fault(trunk: Trunk, layers: Sequence[nn.Module]) -> str | None:
+def recompute_fault(trunk: _MeasuredTrunk, layers: Sequence[nn.Module]) -> str | None:
     """What goes wrong when `layers` are computed again in backward, in words; None when the gradient is the same."""
     ids, mask = _probe(trunk)
     try:
@@ -102,7 +134,7 @@ def recompute_fault(trunk: Trunk, layers: Sequence[nn.Module]) -> str | None:
     return None if off <= _allowed(trunk, plain) else f"its gradient is off by {off:.2g} of its size"
 
 
-def _gradient(trunk: Trunk, ids: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+def _gradient(trunk: _MeasuredTrunk, ids: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     """Gradient of the hidden states with respect to the embeddings, `layers` computed again in backward."""
     leaves: list[Tensor] = []
 
@@ -142,7 +174,7 @@ def training(layers: Iterable[nn.Module]) -> Iterator[None]:
             layer.training = False
 
 
-def cache_fault(trunk: Trunk) -> str | None:
+def cache_fault(trunk: _MeasuredTrunk) -> str | None:
     """Why the own decode loop can't sample from this model, in words; None when a grown cache gives what a whole pass gives."""
     if not keeps_keys_and_values(trunk):
         return "it keeps something else than growing keys and values"
@@ -167,7 +199,7 @@ def cache_fault(trunk: Trunk) -> str | None:
     )
 
 
-def generate_fault(trunk: Trunk) -> str | None:
+def generate_fault(trunk: _MeasuredTrunk) -> str | None:
     """What goes wrong in transformers' `generate` with padded prompts, in words; None when it computes what a whole pass does."""
     ids, mask = _prompts(trunk, _beyond_windows(trunk))
     config = GenerationConfig(
@@ -188,13 +220,13 @@ def generate_fault(trunk: Trunk) -> str | None:
     return None if worst <= _allowed(trunk, right) else f"its log-probs are off by {worst:.2g} of their size"
 
 
-def keeps_keys_and_values(trunk: Trunk) -> bool:
+def keeps_keys_and_values(trunk: _MeasuredTrunk) -> bool:
     """Whether every layer's cache is keys and values that grow: then rows and samples can be taken out of it and doubled."""
     layers = _cache_layers(trunk)
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def mixes_positions(trunk: Trunk) -> str | None:
+def mixes_positions(trunk: _MeasuredTrunk) -> str | None:
     """The first part of the body that mixes positions beside attention, by name; None when only attention does.
 
     Convolutions over tokens, recurrent and linear attention: their state would run from one packed row into the next.
@@ -209,31 +241,31 @@ def mixes_positions(trunk: Trunk) -> str | None:
     return None
 
 
-def _text_part(trunk: Trunk) -> nn.Module:
+def _text_part(trunk: _MeasuredTrunk) -> nn.Module:
     """The part of the body that text goes through: a model that sees or hears has other parts beside it."""
     decoder = trunk.model.get_decoder() if hasattr(trunk.model, "get_decoder") else None
     return decoder if isinstance(decoder, nn.Module) and decoder is not trunk.model else trunk.body
 
 
-def _cache_layers(trunk: Trunk) -> list[Any]:
+def _cache_layers(trunk: _MeasuredTrunk) -> list[Any]:
     try:
         return list(DynamicCache(config=trunk.model.config).layers)
     except Exception:  # a kind of layer that transformers' cache doesn't know
         return []
 
 
-def _chooses(trunk: Trunk) -> bool:
+def _chooses(trunk: _MeasuredTrunk) -> bool:
     """Whether tokens are sent to experts: then which tokens share a product depends on all of them, and the last bits with it."""
     return architecture.chooses_experts(name for name, _ in trunk.body.named_modules())
 
 
-def _beyond_windows(trunk: Trunk) -> int:
+def _beyond_windows(trunk: _MeasuredTrunk) -> int:
     """Tokens that make probe rows longer than a model's window, where that is cheap: what a cache drops shows only then."""
     size = architecture.window(vars(trunk.model.config.get_text_config()))
     return size if size <= LONGEST_PROBED_WINDOW else 0
 
 
-def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
+def _probe(trunk: _MeasuredTrunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and mask [rows, 8 + more]; no token that means something to the model beside its embedding."""
     config, rows = trunk.model.config, [(left, kept + more, right) for left, kept, right in PROBE_ROWS]
     count = len(rows) * sum(rows[0])
@@ -247,7 +279,7 @@ def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
     return ids, mask.bool()
 
 
-def _prompts(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
+def _prompts(trunk: _MeasuredTrunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """The probe rows with all padding on the left."""
     ids, mask = _probe(trunk, more)
     right = torch.tensor([pads for _, _, pads in PROBE_ROWS], device=ids.device)
@@ -262,7 +294,7 @@ def _off(states: Tensor, right: Tensor) -> float:
     return float(off.max().nan_to_num(torch.inf))
 
 
-def _allowed(trunk: Trunk, states: Tensor) -> float:
+def _allowed(trunk: _MeasuredTrunk, states: Tensor) -> float:
     rounded = float32_products(states.device) if states.dtype == torch.float32 else states.dtype
     return COARSE_STATE_TOLERANCE if trunk.quantized else STATE_TOLERANCE.get(rounded, COARSE_STATE_TOLERANCE)
 
@@ -285,7 +317,7 @@ PRODUCT_SIZE = 256
 7.4e-4 when they are cut off, with factors of 7 bits by 1.7e-3 and more."""
 
 
-def _noise(trunk: Trunk, states: Tensor) -> float:
+def _noise(trunk: _MeasuredTrunk, states: Tensor) -> float:
     """How much a row may change with other rows and pads in places of the same shape: by nothing, unless experts are chosen."""
     return _allowed(trunk, states) if _chooses(trunk) or trunk.quantized else 0.0
 

@@ -19,6 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
 from marl_core.bank import lora
+from marl_core.bank.base import load_base, load_tokenizer
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
 from marl_core.errors import ConfigError, DataError, warn
@@ -181,8 +182,6 @@ def merge_adapter(
     merged weights, still in float32, compute something else than base + adapter, or where transformers could not load what would be
     written. ConfigError for a base that is quantized.
     """
-    from marl_core.bank.base import load_base, load_tokenizer
-
     start, target = time.perf_counter(), Path(out)
     if target.is_file() or (target.exists() and any(target.iterdir())):
         raise DataError(f"--out {target} exists and isn't empty; give a new folder, nothing is overwritten.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from marl_core.artifacts.adapter_files import SCORE_KEYS, AdapterFiles
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
+from marl_core.bank.reward_bank import RewardBank
 from marl_core.bank.views import ScoreView
 from marl_core.errors import DataError
-
-if TYPE_CHECKING:
-    from marl_core.bank.adapters import AdapterBank
 
 SCORE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Relative to the score's own size (at least 1): another state or another token is off by about the score itself."""
@@ -35,7 +33,7 @@ class _Head(nn.Module):
 
 
 @torch.no_grad()
-def refuse_other_reading(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> None:
+def refuse_other_reading(bank: RewardBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> None:
     """DataError when the classifier that trained this adapter does more than a linear head on the last token's hidden state.
 
     The classifier is built without weights and gets the bank's trunk and head: what it lacks then isn't in the adapter's file.
@@ -73,7 +71,7 @@ def refuse_other_reading(bank: AdapterBank, view: ScoreView, files: AdapterFiles
         )
 
 
-def _classifier(bank: AdapterBank, view: ScoreView, files: AdapterFiles) -> tuple[str, Any] | None:
+def _classifier(bank: RewardBank, view: ScoreView, files: AdapterFiles) -> tuple[str, Any] | None:
     """transformers' classifier for this base around the bank's own trunk and head; None where there is none to compare with."""
     if not files.score_keys or bank.trunk.sharded:
         return None  # LLaMA-Factory's heads read the trunk's last state by definition
@@ -98,5 +96,5 @@ def _classifier(bank: AdapterBank, view: ScoreView, files: AdapterFiles) -> tupl
     return kind.__name__, judge
 
 
-def _allowed(bank: AdapterBank) -> float:
+def _allowed(bank: RewardBank) -> float:
     return SCORE_TOLERANCE.get(bank.trunk.precision, 0.1) if bank.quantization.config is None else 0.5

@@ -9,7 +9,6 @@ from peft import LoraConfig
 
 from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.base import load_bank
 from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.choice import RewardChoice
@@ -115,7 +114,7 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
         _same_base(plan, bank)
         return bank
     model = plan.config.model
-    bank = load_bank(
+    bank = AdapterBank.from_pretrained(
         model.path,
         dtype=model.dtype,
         tokenizer=model.tokenizer,

@@ -20,6 +20,8 @@ from marl_core.cli.app import main
 from marl_core.run.replay import replay
 from marl_core.safety.dump import load
 
+pytestmark = pytest.mark.filterwarnings("ignore:speed.fold is deprecated:marl_core.errors.MarlDeprecationWarning")
+
 HOUSE = Path(__file__).with_name("house")
 RENAMED = {"policy/approxkl": "policy/approx_kl"}
 """Metrics that had another name then."""

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from marl_core import Catalog, DataError, MarlError, RunConfig, Runner
-from marl_core.bank.base import load_bank as _load_bank  # noqa: F401  # imported before the fork
+from marl_core.bank.base import load_for_bank as _load_for_bank  # noqa: F401  # imported before the fork
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.errors import RankError

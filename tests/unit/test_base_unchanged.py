@@ -17,7 +17,6 @@ from torch import Tensor
 from marl_core import AdapterBank, ConfigError, DataError, Quantization
 from marl_core.bank import guard as guard_module
 from marl_core.bank import lora
-from marl_core.bank.base import load_bank
 from marl_core.bank.identity.digest import digest
 from marl_core.bank.lora import make_config
 from marl_core.testing import tiny_bank
@@ -195,7 +194,7 @@ class TestMeasured:
         packed = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )
-        bank = load_bank(wide_folder, device="cpu", quantization=Quantization(packed))
+        bank = AdapterBank.from_pretrained(wide_folder, device="cpu", quantization=Quantization(packed))
         before = bits(bank)
         with pytest.raises(ConfigError, match="peft rewrote the base's weights"):
             bank.add("x", config(init_lora_weights="olora"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from marl_core import AdapterBank, ConfigError, DataError, merge_into
-from marl_core.bank.base import load_bank, load_base
+from marl_core.bank.base import load_base
 from marl_core.bank.merge import merge_adapter
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
@@ -65,7 +65,9 @@ def test_a_reward_adapter_is_refused(tiny_folder: str, reward_adapter: str) -> N
 def test_a_bank_merges_first_and_casts_afterwards(
     tiny_folder: str, sft_adapter: str, with_adapter: torch.Tensor, dtype: str
 ) -> None:
-    bank = load_bank(tiny_folder, dtype=dtype, device="cpu", prepare=lambda base: merge_into(base, sft_adapter))
+    bank = AdapterBank.from_pretrained(
+        tiny_folder, dtype=dtype, device="cpu", prepare=lambda base: merge_into(base, sft_adapter)
+    )
     truth = merge_into(load_base(tiny_folder), sft_adapter).to(getattr(torch, dtype))
     assert torch.equal(logits(bank.base), logits(truth))
     if dtype == "float32":

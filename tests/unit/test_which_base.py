@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from marl_core import AdapterBank, DataError, MarlWarning, Quantization, merge_into, write_certificate
 from marl_core.bank import base as base_module
 from marl_core.bank.adapters import AdapterBank as Bank
-from marl_core.bank.base import load_bank, load_base
+from marl_core.bank.base import load_base
 from marl_core.bank.identity.digest import digest
 from marl_core.bank.identity.fingerprint import difference, fingerprint, kinds
 from marl_core.bank.identity.fingerprint_v1 import first_version, is_short_of, short
@@ -117,7 +117,9 @@ class TestEveryKindAtEveryDepth:
         """24 layers, attention only: what samples of every 7th tensor couldn't see."""
         base = write_tiny_model(tmp_path / "base", num_hidden_layers=24, initializer_range=0.02)
         sft = write_sft_adapter(base, tmp_path / "sft", scale=0.01, target_modules=["q_proj", "o_proj"])
-        bank = load_bank(base, dtype=dtype, device="cpu", prepare=lambda model: merge_into(model, sft))
+        bank = AdapterBank.from_pretrained(
+            base, dtype=dtype, device="cpu", prepare=lambda model: merge_into(model, sft)
+        )
         assert bank.origin is None
         with pytest.raises(
             DataError, match=r"not this base's \(\d+% of the .* differ: q_proj, o_proj of layers 0-23\)"
@@ -368,7 +370,9 @@ class TestAnotherDtype:
 
         merge_adapter(tiny_folder, sft_adapter, tmp_path / "merged")
         elsewhere = changed(str(tmp_path / "merged"), tmp_path / "elsewhere", rounded)
-        bank = load_bank(tiny_folder, device="cpu", prepare=lambda model: merge_into(model, sft_adapter))
+        bank = AdapterBank.from_pretrained(
+            tiny_folder, device="cpu", prepare=lambda model: merge_into(model, sft_adapter)
+        )
         assert "compared with" in told(bank, renamed(sft_adapter, elsewhere, tmp_path / "on-merged"))
 
 
@@ -459,10 +463,10 @@ class TestPlaces:
 
     def test_a_prepared_base_is_not_what_it_was_made_from(self, home: Path, sft_adapter: str) -> None:
         adapter = renamed(sft_adapter, "base", home / "sft")
-        bank = load_bank("base", device="cpu", prepare=lambda model: merge_into(model, adapter))
+        bank = AdapterBank.from_pretrained("base", device="cpu", prepare=lambda model: merge_into(model, adapter))
         with pytest.raises(DataError, match="not this base's"):
             bank.load("sft", adapter)
-        untouched = load_bank("base", device="cpu", prepare=lambda model: None)
+        untouched = AdapterBank.from_pretrained("base", device="cpu", prepare=lambda model: None)
         assert "compared with base" in told(untouched, adapter)
 
 
@@ -527,7 +531,7 @@ class TestQuantized:
         other = write_tiny_model(
             tmp_path / "other", seed=3, hidden_size=64, intermediate_size=128, num_attention_heads=2
         )
-        bank = load_bank(wide_folder, device="cpu", quantization=getattr(self, kind)())
+        bank = AdapterBank.from_pretrained(wide_folder, device="cpu", quantization=getattr(self, kind)())
         assert "it names" in told(bank, adapter)
         assert "compared with" in told(bank, renamed(adapter, str(copy), tmp_path / "x"))
         with pytest.raises(DataError, match="not this base's"):
@@ -537,7 +541,7 @@ class TestQuantized:
     def test_after_a_merge(self, wide_folder: str, write_sft_adapter: Write, tmp_path: Path, kind: str) -> None:
         adapter = write_sft_adapter(wide_folder, tmp_path / "sft")
         merge_adapter(wide_folder, adapter, tmp_path / "merged")
-        bank = load_bank(
+        bank = AdapterBank.from_pretrained(
             wide_folder,
             device="cpu",
             quantization=getattr(self, kind)(),
@@ -549,7 +553,9 @@ class TestQuantized:
 
     def test_a_folder_that_is_quantized(self, wide_folder: str, write_sft_adapter: Write, tmp_path: Path) -> None:
         adapter = write_sft_adapter(wide_folder, tmp_path / "sft")
-        load_bank(wide_folder, device="cpu", quantization=self.four_bit()).base.save_pretrained(tmp_path / "packed")
+        AdapterBank.from_pretrained(wide_folder, device="cpu", quantization=self.four_bit()).base.save_pretrained(
+            tmp_path / "packed"
+        )
         tiny_tokenizer().save_pretrained(tmp_path / "packed")
         copy = shutil.copytree(tmp_path / "packed", tmp_path / "copy")
         packed = AdapterBank.from_pretrained(str(tmp_path / "packed"), device="cpu")
@@ -574,7 +580,7 @@ class TestQuantized:
             return model
 
         monkeypatch.setattr(base_module, "_load", watched)
-        load_bank(
+        AdapterBank.from_pretrained(
             wide_folder, device="cpu", quantization=self.four_bit(), prepare=lambda model: merge_into(model, adapter)
         )
         assert alive

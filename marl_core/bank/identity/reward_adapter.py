@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from marl_core.bank import heads, lora
 from marl_core.bank.identity.reward_check import Reading, check_reward
+from marl_core.bank.reward_bank import RewardBank
 from marl_core.bank.reward_class import refuse_other_reading
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from marl_core.bank.adapters import AdapterBank
-
 
 def load(
-    bank: AdapterBank,
+    bank: RewardBank,
     path: str | Path,
     position: Position | None,
     pad_id: int | None,
@@ -53,7 +51,7 @@ def load(
 
 
 @torch.no_grad()
-def score(bank: AdapterBank, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
+def score(bank: RewardBank, view: ScoreView, ids: Tensor, mask: Tensor) -> Tensor:
     """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32. The LM head is never run."""
     with bank.view(view.view):
         hidden = bank.trunk.hidden(ids, mask)
@@ -62,7 +60,7 @@ def score(bank: AdapterBank, view: ScoreView, ids: Tensor, mask: Tensor) -> Tens
     return heads.apply_head(bank.heads[view.head], hidden[rows, places])
 
 
-def named(bank: AdapterBank, reward: ScoreView | str) -> ScoreView:
+def named(bank: RewardBank, reward: ScoreView | str) -> ScoreView:
     """The view of a reward adapter, given as itself or by the adapter's name; ConfigError when it is neither."""
     if isinstance(reward, ScoreView):
         return reward
@@ -74,7 +72,7 @@ def named(bank: AdapterBank, reward: ScoreView | str) -> ScoreView:
     return bank.reward_views[reward]
 
 
-def only(bank: AdapterBank) -> ScoreView:
+def only(bank: RewardBank) -> ScoreView:
     """The bank's one reward adapter; ConfigError when it has none or several."""
     if len(bank.reward_views) != 1:
         names = ", ".join(bank.reward_views) or "none"

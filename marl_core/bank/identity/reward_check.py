@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,11 +13,9 @@ from marl_core.artifacts.adapter_files import AdapterFiles
 from marl_core.bank.identity.certificate import FILE, difference_from_certificate, read_certificate
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, which_base
+from marl_core.bank.reward_bank import RewardBank
 from marl_core.bank.views import Position, ScoreView
 from marl_core.errors import DataError
-
-if TYPE_CHECKING:
-    from marl_core.bank.adapters import AdapterBank
 
 GOLDEN_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """Share of the golden scores' spread (at least 1). Measured on a 135M model in bfloat16: 0.02 to 0.15; a wrong position or
@@ -54,7 +52,7 @@ def _pad_token(folder: Path) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> str:
+def check_reward(bank: RewardBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on what was verified; DataError when the weights or the golden scores differ."""
     certificate, prints = read_certificate(files.folder), base_of(bank)
     answer = None
@@ -86,7 +84,7 @@ def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_
     return f"trained on these weights; {golden}"
 
 
-def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
+def check_base(bank: RewardBank, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on whether an adapter's base is this one; DataError when it is another."""
     answer = which_base(files, _origin(bank), lambda: base_of(bank))
     if answer.difference is not None and answer.difference.names:
@@ -99,7 +97,7 @@ def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
     return f"trained on these weights ({answer.evidence})"
 
 
-def base_of(bank: AdapterBank) -> Fingerprint | None:
+def base_of(bank: RewardBank) -> Fingerprint | None:
     """The bank's fingerprint, made now for a base that was given as an object or written to; None where nothing is known."""
     plain = (
         not getattr(bank.base, "is_quantized", False) and bank.quantization.config is None and not bank.trunk.sharded
@@ -109,12 +107,12 @@ def base_of(bank: AdapterBank) -> Fingerprint | None:
     return bank.fingerprint
 
 
-def _origin(bank: AdapterBank) -> Origin | None:
+def _origin(bank: RewardBank) -> Origin | None:
     return bank.origin if bank.as_read else None
 
 
 def _check_golden(
-    bank: AdapterBank, view: ScoreView, certificate: dict[str, Any], files: AdapterFiles, asked_by: str
+    bank: RewardBank, view: ScoreView, certificate: dict[str, Any], files: AdapterFiles, asked_by: str
 ) -> str:
     rows = certificate["golden"]
     if not rows:
