@@ -3,7 +3,7 @@
     python benchmarks/bench.py                       # W1, W2 and W3 in float32
     python benchmarks/bench.py --dtype bfloat16 W1
     python benchmarks/bench.py --device cuda --shape 1b --dtype bfloat16 W1
-    python benchmarks/bench.py --set speed.fold=false W1
+    python benchmarks/bench.py --set speed.merge_for_sampling=true W1
 
 Every work runs in a process of its own, so that its peak memory is its own. Results are kept as JSON.
 """

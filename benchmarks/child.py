@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
 
     from marl_core import RunConfig, Runner
     from marl_core.ppo.types import Prompts
-    from marl_core.run.allocator import set_up_process
+    from marl_core.run.host import set_up_process
 
     set_up_process()  # as `marl run` does
     runner = Runner(RunConfig.model_validate(config))
@@ -83,21 +84,23 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
     limits = None
     if work.ragged:
         limits = torch.tensor(work.lengths())
-        runner.stops = [runner.bank.trunk.vocabulary - 1]  # a token that is never sampled: the schedule alone ends rows
+        never = (runner.bank.trunk.vocabulary - 1,)  # a token that is never sampled: the schedule alone ends rows
+        sampler: Any = runner.algorithm.sampler
+        runner.algorithm = replace(runner.algorithm, sampler=replace(sampler, stops=never))
     steps, positions = [], {"generate": 0, "score": 0, "update": 0}
-    trunk = runner.bank.trunk
+    count = position_counter(runner.bank.trunk.body)
     for index in range(job["warmup"] + job["repeat"]):
         start = time.perf_counter()
         if runner.preflight is None:
             runner.check_start(prompts)
             start = time.perf_counter()
-        at = [trunk.positions]
+        at = [count[0]]
         rollout = runner.generate(prompts, limits=limits)
-        at.append(trunk.positions)
+        at.append(count[0])
         scored = runner.score(rollout)
-        at.append(trunk.positions)
+        at.append(count[0])
         runner.update(scored)
-        at.append(trunk.positions)
+        at.append(count[0])
         positions = {name: at[place + 1] - at[place] for place, name in enumerate(positions)}
         seconds = {"step": time.perf_counter() - start, **runner.seconds}
         runner.seconds.clear()
@@ -134,6 +137,17 @@ def measure(work: Work, config: dict[str, Any], ids: list[list[int]], job: dict[
         "computed_per_real": computed_per_real(work, positions),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
     }
+
+
+def position_counter(body: Any) -> list[int]:
+    """One number: token positions that have gone through the body from now on, padding included."""
+    count = [0]
+
+    def add(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        count[0] += named["input_ids"].numel()
+
+    body.register_forward_pre_hook(add, with_kwargs=True)
+    return count
 
 
 def computed_per_real(work: Work, positions: dict[str, int]) -> dict[str, float]:

@@ -93,12 +93,13 @@ def config_of(model: str, folder: Path) -> Any:
 
 def measure(runner: Any, steps: int) -> tuple[dict[str, float], float]:
     """Seconds a step of each guard, and of the whole step."""
-    clock, guards = Clock(), runner.guards
+    clock, checks, guard = Clock(), runner.checks, runner.guard
     runner.prepare()
-    guards.scored, guards.updated = clock.timed("scored", guards.scored), clock.timed("updated", guards.updated)
-    guards.watch.step_ended = clock.timed("frozen weights, who learns", guards.watch.step_ended)
-    guards.watch.around = clock.block("around plugins", guards.watch.around)
-    runner.plan.hooks.around = guards.watch.around
+    checks.check_scored = clock.timed("scored", checks.check_scored)
+    checks.check_update = clock.timed("updated", checks.check_update)
+    guard.step_ended = clock.timed("frozen weights, who learns", guard.step_ended)
+    guard.call = clock.block("around plugins", guard.call)
+    runner.plan.hooks.around = guard.call
     clock.seconds.clear()
     start = time.perf_counter()
     going = runner.steps()
@@ -107,7 +108,7 @@ def measure(runner: Any, steps: int) -> tuple[dict[str, float], float]:
     whole = (time.perf_counter() - start) / steps
     each = {name: seconds / steps for name, seconds in clock.seconds.items()}
     start = time.perf_counter()
-    guards.watch.step_ended(0, thorough=True)
+    guard.step_ended(0, thorough=True)
     each["checksum, once a checkpoint"] = time.perf_counter() - start
     return each, whole
 

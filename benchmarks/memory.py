@@ -101,7 +101,7 @@ def measure(case: str, folder: Path, device: str) -> dict[str, float]:
     said = estimate(plan).peak
     import torch
 
-    from marl_core.run.allocator import set_up_process
+    from marl_core.run.host import set_up_process
     from marl_core.run.roles import build_roles  # noqa: F401  # the libraries, before the base line is taken
     from marl_core.run.runner import Runner
 

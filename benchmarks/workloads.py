@@ -152,7 +152,7 @@ def prompt_ids(base: str, work: Work, shape: str | None) -> list[list[int]]:
 def config_of(
     work: Work, base: str, reward: str, dtype: str, device: str, threads: int, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    """The run's config; `changes` are dotted keys of a variant, e.g. {"fast.fold": False}."""
+    """The run's config; `changes` are dotted keys of a variant, e.g. {"speed.merge_for_sampling": True}."""
     config: dict[str, Any] = {
         "model": {"path": base, "dtype": dtype},
         "policy": {"r": work.r, "alpha": work.alpha, "targets": ["q_proj", "v_proj"]},

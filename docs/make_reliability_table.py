@@ -50,7 +50,7 @@ ELSEWHERE = {
     23: ("ranks/test_ranks.py", "TestJointBatch::"),
 }
 SECTIONS = {
-    "Guards of a step": ["run/test_guards.py"],
+    "Guards of a step": ["run/test_step_checks.py"],
     "The pre-flight check": ["run/test_preflight.py"],
     "Kills, signals, disks and damage": ["run/test_kills.py", "run/test_resume.py", "unit/test_run_files.py"],
     "Faults of plugins": ["strangers/test_faults.py"],

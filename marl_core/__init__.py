@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
-    from marl_core.artifacts.hub import cached_adapter
+    from marl_core.artifacts.hub import cached_adapter, is_repo_name
+    from marl_core.artifacts.messages import message_text
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.identity.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
     from marl_core.bank.room import position_limit
-    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.bank.views import ScoreView, View
+    from marl_core.config.flatten import flatten
     from marl_core.config.load import dump_config, load_config
     from marl_core.config.run_config import RunConfig
     from marl_core.errors import (
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from marl_core.plan.plan import Plan
     from marl_core.ppo.response_logprobs import response_logprobs
     from marl_core.ppo.reward_context import RewardContext, reward_context
+    from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
+    from marl_core.store.files import append_lines, strict_json
 
 _HOMES = {
     "marl_core.errors": (
@@ -51,7 +55,9 @@ _HOMES = {
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
-    "marl_core.artifacts.hub": ("cached_adapter",),
+    "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
+    "marl_core.artifacts.messages": ("message_text",),
+    "marl_core.config.flatten": ("flatten",),
     "marl_core.config.load": ("dump_config", "load_config"),
     "marl_core.plan.plan": ("Plan",),
     "marl_core.config.run_config": ("RunConfig",),
@@ -59,12 +65,14 @@ _HOMES = {
     "marl_core.bank.identity.certify": ("write_certificate",),
     "marl_core.bank.merge": ("merge_adapter", "merge_into"),
     "marl_core.bank.room": ("position_limit",),
-    "marl_core.bank.views": ("ReferenceFunction", "RewardFunction", "ScoreView", "View"),
+    "marl_core.bank.views": ("ScoreView", "View"),
     "marl_core.ppo.response_logprobs": ("response_logprobs",),
     "marl_core.ppo.reward_context": ("RewardContext", "reward_context"),
+    "marl_core.ppo.roles": ("ReferenceFunction", "RewardFunction"),
     "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.run.runner": ("Runner",),
+    "marl_core.store.files": ("append_lines", "strict_json"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -101,16 +109,21 @@ __all__ = [
     "Strategy",
     "View",
     "__version__",
+    "append_lines",
     "cached_adapter",
     "dump_config",
+    "flatten",
     "hookimpl",
+    "is_repo_name",
     "load_config",
     "merge_adapter",
     "merge_into",
+    "message_text",
     "position_limit",
     "read_adapter",
     "response_logprobs",
     "reward_context",
+    "strict_json",
     "write_certificate",
 ]
 

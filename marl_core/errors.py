@@ -5,8 +5,10 @@ Every message has three parts: what was asked, what is wrong and whose it is, wh
 
 from __future__ import annotations
 
+import difflib
 import sys
 import warnings
+from collections.abc import Iterable
 
 
 class MarlError(Exception):
@@ -87,3 +89,14 @@ def warn(message: str, category: type[Warning] = MarlWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def near_match(word: str, known: Iterable[str]) -> str | None:
+    """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-` and `_` count alike."""
+    spelled = {_plain(name): name for name in known}
+    near = difflib.get_close_matches(_plain(word), spelled, n=1)
+    return spelled[near[0]] if near else None
+
+
+def _plain(word: str) -> str:
+    return word.strip().lower().replace("-", "_")

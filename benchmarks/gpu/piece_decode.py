@@ -18,7 +18,7 @@ from transformers import GenerationConfig, StaticCache
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling.choose import choose
-from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.types import Prompts, Rollout
 
 SIZES = {"full": ("1b", 64, 64, 128), "tiny": ("tiny", 4, 8, 12)}
@@ -71,7 +71,7 @@ class Bench:
 
     def rollout(self, speed: SpeedSection, adapter: str | None = POLICY, new: int | None = None) -> Rollout:
         """What a run would sample."""
-        return generate(self.bank, adapter, self.prompts, self.sampling(new), [2], 0, speed=speed)
+        return PolicySampler(self.bank, adapter, self.sampling(new), (2,), speed)(self.prompts, 0)
 
     def said(self, found: Timed, **more: Any) -> dict[str, Any]:
         """The row of one way to sample."""
@@ -265,9 +265,9 @@ class Step:
         """Into the buffers. The end token is put out as `min_new_tokens` does."""
         logits = self.bank.trunk.logits_of(hidden).float()
         logits[:, 2] = -1e9
-        chosen = choose(logits, self.uniform, self.sampling)
-        self.tokens.copy_(chosen.tokens[:, None])
-        self.logprobs.copy_(chosen.logprobs)
+        tokens, output = choose(logits, self.uniform, self.sampling)
+        self.tokens.copy_(tokens[:, None])
+        self.logprobs.copy_(output.logprobs)
 
     def _step(self) -> None:
         rows = len(self.tokens)

@@ -173,12 +173,12 @@ def _liger(inputs: Inputs) -> dict[str, Any]:
 @contextmanager
 def tile_size(tokens: int, words: int) -> Iterator[None]:
     """marl's tiles are of this size inside."""
-    before = tiled.TILE_TOKENS, tiled.TILE_WORDS
-    tiled.TILE_TOKENS, tiled.TILE_WORDS = tokens, words
+    before = tiled.TILE_TOKENS, tiled.TILE_VOCABULARY
+    tiled.TILE_TOKENS, tiled.TILE_VOCABULARY = tokens, words
     try:
         yield
     finally:
-        tiled.TILE_TOKENS, tiled.TILE_WORDS = before
+        tiled.TILE_TOKENS, tiled.TILE_VOCABULARY = before
 
 
 def tiles(device: str, shape: str) -> dict[str, Any]:

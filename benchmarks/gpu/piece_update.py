@@ -17,10 +17,9 @@ from workloads import Work
 
 from marl_core import Runner
 from marl_core.bank.trunk import PassOptions
-from marl_core.ppo.estimators import estimate_advantages
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts, Rollout
-from marl_core.ppo.update import Batch, update_epochs
 from marl_core.run.optimizer import make_optimizer
 
 WORKS = {
@@ -70,7 +69,8 @@ class Case:
         scores = torch.randn(len(rows), generator=torch.Generator().manual_seed(2)).tolist()
         scored = runner.score(rollout, scores)
         self.ppo = runner.config.ppo.model_copy(update={"batch": work.prompts, "minibatch": work.minibatch})
-        self.batch = Batch(scored, estimate_advantages(scored, self.ppo))
+        self.step = replace(runner.algorithm, ppo=self.ppo)
+        self.scored, self.advantages = scored, self.step.advantages(scored, self.ppo.kl.coef)
         self.plain: list[Tensor] | None = None
         """How far the plain path moves the weights; made when it is first wanted."""
 
@@ -131,19 +131,9 @@ class Bench:
             for parameter, value in zip(self._parameters(runner), self.start, strict=True):
                 parameter.copy_(value)
         optimizer = make_optimizer(runner.roles.trained.parameters(runner.bank), runner.config)
-        with runner.bank.trunk.passing(options):
-            stats = update_epochs(
-                runner.bank,
-                runner.roles.trained,
-                case.batch,
-                optimizer,
-                case.ppo,
-                temperature=runner.config.sampling.temperature,
-                kl_coef=0.0,
-                generator=generator("minibatches"),
-                tokens=tokens,
-            )
-        return stats.policy_loss
+        limits = PassLimits(case.ppo.microbatch or case.ppo.minibatch, tokens, options)
+        step = replace(case.step, budget=replace(case.step.budget, train=limits))
+        return step.update(case.scored, case.advantages, optimizer, 0.0, generator("minibatches")).policy_loss
 
     def moved(self) -> list[Tensor]:
         """How far the last update moved each weight."""

@@ -54,7 +54,7 @@ def main(model: str, steps: int) -> None:
         scored = runner.score(rollout, scores)  # log-probs of policy and reference beside them
         update = runner.update(scored)  # ends the step
         share, text = sum(scores) / len(scores), " ".join(rollout.texts[0].split())
-        print(f"step {step:2}   yes or no {share:.3f}   approx_kl {update.approxkl:.4f}   {text}", flush=True)
+        print(f"step {step:2}   yes or no {share:.3f}   approx_kl {update.approx_kl:.4f}   {text}", flush=True)
 
 
 if __name__ == "__main__":

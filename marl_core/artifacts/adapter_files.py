@@ -18,6 +18,8 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_HEAD_PICKLE = "value_head.bin"
 SCORE_KEYS = ("score", "classifier")
 VALUE_HEAD_KEYS = ("v_head.summary.weight", "v_head.summary.bias")
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before a name of the model in its files."""
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -47,7 +49,7 @@ class AdapterFiles:
     @property
     def score_keys(self) -> list[str]:
         """Names of the score head's tensors (weight, and bias if there is one)."""
-        heads = [f"base_model.model.{head}." for head in SCORE_KEYS]
+        heads = [f"{PEFT_PREFIX}{head}." for head in SCORE_KEYS]
         kept = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
         return [key for key in kept if any(key.startswith(head) for head in heads)]
 

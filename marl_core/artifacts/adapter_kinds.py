@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from marl_core.artifacts.adapter_files import VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
 
 Use = Literal["shared", "merged"]
 """`shared`: it stands on the base that all roles share. `merged`: it is folded into a base of its own."""
@@ -19,8 +20,6 @@ REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How init_lora_weights begins where it rewrites the base's weights."""
 REWRITING_OPTIONS = ("kasa_config",)
 """Options that rewrite them whatever init_lora_weights is."""
-EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings", "embedding", "embeddings", "wpe")
-HEADS = ("lm_head", "embed_out", "output_layer", "output_embeddings")
 ALORA = (
     "is an activated LoRA (aLoRA): it acts after its invocation tokens alone, and only a pass that looks for them in each row tells "
     "its layers where they are"
@@ -39,7 +38,6 @@ VARIANTS: Mapping[str, str] = {
 """Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
 UNMERGEABLE = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
 PLAIN = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
-PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
 _ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
 """What wrappers put before a name, inside of peft's own or outside."""
@@ -60,7 +58,7 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Whole weights in the file, neither a LoRA's nor a score head's: shape by name without PEFT's prefix."""
     heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
     return {
-        name.removeprefix(PREFIX): shape
+        name.removeprefix(PEFT_PREFIX): shape
         for name, shape in files.shapes.items()
         if name not in heads and not re.search(r"(^|\.)lora_", name) and not _is_value_head(name)
     }
@@ -69,7 +67,11 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Those of them that are the embedding or the output layer."""
     whole = {name: shape for name, shape in saved_modules(files).items() if "trainable_tokens" not in name}
-    return {name: shape for name, shape in whole.items() if _leaf(name) in (*EMBEDDINGS, *HEADS)}
+    return {
+        name: shape
+        for name, shape in whole.items()
+        if is_embedding(_unwrapped(name)) or is_output_layer(_unwrapped(name))
+    }
 
 
 def brings_tokens(files: AdapterFiles) -> bool:
@@ -118,7 +120,8 @@ def _tensors(files: AdapterFiles, use: Use) -> Iterator[str]:
     saved = saved_modules(files)
     if saved and not files.config.get("trainable_token_indices") and files.config.get("bias", "none") == "none":
         yield f"brings whole weights of {_told(saved)} beside its LoRA, which all roles would share. {_way_out(files)}"
-    adapted = sorted({_leaf(match["layer"]) for match in _parts(files) if _leaf(match["layer"]) in HEADS})
+    layers = {leaf(_unwrapped(match["layer"])) for match in _parts(files)}
+    adapted = sorted(layer for layer in layers if is_output_layer(layer))
     if adapted:
         yield (
             f"adapts the output layer ({', '.join(adapted)}), whose own weight all roles read their log-probs from: the LoRA on it would "
@@ -145,11 +148,13 @@ def _names(files: AdapterFiles) -> Iterator[str]:
             f"as {VALUE_HEAD_FILE}, if it is a reward adapter; take it out if the head isn't needed."
         )
     lora = [name for name in names if ".lora_" in name]
-    odd = [name for name in lora if not name.startswith(PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PREFIX))]
+    odd = [
+        name for name in lora if not name.startswith(PEFT_PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PEFT_PREFIX))
+    ]
     if odd:
         yield (
-            f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PREFIX} and the layer's name "
-            "in the model. Unwrap the model before it is saved (torch.compile, DataParallel and value-head wrappers add prefixes), "
+            f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PEFT_PREFIX} and the layer's "
+            "name in the model. Unwrap the model before it is saved (torch.compile, DataParallel and value-head wrappers add prefixes), "
             "or rename the tensors with safetensors."
         )
     named = sorted({inner for inner in map(_name_inside, _parts(files)) if inner not in (None, "default")})
@@ -179,8 +184,8 @@ def _way_out(files: AdapterFiles) -> str:
 
 def _told(saved: Iterable[str]) -> str:
     names = sorted({name.removesuffix(".weight").removesuffix(".bias") for name in saved})
-    kinds = {_leaf(name) for name in names}
-    what = [word for word, known in (("embeddings", EMBEDDINGS), ("output layer", HEADS)) if kinds & set(known)]
+    kinds = {"embeddings": is_embedding, "output layer": is_output_layer}
+    what = [kind for kind, is_one in kinds.items() if any(is_one(_unwrapped(name)) for name in names)]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{shown} ({', '.join(what)}; saved embeddings, added tokens)" if what else f"{shown} (modules_to_save)"
 
@@ -198,9 +203,9 @@ def _name_inside(match: re.Match[str]) -> str | None:
     return ".".join(pieces) or None
 
 
-def _leaf(name: str) -> str:
-    bare = re.sub(r"\.(base_layer|token_adapter|modules_to_save|trainable_tokens_delta|default)\b", "", name)
-    return bare.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
+def _unwrapped(name: str) -> str:
+    """A tensor's name without what PEFT's wrappers put into it."""
+    return re.sub(r"\.(base_layer|token_adapter|modules_to_save|trainable_tokens_delta|default)\b", "", name)
 
 
 def _is_value_head(name: str) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from marl_core.artifacts.adapter_files import unpacked_shapes
-from marl_core.artifacts.hub import cached_file
+from marl_core.artifacts.hub import cached_file, is_commit, is_repo_name
 from marl_core.errors import DataError
 
 CONFIG_FILE = "config.json"
@@ -66,11 +65,12 @@ def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
     """
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
-        if not looks_like_hub_name(path):
+        if not is_repo_name(path, owner=False):
             raise DataError(
-                f"model.path: there is no folder {path!r}. Give a folder with {CONFIG_FILE}, or a hub name."
+                f"model.path: there is no folder {path!r}, and the hub has no such names. Give a folder with {CONFIG_FILE}, or a hub name."
             )
-        return _cached(path, revision)
+        file = cached_file(path, CONFIG_FILE, revision)
+        return ModelFiles(file.parent, _read_config(file)) if file is not None else None
     if not (folder / CONFIG_FILE).is_file():
         hint = (
             " It is an adapter: give the base it was trained on." if (folder / "adapter_config.json").is_file() else ""
@@ -81,14 +81,9 @@ def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
     return ModelFiles(folder, _read_config(folder / CONFIG_FILE))
 
 
-def looks_like_hub_name(path: str) -> bool:
-    """`name` or `owner/name`: what can't be told from a relative folder that doesn't exist."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", path) is not None
-
-
 def unpinned_code(path: str, revision: str | None, tokenizer: str | None = None) -> str | None:
     """Why code that comes with a model may not be run: it isn't the commit that somebody has read. None where it may."""
-    if not os.path.isdir(os.path.expanduser(path)) and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    if not os.path.isdir(os.path.expanduser(path)) and not is_commit(revision):
         return (
             f"code of {path!r} would run as {f'{revision!r} points to' if revision else 'its newest version stands'}. "
             "Set model.revision to the full commit (40 digits) that you have read."
@@ -108,14 +103,3 @@ def _read_config(file: Path) -> dict[str, Any]:
             f"model.path: {file} holds a {type(config).__name__}, not a model's config. Copy the model again."
         )
     return config
-
-
-def _cached(name: str, revision: str | None) -> ModelFiles | None:
-    try:
-        file = cached_file(name, CONFIG_FILE, revision)
-    except ValueError as error:
-        raise DataError(
-            f"model.path: there is no folder {name!r}, and the hub has no such names ({error}). "
-            f"Give a folder with {CONFIG_FILE}, or a hub name."
-        ) from error
-    return ModelFiles(file.parent, _read_config(file)) if file is not None else None

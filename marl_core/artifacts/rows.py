@@ -1,86 +1,153 @@
-"""A first look at a prompts file without the datasets library: is it there, of a known kind, and has it the column?"""
+"""Rows of a prompts file or data set: `marl check` looks at the first ones, a run reads them all, by the same readers.
+
+Read by hand, row by row. datasets' own readers are too heavy for a check, and they make one type of each column: a file in which some
+prompts are texts and others chats is an error to them, a key that a message lacks comes back as None, and no error names a line.
+"""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from marl_core.errors import DataError
+from marl_core.errors import DataError, near_match
+
+Row = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 FIRST_ROWS = 20
 MAX_JSON_BYTES = 20_000_000
 
 
+def read_rows(
+    source: str,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    asked_by: str = "data.prompts",
+) -> list[Row]:
+    """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name (or in a folder), which `split` and so on pick from.
+
+    DataError naming `asked_by` and, where there is one, the row or line.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+        return _from_datasets(source, split, subset, revision, asked_by)
+    if not path.exists():
+        raise DataError(f"{asked_by}: there is no file {source!r}.{_near_file(path)}")
+    rows = _read(path, source, asked_by, list)
+    if not rows:
+        raise _no_rows(source, asked_by)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise _no_row(row, number, source, asked_by)
+    return rows
+
+
+def is_columnar(source: str) -> bool:
+    """Whether the rows come from columns (parquet, a data set), so that every struct has the keys of all others."""
+    return Path(source).suffix.lower() not in _READERS
+
+
 def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.field") -> DataError | None:
-    """What is wrong with a prompts file as far as its first rows show; None if nothing, or if it isn't a local file."""
-    suffix = os.path.splitext(name)[1].lower()
+    """What is wrong with a prompts file as far as its first rows show; None if nothing, or if it isn't a local file.
+
+    A parquet file and a .json file of more than MAX_JSON_BYTES aren't looked into: no few rows of them can be had cheaply.
+    """
     path = Path(os.path.expanduser(name))
+    suffix = path.suffix.lower()
     if not os.path.exists(path):
         if suffix not in SUFFIXES and not name.startswith((".", "/", "~")):
             return None  # a datasets name
         return DataError(f"{asked_by}: there is no file {name!r}.{_near_file(path)}")
     if os.path.isdir(path):
-        return (
-            None if not name.startswith(".") else DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.")
-        )
+        return DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.") if name.startswith(".") else None
     if suffix not in SUFFIXES:
-        return DataError(
-            f"{asked_by}: {name!r} is of no known kind. Give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file."
-        )
+        return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {KINDS} file.")
     try:
         if os.path.getsize(path) == 0:
-            return DataError(f"{asked_by}: {name!r} is empty. Give a file with one prompt per row.")
-        return _look_at_rows(_first_rows(path, suffix), name, field, asked_by, named_by)
-    except (OSError, ValueError, csv.Error) as error:
-        return DataError(f"{asked_by}: {name!r} can't be read: {error}. Repair the file, or save it again as UTF-8.")
+            return _no_rows(name, asked_by)
+        if suffix not in _READERS or (suffix == ".json" and os.path.getsize(path) > MAX_JSON_BYTES):
+            return None
+        rows = _read(path, name, asked_by, lambda rows: list(islice(rows, FIRST_ROWS)))
+    except OSError as error:
+        return _unreadable(name, asked_by, error)
+    except DataError as error:
+        return error
+    return _wrong_row(rows, name, field, asked_by, named_by)
 
 
-def _first_rows(path: Path, suffix: str) -> list[Any] | None:
-    """The first rows; None where they can't be had cheaply."""
-    if suffix == ".parquet" or (suffix == ".json" and os.path.getsize(path) > MAX_JSON_BYTES):
-        return None
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        if suffix == ".csv":
-            return list(islice(csv.DictReader(stream), FIRST_ROWS))
-        if suffix == ".jsonl":
-            return [
-                _json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()
-            ]
-        try:
-            rows = json.load(stream)
-        except json.JSONDecodeError:  # json lines are often called .json
-            stream.seek(0)
-            rows = [
-                _json_line(line, number) for number, line in enumerate(islice(stream, FIRST_ROWS), 1) if line.strip()
-            ]
-        return rows[:FIRST_ROWS] if isinstance(rows, list) else None
-
-
-def _json_line(line: str, number: int) -> Any:
+def _read(path: Path, source: str, asked_by: str, take: Callable[[Iterable[Any]], list[Any]]) -> list[Any]:
+    """What `take` takes of a file's rows."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not JSON ({error.msg})") from error
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return take(pyarrow.parquet.read_table(path).to_pylist())
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return take(_READERS[path.suffix.lower()](stream))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{asked_by}: {source!r} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise _unreadable(source, asked_by, error) from error
 
 
-def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str, named_by: str) -> DataError | None:
-    if rows is None:
-        return None
+def _jsonl(stream: TextIO) -> Iterator[Any]:
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON ({error.msg}, column {error.colno})") from error
+
+
+def _json(stream: TextIO) -> Iterator[Any]:
+    try:
+        found = json.load(stream)
+    except json.JSONDecodeError:  # JSON lines are often called .json
+        stream.seek(0)
+        yield from _jsonl(stream)
+        return
+    if not isinstance(found, list):
+        raise ValueError(f"it holds a {type(found).__name__}, not a list of rows")
+    yield from found
+
+
+def _csv(stream: TextIO) -> Iterator[Any]:
+    for number, row in enumerate(csv.DictReader(stream, strict=True), 1):
+        if None in row:
+            raise ValueError(f"row {number} has more cells than the header has columns")
+        yield row
+
+
+_READERS: dict[str, Callable[[TextIO], Iterator[Any]]] = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
+
+
+def _from_datasets(source: str, split: str, subset: str | None, revision: str | None, asked_by: str) -> list[Row]:
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(source, subset, split=split, revision=revision))
+    except Exception as error:
+        asked = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"{asked_by}: {source!r} is no {KINDS} file, and datasets could not load it with {asked} "
+            f"({type(error).__name__}: {first}). Check the name, data.split and data.subset."
+        ) from error
+
+
+def _wrong_row(rows: list[Any], name: str, field: str, asked_by: str, named_by: str) -> DataError | None:
     if not rows:
-        return DataError(f"{asked_by}: {name!r} has no rows. Give a file with one prompt per row.")
+        return _no_rows(name, asked_by)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            kind = type(row).__name__
-            return DataError(
-                f"{asked_by}: row {number} of {name!r} is a {kind}, not a set of columns such as {{{field!r}: ...}}."
-            )
+            return _no_row(row, number, name, asked_by)
         if field not in row:
             columns = ", ".join(str(column) for column in row)
             return DataError(
@@ -90,10 +157,25 @@ def _look_at_rows(rows: list[Any] | None, name: str, field: str, asked_by: str, 
     return None
 
 
+def _no_rows(name: str, asked_by: str) -> DataError:
+    return DataError(f"{asked_by}: {name!r} holds no rows. Give a file with one prompt per row.")
+
+
+def _no_row(row: Any, number: int, name: str, asked_by: str) -> DataError:
+    kind = type(row).__name__
+    return DataError(
+        f"{asked_by}: row {number} of {name!r} is a {kind}, not a set of columns such as {{'prompt': ...}}."
+    )
+
+
+def _unreadable(name: str, asked_by: str, error: Exception) -> DataError:
+    return DataError(f"{asked_by}: {name!r} can't be read: {error}. Repair the file, or save it again.")
+
+
 def _near_file(path: Path) -> str:
     try:
         names = sorted(os.listdir(path.parent))
     except (OSError, ValueError):
         return f" There is no folder {str(path.parent)!r} either; paths are relative to the current folder."
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {str(path.parent / near[0])!r}?" if near else " Paths are relative to the current folder."
+    near = near_match(path.name, names)
+    return f" Did you mean {str(path.parent / near)!r}?" if near else " Paths are relative to the current folder."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.targets import Layers, linear_names, without_idle
-from marl_core.bank.trunk import Trunk
+from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.errors import ConfigError, DataError
 from marl_core.registry.strategy import Quantization
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-BESIDE_IDS = {
+OTHER_TOKENIZER_OUTPUTS = {
     "token_type_ids",
     "special_tokens_mask",
     "length",
@@ -103,7 +103,10 @@ class AdapterBank:
 
     @property
     def peft(self) -> PeftModel:
-        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`."""
+        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`.
+
+        ConfigError while the bank has no adapter: there is none to wrap.
+        """
         if self._peft is None:
             raise ConfigError("This bank has no adapter yet; add or load one first.")
         return self._peft
@@ -177,7 +180,7 @@ class AdapterBank:
                 self._trainable.add(name)
             self._switch = AdapterSwitch(self.base)
             self._restore()
-            self.trunk.layers_came()
+            self.trunk.adapter_added()
             lora.refuse_output_layer(self.base, name)
             lora.refuse_unreadable(self._peft, name)
             self._try(name)
@@ -355,7 +358,10 @@ class AdapterBank:
         return dict(self._paths)
 
     def activate(self, adapter: str | None) -> None:
-        """Make `adapter` the active one until further notice; prefer the block form, `using`."""
+        """Make `adapter` the active one until further notice, None: the bare base; prefer the block form, `using`.
+
+        ConfigError for an adapter that isn't there, and for a bank whose base was changed and couldn't be put back.
+        """
         if adapter is not None:
             self._require(adapter)
         self._refuse_when_spoiled()
@@ -363,13 +369,19 @@ class AdapterBank:
         self._switch.set(adapter)
 
     @contextmanager
-    def using(self, adapter: str | None, *, train: bool = False) -> Iterator[PreTrainedModel]:
-        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was."""
+    def using(
+        self, adapter: str | None, *, train: bool = False, options: PassOptions | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was.
+
+        `options`: how the passes inside go through the base; None: as those around the block do.
+        """
         before = self._active
         self.activate(adapter)
         dropped = self._switch.set_dropout(adapter, train)  # gradient checkpointing puts the whole model in train mode
         try:
-            yield self.base
+            with nullcontext() if options is None else self.trunk.passing(options):
+                yield self.base
         finally:
             self._switch.set_dropout(adapter, dropped)
             self.activate(before if before in self.adapters else None)
@@ -378,9 +390,9 @@ class AdapterBank:
         """See the base with every adapter off."""
         return self.using(None)
 
-    def view(self, view: View) -> Any:
-        """Open a View."""
-        return self.using(view.adapter)
+    def view(self, view: View, options: PassOptions | None = None) -> Any:
+        """Open a View; `options` as in `using`."""
+        return self.using(view.adapter, options=options)
 
     # -- weights --------------------------------------------------------------------------------------------
 
@@ -390,21 +402,21 @@ class AdapterBank:
         return frozenset(self._trainable)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters of an adapter or head by name: what an optimizer gets."""
+        """The parameters of an adapter or head by name, float32: what an optimizer gets. ConfigError when the bank has neither."""
         if name in self.heads:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
-        found = adapter_parameters(self.base, name) if name in self.adapters else {}
-        if not found:
+        parameters = adapter_parameters(self.base, name) if name in self.adapters else {}
+        if not parameters:
             raise ConfigError(
                 f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
             )
-        return found
+        return parameters
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        from marl_core.bank.integrity import Weights
+        from marl_core.bank.integrity import WeightVersions
 
-        weights = Weights(pair for name in names for pair in self.parameters(name).items())
+        weights = WeightVersions(pair for name in names for pair in self.parameters(name).items())
         return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
 
     def _require(self, adapter: str) -> None:
@@ -422,7 +434,10 @@ class AdapterBank:
         self._switch.set(self._active)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """An adapter's tensors under PEFT's file names."""
+        """An adapter's tensors under PEFT's file names, float32, sharing memory with the model's; ConfigError when it isn't there.
+
+        A linear layer [out, in] has lora_A.weight [r, in] and lora_B.weight [out, r], a DoRA lora_magnitude_vector [out] beside them.
+        """
         self._require(name)
         return lora.adapter_tensors(self.peft, name)
 
@@ -436,20 +451,21 @@ class AdapterBank:
 
     # -- scores ---------------------------------------------------------------------------------------------
 
-    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor) -> Tensor:
+    def score(self, view: ScoreView | str, ids: Tensor, mask: Tensor, options: PassOptions | None = None) -> Tensor:
         """Scores of whole sequences: ids, mask [B, L], padded on either side -> [B] float32.
 
         `view`: what load_reward gave, or the reward adapter's name. Ids of any integer dtype, a mask of 0 and 1 of any
-        dtype, on any device, as tensors, arrays or lists. DataError otherwise.
+        dtype, on any device, as tensors, arrays or lists. DataError otherwise. `options` as in `using`.
         """
         tokens = as_ids(ids, "ids")
         counts = as_mask(mask, "mask", tuple(tokens.shape)).to(tokens.device)
         require_tokens(counts, "mask")
         require_room(counts, self.trunk.most_positions, "ids")
         tokens = without_garbage(tokens, counts, self.trunk.vocabulary, "ids")
-        return reward_adapter.score(
-            self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
-        )
+        with nullcontext() if options is None else self.trunk.passing(options):
+            return reward_adapter.score(
+                self, reward_adapter.named(self, view), tokens.to(self.device), counts.to(self.device)
+            )
 
     def compute_reward_score(
         self,
@@ -464,9 +480,10 @@ class AdapterBank:
         Takes what a tokenizer returns, `**tokenizer(texts, padding=True)` included: see `score` for dtypes; what stands `beside` ids and
         mask there (token types, which causal models have not, lengths, offsets) changes no score. Without a mask every token counts.
         Afterwards the policy `ppo_adapter_name` is active (or, without a name, whatever was before). `reward` picks among several
-        reward adapters. ConfigError for a name that isn't there, and for an argument that no tokenizer gives.
+        reward adapters. ConfigError for a name that isn't there, and for an argument that no tokenizer gives; DataError for ids or a mask
+        that can't be meant, tokens outside the vocabulary, and rows without a token or longer than the model's positions.
         """
-        unknown = sorted(set(beside) - BESIDE_IDS)
+        unknown = sorted(set(beside) - OTHER_TOKENIZER_OUTPUTS)
         if unknown:
             raise ConfigError(
                 f"compute_reward_score: it takes no {', '.join(unknown)}. Give input_ids, attention_mask, ppo_adapter_name and reward."

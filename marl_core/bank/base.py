@@ -58,7 +58,7 @@ def load_bank(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
         options["attn_implementation"] = attention
-    words = load_tokenizer(
+    loaded_tokenizer = load_tokenizer(
         tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
     )
     first = "cpu" if shard else target
@@ -70,9 +70,9 @@ def load_bank(
         prints = _print(base, quantization, located(path, revision))
     if quantization.after_load is not None:
         quantization.after_load(base)
-    _check_vocabulary(base, words, path)
+    _check_vocabulary(base, loaded_tokenizer, path)
     base = shard_base(base, target) if shard else base
-    bank = AdapterBank(base, words, source=source, quantization=quantization)
+    bank = AdapterBank(base, loaded_tokenizer, source=source, quantization=quantization)
     bank.trunk.sharded = shard
     bank.note_read(Origin.of(path, revision) if prepare is None else None, prints)
     return bank
@@ -83,7 +83,7 @@ def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | Non
     if quantization.config is None and not getattr(base, "is_quantized", False):
         return fingerprint(base, half=folder is not None and is_half(folder))
     try:  # samples are enough: a digest could only be compared with that of other files
-        return fingerprint_of_folder(folder, whole=False) if folder is not None else None
+        return fingerprint_of_folder(folder, digests=False) if folder is not None else None
     except CannotRead:
         return None
 

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-WRAPPED = ("base_layer", "original_module")
+WRAPPED_MODULE_NAMES = ("base_layer", "original_module")
 """What PEFT's layers call the module that they wrap."""
 
 
@@ -30,7 +30,7 @@ class Place:
 
 def base_places(model: nn.Module) -> dict[str, Place]:
     """Parameters and buffers of the base by name; tied ones under each of their names. PEFT's own are left out."""
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     adapters: list[str] = []
     for path, module in model.named_modules(remove_duplicate=False):
         if any(path.startswith(prefix) for prefix in adapters):
@@ -40,9 +40,9 @@ def base_places(model: nn.Module) -> dict[str, Place]:
         before = f"{path}." if path else ""
         for name, kept in _own(module):
             if not any(f"{before}{name}".startswith(prefix) for prefix in adapters):
-                plain = ".".join(part for part in before.split(".") if part not in WRAPPED)
-                found[f"{plain}{name}"] = Place(module, name, kept)
-    return found
+                plain = ".".join(part for part in before.split(".") if part not in WRAPPED_MODULE_NAMES)
+                places[f"{plain}{name}"] = Place(module, name, kept)
+    return places
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, bool]]:

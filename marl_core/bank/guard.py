@@ -18,7 +18,7 @@ from marl_core.bank.base_tensors import base_places
 from marl_core.bank.identity.digest import digest
 
 Mark = tuple[int, int, tuple[int, ...]]
-_HARMLESS = (
+_OPTIONS_OF_ANY_LORA = (
     "r",
     "lora_alpha",
     "target_modules",
@@ -39,7 +39,7 @@ class Look:
     """The base at one moment: each tensor itself, what it held (not copied), and its digest."""
 
     tensors: dict[str, Tensor]
-    held: dict[str, Tensor]
+    data: dict[str, Tensor]
     digests: dict[str, int]
 
 
@@ -77,7 +77,7 @@ class BaseGuard:
             if name in changed and name in before.tensors:
                 tensor = before.tensors[name]
                 where = place.module._parameters if isinstance(tensor, nn.Parameter) else place.module._buffers
-                tensor.data = before.held[name]
+                tensor.data = before.data[name]
                 where[place.attribute] = tensor  # type: ignore[assignment]  # a parameter among parameters
         return not (changed and self.changed(before))
 
@@ -98,7 +98,7 @@ class BaseGuard:
         for tensor in tensors.values():  # all are started before one is waited for; tied ones are read once
             if id(tensor) not in known:
                 known[id(tensor)] = digest(tensor)
-        numbers = {key: int(found) for key, found in known.items()}
+        numbers = {key: int(value) for key, value in known.items()}
         self._digests = {name: numbers[id(tensor)] for name, tensor in tensors.items()}
         self._marks = {name: _mark(tensor) for name, tensor in tensors.items()}
 
@@ -111,15 +111,17 @@ def _mark(tensor: Tensor) -> Mark:
 def _pointers(tensor: Tensor) -> tuple[int, ...]:
     if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return tuple(place for part in parts if isinstance(part, Tensor) for place in _pointers(part))
+        return tuple(pointer for part in parts if isinstance(part, Tensor) for pointer in _pointers(part))
     return (tensor.data_ptr(),)
 
 
 def unusual(config: LoraConfig) -> str:
     """The options of a LoRA that aren't PEFT's defaults and may do more than add an adapter, in words."""
     plain, mine = (vars(each) for each in (LoraConfig(), config))
-    found = {name: value for name, value in mine.items() if name not in _HARMLESS and value != plain.get(name)}
-    return ", ".join(f"{name}={value!r}" for name, value in found.items()) or "none of its options is unusual"
+    options = {
+        name: value for name, value in mine.items() if name not in _OPTIONS_OF_ANY_LORA and value != plain.get(name)
+    }
+    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none of its options is unusual"
 
 
 @torch.no_grad()

@@ -81,11 +81,11 @@ def as_mask(value: object, who: str, shape: tuple[int, ...] | None = None) -> Te
 
 def as_floats(value: object, who: str, shape: tuple[int, ...] | None = None) -> Tensor:
     """Numbers of any real dtype as float32; DataError otherwise."""
-    found = as_tensor(value, who)
-    if found.dtype.is_complex:
-        _refuse(who, "real numbers", found)
-    _require_shape(who, "numbers", found, shape)
-    return found.float()
+    floats = as_tensor(value, who)
+    if floats.dtype.is_complex:
+        _refuse(who, "real numbers", floats)
+    _require_shape(who, "numbers", floats, shape)
+    return floats.float()
 
 
 def as_rows(value: object, who: str) -> list[list[int]]:
@@ -96,19 +96,19 @@ def as_rows(value: object, who: str) -> list[list[int]]:
     rows = plain(value)
     if not isinstance(rows, list):
         raise DataError(f"{who}: expected a list of token lists, one for each row, got {_kind(value)}.")
-    found = []
+    listed = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, list):
             raise DataError(f"{who}: row {number} must be a list of token ids, it is {row!r:.60}.")
         try:
             tokens = [int(token) for token in row if not isinstance(token, str | bool)]
-            whole = len(tokens) == len(row) and all(token == given for token, given in zip(tokens, row, strict=True))
+            are_whole = len(tokens) == len(row) and all(token == item for token, item in zip(tokens, row, strict=True))
         except (TypeError, ValueError, OverflowError):
-            whole = False
-        if not whole:
+            are_whole = False
+        if not are_whole:
             raise DataError(f"{who}: row {number} must be a list of token ids, it is {row!r:.60}.")
-        found.append(tokens)
-    return found
+        listed.append(tokens)
+    return listed
 
 
 def as_table(value: Any, count: int, who: str) -> list[Mapping[str, Any]]:
@@ -142,9 +142,9 @@ def without_garbage(ids: Tensor, mask: Tensor, vocabulary: int, who: str) -> Ten
     ids = torch.where(mask, ids, torch.zeros_like(ids))
     wrong = (ids < 0) | (ids >= vocabulary)
     if bool(wrong.any()):
-        row, place = (int(number) for number in wrong.nonzero()[0])
+        row, column = (int(number) for number in wrong.nonzero()[0])
         raise DataError(
-            f"{who}: row {row + 1} holds token {int(ids[row, place])} at place {place + 1}, and this model has {vocabulary} tokens. "
+            f"{who}: row {row + 1} holds token {int(ids[row, column])} at place {column + 1}, and this model has {vocabulary} tokens. "
             "Use the tokenizer of this base, or mask what isn't a token."
         )
     return ids
@@ -176,16 +176,16 @@ def require_tokens(mask: Tensor, who: str) -> None:
         raise DataError(f"{who}: each row needs a token that counts{named}.")
 
 
-def _require_shape(who: str, what: str, found: Tensor, shape: tuple[int, ...] | None) -> None:
+def _require_shape(who: str, what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
     if shape is None:
-        if found.dim() != 2:
-            raise DataError(f"{who}: expected {what} of shape [rows, tokens], got {list(found.shape)}.")
-    elif tuple(found.shape) != shape:
-        raise DataError(f"{who}: expected {what} of shape {list(shape)}, got {list(found.shape)}.")
+        if tensor.dim() != 2:
+            raise DataError(f"{who}: expected {what} of shape [rows, tokens], got {list(tensor.shape)}.")
+    elif tuple(tensor.shape) != shape:
+        raise DataError(f"{who}: expected {what} of shape {list(shape)}, got {list(tensor.shape)}.")
 
 
-def _refuse(who: str, wanted: str, found: Tensor, why: str = "") -> NoReturn:
-    raise DataError(f"{who}: expected {wanted}, got {found.dtype} {list(found.shape)}{f': {why}' if why else ''}.")
+def _refuse(who: str, wanted: str, tensor: Tensor, why: str = "") -> NoReturn:
+    raise DataError(f"{who}: expected {wanted}, got {tensor.dtype} {list(tensor.shape)}{f': {why}' if why else ''}.")
 
 
 def _kind(value: object) -> str:

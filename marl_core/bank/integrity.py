@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.digest import digest
 from marl_core.bank.parts import adapter_parameters
+from marl_core.registry.snapshot import Setting, Snapshot
 
 
-class Weights:
+class WeightVersions:
     """Tensors by name and their version counters: torch counts every change in place. Looking costs microseconds.
 
     Changes through `.data` aren't counted; `checksum` sees those, and costs a reading of all weights.
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        found = dict(named)
-        self._names, self._tensors = list(found), list(found.values())
+        tensors = dict(named)
+        self._names, self._tensors = list(tensors), list(tensors.values())
         self._versions = self.versions()
 
     def versions(self) -> list[int]:
@@ -41,23 +42,25 @@ class Weights:
     @torch.no_grad()
     def checksum(self) -> int:
         """Sum of all tensors' digests: any one change shows."""
-        found = [digest(tensor) for tensor in self._tensors]  # all are started before one is waited for
-        return sum(int(one) for one in found)
+        digests = [digest(tensor) for tensor in self._tensors]  # all are started before one is waited for
+        return sum(map(int, digests))
 
 
-def frozen_weights(bank: AdapterBank) -> Weights:
+def frozen_weights(bank: AdapterBank) -> WeightVersions:
     """The base, the adapters that were read from disk and don't learn, and the frozen heads.
 
     An adapter that a strategy added for itself isn't among them: it may follow the policy.
     """
     known = {name for name in bank.paths if name not in bank.trainable}
-    return Weights([*_outside(bank, {name for name in bank.adapters if name not in known}), *_heads(bank, False)])
+    return WeightVersions(
+        [*_outside(bank, {name for name in bank.adapters if name not in known}), *_heads(bank, False)]
+    )
 
 
-def learning_weights(bank: AdapterBank) -> Weights:
+def learning_weights(bank: AdapterBank) -> WeightVersions:
     """Every adapter and head that learns."""
     trained = [pair for adapter in bank.trainable for pair in adapter_parameters(bank.base, adapter).items()]
-    return Weights([*trained, *_heads(bank, True)])
+    return WeightVersions([*trained, *_heads(bank, True)])
 
 
 def _outside(bank: AdapterBank, adapters: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
@@ -74,36 +77,39 @@ def _heads(bank: AdapterBank, learning: bool) -> Iterable[tuple[str, Tensor]]:
     )
 
 
-class Flags:
+class ModeSnapshot:
     """Which parameters learn, which modules are in train mode, which adapter is active: read once, put back on demand."""
 
     def __init__(self, bank: AdapterBank) -> None:
-        self._bank = bank
-        self._modules: list[nn.Module] = list(bank.base.modules())
-        self._parameters = list(bank.base.parameters())
-        self._learn = [p.requires_grad for p in self._parameters]
+        modules: list[nn.Module] = list(bank.base.modules())
+        parameters = list(bank.base.parameters())
 
-    def read(self) -> tuple[str | None, object, list[bool]]:
-        """Active adapter as the bank has it and as the layers have it, and each module's mode."""
-        return self._bank.active, self._bank._switch.seen(), [module.training for module in self._modules]
-
-    def put_back(self, before: tuple[str | None, object, list[bool]]) -> list[str]:
-        """Undo what differs from `before`; what that was, in words."""
-        active, seen, modes = before
-        undone = []
-        if (self._bank.active, self._bank._switch.seen()) != (active, seen):
-            self._bank.activate(active)
-            undone.append("the active adapter")
-        if [module.training for module in self._modules] != modes:
-            for module, mode in zip(self._modules, modes, strict=True):
+        def set_modes(modes: list[bool]) -> None:
+            for module, mode in zip(modules, modes, strict=True):
                 module.training = mode
-            undone.append("train mode")
-        return undone + (["which weights learn"] if self.put_back_learning() else [])
+
+        def set_learning(learn: list[bool]) -> None:
+            for parameter, learns in zip(parameters, learn, strict=True):
+                parameter.requires_grad_(learns)
+
+        self._settings = (
+            # as the bank has it and as the layers have it
+            Setting(
+                "the active adapter", lambda: (bank.active, bank._switch.seen()), lambda seen: bank.activate(seen[0])
+            ),
+            Setting("train mode", lambda: [module.training for module in modules], set_modes),
+        )
+        learning = Setting("which weights learn", lambda: [p.requires_grad for p in parameters], set_learning)
+        self._learning = Snapshot.of([learning])
+
+    def read(self) -> Snapshot:
+        """The active adapter and each module's mode now."""
+        return Snapshot.of(self._settings)
+
+    def put_back(self, before: Snapshot) -> list[str]:
+        """Undo what differs from `before`, and who learns that didn't at first; what that was, in words."""
+        return [change.setting.name for change in (*before.put_back(), *self._learning.put_back())]
 
     def put_back_learning(self) -> bool:
         """Undo changes of requires_grad; whether there were any."""
-        if [p.requires_grad for p in self._parameters] == self._learn:
-            return False
-        for parameter, learns in zip(self._parameters, self._learn, strict=True):
-            parameter.requires_grad_(learns)
-        return True
+        return bool(self._learning.put_back())

@@ -17,24 +17,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from marl_core.artifacts.adapter_files import WEIGHTS_FILE, AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
-from marl_core.artifacts.hub import is_hub_adapter
+from marl_core.artifacts.architecture import leaves
+from marl_core.artifacts.hub import is_commit, is_hub_adapter
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
-from marl_core.bank.parts import FILE_PREFIX, adapter_parts, file_tensors
-from marl_core.bank.targets import expand_targets, leaves, linear_names
+from marl_core.bank.parts import adapter_parts, file_tensors
+from marl_core.bank.targets import expand_targets, linear_names
 from marl_core.errors import ConfigError, DataError
 from marl_core.plan.adapter_checks import per_expert, unconverted
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTAINER = nn.ModuleDict()
 
 
 def check_name(name: str, taken: Iterable[str]) -> None:
     """ConfigError unless `name` can be a new adapter's or head's."""
-    if not _NAME.fullmatch(name) or name.startswith("__") or name in "lora_":  # peft mistakes these for its prefix
+    if (
+        not _ADAPTER_NAME.fullmatch(name) or name.startswith("__") or name in "lora_"
+    ):  # peft mistakes these for its prefix
         raise ConfigError(
             f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most, and no part of 'lora_'."
         )
@@ -90,9 +93,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> str:
     try:
         return snapshot_download(name, revision=revision, allow_patterns=patterns)
     except Exception:
-        if re.fullmatch(
-            r"[0-9a-f]{40}", revision or ""
-        ):  # huggingface_hub 1.33 asks the network for a commit that is here
+        if is_commit(revision):  # huggingface_hub 1.33 asks the network for a commit that is here
             with suppress(Exception):
                 return snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
         raise
@@ -161,7 +162,9 @@ def inject(peft: PeftModel | None, base: Any, name: str, config: LoraConfig) -> 
             else _instead(base)
         )
         raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}{rest}") from error
-    lost = sorted(asked - {key for key in asked if any(_ends(found, key) for found in peft.targeted_parameter_names)})
+    lost = sorted(
+        asked - {key for key in asked if any(_ends(targeted, key) for targeted in peft.targeted_parameter_names)}
+    )
     if lost:
         take_out(peft, base, name)
         raise ConfigError(
@@ -177,14 +180,14 @@ def take_out(peft: PeftModel | None, base: nn.Module, name: str) -> None:
     if peft is not None:
         peft.peft_config.pop(name, None)
     for parent in list(base.modules()):
-        for place, child in list(parent.named_children()):
+        for attribute, child in list(parent.named_children()):
             if not isinstance(child, BaseTunerLayer) or isinstance(parent, BaseTunerLayer):
                 continue
             others = {key for part in child.adapter_layer_names for key in getattr(child, part, {})} - {name}
             if others:
                 child.delete_adapter(name)
             else:
-                setattr(parent, place, child.get_base_layer())
+                setattr(parent, attribute, child.get_base_layer())
     if not any(isinstance(module, BaseTunerLayer) for module in base.modules()) and hasattr(base, "peft_config"):
         del base.peft_config
 
@@ -201,20 +204,20 @@ def cannot_stand(files: AdapterFiles, error: ConfigError, asked_by: str) -> Data
 
 def odd_layer(base: nn.Module, name: str, error: Exception) -> str:
     """Which layer of the model can't run with adapter `name` in it, told by where the error came from."""
-    places = {module: place for place, module in base.named_modules()}
+    paths = {module: path for path, module in base.named_modules()}
     owners, trace = [], error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and places.get(owner):
+        if isinstance(owner, nn.Module) and paths.get(owner):
             owners.append(owner)
         trace = trace.tb_next
     inner = next((owner for owner in reversed(owners) if any(True for _ in adapter_parts(owner, name))), base)
-    place = places[inner]
-    adapted = leaves(f"{place}.{part.name}".split(".lora_")[0].strip(".") for part in adapter_parts(inner, name))
+    path = paths[inner]
+    adapted = leaves(f"{path}.{part.name}".split(".lora_")[0].strip(".") for part in adapter_parts(inner, name))
     left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in adapted]  # type: ignore[operator]
     what = type(inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner).__name__
     return (
-        f"adapter {name!r}: {place or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
+        f"adapter {name!r}: {path or 'the model'} ({what}) can't run with an adapter on {', '.join(adapted)}: "
         f"{type(error).__name__}: {error}. Leave those out: name other layers as targets, e.g. {', '.join(left) or 'none is left'}."
     )
 
@@ -233,7 +236,7 @@ def refuse_unreadable(peft: PeftModel, name: str) -> None:
     """ConfigError when peft wouldn't find all of this adapter again in its own file: of some models it changes names on reading."""
     mine = adapter_tensors(peft, name)
     read = convert_peft_adapter_state_dict_for_transformers(peft, peft.peft_config[name], dict(mine), name)
-    lost = sorted({key.removeprefix(FILE_PREFIX).split(".lora_")[0] for key in set(mine) - set(read)})
+    lost = sorted({key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in set(mine) - set(read)})
     if lost:
         base: Any = peft.get_base_model()
         left = [leaf for leaf in leaves(linear_names(base, base.get_output_embeddings())) if leaf not in leaves(lost)]
@@ -258,13 +261,13 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
     mine = adapter_tensors(peft, name)
     tensors = _as_peft_reads(peft, name, _read(files, asked_by), files, asked_by)
     wanted = {key: tuple(tensor.shape) for key, tensor in mine.items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    misfits = [key for key in wanted if key in found and wanted[key] != found[key]]
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    misfits = [key for key in wanted if key in given and wanted[key] != given[key]]
     if missing or extra or misfits:
         lines = [f"{len(missing)} tensors are missing (first: {missing[:3]})"] if missing else []
         lines += [f"{len(extra)} have no place in this base (first: {extra[:3]})"] if extra else []
-        lines += [f"{key} is {found[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
+        lines += [f"{key} is {given[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
         base: Any = peft.get_base_model()
         single = unconverted(files, getattr(base.config, "model_type", None), extra)
         if single:
@@ -295,8 +298,8 @@ def _not_saved(peft: PeftModel, files: AdapterFiles) -> list[str]:
     """Layers of this model that the adapter's config names as saved whole, of which its file has nothing."""
     named = files.config.get("modules_to_save") or []
     base: Any = peft.get_base_model()
-    places = [place for place, _ in base.named_modules()]
-    here = [name for name in named if any(_ends(place, str(name)) for place in places)]
+    paths = [path for path, _ in base.named_modules()]
+    here = [name for name in named if any(_ends(path, str(name)) for path in paths)]
     return [name for name in here if not any(f".{name}." in f".{key}" for key in files.shapes)]
 
 
@@ -326,7 +329,7 @@ def _as_peft_reads(
 ) -> dict[str, Tensor]:
     """The tensors as peft converts them for this model: experts one by one become one tensor for all, as in transformers 5."""
     try:
-        found: dict[str, Tensor] = convert_peft_adapter_state_dict_for_transformers(
+        converted: dict[str, Tensor] = convert_peft_adapter_state_dict_for_transformers(
             model=peft, peft_config=peft.peft_config[name], adapter_state_dict=tensors, adapter_name=name
         )
     except Exception as error:  # whatever odd names make of it
@@ -334,7 +337,7 @@ def _as_peft_reads(
             f"{asked_by}: peft can't convert the tensors of {files.folder} to this model's layers ({type(error).__name__}: {error}). "
             "Load and merge it with the versions of transformers and peft that wrote it, and use the merged model."
         ) from error
-    return found
+    return converted
 
 
 def adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
+from marl_core.artifacts import architecture
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from marl_core.bank.trunk import Trunk
 
-ROUNDING = {torch.float32: 1e-4}
+STATE_TOLERANCE = {torch.float32: 1e-4}
 """Relative difference of hidden states that rounding may make. The models of tests/unit/test_rows_alone.py differ by at most
-4.5e-7 in float32; the rest is room for other kernels. `COARSE`, for all else, is room alone: quantized kernels weren't measured."""
-COARSE = 0.05
-CHEAP = 64
+4.5e-7 in float32; the rest is room for other kernels."""
+COARSE_STATE_TOLERANCE = 0.05
+"""The same in all other dtypes: room alone, for quantized kernels weren't measured."""
+LONGEST_PROBED_WINDOW = 64
 """Longest window that probe rows pass."""
-ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
+PROBE_ROWS = ((2, 6, 0), (0, 5, 3), (1, 4, 3), (0, 8, 0))
 """Probe rows: padding on the left, tokens, padding on the right. A batch of them pads as prompts with responses do."""
 
 
@@ -92,11 +94,11 @@ def recompute_fault(trunk: Trunk, layers: Sequence[nn.Module]) -> str | None:
     """What goes wrong when `layers` are computed again in backward, in words; None when the gradient is the same."""
     ids, mask = _probe(trunk)
     try:
-        plain, again = (_gradient(trunk, ids[mask][None], modules) for modules in ((), layers))
+        plain, recomputed = (_gradient(trunk, ids[mask][None], modules) for modules in ((), layers))
     except Exception as error:  # a model of unknown make
         raise_if_out_of_memory(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    off = float((again.float() - plain.float()).norm() / plain.float().norm().clamp_min(1e-20))
+    off = float((recomputed.float() - plain.float()).norm() / plain.float().norm().clamp_min(1e-20))
     return None if off <= _allowed(trunk, plain) else f"its gradient is off by {off:.2g} of its size"
 
 
@@ -120,11 +122,11 @@ def _gradient(trunk: Trunk, ids: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 
 def outermost(module: nn.Module, chosen: Callable[[nn.Module], bool]) -> list[nn.Module]:
     """The modules below `module` that are chosen and stand in no other that is."""
-    found: dict[int, nn.Module] = {}
+    chosen_modules: dict[int, nn.Module] = {}
     for child in module.children():
         for one in [child] if chosen(child) else outermost(child, chosen):
-            found[id(one)] = one
-    return list(found.values())
+            chosen_modules[id(one)] = one
+    return list(chosen_modules.values())
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def cache_fault(trunk: Trunk) -> str | None:
     ids, mask = _prompts(trunk, _beyond_windows(trunk))
     cache = trunk.new_cache(ids.shape[1])
     with torch.no_grad():
-        whole = trunk.padded_states(ids, mask)[:, -1]
+        uncached = trunk.padded_states(ids, mask)[:, -1]
         try:
             trunk.extend(ids[:, :-2], mask[:, :-2], cache)
             trunk.extend(ids[:, -2:-1], mask[:, :-1], cache)
@@ -157,10 +159,10 @@ def cache_fault(trunk: Trunk) -> str | None:
         except Exception as error:  # a model of unknown make
             raise_if_out_of_memory(error)
             return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    worst = _off(grown, whole)
+    worst = _off(grown, uncached)
     return (
         None
-        if worst <= _allowed(trunk, whole)
+        if worst <= _allowed(trunk, uncached)
         else f"with a cache its hidden states are off by {worst:.2g} of their size"
     )
 
@@ -174,11 +176,11 @@ def generate_fault(trunk: Trunk) -> str | None:
     worst = 0.0
     try:
         with torch.no_grad(), trunk.generating() as model:
-            found = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)  # type: ignore[operator]  # typed loosely
-            for index, (row, keep) in enumerate(zip(found.sequences, mask, strict=True)):
+            generated = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)  # type: ignore[operator]  # typed loosely
+            for index, (row, keep) in enumerate(zip(generated.sequences, mask, strict=True)):
                 text = torch.cat([row[: len(keep)][keep], row[len(keep) :]])
                 right = model(input_ids=text[None]).logits[0, -4:-1]
-                seen = torch.stack([step[index] for step in found.logits])
+                seen = torch.stack([step[index] for step in generated.logits])
                 worst = max(worst, _off(seen.log_softmax(-1), right.log_softmax(-1)))
     except Exception as error:  # a model of unknown make
         raise_if_out_of_memory(error)
@@ -198,11 +200,11 @@ def mixes_positions(trunk: Trunk) -> str | None:
     Convolutions over tokens, recurrent and linear attention: their state would run from one packed row into the next.
     """
     for name, module in _text_part(trunk).named_modules():
-        kernel = getattr(module, "kernel_size", None)
-        if isinstance(module, nn.Conv1d | nn.RNNBase) and kernel not in (1, (1,)):
+        classes = (kind.__name__ for kind in type(module).__mro__)
+        if architecture.mixes_positions(classes, getattr(module, "kernel_size", None)):
             return f"{name} ({type(module).__name__})"
     for index, layer in enumerate(_cache_layers(trunk)):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if not architecture.holds_keys_and_values(type(layer).__name__):
             return f"layer {index} (its cache is a {type(layer).__name__})"
     return None
 
@@ -211,18 +213,6 @@ def _text_part(trunk: Trunk) -> nn.Module:
     """The part of the body that text goes through: a model that sees or hears has other parts beside it."""
     decoder = trunk.model.get_decoder() if hasattr(trunk.model, "get_decoder") else None
     return decoder if isinstance(decoder, nn.Module) and decoder is not trunk.model else trunk.body
-
-
-def window(config: Any) -> int:
-    """Tokens that every layer sees at least: packed rows carry no window, so longer ones stay padded."""
-    sizes = [
-        value
-        for name, value in vars(config).items()
-        if ("window" in name or "chunk" in name) and not name.endswith(("layers", "pattern"))
-    ]
-    return min(
-        (size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0), default=2**62
-    )
 
 
 def _cache_layers(trunk: Trunk) -> list[Any]:
@@ -234,29 +224,25 @@ def _cache_layers(trunk: Trunk) -> list[Any]:
 
 def _chooses(trunk: Trunk) -> bool:
     """Whether tokens are sent to experts: then which tokens share a product depends on all of them, and the last bits with it."""
-    return any("expert" in name.lower() for name, _ in trunk.body.named_modules())
+    return architecture.chooses_experts(name for name, _ in trunk.body.named_modules())
 
 
 def _beyond_windows(trunk: Trunk) -> int:
     """Tokens that make probe rows longer than a model's window, where that is cheap: what a cache drops shows only then."""
-    size = window(trunk.model.config.get_text_config())
-    return size if size <= CHEAP else 0
+    size = architecture.window(vars(trunk.model.config.get_text_config()))
+    return size if size <= LONGEST_PROBED_WINDOW else 0
 
 
 def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """Ids and mask [rows, 8 + more]; no token that means something to the model beside its embedding."""
-    config, rows = trunk.model.config, [(left, kept + more, right) for left, kept, right in ROWS]
+    config, rows = trunk.model.config, [(left, kept + more, right) for left, kept, right in PROBE_ROWS]
     count = len(rows) * sum(rows[0])
-    special: set[int] = set()
-    for part in (config, config.get_text_config()):
-        for name, value in vars(part).items():
-            if name.endswith(("token_id", "token_index", "token_ids")):
-                special |= {
-                    int(token) for token in (value if isinstance(value, list | tuple) else [value]) if token is not None
-                }
+    special = {
+        token for part in (config, config.get_text_config()) for token in architecture.special_tokens(vars(part))
+    }
     usable = [token for token in range(min(trunk.vocabulary, 4 * count + len(special) + 8)) if token not in special]
     picked = [usable[(7 * place + 3) % len(usable)] for place in range(count)]
-    ids = torch.tensor(picked, device=trunk.device).reshape(len(ROWS), -1)
+    ids = torch.tensor(picked, device=trunk.device).reshape(len(PROBE_ROWS), -1)
     mask = torch.tensor([[0] * left + [1] * kept + [0] * right for left, kept, right in rows], device=trunk.device)
     return ids, mask.bool()
 
@@ -264,21 +250,21 @@ def _probe(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
 def _prompts(trunk: Trunk, more: int = 0) -> tuple[Tensor, Tensor]:
     """The probe rows with all padding on the left."""
     ids, mask = _probe(trunk, more)
-    right = torch.tensor([pads for _, _, pads in ROWS], device=ids.device)
+    right = torch.tensor([pads for _, _, pads in PROBE_ROWS], device=ids.device)
     places = (torch.arange(ids.shape[1], device=ids.device)[None] - right[:, None]) % ids.shape[1]
     return ids.gather(1, places), mask.gather(1, places)
 
 
-def _off(found: Tensor, right: Tensor) -> float:
+def _off(states: Tensor, right: Tensor) -> float:
     """Largest difference of one token's states relative to its size; infinite for NaN."""
-    found, right = found.detach().float(), right.detach().float()
-    off = (found - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-20)
+    states, right = states.detach().float(), right.detach().float()
+    off = (states - right).norm(dim=-1) / right.norm(dim=-1).clamp_min(1e-20)
     return float(off.max().nan_to_num(torch.inf))
 
 
 def _allowed(trunk: Trunk, states: Tensor) -> float:
     rounded = float32_products(states.device) if states.dtype == torch.float32 else states.dtype
-    return COARSE if trunk.quantized else ROUNDING.get(rounded, COARSE)
+    return COARSE_STATE_TOLERANCE if trunk.quantized else STATE_TOLERANCE.get(rounded, COARSE_STATE_TOLERANCE)
 
 
 def float32_products(device: torch.device) -> torch.dtype:
@@ -288,13 +274,13 @@ def float32_products(device: torch.device) -> torch.dtype:
     bfloat16's 7. There are several such settings, and what they do depends on the device: so a product is made and looked at.
     """
     random = torch.Generator().manual_seed(0)
-    numbers = torch.randn(PRODUCT, PRODUCT, generator=random, dtype=torch.float32).to(device)
+    numbers = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, generator=random, dtype=torch.float32).to(device)
     exact = numbers.double() @ numbers.double().T
     off = float((nn.functional.linear(numbers, numbers).double() - exact).norm() / exact.norm())
     return torch.float32 if off < 2e-5 else torch.float16 if off < 1.2e-3 else torch.bfloat16
 
 
-PRODUCT = 256
+PRODUCT_SIZE = 256
 """Rows and columns of that product. In float32 it is off by 1.7e-7 on a CPU; with factors of 10 bits by 2.1e-4 when they are rounded and
 7.4e-4 when they are cut off, with factors of 7 bits by 1.7e-3 and more."""
 

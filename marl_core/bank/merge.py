@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from marl_core.artifacts.adapter_files import AdapterFiles
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
 from marl_core.bank import lora
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
-from marl_core.bank.parts import FILE_PREFIX
 from marl_core.errors import ConfigError, DataError, warn
 from marl_core.plan.adapter_checks import other_rows
 
@@ -99,22 +98,22 @@ def attach(
 
 def _check_base(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
     """DataError when the adapter names another base; a warning when that can't be told."""
-    found = which_base(
+    answer = which_base(
         files, None, lambda: fingerprint(base, computed=True)
     )  # no origin: something may be merged into this one already
-    if found.same is None:
-        warn(f"{asked_by}: can't verify that {files.folder} was trained on this base: {found.words}.")
-    elif found.difference is not None and not found.same:
+    if answer.same is None:
+        warn(f"{asked_by}: can't verify that {files.folder} was trained on this base: {answer.evidence}.")
+    elif answer.difference is not None and not answer.same:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
-            f"({found.difference}). Use that base, or an adapter of this one."
+            f"({answer.difference}). Use that base, or an adapter of this one."
         )
 
 
 def _rows(base: PreTrainedModel) -> dict[str, int]:
     layers = {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer}
-    found: list[tuple[str, Any]] = [(name, m) for name, m in base.named_modules() if id(m) in layers]
-    return {f"{name}.weight": int(module.weight.shape[0]) for name, module in found}
+    named: list[tuple[str, Any]] = [(name, m) for name, m in base.named_modules() if id(m) in layers]
+    return {f"{name}.weight": int(module.weight.shape[0]) for name, module in named}
 
 
 def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> None:
@@ -131,7 +130,7 @@ def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> Non
             )
         base.resize_token_embeddings(rows.pop(), mean_resizing=False)
     inner, outer = base.get_input_embeddings(), base.get_output_embeddings()
-    adapted = {key.removeprefix(FILE_PREFIX).split(".lora_")[0] for key in files.shapes if ".lora_" in key}
+    adapted = {key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in files.shapes if ".lora_" in key}
     ends: list[Any] = [module for name, module in base.named_modules() if name in adapted and module in (inner, outer)]
     tied: Any = outer
     if ends and inner is not outer and tied is not None and tied.weight is ends[0].weight:
@@ -148,7 +147,7 @@ def _refuse_shared(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
             continue
         other = seen.setdefault(weight.data_ptr(), name)
         if other != name:
-            one, two = (place.removeprefix(FILE_PREFIX) for place in (other, name))
+            one, two = (path.removeprefix(PEFT_PREFIX) for path in (other, name))
             raise DataError(
                 f"{asked_by}: {files.folder} adapts {one} and {two}, which share one weight in this model: merged, both changes would be "
                 "added to it. Keep the adapter beside the base instead (policy.from, or reference: peft-adapter), or train one that "
@@ -177,8 +176,10 @@ def merge_adapter(
 ) -> MergeReport:
     """Merge `adapter` into `model` in float32, write a standalone model in `dtype` to `out`, measure the difference.
 
-    The comparison is between base + adapter in float32 and what was written. DataError where the merged weights, still in float32,
-    compute something else than base + adapter, or where transformers could not load what would be written.
+    The comparison is between base + adapter in float32 and what was written. `dtype`: float32, bfloat16 or float16; `revision` is the
+    base's. DataError when model or adapter can't be read or don't fit, when `out` is there already or can't be written, where the
+    merged weights, still in float32, compute something else than base + adapter, or where transformers could not load what would be
+    written. ConfigError for a base that is quantized.
     """
     from marl_core.bank.base import load_base, load_tokenizer
 
@@ -197,10 +198,10 @@ def merge_adapter(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-            whole = Path(temporary) / "model"
-            merged.save_pretrained(whole)
-            tokenizer.save_pretrained(whole)
-            whole.rename(target)  # over an empty folder, if there is one
+            folder = Path(temporary) / "model"
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            folder.rename(target)  # over an empty folder, if there is one
     except OSError as error:
         raise DataError(f"--out {target} can't be written ({error}). Give another folder.") from error
     return MergeReport(

@@ -15,7 +15,12 @@ from marl_core.errors import OutOfMemoryError
 if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
 
-WORDS = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "not enough memory")
+OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "not enough memory",
+)
 """What torch's own RuntimeErrors say where it has no class for it: on a CPU, and in libraries of CUDA."""
 
 
@@ -50,7 +55,7 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error means that there was no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY_MESSAGES)
 
 
 def _remedy(phase: str, config: RunConfig, device: str) -> str:

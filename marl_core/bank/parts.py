@@ -14,8 +14,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-FILE_PREFIX = "base_model.model."
-"""What PEFT puts before a name of the model in its files."""
+from marl_core.artifacts.adapter_files import PEFT_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +28,10 @@ class Part:
 
 def adapter_parts(model: nn.Module, adapter: str) -> Iterator[Part]:
     """The tensors, parameters and buffers, that belong to `adapter` and to no other."""
-    for place, layer in model.named_modules():
+    for path, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
             for field in dict.fromkeys((*layer.adapter_layer_names, *layer.other_param_names)):
-                yield from _held(place, field, getattr(layer, field, None), adapter)
+                yield from _held(path, field, getattr(layer, field, None), adapter)
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
@@ -46,18 +45,18 @@ def file_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return {part.file_name: part.tensor.detach() for part in adapter_parts(model, adapter)}
 
 
-def _held(place: str, field: str, holder: Any, adapter: str) -> Iterator[Part]:
+def _held(path: str, field: str, holder: Any, adapter: str) -> Iterator[Part]:
     if not isinstance(holder, Mapping | nn.Module) or adapter not in _keys(holder):
         return
-    held = holder[adapter]  # type: ignore[index]
-    name = f"{place}.{field}.{adapter}"
-    if isinstance(held, Tensor):
-        yield Part(name, f"{FILE_PREFIX}{place}.{field}", held)
-    elif isinstance(held, nn.Module):
-        for inner, tensor in (*held.named_parameters(), *_kept_buffers(held)):
+    part = holder[adapter]  # type: ignore[index]
+    name = f"{path}.{field}.{adapter}"
+    if isinstance(part, Tensor):
+        yield Part(name, f"{PEFT_PREFIX}{path}.{field}", part)
+    elif isinstance(part, nn.Module):
+        for inner, tensor in (*part.named_parameters(), *_kept_buffers(part)):
             # PEFT keeps DoRA's magnitudes in a layer of their own since 0.11, and in its files where they always were
             ending = "" if field == "lora_magnitude_vector" else f".{inner}"
-            yield Part(f"{name}.{inner}", f"{FILE_PREFIX}{place}.{field}{ending}", tensor)
+            yield Part(f"{name}.{inner}", f"{PEFT_PREFIX}{path}.{field}{ending}", tensor)
 
 
 def _keys(holder: Any) -> Any:

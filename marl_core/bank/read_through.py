@@ -30,25 +30,25 @@ class CannotRead(Exception):  # no fault: the caller says what can't be told
     """Why a folder's weights can't be compared, in a few words."""
 
 
-def fingerprint_of_folder(folder: Path, *, dtype: str | None = None, whole: bool = True) -> Fingerprint:
+def fingerprint_of_folder(folder: Path, *, dtype: str | None = None, digests: bool = True) -> Fingerprint:
     """Record of a causal language model's folder; CannotRead where that can't be had.
 
     `dtype` records what its numbers are after a cast to that dtype.
 
-    A folder whose weights are quantized is recorded as its files are. `whole`: digests too, which reads every byte.
+    A folder whose weights are quantized is recorded as its files are. `digests`: those too, which reads every byte.
     """
     if not any(folder.glob("*.safetensors")):
         raise CannotRead("has no safetensors weights")
-    return _packed(folder) if is_packed(folder) else _read(folder, dtype, whole)
+    return _packed(folder) if is_packed(folder) else _read(folder, dtype, digests)
 
 
 def is_packed(folder: Path) -> bool:
     """Whether the folder's weights are quantized already."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and bool(found.get("quantization_config"))
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
 
 
 def is_half(folder: Path) -> bool:
@@ -70,17 +70,17 @@ def _packed(folder: Path) -> Fingerprint:
     tensors: dict[str, Any] = {}
     try:
         for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(str(file), "pt") as found:
-                tensors |= {name: record(found.get_tensor(name), whole=False) for name in found.keys()}  # noqa: SIM118  # no mapping
+            with safe_open(str(file), "pt") as stored:
+                tensors |= {name: record(stored.get_tensor(name), digests=False) for name in stored.keys()}  # noqa: SIM118  # no mapping
     except Exception as error:
         raise CannotRead(f"can't be read ({type(error).__name__})") from error
     return collected(tensors, "", packed=True)
 
 
-def _read(folder: Path, dtype: str | None, whole: bool) -> Fingerprint:
+def _read(folder: Path, dtype: str | None, digests: bool) -> Fingerprint:
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]), _recorded(dtype, whole) as records:
+        with _quiet(), torch.random.fork_rng(devices=[]), _recorded(dtype, digests) as records:
             model, report = load(
                 str(folder),
                 dtype="auto",  # a cast of all of it takes longer than reading it
@@ -103,12 +103,12 @@ def _read(folder: Path, dtype: str | None, whole: bool) -> Fingerprint:
             tensors[name] = records[id(tensor)][1]
             names[id(tensor)] = name
         elif not tensor.is_meta:  # a buffer
-            tensors[name] = record(tensor, dtype=dtype, whole=whole)
+            tensors[name] = record(tensor, dtype=dtype, digests=digests)
     return collected(tensors, model.base_model_prefix, half=is_half(folder))
 
 
 @contextmanager
-def _recorded(dtype: str | None, whole: bool) -> Iterator[dict[int, tuple[Tensor, Any]]]:
+def _recorded(dtype: str | None, digests: bool) -> Iterator[dict[int, tuple[Tensor, Any]]]:
     """Inside, each parameter that this thread puts into a module is recorded and replaced by an empty one.
 
     Gives, by the empty one's id, itself (so that the id stays its own) and the record.
@@ -121,7 +121,7 @@ def _recorded(dtype: str | None, whole: bool) -> Iterator[dict[int, tuple[Tensor
             return None
         empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         empty._is_hf_initialized = True  # type: ignore[attr-defined]  # else transformers would fill it
-        records[id(empty)] = (empty, record(parameter, dtype=dtype, whole=whole))
+        records[id(empty)] = (empty, record(parameter, dtype=dtype, digests=digests))
         return empty
 
     register: Any = register_module_parameter_registration_hook  # torch's stub forgets that a hook may give a parameter

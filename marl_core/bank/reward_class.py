@@ -17,7 +17,7 @@ from marl_core.errors import DataError
 if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
 
-ALLOWED = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+SCORE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Relative to the score's own size (at least 1): another state or another token is off by about the score itself."""
 
 
@@ -99,4 +99,4 @@ def _classifier(bank: AdapterBank, view: ScoreView, files: AdapterFiles) -> tupl
 
 
 def _allowed(bank: AdapterBank) -> float:
-    return ALLOWED.get(bank.trunk.precision, 0.1) if bank.quantization.config is None else 0.5
+    return SCORE_TOLERANCE.get(bank.trunk.precision, 0.1) if bank.quantization.config is None else 0.5

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from marl_core.artifacts.architecture import (
+    POSITIONS_KEYS,
+    ROTARY_KEYS,
+    is_position_table,
+    named_positions,
+    positions,
+)
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
-"""What configs call the number of positions; most answer to the first."""
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:
@@ -26,26 +31,21 @@ def position_limit(model: PreTrainedModel) -> int | None:
     behind their padding index, and have that many fewer.
     """
     config = model.config.get_text_config()
-    named = (getattr(config, name, None) for name in NAMES)
-    most = next((int(value) for value in named if isinstance(value, int | float) and 0 < value < 2**31), None)
-    if most is None:
-        return None
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    stretched = int(original * factor) if original and factor else 0
-    return max(most, stretched) - _skipped(model, most)
+    said = {key: getattr(config, key, None) for key in (*POSITIONS_KEYS, *ROTARY_KEYS)}
+    limit, named = positions(said), named_positions(said)
+    return None if limit is None or named is None else limit - _skipped(model, named)
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
     """The position limit of a model that looks its positions up in a table, which ends there; None of any other."""
-    tables = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return position_limit(model) if any(leaf == "wpe" or "pos" in leaf for leaf in tables) else None
+    tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return position_limit(model) if any(is_position_table(name) for name in tables) else None
 
 
-def _skipped(model: PreTrainedModel, most: int) -> int:
+def _skipped(model: PreTrainedModel, named: int) -> int:
     """Positions at the beginning of a learned table that no token gets."""
     for name, module in model.named_modules():
-        is_table = isinstance(module, nn.Embedding) and module.num_embeddings == most
-        if is_table and "pos" in name.rpartition(".")[2] and module.padding_idx is not None:
+        is_table = isinstance(module, nn.Embedding) and module.num_embeddings == named and is_position_table(name)
+        if is_table and module.padding_idx is not None:
             return int(module.padding_idx) + 1
     return 0

@@ -29,8 +29,8 @@ class _Rotary:
     def forget(self) -> None:
         """Original frequencies, whatever was computed before."""
         if self.dynamic:
-            held = getattr(self.module, f"{self.prefix}inv_freq")
-            original = getattr(self.module, f"{self.prefix}original_inv_freq").to(held.device)
+            frequencies = getattr(self.module, f"{self.prefix}inv_freq")
+            original = getattr(self.module, f"{self.prefix}original_inv_freq").to(frequencies.device)
             self.module.register_buffer(f"{self.prefix}inv_freq", original.clone(), persistent=False)
             setattr(self.module, f"{self.prefix}max_seq_len_cached", self.until)
 
@@ -39,17 +39,17 @@ class Stretched:
     """The rotary modules of a model whose frequencies depend on the row; none in most models."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._found = [found for module in model.modules() for found in _rotary(module)]
+        self._found = [rotary for module in model.modules() for rotary in _rotary(module)]
 
     @property
     def until(self) -> int | None:
         """Tokens up to which a row's frequencies stay the same while it grows; None without a bound."""
-        return min((found.until for found in self._found), default=None)
+        return min((rotary.until for rotary in self._found), default=None)
 
     def forget(self) -> None:
         """What passes before have left."""
-        for found in self._found:
-            found.forget()
+        for rotary in self._found:
+            rotary.forget()
 
     def alike(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths have the same frequencies."""
@@ -60,12 +60,12 @@ class Stretched:
         if not self._found:
             return [list(range(len(lengths)))]
         groups: dict[Any, list[int]] = {}
-        for place, length in enumerate(lengths):
-            groups.setdefault(place if one_each else self._kind(length), []).append(place)
+        for row, length in enumerate(lengths):
+            groups.setdefault(row if one_each else self._kind(length), []).append(row)
         return list(groups.values())
 
     def _kind(self, length: int) -> tuple[int, ...]:
-        return tuple(found.kind(length) for found in self._found)
+        return tuple(rotary.kind(length) for rotary in self._found)
 
 
 def _rotary(module: Any) -> Iterator[_Rotary]:

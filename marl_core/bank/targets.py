@@ -12,6 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from marl_core.artifacts.architecture import leaves
+from marl_core.artifacts.lora_targets import ALL_LINEAR, is_called, matches, unmatched
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.errors import ConfigError
 
@@ -78,35 +80,24 @@ def without_idle(layers: Layers, base: nn.Module, run: Callable[[], object]) -> 
 def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
     """`all-linear`, a regular expression or a list, as names that can't match an already injected layer."""
     layers = linears if isinstance(linears, Layers) else Layers(linears)
-    if targets == "all-linear":
+    if targets == ALL_LINEAR:
         return sorted(set(_shortest(layers)))
+    lost = unmatched(targets, layers)
     if isinstance(targets, str):
-        try:
-            chosen = [name for name in layers if re.fullmatch(targets, name)]
-        except re.error as error:
-            raise ConfigError(
-                f"LoRA targets {targets!r} is neither a module name nor a regular expression: {error}."
-            ) from error
-        chosen = chosen or [name for name in layers if name.rsplit(".", 1)[-1] == targets]
-    else:
-        chosen = [t for t in targets if any(_is_called(name, t) for name in layers)]
-        unknown = sorted(set(targets) - set(chosen))
-        if unknown:
-            raise ConfigError(f"LoRA targets {unknown} name no linear layer of this base{_why(unknown, layers)}.")
-    if not chosen:
-        raise ConfigError(f"LoRA targets {targets!r} match no linear layer of this base{_why([targets], layers)}.")
-    return sorted(chosen)
+        if lost:
+            raise ConfigError(f"LoRA targets {targets!r} match no linear layer of this base{_why(lost, layers)}.")
+        return sorted(name for name in layers if matches(targets, name))
+    if lost:
+        raise ConfigError(f"LoRA targets {sorted(lost)} name no linear layer of this base{_why(lost, layers)}.")
+    if not targets:
+        raise ConfigError(f"LoRA targets {targets!r} match no linear layer of this base{_why([], layers)}.")
+    return sorted(targets)
 
 
 def _why(targets: Iterable[str], layers: Layers) -> str:
-    idle = sorted(name for name in layers.idle if any(_is_called(name, target) for target in targets))
+    idle = sorted(name for name in layers.idle if any(is_called(name, target) for target in targets))
     said = f" that a LoRA can change: this model doesn't call {idle[0]} as a linear layer" if idle else ""
     return f"{said}. It has: {', '.join(leaves(layers))}"
-
-
-def leaves(names: Iterable[str]) -> list[str]:
-    """The last parts of names, each once, sorted."""
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def _shortest(layers: Layers) -> Iterator[str]:
@@ -117,18 +108,14 @@ def _shortest(layers: Layers) -> Iterator[str]:
         yield name if leaf in elsewhere else leaf
 
 
-def _is_called(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
-
-
 def _kind(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
 def _bare(module: nn.Module) -> nn.Module:
     """The model's own layer inside PEFT's."""
-    found: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return found  # type: ignore[no-any-return]
+    layer: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return layer  # type: ignore[no-any-return]
 
 
 def _note(called: set[str], name: str) -> Callable[..., None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
 
+from marl_core.artifacts import architecture
 from marl_core.bank import measure
 from marl_core.bank.inputs import as_mask
 from marl_core.bank.layers import decoder_layers
@@ -20,9 +21,9 @@ from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.room import learned_positions
 from marl_core.bank.speed import cache, packing
 from marl_core.bank.speed.compiled import cannot, compile_layers, refuse_what_rounds_elsewhere, stance
-from marl_core.bank.speed.recompute import keep_all, keep_less
+from marl_core.bank.speed.recompute import patch_for_recompute, unpatch
 from marl_core.bank.stretched import Stretched
-from marl_core.config.speed_config import measured_on
+from marl_core.config.speed_config import is_on
 from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class PassOptions:
     """Activations of a layer computed again in backward instead of kept (gradient checkpointing)."""
     recompute_cheap: bool | None = None
     """The cheap pieces between two products computed again (bank/speed/recompute.py); None: on a CPU alone, where that was measured."""
+    short_attention: bool | None = None
+    """Attention over short packed rows by explicit products (bank/speed/packing.py); None: on a CPU alone, likewise."""
 
 
 class Trunk:
@@ -63,11 +66,9 @@ class Trunk:
         """Whether the layers are spread over processes: then each pass needs all of them."""
         self.options = PassOptions()
         self._marked = False
-        self.positions = 0
-        """Token positions computed so far, padding included: benchmarks compare them with the real ones."""
         _remove_dropout(model)
-        self._keeps_less = False
-        self._keep_less(self.options)
+        self._patched = False
+        self._patch(self.options)
         model.eval()
         self.body = _body(model)
         self.stretched = Stretched(self.body)
@@ -75,7 +76,7 @@ class Trunk:
         """Names that the body's forward takes."""
         self.head = _head(model)
         self._own_attention: str | None = getattr(model.config, "_attn_implementation", None)
-        self._window = measure.window(model.config.get_text_config())
+        self._window = architecture.window(vars(model.config.get_text_config()))
         self.hidden_size, fault = self._measured()
         """Width of the hidden states that heads read."""
         if fault is not None:
@@ -85,11 +86,9 @@ class Trunk:
             )
 
     def _measured(self) -> tuple[int, str | None]:
-        """Width of the hidden states, and what is wrong with rows beside padding. Looking costs no positions."""
+        """Width of the hidden states, and what is wrong with rows beside padding."""
         try:
-            found = measure.padding(self)
-            self.positions = 0
-            return found
+            return measure.padding(self)
         except Exception as error:
             raise_if_out_of_memory(error)
             raise DataError(
@@ -101,25 +100,25 @@ class Trunk:
     def passing(self, options: PassOptions) -> Iterator[None]:
         """A block whose passes go as `options` say; afterwards as before."""
         before, self.options = self.options, options
-        self._keep_less(options)
+        self._patch(options)
         try:
             yield
         finally:
             self.options = before
-            self._keep_less(before)
+            self._patch(before)
 
-    def _keep_less(self, options: PassOptions) -> None:
+    def _patch(self, options: PassOptions) -> None:
         """Give the modules the forwards that these options ask for, where they have others."""
-        wanted = measured_on(self.device.type) if options.recompute_cheap is None else options.recompute_cheap
-        if wanted != self._keeps_less:
-            change: Callable[[nn.Module], object] = keep_less if wanted else keep_all
+        wanted = is_on(options.recompute_cheap, self.device.type)
+        if wanted != self._patched:
+            change: Callable[[nn.Module], object] = patch_for_recompute if wanted else unpatch
             change(self.model)
-            self._keeps_less = wanted
+            self._patched = wanted
 
-    def layers_came(self) -> None:
+    def adapter_added(self) -> None:
         """An adapter was added: its layers compute as the others do."""
-        if self._keeps_less:
-            keep_less(self.model)
+        if self._patched:
+            patch_for_recompute(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -167,12 +166,12 @@ class Trunk:
         if self.stretched.until is None:
             return compute(ids, mask)
         groups = self.stretched.groups(mask.sum(dim=1).tolist(), one_each=self.sharded)
-        found = []
+        results = []
         for rows in groups:
             self.stretched.forget()
-            found.append(compute(ids[rows], mask[rows]))
+            results.append(compute(ids[rows], mask[rows]))
         order = torch.tensor([row for rows in groups for row in rows], device=ids.device).argsort()
-        return torch.cat(found)[order]
+        return torch.cat(results)[order]
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of rows one below the other: ids, mask [B, L] -> [B, L, H], zero at padded positions.
@@ -197,7 +196,7 @@ class Trunk:
 
     def packed_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of rows packed into one: ids, mask [B, L] -> [B, L, H], zero at padded positions."""
-        self._set_attention(packing.NAME)
+        self._set_attention(self._packed_attention)
         if bool(mask.all()):
             return self._run(ids, None, None)
         layout = packing.Layout.of(mask)
@@ -211,14 +210,13 @@ class Trunk:
         return self._run(ids, None, None)
 
     def _run(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, **options: Any) -> Tensor:
-        self.positions += ids.numel()
-        given = {"use_cache": False, **options, "attention_mask": mask, "position_ids": positions}
+        arguments = {"use_cache": False, **options, "attention_mask": mask, "position_ids": positions}
         for name in ("attention_mask", "position_ids", "use_cache"):
             if name not in self.takes:
-                del given[name]
+                del arguments[name]
         caching = options.get("use_cache", False)
         with self._stance(sampling=caching), self._recomputing(not caching):
-            output = self.body(input_ids=ids, **given)
+            output = self.body(input_ids=ids, **arguments)
         states: Tensor = output.last_hidden_state
         dtype: torch.dtype = self._embedding.dtype
         return states.to(dtype) if dtype.is_floating_point else states  # Mamba's residuals are float32 in any dtype
@@ -228,12 +226,8 @@ class Trunk:
 
         With a gradient: see `measure.with_gradient`.
         """
-        before = self.positions
-        try:
-            with self.passing(PassOptions()), measure.with_gradient(self.model):
-                return self.body_states(torch.arange(4, device=self.device)[None] % self.vocabulary).detach()
-        finally:
-            self.positions = before
+        with self.passing(PassOptions()), measure.with_gradient(self.model):
+            return self.body_states(torch.arange(4, device=self.device)[None] % self.vocabulary).detach()
 
     def try_all(self) -> None:
         """The same tokens through the whole model, its head included."""
@@ -243,7 +237,7 @@ class Trunk:
     def _set_attention(self, name: str | None) -> None:
         """Compute attention by this function of transformers' register from now on."""
         if name is not None and self.model.config._attn_implementation != name:
-            if name == packing.NAME:
+            if name in (packing.NAME, packing.SHORT_NAME):
                 packing.register()
             self.model.set_attn_implementation(name)
 
@@ -255,7 +249,12 @@ class Trunk:
         if self.model.training:
             self.model.eval()
         self.stretched.forget()
-        self._set_attention(packing.NAME if self.options.pack and self.packs else self._own_attention)
+        self._set_attention(self._packed_attention if self.options.pack and self.packs else self._own_attention)
+
+    @property
+    def _packed_attention(self) -> str:
+        """The own attention function, as the options want it for short rows."""
+        return packing.attention_name(is_on(self.options.short_attention, self.device.type))
 
     @contextmanager
     def _recomputing(self, allowed: bool) -> Iterator[None]:
@@ -305,9 +304,9 @@ class Trunk:
     def extend(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """Hidden states of further tokens ids [B, n] after those in `cache`; mask [B, all so far] -> [B, n, H]."""
         self._settle()
-        whole = bool(mask.all())
+        unpadded = bool(mask.all())
         positions = position_ids(mask)[:, -ids.shape[1] :].contiguous()
-        return self._run(ids, None if whole else mask.long(), positions, use_cache=True, past_key_values=cache)
+        return self._run(ids, None if unpadded else mask.long(), positions, use_cache=True, past_key_values=cache)
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """The LM head alone, where `plain_head`: hidden [..., H] -> logits [..., V]."""
@@ -372,12 +371,14 @@ class Trunk:
             return False
         ids = torch.arange(4, device=self.device)[None] % self.vocabulary
         with torch.no_grad():
-            whole = self.model(input_ids=ids).logits.float()
-            split: Tensor = self.head(self.body_states(ids)).float()
+            logits = self.model(input_ids=ids).logits.float()
+            product: Tensor = self.head(self.body_states(ids)).float()
         rounding = torch.finfo(
             self.head.weight.dtype if self.head.weight.dtype.is_floating_point else torch.float32
         ).eps
-        return whole.shape == split.shape and bool((whole - split).abs().max() <= rounding / 8 * whole.abs().max())
+        return logits.shape == product.shape and bool(
+            (logits - product).abs().max() <= rounding / 8 * logits.abs().max()
+        )
 
     @cached_property
     def _recomputable(self) -> list[nn.Module]:
@@ -440,9 +441,9 @@ class Trunk:
                 input_ids=torch.where(mask, ids, 0).gather(1, order),
                 **{name: value for name, value in options.items() if name in takes},
             )
-        found: Tensor = output.logits[:, -kept:]
-        places = order[:, -kept:, None].expand_as(found)
-        block = found.new_zeros(*mask.shape, found.shape[-1]).scatter(1, places, found)
+        logits: Tensor = output.logits[:, -kept:]
+        places = order[:, -kept:, None].expand_as(logits)
+        block = logits.new_zeros(*mask.shape, logits.shape[-1]).scatter(1, places, logits)
         return block[:, -last:].masked_fill(~mask[:, -last:, None], 0.0)
 
     def checkpoint_gradients(self) -> None:

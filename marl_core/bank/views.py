@@ -1,23 +1,11 @@
-"""Views: declarations of which weights to look through. The core opens them; several may share one pass."""
+"""Views: declarations of which weights to look through. The core opens them, one pass after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from marl_core.ppo.types import Rollout
+from typing import Literal
 
 Position = Literal["last-attended", "last-non-pad"]
-
-ReferenceFunction: TypeAlias = "Callable[[Rollout], Tensor]"
-"""A reference whose weights live elsewhere: Rollout -> log-probs [B, T] float32 of the response tokens."""
-
-RewardFunction: TypeAlias = "Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]"
-"""A reward: Rollout -> scores [B], or for tokens [B, T] (a list: one number for each token of a response); None abstains."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
-    _set_up_process(device_of(config))
+    _set_up_process(device_of(config), config.speed.trim_memory)
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
         from marl_core.store.finished import finished
@@ -209,15 +209,15 @@ app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
 
 
-def _set_up_process(device: str) -> None:
+def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
     """What the command line may do and the library may not: this process is marl's own. Before the libraries are imported.
 
-    On CUDA memory is the device's, and nobody has measured what the C library's settings do there.
+    `trim_memory` as in the config. On CUDA memory is the device's, and nobody has measured what the C library's settings do there.
     """
-    from marl_core.run.allocator import set_up_process
-    from marl_core.run.quiet import quiet_libraries
+    from marl_core.config.speed_config import is_on
+    from marl_core.run.host import quiet_libraries, set_up_process
 
-    if device == "cpu":
+    if is_on(trim_memory, device):
         set_up_process()
     quiet_libraries()
 

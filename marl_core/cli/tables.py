@@ -19,7 +19,7 @@ from marl_core.registry.families import Family
 if TYPE_CHECKING:
     from marl_core.plan.memory import MemoryEstimate
     from marl_core.plan.plan import Plan
-    from marl_core.safety.preflight import Preflight
+    from marl_core.safety.findings import Preflight
 
 PIPE_WIDTH = 160
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
 
 NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
-ON_CPU_ONLY = ("fold", "capture", "recompute_cheap", "compile")
+ON_CPU_ONLY = ("merge_for_sampling", "capture", "recompute_cheap", "short_attention", "trim_memory", "compile")
 """Keys of `speed` whose fast path was measured on CPUs only: on CUDA each is off unless the config asks for it."""
 
 

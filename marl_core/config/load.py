@@ -15,7 +15,7 @@ from marl_core.config.overrides import Setting, apply_settings, settings_from_en
 from marl_core.config.redact import redacted
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
-from marl_core.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
+from marl_core.config.yaml_text import MAX_BYTES, Document, dump_yaml, parse_document
 from marl_core.errors import ConfigError
 from marl_core.registry.catalog import Catalog
 
@@ -35,20 +35,27 @@ def load_config(
     """
     settings = settings_from_environment(os.environ if env is None else env) + settings_from_options(sets)
     read = _read(Path(path))
-    refuse_foreign(read, str(path))
-    written = apply_settings({**(defaults or {}), **read}, settings)
-    return parse_config(written, str(path), catalog or Catalog.installed(), settings)
+    refuse_foreign(read.value, str(path))
+    written = apply_settings({**(defaults or {}), **read.value}, settings)
+    return parse_config(written, str(path), catalog or Catalog.installed(), settings, read)
 
 
 def parse_config(
-    written: Mapping[str, Any], whose: str, catalog: Catalog, settings: Iterable[Setting] = ()
+    written: Mapping[str, Any],
+    whose: str,
+    catalog: Catalog,
+    settings: Iterable[Setting] = (),
+    document: Document | None = None,
 ) -> RunConfig:
-    """Validate a config given as plain dicts and lists; ConfigError naming `whose`, with one line per problem."""
+    """Validate a config given as plain dicts and lists; ConfigError naming `whose`, with one line per problem.
+
+    Each names where it comes from: the setting, or the line of the `document` that `written` was read from.
+    """
     try:
         return RunConfig.model_validate(written, context={"catalog": catalog})
     except ValidationError as error:
         lines = problem_lines(error, written, catalog)
-        marked = [f"  {line}{_given_by(place, settings)}" for place, line in lines.items()]
+        marked = [f"  {_marked(line, place, whose, settings, document)}" for place, line in lines.items()]
         count = f"{len(marked)} problem{'s' if len(marked) > 1 else ''}"
         raise ConfigError("\n".join([f"{whose}: {count} in the config:", *marked])) from error
     except RecursionError as error:
@@ -68,7 +75,7 @@ def dump_config(config: RunConfig) -> str:
         ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Document:
     try:
         with path.expanduser().open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -83,16 +90,22 @@ def _read(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
-    value = parse_yaml(text, str(path))
-    if not isinstance(value, dict):
-        kind = "empty" if value is None else f"a {type(value).__name__}"
+    document = parse_document(text, str(path))
+    if not isinstance(document.value, dict):
+        kind = "empty" if document.value is None else f"a {type(document.value).__name__}"
         raise ConfigError(
             f"{path}: the config is {kind}; it must be a mapping with keys such as model, reference and reward."
         )
-    return value
+    return document
 
 
-def _given_by(place: tuple[str | int, ...], settings: Iterable[Setting]) -> str:
+def _marked(
+    line: str, place: tuple[str | int, ...], whose: str, settings: Iterable[Setting], document: Document | None
+) -> str:
     parts = tuple(str(part) for part in place)
     sources = [setting.source for setting in settings if parts[: len(setting.path)] == setting.path]
-    return f" (given by {sources[-1]})" if sources else ""
+    if sources:
+        return f"{line} (given by {sources[-1]})"
+    named = place or line.removeprefix("config: ").partition(":")[0].split(".")  # between sections: the one told first
+    number = document.line(named) if document is not None else None
+    return line if number is None else f"{whose}:{number}: {line}"

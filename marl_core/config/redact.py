@@ -11,23 +11,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-STRUCK = "[redacted]"
-SHORTEST = 8
+REDACTED = "[redacted]"
+SHORTEST_SECRET = 8
 """Characters below which an environment variable's value is no secret: it would strike out common words."""
 
 _NAMED_LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 _SHAPES = (
-    (re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), rf"\1{STRUCK}@"),
+    (re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), rf"\1{REDACTED}@"),
     (
         re.compile(r"([?&][\w.-]*(?:token|key|secret|passw|signature|credential)[\w.-]*=)[^&\s'\"#]+", re.IGNORECASE),
-        rf"\1{STRUCK}",
+        rf"\1{REDACTED}",
     ),
-    (re.compile(r"\b((?:authorization:\s*)?bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1{STRUCK}"),
+    (re.compile(r"\b((?:authorization:\s*)?bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,})"
         ),
-        STRUCK,
+        REDACTED,
     ),
 )
 
@@ -35,9 +35,11 @@ _SHAPES = (
 def redact(text: str, env: Mapping[str, str] | None = None) -> str:
     """`text` with every secret struck out; `env` defaults to the process's environment."""
     known = os.environ if env is None else env
-    values = {value for name, value in known.items() if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= SHORTEST}
+    values = {
+        value for name, value in known.items() if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= SHORTEST_SECRET
+    }
     for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, STRUCK)
+        text = text.replace(value, REDACTED)
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)
     return text

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from marl_core.config.choice import chosen_field
-from marl_core.registry.deprecation import warn_options
+from marl_core.registry.deprecation import warn_deprecated, warn_options
 from marl_core.registry.families import family_keys
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+Renamed: TypeAlias = Mapping[str, tuple[str, str]]
+"""Old keys of a section: what each is called now, and the version that began to warn."""
 BY_RECORD: Any = None
 """Stands for the default of a key that names strategies, which its family's record says."""
 
@@ -32,6 +35,24 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    renamed: ClassVar[Renamed] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_keys(cls, written: Any) -> Any:
+        """Old keys under their new names, with a warning."""
+        old = [key for key in cls.renamed if key in written] if isinstance(written, Mapping) else []
+        if not old:
+            return written
+        read = dict(written)
+        for key in old:
+            new, since = cls.renamed[key]
+            if new in read:
+                raise ValueError(f"{key} is the old name of {new}, and both are given; remove {key}")
+            warn_deprecated(f"{cls._place()}{key}", f"{cls._place()}{new}", since, stacklevel=4)
+            read[new] = read.pop(key)
+        return read
+
     def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
         """Give a section at `at` (dotted; empty for the config itself) its keys that name strategies. pydantic reads them next."""
         super().__init_subclass__(**more)
@@ -48,5 +69,28 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:
-        warn_options(self, f"{type(self).__name__.removesuffix('Section').lower()}.")
+        warn_options(self, self._place())
         return self
+
+    if not TYPE_CHECKING:  # to a type checker an old name is an error
+
+        def __getattr__(self, name: str) -> Any:
+            """An old key's value, with a warning."""
+            if name not in type(self).renamed:
+                return super().__getattr__(name)
+            new, since = type(self).renamed[name]
+            warn_deprecated(f"{self._place()}{name}", f"{self._place()}{new}", since)
+            return getattr(self, new)
+
+    @classmethod
+    def _place(cls) -> str:
+        """What stands before a key of this section in messages: `speed.`."""
+        return f"{cls.__name__.removesuffix('Section').lower()}."
+
+    def old_keys(self, place: str = "") -> dict[str, str]:
+        """What keys of this section, and of those in it, were called, and are called now; dotted, from `place` on."""
+        keys = {f"{place}{old}": f"{place}{new}" for old, (new, _) in self.renamed.items()}
+        for name in type(self).model_fields:
+            inner = getattr(self, name)
+            keys |= inner.old_keys(f"{place}{name}.") if isinstance(inner, Section) else {}
+        return keys

@@ -1,12 +1,12 @@
-"""The `speed` section: which fast paths a run takes."""
+"""The `speed` section: which fast paths a run takes, and the sizes that estimate and run must share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from marl_core.config.section import Section
+from marl_core.config.section import Renamed, Section
 
 CPU_TOKENS = {"float32": 256, "bfloat16": 512, "float16": 512}
 """Tokens per forward and backward where neither ppo.microbatch nor speed.microbatch_tokens is set: the same bytes in each dtype.
@@ -14,10 +14,21 @@ Measured on two CPU cores (benchmarks/NOTES.md)."""
 CUDA_TOKENS = 2_048
 """The same on CUDA. A guess, measured on no GPU yet: the table of docs/gpu.md says what a pass of it keeps by the memory estimate."""
 
+MERGED_COPIES_SHARE = 0.25
+"""Share of the base's bytes that merged copies may take (bank/speed/merged_copies.py)."""
+TILE_TOKENS, TILE_VOCABULARY = 1024, 2048
+"""Tokens and rows of the head's weight whose logits are there at once (ppo/logprobs.py): 8 MiB of float32, the best of those measured in
+benchmarks/NOTES.md."""
+
 
 def measured_on(device: str) -> bool:
     """Whether the fast paths that a config leaves open were measured on `cpu` or `cuda`; where not, the plain path is taken."""
     return device == "cpu"
+
+
+def is_on(switch: bool | None, device: str) -> bool:
+    """Whether a fast path is taken on `cpu` or `cuda`: as the config says, and where it says nothing, if it was measured there."""
+    return measured_on(device) if switch is None else switch
 
 
 def usual_tokens(device: str, dtype: str) -> int:
@@ -28,10 +39,12 @@ def usual_tokens(device: str, dtype: str) -> int:
 class SpeedSection(Section, at="speed"):
     """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
 
+    renamed: ClassVar[Renamed] = {"fold": ("merge_for_sampling", "0.1")}
+
     decode: Literal["marl", "transformers"] = "marl"
     """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
-    fold: bool = False
-    """Sample through copies of the adapted weights with the policy folded in: float32 bases, up to a quarter of their size."""
+    merge_for_sampling: bool = False
+    """Sample through copies of the adapted weights with the policy merged in: float32 bases, up to a quarter of their size."""
     capture: bool | None = None
     """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own. Absent: true on a
     CPU, false on CUDA, where it hasn't been measured yet."""
@@ -40,6 +53,12 @@ class SpeedSection(Section, at="speed"):
     recompute_cheap: bool | None = None
     """Compute the cheap pieces between two products again in backward instead of keeping them; gradients are the same bits. Absent: true
     on a CPU, false on CUDA, where it hasn't been measured yet."""
+    short_attention: bool | None = None
+    """Attention over rows of up to 256 tokens as two batched products, where rows are packed. Absent: true on a CPU, false on CUDA,
+    where it hasn't been measured yet."""
+    trim_memory: bool | None = None
+    """Give freed memory back to the system between the phases of a step; `marl run` also sets its process up for it (docs/speed.md).
+    Absent: true on a CPU, false on CUDA, where it hasn't been measured yet."""
     compile: bool = False
     """Run the decoder layers through torch.compile in scoring and update: for long runs, see docs/speed.md. Sampling stays plain."""
     microbatch_tokens: PositiveInt | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic_core import ErrorDetails
 from marl_core.config.choice import Choice
 from marl_core.config.fields import Place, dotted, models_in
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import MarlError
+from marl_core.errors import MarlError, near_match
 from marl_core.registry.catalog import Catalog
 
 
@@ -76,9 +75,9 @@ def _shown(value: Any) -> str:
 def _near(place: Place, config: Mapping[str, Any], catalog: Catalog | None) -> str:
     known = _keys_at(place[:-1], config, catalog)
     key = str(place[-1])
-    near = difflib.get_close_matches(key.strip().lower().replace("-", "_"), known, n=1)
-    if near:
-        return f"Did you mean {near[0]!r}?"
+    near = near_match(key, known)
+    if near is not None:
+        return f"Did you mean {near!r}?"
     homes = [name for name, fields in _sections().items() if key in fields]
     if homes:
         return f"It belongs in {' or '.join(homes)}."

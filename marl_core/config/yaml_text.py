@@ -1,8 +1,13 @@
-"""YAML as a config needs it: the safe YAML 1.2 core. `1e-4` is a number, `on` is a word, a key is given once."""
+"""YAML as a config needs it: the safe YAML 1.2 core. `1e-4` is a number, `on` is a word, a key is given once.
+
+The one reader and writer of YAML in the core.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -66,16 +71,44 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a text means, and in which line each part of it stands."""
+
+    value: Any
+    node: yaml.Node | None
+
+    def line(self, place: Iterable[str | int]) -> int | None:
+        """The line, from 1, of the key or list entry at `place`, or of the nearest one around it; None outside of the text."""
+        here, line = self.node, None
+        for part in place:
+            inside = (
+                {key.value: (key, value) for key, value in here.value} if isinstance(here, yaml.MappingNode) else {}
+            )
+            if isinstance(here, yaml.SequenceNode):
+                inside = {index: (entry, entry) for index, entry in enumerate(here.value)}
+            if part not in inside:
+                break
+            key, here = inside[part]
+            line = key.start_mark.line + 1
+        return line
+
+
 def parse_yaml(text: str, whose: str) -> Any:
     """The value that `text` means; ConfigError naming `whose` (a file, an option) when it isn't plain, modest YAML."""
+    return parse_document(text, whose).value
+
+
+def parse_document(text: str, whose: str) -> Document:
+    """`parse_yaml`, with the lines kept."""
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
-                return None
+                return Document(None, None)
             _expanded_size(node, {}, 0)
-            return loader.construct_document(node)
+            return Document(loader.construct_document(node), node)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from marl_core.artifacts.rows import Row, is_columnar, read_rows
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection
 from marl_core.data.encoding import Encoder
-from marl_core.data.rendering import OF_TEMPLATES, ControlTokens, Row, render
+from marl_core.data.rendering import OF_TEMPLATES, ControlTokens, render
 from marl_core.errors import DataError, warn
 from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts
@@ -48,7 +45,7 @@ class PromptData:
         """
         limit = min(data.max_prompt_tokens or room, room)
         rows = read_rows(data.prompts, data.split, data.subset, data.revision)
-        columnar = Path(data.prompts).suffix.lower() not in TEXT_SUFFIXES
+        columnar = is_columnar(data.prompts)
         prompts = [render(data, row, data.prompts, index, columnar) for index, row in enumerate(rows)]
         kept: list[tuple[Row, Any, list[int]]] = []
         cut: list[int] = []
@@ -158,79 +155,3 @@ def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: st
         raise DataError(
             f"data.prompts: {len(rows)} prompts of {source} {what} (rows {numbers}). Mend them, or set {way_out}."
         )
-
-
-def read_rows(source: str, split: str = "train", subset: str | None = None, revision: str | None = None) -> list[Row]:
-    """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name."""
-    path = Path(os.path.expanduser(source))
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        return _from_datasets(source, split, subset, revision)
-    if not os.path.isfile(path):
-        raise DataError(f"data.prompts: there is no file {source!r} (looked in {Path.cwd()}).")
-    try:
-        rows = read(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"data.prompts: {source} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except (ValueError, csv.Error, OSError, RecursionError) as error:
-        raise DataError(f"data.prompts: {source} could not be read: {error}") from error
-    bad = [index for index, row in enumerate(rows) if not isinstance(row, Mapping)]
-    if bad or not rows:
-        raise DataError(
-            f"data.prompts: {source} must hold rows of named columns; "
-            + (f"row {bad[0] + 1} is none." if bad else "it holds no row.")
-        )
-    return rows
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not valid JSON: {error}") from error
-    return rows
-
-
-def _read_json(path: Path) -> list[Row]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError:  # JSON lines are often called .json
-        return _read_jsonl(path)
-    if not isinstance(found, list):
-        raise ValueError(f"it holds a {type(found).__name__}, not a list of rows")
-    return found
-
-
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows: list[Row] = list(csv.DictReader(stream, strict=True))
-    long = [number for number, row in enumerate(rows, start=1) if None in row]
-    if long:
-        raise ValueError(f"row {long[0]} has more cells than the header has columns")
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_table(path).to_pylist())
-
-
-TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _from_datasets(source: str, split: str, subset: str | None, revision: str | None) -> list[Row]:
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(source, subset, split=split, revision=revision))
-    except Exception as error:
-        asked = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
-        raise DataError(
-            f"data.prompts: {source!r} is no .json, .jsonl, .csv or .parquet file, and datasets could not load it with {asked} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Check the name, data.split and data.subset."
-        ) from error

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from marl_core.artifacts.rows import Row
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of, fill, pieces
 from marl_core.config.run_config import DataSection
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = Mapping[str, Any]
 
 SYSTEM = ("system", "developer")
 """Roles of messages that say how to answer; `developer` is what newer templates call it."""

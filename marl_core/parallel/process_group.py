@@ -25,8 +25,8 @@ from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, RankError, Stopped
 from marl_core.ppo.ranks import ALONE, Ranks, checksum
 
-FAILED, AT = "marl/failed", "marl/at"
-PATIENCE = 1.0
+FAILURE_KEY, CALLS_KEY = "marl/failed", "marl/at"
+FAILURE_WAIT_SECONDS = 1.0
 """Seconds to wait for the word of a rank that broke the connection."""
 
 
@@ -105,11 +105,11 @@ class Group(Ranks):
         self._timeout = timeout_seconds
         self._calls = 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in double precision."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
@@ -120,7 +120,7 @@ class Group(Ranks):
         return found
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks: one flat all-reduce."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -131,7 +131,7 @@ class Group(Ranks):
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' [n, ...] one below the other, [size * n, ...]; a second dimension that differs is filled with 0."""
         if tensor.dim() > 1:
-            width = int(self.largest([tensor.shape[1]])[0])
+            width = int(self.all_reduce_max([tensor.shape[1]])[0])
             filling = tensor.new_zeros((len(tensor), width - tensor.shape[1], *tensor.shape[2:]))
             tensor = torch.cat([tensor, filling], dim=1)
         sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
@@ -139,12 +139,12 @@ class Group(Ranks):
         self._together("rows", sent, lambda: dist.all_gather(parts, sent))
         return torch.cat(parts).to(tensor.dtype)
 
-    def everyone(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of the ranks; anything that JSON can hold."""
         letters = torch.tensor([list(json.dumps(value).encode())], dtype=torch.uint8)
         return [json.loads(bytes(row).rstrip(b"\0")) for row in self.gather(letters).tolist()]
 
-    def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
+    def assert_equal(self, what: str, tensors: Iterable[Tensor]) -> None:
         """RankError unless these tensors are bit for bit the same on all ranks."""
         parts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         mine = torch.tensor([checksum(tensors)])
@@ -163,7 +163,7 @@ class Group(Ranks):
         """
         self._calls += 1
         with suppress(RuntimeError):  # a store that is gone says so in the call below
-            _store().set(f"{AT}/{self.rank}", str(self._calls))
+            _store().set(f"{CALLS_KEY}/{self.rank}", str(self._calls))
         start = time.monotonic()
         try:
             if tensor.device.type != "cpu":
@@ -173,7 +173,7 @@ class Group(Ranks):
             raise self._cause(time.monotonic() - start, what, error) from error
 
     def _cause(self, waited: float, what: str, error: RuntimeError) -> RankError:
-        known = first_failure(PATIENCE)
+        known = first_failure(FAILURE_WAIT_SECONDS)
         if known is not None:
             return RankError(f"rank {known['rank']}: {known['message']}", code=int(known["code"]))
         behind = self._behind()
@@ -192,7 +192,7 @@ class Group(Ranks):
         """Ranks that have made fewer calls than this one."""
         try:
             store = _store()
-            keys = [f"{AT}/{rank}" for rank in range(self.size)]
+            keys = [f"{CALLS_KEY}/{rank}" for rank in range(self.size)]
             counts = [int(store.get(key)) if store.check([key]) else 0 for key in keys]
         except RuntimeError:
             return [] if self.first else [0]  # the first rank may have held the store
@@ -210,11 +210,11 @@ def first_failure(patience: float = 0.0) -> dict[str, Any] | None:
     end = time.monotonic() + patience
     try:
         store = _store()
-        while not store.check([FAILED]):
+        while not store.check([FAILURE_KEY]):
             if time.monotonic() >= end:
                 return None
             time.sleep(0.05)
-        found: dict[str, Any] = json.loads(store.get(FAILED))
+        found: dict[str, Any] = json.loads(store.get(FAILURE_KEY))
     except (RuntimeError, ValueError):
         return None
     return found
@@ -228,12 +228,12 @@ def ending(error: BaseException | None, message: str, code: int) -> tuple[str | 
     if not dist.is_initialized():
         return _before_joining(message, code)
     if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):  # a sharded base speaks too
-        known = first_failure(PATIENCE)
+        known = first_failure(FAILURE_WAIT_SECONDS)
         message = f"marl: a rank died or hangs: {str(error).splitlines()[0][:200]}"
         return (None, int(known["code"])) if known else (f"[rank {dist.get_rank()}] {message}", RankError.exit_code)
     mine = json.dumps({"rank": dist.get_rank(), "code": code, "message": message.removeprefix("marl: ")})
     try:
-        first = json.loads(_store().compare_set(FAILED, "", mine))
+        first = json.loads(_store().compare_set(FAILURE_KEY, "", mine))
     except (RuntimeError, ValueError):  # the first rank has ended already, and the store with it
         agreed = isinstance(error, Stopped) and dist.get_rank() > 0  # all ranks stop together: the first has said so
         return (None if agreed else message), code
@@ -245,6 +245,6 @@ def _before_joining(message: str, code: int) -> tuple[str | None, int]:
     """What is wrong with a config is found by every rank: the first says it, and its end ends the others."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:
-        time.sleep(PATIENCE)
+        time.sleep(FAILURE_WAIT_SECONDS)
         message = f"[rank {rank}] {message}"
     return message, code

@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from marl_core.bank.adapters import AdapterBank
 from marl_core.config.load import dump_config
+from marl_core.config.run_config import RunConfig
+from marl_core.ppo.ranks import Ranks
+from marl_core.ppo.roles import TrainableRoles
 
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
 
-
-def trained_tensors(runner: Runner) -> list[Tensor]:
+def trained_tensors(bank: AdapterBank, trained: TrainableRoles) -> list[Tensor]:
     """Every weight that learns, in a fixed order."""
-    return [p for found in runner.roles.trained.parameters(runner.bank).values() for p in found.values()]
+    return [p for parameters in trained.parameters(bank).values() for p in parameters.values()]
 
 
-def agree_at_start(runner: Runner) -> None:
-    """RankError unless all ranks have the same config, prompts, base and adapters."""
-    if runner.ranks.size == 1:
+def require_same_start(
+    ranks: Ranks, config: RunConfig, bank: AdapterBank, trained: TrainableRoles, prompts: Sequence[Sequence[int]] | None
+) -> None:
+    """RankError unless all ranks have the same config, prompts (their tokens), base and adapters."""
+    if ranks.size == 1:
         return
-    config = dump_config(runner.config.model_copy(update={"observers": []}))
-    bank = runner.bank
+    written = dump_config(config.model_copy(update={"observers": []}))
     frozen = [t for name in bank.adapters if name not in bank.trainable for t in bank.tensors(name).values()]
     for what, tensors in (
-        ("the config", [_digest(config)]),
-        ("the prompts", [_digest([list(row) for row in runner.data.tokens]) if runner.data else torch.zeros(1)]),
+        ("the config", [_digest(written)]),
+        ("the prompts", [torch.zeros(1) if prompts is None else _digest([list(row) for row in prompts])]),
         ("the base's weights", [_digest(bank.fingerprint)]),
         ("the frozen adapters", [*frozen, *(p for head in bank.heads.values() for p in head.parameters())]),
-        ("the trained weights", trained_tensors(runner)),
+        ("the trained weights", trained_tensors(bank, trained)),
     ):
-        runner.ranks.agree(what, tensors)
+        ranks.assert_equal(what, tensors)
 
 
 def _digest(value: object) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
-from marl_core.artifacts.adapter_kinds import (
-    EMBEDDINGS,
-    HEADS,
-    Use,
-    head_beside,
-    refusals,
-    saved_embeddings,
-    target_parameters,
+from marl_core.artifacts.adapter_kinds import Use, head_beside, refusals, saved_embeddings, target_parameters
+from marl_core.artifacts.architecture import (
+    CONVERTED_EXPERTS,
+    HALVES_OF_ONE_TENSOR,
+    Architecture,
+    layer_of_one_expert,
+    token_rows,
 )
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
@@ -85,12 +83,12 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
 
 def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
     """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion for models of this kind loses a part."""
-    experts = {match[1] for match in map(ONE_EXPERT.search, files.shapes) if match}
-    if not experts or kind not in CONVERTED:
+    experts = {layer for layer in map(layer_of_one_expert, files.shapes) if layer is not None}
+    if not experts or kind not in CONVERTED_EXPERTS:
         return
-    whole = {name for name in files.shapes if ".lora_" in name and not ONE_EXPERT.search(name)}
+    whole = {name for name in files.shapes if ".lora_" in name and layer_of_one_expert(name) is None}
     lost = sorted(name for name in whole if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
-    halves = [pair for pair in (("gate_proj", "up_proj"), ("w1", "w3")) if len(experts & set(pair)) == 1]
+    halves = [pair for pair in HALVES_OF_ONE_TENSOR if len(experts & set(pair)) == 1]
     if lost:
         yield _one_by_one(
             files,
@@ -102,7 +100,7 @@ def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
 
 def unconverted(files: AdapterFiles, kind: str | None, names: Iterable[str]) -> str | None:
     """Why tensors of single experts, `names`, found no place; None when there are none among them."""
-    if not any(ONE_EXPERT.search(name) for name in names):
+    if not any(layer_of_one_expert(name) for name in names):
         return None
     return _one_by_one(files, f"peft has no conversion for the experts of a {kind}")
 
@@ -112,41 +110,6 @@ def _one_by_one(files: AdapterFiles, why: str) -> str:
         f"{files.folder} adapts experts one by one, as transformers 4 kept them; transformers 5 keeps one tensor for all of them, and "
         f"{why}. Merge it with transformers 4 and peft, and give the merged model as model.path."
     )
-
-
-ONE_EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)\.lora_")
-CONVERTED = frozenset(
-    [
-        "mixtral",
-        "minimax",
-        "minimax_m2",
-        "qwen2_moe",
-        "afmoe",
-        "deepseek_v2",
-        "deepseek_v3",
-        "deepseek_v32",
-        "dots1",
-        "ernie4_5_moe",
-        "glm4_moe",
-        "glm4_moe_lite",
-        "glm_moe_dsa",
-        "glm4v_moe",
-        "longcat_flash",
-        "solar_open",
-        "mellum",
-        "qwen3_moe",
-        "qwen3_omni_moe",
-        "qwen3_omni_moe_thinker",
-        "qwen3_omni_moe_text",
-        "qwen3_next",
-        "hunyuan_v1_moe",
-        "flex_olmo",
-        "olmoe",
-        "exaone_moe",
-        "cohere2_moe",
-    ]
-)
-"""Model types whose experts' LoRA peft converts; a test compares with its own tables."""
 
 
 def _trained_directly(plan: Chosen) -> Iterator[tuple[str, frozenset[str]]]:
@@ -183,20 +146,12 @@ def _model(plan: Chosen) -> ModelFiles | None:
 
 
 def _kind(model: ModelFiles | None) -> str | None:
-    found = model.config.get("model_type") if model else None
-    return found if isinstance(found, str) else None
+    return Architecture.of(model.config).model_type if model else None
 
 
 def _rows(model: ModelFiles | None) -> dict[str, int]:
     """Rows of the base's embedding and output layer by name."""
     try:
-        shapes = model.shapes() if model else {}
+        return token_rows(model.shapes()) if model else {}
     except DataError:
         return {}
-    return {
-        name: shape[0]
-        for name, shape in shapes.items()
-        if len(shape) == 2
-        and name.removesuffix(".weight").rsplit(".", 1)[-1] in (*EMBEDDINGS, *HEADS)
-        and ".wpe" not in name
-    }

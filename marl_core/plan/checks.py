@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from marl_core.artifacts.architecture import Architecture
 from marl_core.artifacts.hub import cached_adapter
 from marl_core.artifacts.model_files import ModelFiles, read_model, unpinned_code
 from marl_core.artifacts.rows import look_at_prompts
@@ -95,9 +96,9 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
         yield ConfigError(
             f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models."
         )
-    limit = known.get("max_position_embeddings") or known.get("n_positions")
+    limit = Architecture.of(known).positions
     asked = ((config.data.max_prompt_tokens or 0) if config.data else 0) + config.sampling.max_new_tokens
-    if isinstance(limit, int) and asked > limit:
+    if limit is not None and asked > limit:
         yield ConfigError(
             f"data.max_prompt_tokens + sampling.max_new_tokens: {asked} tokens are more than the {limit} positions "
             f"of {name!r}. Lower one of them."

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
-from marl_core.artifacts.adapter_kinds import EMBEDDINGS, target_parameters
+from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_kinds import target_parameters
+from marl_core.artifacts.architecture import (
+    POOLED_CLASSIFIERS,
+    Architecture,
+    Shapes,
+    is_embedding,
+    leaves,
+    linear_layers,
+)
+from marl_core.artifacts.lora_targets import ALL_LINEAR, unmatched
 from marl_core.artifacts.model_files import ModelFiles
 from marl_core.config.run_config import LoraSection, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
-from marl_core.plan.memory import linears, matches
 
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     """Reasons why adapters, targets or stop tokens don't fit the model in `files`. Nothing but headers is read."""
     try:
-        shapes = dict(linears(files.shapes()))
+        shapes = dict(linear_layers(files.shapes()))
     except DataError:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
     yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
@@ -39,17 +45,14 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
 
 def _targets(part: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
     """Each module that a LoRA names must be there."""
-    wanted = [part.targets] if isinstance(part.targets, str) else part.targets
-    lost = [
-        target
-        for target in wanted
-        if target != "all-linear"
-        and not any(matches(target if isinstance(part.targets, str) else [target], name) for name in shapes)
-    ]
+    try:
+        lost = unmatched(part.targets, shapes) if part.targets != ALL_LINEAR else []
+    except ConfigError as error:
+        yield ConfigError(f"{key}.targets: {error}")
+        return
     if lost:
-        known = sorted({name.rsplit(".", 1)[-1] for name in shapes})
         yield ConfigError(
-            f"{key}.targets: {', '.join(map(repr, lost))}: no such layer in this model; it has {', '.join(known)}."
+            f"{key}.targets: {', '.join(map(repr, lost))}: no such layer in this model; it has {', '.join(leaves(shapes))}."
         )
 
 
@@ -58,21 +61,21 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
 
     lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix.
     """
-    adapted = _leaves(name.partition(".lora_")[0] for name in adapter.shapes if ".lora_" in name)
+    adapted = leaves(name.partition(".lora_")[0] for name in adapter.shapes if ".lora_" in name)
     if (
         adapted
-        and not adapted & _leaves(shapes)
+        and not set(adapted) & set(leaves(shapes))
         and not target_parameters(adapter.config)
-        and not adapted & set(EMBEDDINGS)
+        and not any(is_embedding(layer) for layer in adapted)
     ):
         yield DataError(
-            f"{key}: {adapter.folder} adapts layers ({', '.join(sorted(adapted))}) of which this model has none; it has "
-            f"{', '.join(sorted(_leaves(shapes)))}. It says it was trained on {adapter.base_name!r}: use that base, or another adapter."
+            f"{key}: {adapter.folder} adapts layers ({', '.join(adapted)}) of which this model has none; it has "
+            f"{', '.join(leaves(shapes))}. It says it was trained on {adapter.base_name!r}: use that base, or another adapter."
         )
         return
     for name, found in adapter.shapes.items():
         layer, _, kind = name.partition(".lora_")
-        own = layer.removeprefix("base_model.model.")
+        own = layer.removeprefix(PEFT_PREFIX)
         base = shapes.get(own) or next(
             (shape for known, shape in shapes.items() if known.endswith("." + own) or own.endswith("." + known)), None
         )
@@ -87,19 +90,15 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
             return
 
 
-def _leaves(names: Iterable[str]) -> set[str]:
-    return {name.rsplit(".", 1)[-1] for name in names}
-
-
 def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[MarlError]:
     """A score head has one label, and the width of what the model's last layer gives."""
-    kind = files.config.get("model_type")
-    if kind in POOLED and adapter.score_keys:
+    architecture = Architecture.of(files.config)
+    kind, widths = architecture.model_type, architecture.last_widths
+    if kind in POOLED_CLASSIFIERS and adapter.score_keys:
         yield ConfigError(
             f"{key}: the classifier of a {kind} scores a pooled or transformed state, not the last token's, so its rewards can't be had "
             "from the shared base. Use it as a model of its own (reward: model), or another base."
         )
-    widths = _widths(files.config)
     file, head = adapter.reward_head
     for name, shape in head.items():
         if name.endswith("weight") and widths and shape not in {(1, width) for width in widths}:
@@ -108,19 +107,6 @@ def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[M
                 f"{key}: the score head {name} in {file} is {list(shape)}; this model needs {needed}, one label on its hidden size. "
                 "Train the classifier with num_labels=1 and a single linear head."
             )
-
-
-POOLED = ("bert", "ernie", "megatron-bert", "rembert", "roc_bert", "modernbert-decoder")
-"""Model types that have a causal model and a classifier whose one linear head doesn't read the last token's hidden state."""
-
-
-def _widths(config: Mapping[str, Any]) -> list[int]:
-    """The width of the last hidden states by config.json: another than hidden_size where a model projects at its end."""
-    text = config.get("text_config")
-    found = {**config, **text} if isinstance(text, Mapping) else config
-    names = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "embedding_size")
-    widths = [found[name] for name in names if isinstance(found.get(name), int)]
-    return list(dict.fromkeys(widths))
 
 
 def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:

@@ -7,13 +7,13 @@ from math import isfinite
 from typing import Any
 
 from marl_core.artifacts.adapter_kinds import REWRITING, VARIANTS
+from marl_core.artifacts.architecture import is_embedding, is_output_layer
 from marl_core.config.run_config import LoraSection
 from marl_core.plan.chosen import Chosen
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
 CHANGING = ("modules_to_save", "trainable_token_indices", "layer_replication")
-SHARED_MODULES = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
 def lora_findings(plan: Chosen) -> Iterator[str]:
@@ -43,7 +43,7 @@ def _findings(part: LoraSection, key: str) -> Iterator[str]:
             yield f"{key}.lora.{name}: such a LoRA {VARIANTS[name]}. Remove it."
     targets = [part.targets] if isinstance(part.targets, str) else part.targets
     for target in targets:
-        if target.rsplit(".", 1)[-1] in SHARED_MODULES:
+        if is_embedding(target) or is_output_layer(target):
             yield (
                 f"{key}.targets: {target!r} is the embedding or the output layer, often one tensor for both and "
                 "shared by all roles. Adapt the layers between them."

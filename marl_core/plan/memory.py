@@ -9,33 +9,29 @@ T response tokens of a microbatch.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
 
 from marl_core.artifacts.adapter_files import read_adapter
+from marl_core.artifacts.architecture import Architecture, Shapes, counted_once, linear_layers
 from marl_core.artifacts.hub import adapter_folder
+from marl_core.artifacts.lora_targets import matches
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.config.device import device_of
 from marl_core.config.run_config import LoraSection
-from marl_core.config.speed_config import measured_on, usual_tokens
+from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import adapter_options, path_options, where
 from marl_core.registry.strategy import Strategy
 
-Shapes = Mapping[str, tuple[int, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN = 4  # adapters and heads stay float32
-HELD_LOGITS = 2**21  # float32 logits at once: ppo/logprobs.py walks over the vocabulary in tiles
 ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
 ON_TOP = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
-FOLDED_SHARE = 0.25  # of the base: bank/speed/merged_copies.py makes no copies beyond that
-EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "word_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,32 +116,15 @@ def lora_parameters(part: LoraSection, shapes: Shapes) -> int:
     return sum(part.r * sum(shape) for _, shape in _adapted(part, shapes))
 
 
-def linears(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the linear layers' weights: what a LoRA can adapt."""
-    for name, shape in shapes.items():
-        if name.endswith(".weight") and len(shape) == 2 and not any(word in name for word in EMBEDDINGS):
-            yield name.removesuffix(".weight"), shape
-
-
-def matches(targets: str | list[str], name: str) -> bool:
-    """Whether a layer is among the targets: a list of names, a pattern for the whole name, or all-linear."""
-    if isinstance(targets, list):
-        return any(name == target or name.endswith("." + target) for target in targets)
-    return targets == "all-linear" or name.endswith("." + targets) or re.fullmatch(targets, name) is not None
-
-
 def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
     """All shapes; an output layer tied to the embedding is not a second tensor."""
-    shapes = files.shapes()
-    if files.config.get("tie_word_embeddings"):
-        shapes.pop("lm_head.weight", None)
-    return shapes
+    return counted_once(files.shapes(), Architecture.of(files.config).tied)
 
 
 def _base_bytes(plan: Chosen, shapes: Shapes) -> float:
     plain = DTYPE_BYTES[plan.config.model.dtype]
     linear = plan.quantization.bytes_per_weight or plain
-    in_linears = sum(prod(shape) for _, shape in linears(shapes))
+    in_linears = sum(prod(shape) for _, shape in linear_layers(shapes))
     return in_linears * linear + (sum(prod(shape) for shape in shapes.values()) - in_linears) * plain
 
 
@@ -204,7 +183,7 @@ def _value(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> Role
     where = plan.value_on
     if where == "none":
         return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage.label} needs none")
-    head = _size(files, "hidden_size", "n_embd") + 1
+    head = Architecture.of(files.config).hidden_size + 1
     own = lora_parameters(plan.config.value, shapes) if where == "own" else 0
     separate = own or lora_parameters(plan.config.policy, shapes)
     what = "a head on the policy's trunk" if where == "policy" else f"{own:,} trained parameters and a head"
@@ -228,25 +207,27 @@ def _loading(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> fl
 
 
 def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
-    """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and folded copies of adapted weights."""
-    heads = _size(files, "num_attention_heads", "n_head")
-    kv_heads = files.config.get("num_key_value_heads") or heads
-    head_dim = files.config.get("head_dim") or _size(files, "hidden_size", "n_embd") // max(heads, 1)
+    """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and merged copies of adapted weights."""
+    model = Architecture.of(files.config)
     rows = plan.config.sampling.at_once(plan.config.ppo.batch, plan.config.ppo.samples_per_prompt)
     tokens = rows * _sequence(plan)
-    layers = _size(files, "num_hidden_layers", "n_layer")
-    held = float(2 * layers * kv_heads * head_dim * tokens * DTYPE_BYTES[plan.config.model.dtype])
-    held += _folded(plan, shapes, base)
+    width = model.key_value_heads * model.head_dim
+    held = float(2 * model.layers * width * tokens * DTYPE_BYTES[plan.config.model.dtype])
+    held += _merged_copies(plan, shapes, base)
     what = f"KV cache of {rows} responses; gone before the update"
     return RoleMemory("sampling", held, held, what, passing=True)
 
 
-def _folded(plan: Chosen, shapes: Shapes, base: float) -> float:
-    """Copies of the adapted weights with the policy folded in: float32 bases, where they stay small beside the base."""
-    if not plan.config.speed.fold or plan.config.model.dtype != "float32" or plan.quantization.bytes_per_weight:
+def _merged_copies(plan: Chosen, shapes: Shapes, base: float) -> float:
+    """Copies of the adapted weights with the policy merged in: float32 bases, where they stay small beside the base."""
+    if (
+        not plan.config.speed.merge_for_sampling
+        or plan.config.model.dtype != "float32"
+        or plan.quantization.bytes_per_weight
+    ):
         return 0.0
     copies = 4.0 * sum(prod(shape) for _, shape in _adapted(plan.config.policy, shapes))
-    return copies if copies <= FOLDED_SHARE * base else 0.0
+    return copies if copies <= MERGED_COPIES_SHARE * base else 0.0
 
 
 def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
@@ -257,24 +238,26 @@ def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     at a time. Logits come in tiles, three buffers each; the policy's gradient of the hidden states is held in float32; of
     quantized weights one layer's at a time is there in full.
     """
-    hidden, layers = _size(files, "hidden_size", "n_embd"), max(_size(files, "num_hidden_layers", "n_layer"), 1)
-    feed_forward = files.config.get("intermediate_size") or 4 * hidden
+    model = Architecture.of(files.config)
+    hidden, layers, feed_forward = model.hidden_size, max(model.layers, 1), model.feed_forward
     width = DTYPE_BYTES[plan.config.model.dtype]
     asked, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
-    lean = measured_on(device_of(plan.config)) if asked is None else asked
+    recomputes = is_on(asked, device_of(plan.config))
     shared = {(name.rpartition(".")[0], shape[1]) for name, shape in linear}
     rows, tokens = _at_once(plan)
-    kept = tokens * width * (6 * hidden + (2 if lean else 3) * feed_forward)  # of one layer
+    kept = tokens * width * (6 * hidden + (2 if recomputes else 3) * feed_forward)  # of one layer
     copies = (
-        4 * sum(shape[1] for _, shape in linear) if width < 4 and not lean else width * sum(size for _, size in shared)
+        4 * sum(shape[1] for _, shape in linear)
+        if width < 4 and not recomputes
+        else width * sum(size for _, size in shared)
     )
     adapted = tokens * copies  # of all layers
     activations: float = layers * kept + adapted
     if plan.config.model.gradient_checkpointing:
         activations = layers * hidden * width * tokens + kept + adapted / layers
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
-    logits = 3 * 4 * min(HELD_LOGITS, responses * _size(files, "vocab_size"))
-    dequantized = max((prod(shape) for _, shape in linears(shapes)), default=0) * width
+    logits = 3 * 4 * min(TILE_TOKENS * TILE_VOCABULARY, responses * model.vocabulary)
+    dequantized = max((prod(shape) for _, shape in linear_layers(shapes)), default=0) * width
     held = activations + logits + 4 * FROZEN * responses * hidden
     held += dequantized if plan.quantization.bytes_per_weight else 0
     what = f"activations and logits of {tokens:,} tokens, a pass on {device_of(plan.config)}"
@@ -295,20 +278,12 @@ def _at_once(plan: Chosen) -> tuple[int, int]:
 
 def _adapted(part: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The linear weights that a LoRA's targets match."""
-    return ((name, shape) for name, shape in linears(shapes) if matches(part.targets, name))
+    return ((name, shape) for name, shape in linear_layers(shapes) if matches(part.targets, name))
 
 
 def _sequence(plan: Chosen) -> int:
     prompt = (plan.config.data.max_prompt_tokens or ASSUMED_PROMPT) if plan.config.data else 0
     return prompt + plan.config.sampling.max_new_tokens
-
-
-def _size(files: ModelFiles, *names: str) -> int:
-    for name in names:
-        value: Any = files.config.get(name)
-        if isinstance(value, int):
-            return value
-    return 0
 
 
 def _adapter_parameters(path: str) -> int:

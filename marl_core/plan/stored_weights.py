@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from marl_core.artifacts.architecture import text_config
 from marl_core.artifacts.model_files import read_model
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
@@ -33,9 +34,11 @@ class Stored:
 
 def said_of_weights(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a model's config.json says of its quantized weights; None for plain ones."""
-    text = config.get("text_config")
-    places = [config, text] if isinstance(text, Mapping) else [config]
-    found = (place.get(key) for place in places for key in ("quantization_config", "compression_config"))
+    found = (
+        place.get(key)
+        for place in (config, text_config(config))
+        for key in ("quantization_config", "compression_config")
+    )
     return next((entry for entry in found if isinstance(entry, Mapping) and entry), None)
 
 

@@ -3,65 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from marl_core.errors import DataError
 from marl_core.ppo.ranks import Ranks
+from marl_core.ppo.sampling.sampler import Sampler, Shard
 from marl_core.ppo.types import Prompts, Rollout
 
-Numbers = Mapping[str, Tensor]
-"""Tensors by name, the first dimension being the rows."""
+Numbers = TypeVar("Numbers")
+"""A dataclass of tensors whose first dimension is the rows."""
 
 
-def generate_in_shares(ranks: Ranks, prompts: Prompts, sample: Callable[[Prompts, int], Rollout]) -> Rollout:
-    """A rollout of all prompts, of which each rank samples its part; responses to one prompt stay together.
-
-    `sample` gets the part and its first place in the batch.
-    """
+def sample_sharded(
+    ranks: Ranks, sampler: Sampler, prompts: Prompts, seed: int, samples: int, limits: Tensor | None
+) -> Rollout:
+    """A rollout of all prompts, of which each rank samples its part; responses to one prompt stay together."""
     if ranks.size == 1:
-        return sample(prompts, 0)
-    rows = _places(len(prompts), len(prompts), ranks)[ranks.rank]
-    mine = sample(_pick(prompts, rows), int(rows[0]))
-    known = [text for part in ranks.everyone(list(mine.prompts.texts)) for text in part]
-    whole = _gathered(ranks, mine) | {"prompts": replace(prompts, texts=known).to(mine.ids.device)}
-    if mine.captured is not None:
-        whole["captured"] = replace(mine.captured, **_gathered(ranks, mine.captured))
-    texts = [text for part in ranks.everyone(list(mine.texts)) for text in part]
-    return replace(mine, texts=texts, **whole)
+        return sampler(prompts, seed, samples=samples, limits=limits)
+    total = len(prompts) * samples
+    mine = _rows_of_ranks(len(prompts), len(prompts), ranks)[ranks.rank]
+    first = int(mine[0]) * samples
+    part = sampler(
+        prompts.select(mine),
+        seed,
+        samples=samples,
+        limits=None if limits is None else limits[first : first + len(mine) * samples],
+        shard=Shard(first, total),
+    )
+    read = [text for texts in ranks.all_gather_object(list(part.prompts.texts)) for text in texts]
+    texts = [text for texts in ranks.all_gather_object(list(part.texts)) for text in texts]
+    repeated = prompts.repeat(samples)
+    whole: dict[str, Any] = {
+        "prompts": replace(repeated, texts=read).to(part.ids.device),
+        "behavior": None if part.behavior is None else _gathered(ranks, part.behavior),
+    }
+    tensors = {name: ranks.gather(getattr(part, name)) for name in ("ids", "mask", "finished")}
+    return replace(part, texts=texts, **{**whole, **tensors})
 
 
-def _gathered(ranks: Ranks, mine: Any) -> dict[str, Any]:
-    """The tensors of a dataclass, all ranks' rows one below the other."""
-    tensors = {item.name: getattr(mine, item.name) for item in fields(mine)}
-    return {name: ranks.gather(value) for name, value in tensors.items() if isinstance(value, Tensor)}
-
-
-def score_in_shares(ranks: Ranks, rollout: Rollout, block: int, passes: Callable[[Rollout], Numbers]) -> Numbers:
+def score_sharded(ranks: Ranks, rollout: Rollout, block: int, score: Callable[[Rollout], Numbers]) -> Numbers:
     """Numbers of a rollout of which each rank computes its part of every `block` rows.
 
     With the minibatch as block a rank scores the very pieces that it trains in the first epoch, so that their ratio
     is one exactly.
     """
     if ranks.size == 1:
-        return passes(rollout)
-    places = _places(len(rollout), min(block, len(rollout)), ranks)
-    order = torch.cat(places).argsort().to(rollout.ids.device)
-    mine = passes(rollout.select(places[ranks.rank]))
-    return {name: ranks.gather(numbers)[order] for name, numbers in mine.items()}
+        return score(rollout)
+    rows = _rows_of_ranks(len(rollout), min(block, len(rollout)), ranks)
+    order = torch.cat(rows).argsort().to(rollout.ids.device)
+    found: Numbers = _gathered(ranks, score(rollout.select(rows[ranks.rank])), order)
+    return found
 
 
-def padded_places(ranks: Ranks, start: int, end: int) -> list[int]:
-    """This rank's part of the places start..end-1, as many as every other rank's: the last place fills up."""
+def padded_rows(ranks: Ranks, start: int, end: int) -> list[int]:
+    """The rows start..end-1, as many for every rank: the last row fills up."""
     each = -(-(end - start) // ranks.size)
-    first = start + ranks.rank * each
-    return [min(place, end - 1) for place in range(first, first + each)]
+    return [min(row, end - 1) for row in range(start, start + each * ranks.size)]
 
 
-def _places(count: int, block: int, ranks: Ranks) -> list[Tensor]:
+def _gathered(ranks: Ranks, part: Any, order: Tensor | None = None) -> Any:
+    """All ranks' tensors one below the other, in `order`, at any depth of dataclasses and mappings."""
+    if isinstance(part, Tensor):
+        whole = ranks.gather(part)
+        return whole if order is None else whole[order]
+    if isinstance(part, Mapping):
+        return {name: _gathered(ranks, value, order) for name, value in part.items()}
+    if is_dataclass(part) and not isinstance(part, type):
+        changed = {item.name: getattr(part, item.name) for item in fields(part)}
+        return replace(part, **{name: _gathered(ranks, value, order) for name, value in changed.items()})
+    return part
+
+
+def _rows_of_ranks(count: int, block: int, ranks: Ranks) -> list[Tensor]:
     """The rows of each rank: its part of every block."""
     if block % ranks.size or count % block:
         raise DataError(
@@ -70,9 +87,3 @@ def _places(count: int, block: int, ranks: Ranks) -> list[Tensor]:
         )
     rows = torch.arange(count).view(count // block, ranks.size, block // ranks.size)
     return [rows[:, rank].flatten() for rank in range(ranks.size)]
-
-
-def _pick(prompts: Prompts, rows: Tensor) -> Prompts:
-    places = rows.tolist()
-    texts = [prompts.texts[place] for place in places] if prompts.texts else ()
-    return Prompts(prompts.ids[rows], prompts.mask[rows], [prompts.rows[place] for place in places], texts)

@@ -33,7 +33,7 @@ def estimate_advantages(
     kl = torch.zeros_like(scored.logprobs)
     if scored.ref_logprobs is not None:
         kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl.estimator).masked_fill(~mask, 0.0)
-    rewards = token_rewards(scored.scores, kl, mask, into_reward, scored.token_scores)
+    rewards = token_rewards(scored.shaped_scores, kl, mask, into_reward, scored.token_scores)
     _require(estimator, choice.label, scored, ppo)
     inputs = _inputs(estimator, rewards, scored, ppo)
     with torch.no_grad():

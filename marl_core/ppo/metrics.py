@@ -23,12 +23,12 @@ def step_stats(
     A reward source that abstained from every response has no mean, and no key.
     """
     mask, rollout = scored.rollout.mask, scored.rollout
-    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
+    scores = scored.scores
     tokens, total = float(mask.sum()), sum(seconds.values())
     metrics = {
-        "objective/scores": float(raw.mean()),
-        "objective/scores_std": float(raw.std()) if len(raw) > 1 else 0.0,
-        "objective/shaped_scores": float(scored.scores.mean()),
+        "objective/scores": float(scores.mean()),
+        "objective/scores_std": float(scores.std()) if len(scores) > 1 else 0.0,
+        "objective/shaped_scores": float(scored.shaped_scores.mean()),
         "objective/rlhf_reward": float(masked_sum(advantages.rewards, mask, dim=1).mean()),
         "objective/entropy": _mean(scored.entropy, mask),
         "objective/kl_coef": kl_coef,
@@ -82,7 +82,7 @@ def _update(update: UpdateStats) -> dict[str, float]:
     return {
         "policy/loss": update.policy_loss,
         "policy/clipfrac": update.clipfrac,
-        "policy/approxkl": update.approxkl,
+        "policy/approx_kl": update.approx_kl,
         "policy/ratio_mean": update.ratio_mean,
         "policy/ratio_std": update.ratio_std,
         "policy/ratio_min": update.ratio_min,

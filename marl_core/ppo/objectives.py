@@ -1,7 +1,13 @@
 """The mathematics of PPO as pure functions of tensors.
 
-Letters: B responses, T response tokens. Masks [B, T] are boolean and mean "this token counts"; whatever stands
-under a false mask, NaN included, changes nothing.
+Masks are boolean and mean "this token counts"; whatever stands under a false mask, NaN included, changes nothing.
+
+Letters, in docstrings and, where it helps, at the end of a tensor's name:
+
+    B  responses                    logprobs, ref_logprobs, kl, rewards, values, advantages, returns, mask  [B, T]
+    T  response tokens              scores  [B], one for each response
+    G  prompts, each with K of      scores_GK  the same, a row for each prompt
+    K  the responses                reward_B, value_B, delta_B  one column of [B, T]
 """
 
 from __future__ import annotations
@@ -15,41 +21,50 @@ KLKind = Literal["k1", "k2", "k3"]
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum over the tokens that count."""
-    kept = torch.where(mask, values, torch.zeros_like(values))
-    return kept.sum() if dim is None else kept.sum(dim=dim)
+    """Sum over the tokens that count.
+
+    values [B, T], mask [B, T] bool -> a scalar, or [B] with `dim` 1; in the dtype of the values.
+    """
+    counted = torch.where(mask, values, torch.zeros_like(values))
+    return counted.sum() if dim is None else counted.sum(dim=dim)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean over the tokens that count; 0 where none does."""
+    """Mean over the tokens that count; 0 where none does.
+
+    values [B, T], mask [B, T] bool -> a scalar, or [B] with `dim` 1; in the dtype of the values.
+    """
     count = mask.sum() if dim is None else mask.sum(dim=dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
 
 
-def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
-    """Variance over the tokens that count, with Bessel's correction; 0 for fewer than two tokens."""
-    count = mask.sum()
-    centred = torch.where(mask, values - masked_mean(values, mask), torch.zeros_like(values))
-    return centred.square().sum() / (count - int(unbiased)).clamp(min=1)
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance over the tokens that count, with Bessel's correction; 0 for fewer than two tokens.
 
-
-def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale to variance 1 (and mean 0) over the tokens that count; masked places become 0.
-
-    One token, or equal values, give 0 (or the mean when `shift_mean` is false), never NaN.
+    values [B, T], mask [B, T] bool -> a scalar, in the dtype of the values.
     """
-    mean = masked_mean(values, mask)
-    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask) + eps)
-    return torch.where(mask, whitened if shift_mean else whitened + mean, torch.zeros_like(values))
+    centred = torch.where(mask, values - masked_mean(values, mask), torch.zeros_like(values))
+    return centred.square().sum() / (mask.sum() - 1).clamp(min=1)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Scale to mean 0 and variance 1 over the tokens that count; masked places become 0.
+
+    values [B, T], mask [B, T] bool -> [B, T]. One token, or equal values, give 0, never NaN. Detail 7 of "The 37 Implementation
+    Details of PPO" (2022), over a whole batch, as Ziegler et al. 2019 (arXiv:1909.08593) do in their code.
+    """
+    whitened = (values - masked_mean(values, mask)) * torch.rsqrt(masked_var(values, mask) + eps)
+    return torch.where(mask, whitened, torch.zeros_like(values))
 
 
 def aggregate(
     values: Tensor, mask: Tensor, how: Literal["token", "sequence"] = "token", total: Tensor | float | None = None
 ) -> Tensor:
-    """One loss from per-token losses [B, T].
+    """One loss from per-token losses [B, T], mask [B, T] bool -> a scalar.
 
-    `token`: sum over tokens / number of tokens. `sequence`: sum over responses of their token means / number of
-    responses. `total` replaces the divisor, so that microbatches of one minibatch add up to the minibatch's mean.
+    `token`: sum over tokens / number of tokens, as in Ziegler et al. 2019; Yu et al. 2025 (arXiv:2503.14476), section 3.3.
+    `sequence`: sum over responses of their token means / number of responses, as in Shao et al. 2024 (arXiv:2402.03300), eq. 3.
+    `total` replaces the divisor, so that microbatches of one minibatch add up to the minibatch's mean.
     """
     if how == "token":
         return masked_sum(values, mask) / (mask.sum().clamp(min=1) if total is None else total)
@@ -79,8 +94,8 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coef: float, token_s
     """
     rewards = torch.where(mask, -coef * kl, torch.zeros_like(kl))
     if token_scores is not None:
-        placed = torch.where(mask, token_scores, torch.zeros_like(token_scores)).to(rewards.dtype)
-        rewards, scores = rewards + placed, scores - placed.sum(dim=1)
+        counted = torch.where(mask, token_scores, torch.zeros_like(token_scores)).to(rewards.dtype)
+        rewards, scores = rewards + counted, scores - counted.sum(dim=1)
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
     return rewards.scatter_add(1, last[:, None], scores.to(rewards.dtype)[:, None])
 
@@ -96,15 +111,15 @@ def generalized_advantage_estimation(
     rewards = torch.where(mask, rewards, torch.zeros_like(rewards))
     values = torch.where(mask, values, torch.zeros_like(values))
     advantages = torch.zeros_like(values)
-    next_advantage = torch.zeros_like(values[:, 0])
-    next_value = torch.zeros_like(next_advantage)
+    next_advantage_B = torch.zeros_like(values[:, 0])
+    next_value_B = torch.zeros_like(next_advantage_B)
     for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        here = delta + gamma * lam * next_advantage
-        counts = mask[:, t]
-        next_advantage = torch.where(counts, here, next_advantage)
-        next_value = torch.where(counts, values[:, t], next_value)
-        advantages[:, t] = torch.where(counts, here, torch.zeros_like(here))
+        reward_B, value_B, counts_B = rewards[:, t], values[:, t], mask[:, t]
+        delta_B = reward_B + gamma * next_value_B - value_B
+        advantage_B = delta_B + gamma * lam * next_advantage_B
+        next_advantage_B = torch.where(counts_B, advantage_B, next_advantage_B)
+        next_value_B = torch.where(counts_B, value_B, next_value_B)
+        advantages[:, t] = torch.where(counts_B, advantage_B, torch.zeros_like(advantage_B))
     return advantages, torch.where(mask, advantages + values, torch.zeros_like(values))
 
 
@@ -114,9 +129,9 @@ def rloo_advantages(scores: Tensor, group: int) -> Tensor:
     A_i = R_i - (sum_{j != i} R_j) / (k - 1). Ahmadian et al. 2024 (arXiv:2402.14740), eq. 8. Groups of `group`
     consecutive responses share a prompt.
     """
-    grouped = scores.view(-1, group)
-    others = (grouped.sum(dim=1, keepdim=True) - grouped) / (group - 1)
-    return (grouped - others).flatten()
+    scores_GK = scores.view(-1, group)
+    others_GK = (scores_GK.sum(dim=1, keepdim=True) - scores_GK) / (group - 1)
+    return (scores_GK - others_GK).flatten()
 
 
 def group_advantages(scores: Tensor, group: int, eps: float = 1e-4) -> Tensor:
@@ -124,8 +139,9 @@ def group_advantages(scores: Tensor, group: int, eps: float = 1e-4) -> Tensor:
 
     Shao et al. 2024 (arXiv:2402.03300), section 4.1.2. A group of equal scores gets 0.
     """
-    grouped = scores.view(-1, group)
-    return ((grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + eps)).flatten()
+    scores_GK = scores.view(-1, group)
+    centred_GK = scores_GK - scores_GK.mean(dim=1, keepdim=True)
+    return (centred_GK / (scores_GK.std(dim=1, keepdim=True) + eps)).flatten()
 
 
 def policy_loss(
@@ -176,10 +192,14 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the tokens that count; 0 when the returns don't vary."""
-    spread = masked_var(torch.where(mask, returns, torch.zeros_like(returns)), mask)
-    rest = masked_var(torch.where(mask, returns - values, torch.zeros_like(returns)), mask)
-    return torch.where(spread > 0, 1 - rest / spread.clamp(min=1e-12), torch.zeros_like(spread))
+    """1 - Var(returns - values) / Var(returns) over the tokens that count; 0 when the returns don't vary.
+
+    values, returns [B, T], mask [B, T] bool -> a scalar, at most 1. As in OpenAI's baselines (common/math_util.py).
+    """
+    total_variance = masked_var(torch.where(mask, returns, torch.zeros_like(returns)), mask)
+    residual_variance = masked_var(torch.where(mask, returns - values, torch.zeros_like(returns)), mask)
+    explained = 1 - residual_variance / total_variance.clamp(min=1e-12)
+    return torch.where(total_variance > 0, explained, torch.zeros_like(explained))
 
 
 def adapt_kl_coef(coef: float, kl_nats: float, target: float, horizon: float, responses: int) -> float:

@@ -21,7 +21,7 @@ class Ranks:
     size: int = 1
 
     @property
-    def salt(self) -> tuple[int, ...]:
+    def seed_parts(self) -> tuple[int, ...]:
         """Further parts of a seed, so that ranks draw different numbers; none on the first rank."""
         return (self.rank,) if self.rank else ()
 
@@ -30,31 +30,31 @@ class Ranks:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
-    def share(self, rows: Tensor) -> Tensor:
+    def shard(self, rows: Tensor) -> Tensor:
         """This rank's part of the rows [n] of one minibatch: as many as every other rank's, [n / size]."""
         each = len(rows) // self.size
         return rows[self.rank * each : (self.rank + 1) * each]
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in double precision."""
         return list(values)
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest over all ranks."""
         return list(values)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks."""
 
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' [n, ...] one below the other, [size * n, ...]; a second dimension that differs is filled with 0."""
         return tensor
 
-    def everyone(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of the ranks; anything that JSON can hold."""
         return [value]
 
-    def agree(self, what: str, tensors: Iterable[Tensor]) -> None:
+    def assert_equal(self, what: str, tensors: Iterable[Tensor]) -> None:
         """Stop the run unless these tensors are bit for bit the same on all ranks."""
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.errors import ConfigError
-from marl_core.ppo.scoring import require_fit, view_logprobs
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.scoring import require_fit, view_output
 from marl_core.ppo.types import Rollout
 
 
@@ -27,5 +28,5 @@ def response_logprobs(
         raise ConfigError(f"response_logprobs: batch: expected a whole number above 0, got {batch!r}.")
     rollout_here = rollout.to(bank.device)
     require_fit(bank, rollout_here)
-    found = view_logprobs(bank, View(adapter), rollout_here, float(temperature), batch).logprobs
-    return found.to(rollout.ids.device)
+    output = view_output(bank, View(adapter), rollout_here, float(temperature), PassLimits(batch))
+    return output.logprobs.to(rollout.ids.device)

@@ -1,69 +1,74 @@
-"""Score shaping between reward and PPO: missing-EOS penalty, running normalization, clip, in this order."""
+"""Shaping of scores before PPO sees them: a penalty for unfinished responses, normalization by running moments, a clip."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from weakref import ref
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from marl_core.config.run_config import ShapingSection
+from marl_core.ppo.types import ScoredRollout
+
+SMALLEST_STD = 1e-6
+"""What scores are divided by at least."""
 
 
-@dataclass
-class Shaper:
-    """Applies a ShapingSection; keeps running moments (Welford, over all scores of the run) for normalization."""
+@dataclass(frozen=True, slots=True)
+class RewardStats:
+    """Moments of all scores that a run has learned (Welford 1962, batches merged as by Chan et al. 1979)."""
 
-    part: ShapingSection
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
-    _learned: ref[Tensor] | None = field(default=None, repr=False, compare=False)
-
-    def __call__(self, scores: Tensor, finished: Tensor, *, learn: bool = True) -> Tensor:
-        """Shaped scores [B] float32; `learn` updates the moments with this batch first. The same tensor again is no new batch."""
-        shaped = scores.float()
-        if self.part.missing_eos_penalty is not None:
-            shaped = shaped - self.part.missing_eos_penalty * (~finished).float()
-        if self.part.normalize:
-            if learn and (self._learned is None or self._learned() is not scores):
-                self._learn(shaped)
-                self._learned = ref(scores)
-            shaped = (shaped - self.mean) / max(self.std, 1e-6)
-        if self.part.clip is not None:
-            shaped = shaped.clamp(-self.part.clip, self.part.clip)
-        return shaped
-
-    def ahead(self, scores: Tensor, finished: Tensor) -> Shaper:
-        """This shaper as it is once it has learned the batch: a rollout may be scored more than once, and is learned by its update."""
-        after = replace(self)
-        after(scores, finished)
-        return after
-
-    def tokens(self, scores: Tensor | None) -> Tensor | None:
-        """Scores of tokens [B, T] on the scale of the shaped scores.
-
-        The penalty, the mean and the clip act on the response's total: the last token takes them up.
-        """
-        return scores / max(self.std, 1e-6) if scores is not None and self.part.normalize else scores
+    """Sum of squared distances to the mean."""
 
     @property
     def std(self) -> float:
-        """Running standard deviation; 1 before two scores were seen."""
+        """Standard deviation, unbiased; 1 before two scores were seen."""
         return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 else 1.0
 
-    def _learn(self, scores: Tensor) -> None:
+    def updated(self, scores: Tensor) -> RewardStats:
+        """With the scores [B] of one more batch."""
         batch = scores.double().cpu()
         count, mean = float(len(batch)), float(batch.mean())
         total, delta = self.count + count, mean - self.mean
-        self.squares += float((batch - mean).square().sum()) + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count = total
+        return RewardStats(
+            total,
+            self.mean + delta * count / total,
+            self.squares + float((batch - mean).square().sum()) + delta**2 * self.count * count / total,
+        )
 
-    def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
-    def restore(self, state: dict[str, float]) -> None:
-        """Take over a checkpoint's state."""
-        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+def learned(stats: RewardStats, scores: Tensor, finished: Tensor, section: ShapingSection) -> RewardStats:
+    """The moments once a batch has been learned; as they are where nothing is normalized."""
+    return stats.updated(penalized(scores, finished, section)) if section.normalize else stats
+
+
+def penalized(scores: Tensor, finished: Tensor, section: ShapingSection) -> Tensor:
+    """Scores [B] float32, less the penalty for each response that has no stop token."""
+    if section.missing_eos_penalty is None:
+        return scores.float()
+    return scores.float() - section.missing_eos_penalty * (~finished).float()
+
+
+def shape_scores(scores: Tensor, finished: Tensor, section: ShapingSection, stats: RewardStats) -> Tensor:
+    """Shaped scores [B] float32: penalized, normalized by `stats`, clipped; each as the section asks."""
+    shaped = penalized(scores, finished, section)
+    if section.normalize:
+        shaped = (shaped - stats.mean) / max(stats.std, SMALLEST_STD)
+    if section.clip is not None:
+        shaped = shaped.clamp(-section.clip, section.clip)
+    return shaped
+
+
+def shape(scored: ScoredRollout, section: ShapingSection, stats: RewardStats) -> ScoredRollout:
+    """A scored rollout with its scores shaped by the moments as they will be once its batch is learned.
+
+    Scores of tokens come onto the same scale; penalty, mean and clip act on the response's total: the last token takes them up.
+    """
+    finished = scored.rollout.finished
+    after = learned(stats, scored.scores, finished, section)
+    tokens = scored.token_scores
+    if tokens is not None and section.normalize:
+        tokens = tokens / max(after.std, SMALLEST_STD)
+    return replace(scored, shaped_scores=shape_scores(scored.scores, finished, section, after), token_scores=tokens)

@@ -7,12 +7,25 @@ the first word, the half of a character that the prompt's last token began, Word
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from marl_core.ppo.types import Prompts
+
+class TokenizedPrompts(Protocol):
+    """What is read of `Prompts`: ids and mask [B, P], and what the user wrote, a text or chat for each row."""
+
+    @property
+    def ids(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def mask(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def texts(self) -> Sequence[Any]: ...  # noqa: D102
+
 
 WINDOW = 16
 """Tokens of the prompt that are decoded before the response; more where they begin inside a character."""
@@ -36,10 +49,10 @@ class ResponseDecoder:
             self._before, self._head = kept[-size:], self._decode(kept[-size:])
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[ResponseDecoder]:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: TokenizedPrompts) -> list[ResponseDecoder]:
         """One for each prompt. A response that opens a chat's answer is a text of its own: the space before it is the template's."""
         special = special_ids(tokenizer)
-        texts = prompts.texts or [""] * len(prompts)
+        texts = prompts.texts or [""] * len(prompts.ids)
         return [
             cls(tokenizer, ids[keep].tolist() if is_gone_on_with(text) else (), special)
             for ids, keep, text in zip(prompts.ids.cpu(), prompts.mask.cpu(), texts, strict=True)
@@ -58,7 +71,7 @@ class ResponseDecoder:
 
 
 def response_texts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Prompts, responses: Sequence[Sequence[int]]
+    tokenizer: PreTrainedTokenizerBase, prompts: TokenizedPrompts, responses: Sequence[Sequence[int]]
 ) -> list[str]:
     """Each response's text after its prompt, special tokens left out."""
     decoders = ResponseDecoder.of(tokenizer, prompts)

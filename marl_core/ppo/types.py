@@ -6,7 +6,7 @@ mean "this token counts".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table, plain, require_token_ids
 from marl_core.errors import DataError
-from marl_core.ppo.captured import Captured
+from marl_core.ppo.policy_output import PolicyOutput
 from marl_core.ppo.reward_context import Logged
 from marl_core.ppo.texts import response_texts
+from marl_core.registry.deprecation import warn_deprecated
 
 
 def pad_rows(
@@ -114,9 +115,13 @@ class Prompts:
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row: groups for rloo and grpo."""
-        again = [index for index in range(len(self)) for _ in range(times)]
-        texts = [self.texts[index] for index in again] if self.texts else ()
-        return Prompts(self.ids[again], self.mask[again], [self.rows[index] for index in again], texts)
+        return self if times == 1 else self.select(torch.arange(len(self)).repeat_interleave(times))
+
+    def select(self, rows: Tensor | slice) -> Prompts:
+        """Some of the prompts, padded as all of them are."""
+        index = torch.arange(len(self))[rows].tolist()
+        texts = [self.texts[i] for i in index] if self.texts else ()
+        return Prompts(self.ids[index], self.mask[index], [self.rows[i] for i in index], texts)
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts with their tensors on `device`."""
@@ -139,8 +144,8 @@ class Rollout:
     finished: Tensor
     min_tokens: int = 0
     stops: tuple[int, ...] = ()
-    captured: Captured | None = None
-    """Numbers of the sampling pass, where they are exact enough to be the old log-probs and values."""
+    behavior: PolicyOutput | None = None
+    """What the sampling pass said of these tokens, where that is exact enough to be the old log-probs and values."""
 
     def __post_init__(self) -> None:
         ids = as_ids(self.ids, "Rollout.ids")
@@ -215,23 +220,20 @@ class Rollout:
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("prompts", "ids", "mask", "finished")}
-        captured = None if self.captured is None else self.captured.to(device)
-        return replace(self, **moved, captured=captured)
+        return replace(self, **moved, behavior=None if self.behavior is None else self.behavior.to(device))
 
     def select(self, rows: Tensor | slice) -> Rollout:
         """Some of the responses."""
         rows = rows.to(self.ids.device) if isinstance(rows, Tensor) else rows
         index = torch.arange(len(self), device=self.ids.device)[rows].tolist()
-        p = self.prompts
-        texts = [p.texts[i] for i in index] if p.texts else ()
         return replace(
             self,
-            prompts=Prompts(p.ids[rows], p.mask[rows], [p.rows[i] for i in index], texts),
+            prompts=self.prompts.select(torch.tensor(index, dtype=torch.int64)),
             ids=self.ids[rows],
             mask=self.mask[rows],
             texts=[self.texts[i] for i in index],
             finished=self.finished[rows],
-            captured=None if self.captured is None else self.captured.select(rows),
+            behavior=None if self.behavior is None else self.behavior.select(rows),
         )
 
 
@@ -256,9 +258,10 @@ class ScoredRollout:
     """A rollout with every role's numbers, all without gradient.
 
     logprobs[B, T] of the policy before the update; ref_logprobs[B, T], None when the KL coefficient is 0;
-    values[B, T], None without a value function; scores[B] after shaping; raw_scores[B] before;
-    parts: each reward source's own scores [B]; entropy[B, T] of the policy in nats; token_scores[B, T]: the part of
-    `scores` that lands on single tokens (the rest lands on the last one), None when no reward scores tokens.
+    values[B, T], None without a value function; scores[B] as the rewards gave them, summed with their weights;
+    parts: each reward source's own scores [B]; entropy[B, T] of the policy in nats; shaped_scores[B]: what PPO learns from, the
+    scores themselves where nothing shapes them; token_scores[B, T]: the part of `shaped_scores` that lands on single tokens (the
+    rest lands on the last one), None when no reward scores tokens.
     """
 
     rollout: Rollout
@@ -267,8 +270,9 @@ class ScoredRollout:
     values: Tensor | None
     scores: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
-    raw_scores: Tensor | None = None
     entropy: Tensor | None = None
+    shaped_scores: Tensor = field(default_factory=Tensor)
+    """What PPO learns from; the scores where they are left out."""
     token_scores: Tensor | None = None
     logged: Logged | None = None
     """What reward functions logged beside their scores."""
@@ -276,9 +280,36 @@ class ScoredRollout:
     def __post_init__(self) -> None:
         shape, device = tuple(self.rollout.ids.shape), self.rollout.ids.device
         wanted = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy", "token_scores"), shape)
-        for name, size in {**wanted, "scores": shape[:1], "raw_scores": shape[:1]}.items():
+        if not self.shaped_scores.numel():
+            _convert(self, shaped_scores=self.scores)
+        for name, size in {**wanted, "scores": shape[:1], "shaped_scores": shape[:1]}.items():
             if getattr(self, name) is not None:
                 _convert(self, **{name: as_floats(getattr(self, name), f"ScoredRollout.{name}", size).to(device)})
+
+    def __getattr__(self, name: str) -> Any:
+        """The older name of `scores`, for one version."""
+        if name != "raw_scores":
+            raise AttributeError(f"ScoredRollout has no {name!r}")
+        warn_deprecated("ScoredRollout.raw_scores", "ScoredRollout.scores (what PPO sees is shaped_scores)", "0.1")
+        return self.scores
+
+    def select(self, rows: Tensor | slice) -> ScoredRollout:
+        """Some of the responses, with everything that has a row for each; what was logged of the whole batch stays out."""
+        return _each_tensor(replace(self, logged=None), lambda tensor: tensor[rows], self.rollout.select(rows))
+
+    def to(self, device: torch.device | str) -> ScoredRollout:
+        """The same on `device`."""
+        return _each_tensor(self, lambda tensor: tensor.to(device), self.rollout.to(device))
+
+
+def _each_tensor(scored: ScoredRollout, change: Callable[[Tensor], Tensor], rollout: Rollout) -> ScoredRollout:
+    """A scored rollout with each of its own tensors changed, and this rollout."""
+    changed: dict[str, Any] = {
+        item.name: change(value) for item in fields(scored) if isinstance(value := getattr(scored, item.name), Tensor)
+    }
+    return replace(
+        scored, **changed, rollout=rollout, parts={name: change(part) for name, part in scored.parts.items()}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +320,16 @@ class Advantages:
     rewards: Tensor
     advantages: Tensor
     returns: Tensor | None
+
+    def select(self, rows: Tensor | slice) -> Advantages:
+        """Those of some responses."""
+        returns = None if self.returns is None else self.returns[rows]
+        return Advantages(self.kl[rows], self.rewards[rows], self.advantages[rows], returns)
+
+    def to(self, device: torch.device | str) -> Advantages:
+        """The same on `device`."""
+        returns = None if self.returns is None else self.returns.to(device)
+        return Advantages(self.kl.to(device), self.rewards.to(device), self.advantages.to(device), returns)
 
     def fitted(self, rollout: Rollout) -> Advantages:
         """The same as float32 on the rollout's device; DataError unless each tensor has its shape."""
@@ -318,7 +359,7 @@ class UpdateStats(_Floats):
     value_loss: float
     clipfrac: float
     value_clipfrac: float
-    approxkl: float
+    approx_kl: float
     """Mean of (log ratio)^2 / 2, nats per token."""
     ratio_mean: float
     ratio_std: float
@@ -333,6 +374,15 @@ class UpdateStats(_Floats):
     stopped_early: float
     """1 when max_kl ended the update before its last epoch."""
 
+    @property
+    def approxkl(self) -> float:
+        """The older name of `approx_kl`, for one version."""
+        warn_deprecated("UpdateStats.approxkl", "UpdateStats.approx_kl", "0.1")
+        return self.approx_kl
+
+
+OLD_APPROX_KL = "policy/approxkl"
+
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
@@ -342,6 +392,9 @@ class StepStats:
     metrics: Mapping[str, float]
 
     def __getitem__(self, name: str) -> float:
+        if name == OLD_APPROX_KL:
+            warn_deprecated(f"the metric {OLD_APPROX_KL}", "policy/approx_kl", "0.1")
+            name = "policy/approx_kl"
         return self.metrics[name]
 
     @property

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,55 +19,41 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import PPOSection
 from marl_core.errors import NumericError
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import aggregate, kl_estimate, masked_mean, masked_sum, policy_loss, value_loss
-from marl_core.ppo.ranks import ALONE, Ranks
-from marl_core.ppo.scoring import Passed, blocks, forward, response_hidden
-from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
+from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.ranks import Ranks
+from marl_core.ppo.roles import TrainableRoles
+from marl_core.ppo.scoring import blocks, forward, response_hidden
+from marl_core.ppo.types import Advantages, Rollout, ScoredRollout, UpdateStats
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The roles that learn: the policy adapter, the value head, and the value's own adapter if it has one."""
-
-    policy: str
-    value_head: str | None
-    value_adapter: str | None
-
-    @property
-    def value_on_policy(self) -> bool:
-        """Whether policy and value share one forward."""
-        return self.value_head is not None and self.value_adapter is None
-
-    def parameters(self, bank: AdapterBank) -> dict[str, dict[str, nn.Parameter]]:
-        """Explicit parameters by role: never "all that require grad"."""
-        roles = {"policy": bank.parameters(self.policy)}
-        if self.value_head is not None:
-            own = bank.parameters(self.value_adapter) if self.value_adapter else {}
-            roles["value"] = {**own, **bank.parameters(self.value_head)}
-        return roles
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Everything one update needs, row by row."""
+class TrainingBatch:
+    """What an update learns from, row by row."""
 
     scored: ScoredRollout
     advantages: Advantages
 
-    def select(self, rows: Tensor) -> Batch:
+    def __len__(self) -> int:
+        return len(self.scored.rollout)
+
+    @property
+    def rollout(self) -> Rollout:
+        """The responses."""
+        return self.scored.rollout
+
+    @property
+    def mask(self) -> Tensor:
+        """Response tokens that count, [B, T] bool."""
+        return self.scored.rollout.mask
+
+    def select(self, rows: Tensor | slice) -> TrainingBatch:
         """Some of the rows."""
-
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[rows]
-
-        s, a = self.scored, self.advantages
-        scored = ScoredRollout(
-            s.rollout.select(rows), s.logprobs[rows], pick(s.ref_logprobs), pick(s.values), s.scores[rows]
-        )
-        return Batch(scored, Advantages(a.kl[rows], a.rewards[rows], a.advantages[rows], pick(a.returns)))
+        return TrainingBatch(self.scored.select(rows), self.advantages.select(rows))
 
 
-class Tally:
+class MetricAccumulator:
     """Weighted means, extremes and first values of an update's numbers."""
 
     def __init__(self) -> None:
@@ -82,13 +68,15 @@ class Tally:
             self._sums[name] += value * weight
             self._weights[name] += weight
 
-    def join(self, ranks: Ranks) -> None:
-        """Take in what the other ranks have tallied."""
+    def all_reduce(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have added."""
         names = sorted(self._sums)
-        sums = ranks.sum([*(self._sums[name] for name in names), *(self._weights[name] for name in names)])
+        sums = ranks.all_reduce_sum([*(self._sums[name] for name in names), *(self._weights[name] for name in names)])
         self._sums.update(zip(names, sums[: len(names)], strict=True))
         self._weights.update(zip(names, sums[len(names) :], strict=True))
-        low, self.ratio_max, error = ranks.largest([-self.ratio_min, self.ratio_max, self.first_ratio_error or 0.0])
+        low, self.ratio_max, error = ranks.all_reduce_max(
+            [-self.ratio_min, self.ratio_max, self.first_ratio_error or 0.0]
+        )
         self.ratio_min, self.first_ratio_error = -low, error
 
     def mean(self, name: str) -> float:
@@ -96,41 +84,170 @@ class Tally:
         return self._sums[name] / self._weights[name] if self._weights[name] else 0.0
 
 
-def update_epochs(
-    bank: AdapterBank,
-    trained: Trained,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    ppo: PPOSection,
-    *,
-    temperature: float,
-    kl_coef: float,
-    generator: torch.Generator,
-    ranks: Ranks = ALONE,
-    tokens: int | None = None,
-) -> UpdateStats:
-    """Run `ppo.epochs` over the batch and step the optimizer once a minibatch, its rows shared out over ranks, `tokens` a pass."""
-    tally = Tally()
-    roles = trained.parameters(bank)
-    steps, stopped = 0, False
-    optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
-    for epoch in range(ppo.epochs):
-        for rows in minibatches(len(batch.scored.rollout), ppo.minibatch, None if epoch == 0 else generator):
-            with _rows_named(rows, epoch):
-                approxkl = _minibatch(
-                    bank, trained, batch.select(rows), ppo, temperature, kl_coef, tally, ranks, tokens
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update of policy and value: how its losses are made, which weights it moves, and what it has measured so far."""
+
+    bank: AdapterBank
+    trained: TrainableRoles
+    ppo: PPOSection
+    temperature: float
+    limits: PassLimits
+    """Of each pass forward and backward."""
+    ranks: Ranks
+    optimizer: torch.optim.Optimizer
+    kl_coef: float
+    metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
+
+    def run(self, batch: TrainingBatch, generator: torch.Generator) -> UpdateStats:
+        """`ppo.epochs` over the batch, one optimizer step a minibatch; each minibatch's rows are shared out over the ranks."""
+        steps, stopped = 0, False
+        self.optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
+        for epoch in range(self.ppo.epochs):
+            for rows in minibatches(len(batch), self.ppo.minibatch, None if epoch == 0 else generator):
+                with _rows_named(rows, epoch):
+                    approx_kl = self._minibatch(batch.select(rows))
+                    if self.ppo.max_kl is not None and approx_kl > self.ppo.max_kl:
+                        stopped = True
+                        break
+                    self._optimizer_step()
+                steps += 1
+            if stopped:
+                break
+        self.optimizer.zero_grad(set_to_none=True)
+        self.metrics.all_reduce(self.ranks)
+        return self._stats(steps, stopped)
+
+    def _minibatch(self, batch: TrainingBatch) -> float:
+        """Forward and backward of this rank's rows of one minibatch, a microbatch at a time; the minibatch's approx_kl."""
+        mask, metrics = batch.mask, self.metrics
+        total = float(mask.sum()) if self.ppo.aggregation == "token" else float(len(mask))
+        approx_kl = 0.0
+        mine = self.ranks.shard(torch.arange(len(mask)))
+        lengths = batch.rollout.sequence_mask.sum(dim=1)[mine].tolist()
+        for rows in blocks(lengths, self.limits.rows, self.limits.tokens):
+            piece = batch.select(mine[rows])
+            output = self._policy(piece, total)
+            if self.trained.value_adapter is not None and self.trained.value_head is not None:
+                self._own_value(piece, self.trained.value_adapter, self.trained.value_head, total)
+            log_ratio = output.logprobs.detach() - piece.scored.logprobs
+            approx_kl += float(masked_sum(log_ratio.square() / 2, piece.mask) / mask.sum())
+        if metrics.first_ratio_error is None:
+            metrics.first_ratio_error = max(abs(metrics.ratio_min - 1), abs(metrics.ratio_max - 1))
+        return self.ranks.all_reduce_sum([approx_kl])[0]
+
+    def _policy(self, piece: TrainingBatch, total: float) -> PolicyOutput:
+        """Forward and backward through the policy, and its value head if it has one: one block, see AdapterBank."""
+        with self.bank.using(self.trained.policy, train=True, options=self.limits.options):
+            output = forward(
+                self.bank,
+                piece.rollout,
+                self.temperature,
+                value_head=self.trained.policy_head,
+                entropy=self.ppo.entropy_coef > 0,
+            )
+            loss = self._policy_loss(output, piece, total)
+            if output.values is not None:
+                loss = loss + self.ppo.value_coef * self._value_loss(output.values, piece, total)
+            _backward(loss)
+        return output
+
+    def _own_value(self, piece: TrainingBatch, adapter: str, head: str, total: float) -> None:
+        """Forward and backward through a value adapter of its own."""
+        with self.bank.using(adapter, train=True, options=self.limits.options):
+            values = apply_head(self.bank.heads[head], response_hidden(self.bank, piece.rollout))
+            _backward(self._value_loss(values, piece, total))
+
+    def _policy_loss(self, output: PolicyOutput, piece: TrainingBatch, total: float) -> Tensor:
+        ppo, scored, mask = self.ppo, piece.scored, piece.mask
+        losses, clipped = policy_loss(
+            output.logprobs,
+            scored.logprobs,
+            piece.advantages.advantages,
+            mask,
+            ppo.clip.low,
+            ppo.clip.high,
+            ppo.dual_clip,
+        )
+        loss = aggregate(losses, mask, ppo.aggregation, total)
+        if ppo.kl.into == "loss" and self.kl_coef > 0 and scored.ref_logprobs is not None:
+            kl = kl_estimate(output.logprobs, scored.ref_logprobs, ppo.kl.estimator)
+            loss = loss + self.kl_coef * aggregate(kl, mask, ppo.aggregation, total)
+        if ppo.entropy_coef > 0:
+            loss = loss - ppo.entropy_coef * aggregate(output.entropy, mask, ppo.aggregation, total)
+        self._measure_policy(output, scored, losses, clipped)
+        return loss
+
+    @torch.no_grad()
+    def _measure_policy(self, output: PolicyOutput, scored: ScoredRollout, losses: Tensor, clipped: Tensor) -> None:
+        mask, metrics = scored.rollout.mask, self.metrics
+        log_ratio = (output.logprobs - scored.logprobs)[mask]
+        ratio = log_ratio.exp()
+        metrics.ratio_min = min(metrics.ratio_min, float(ratio.min()))
+        metrics.ratio_max = max(metrics.ratio_max, float(ratio.max()))
+        metrics.add(
+            float(mask.sum()),
+            policy_loss=float(masked_mean(losses.detach(), mask)),
+            clipfrac=float(masked_mean(clipped.float(), mask)),
+            approx_kl=float(log_ratio.square().mean() / 2),
+            ratio=float(ratio.mean()),
+            ratio_square=float(ratio.square().mean()),
+        )
+
+    def _value_loss(self, values: Tensor, piece: TrainingBatch, total: float) -> Tensor:
+        scored, mask, returns = piece.scored, piece.mask, piece.advantages.returns
+        if scored.values is None or returns is None:
+            raise ValueError("a value function is trained, but the rollout was scored without values")
+        losses, clipped = value_loss(values, scored.values, returns, mask, self.ppo.value_clip)
+        self.metrics.add(
+            float(mask.sum()),
+            value_loss=float(masked_mean(losses.detach(), mask)),
+            value_clipfrac=float(masked_mean(clipped.float(), mask)),
+        )
+        return aggregate(losses, mask, self.ppo.aggregation, total)
+
+    def _optimizer_step(self) -> None:
+        """Sum the ranks' gradients, clip each role by itself, check that every gradient is finite, step."""
+        roles = self.trained.parameters(self.bank)
+        self.ranks.all_reduce_gradients(p for parameters in roles.values() for p in parameters.values())
+        max_norm = math.inf if self.ppo.max_grad_norm is None else self.ppo.max_grad_norm
+        for role, parameters in roles.items():
+            norm = nn.utils.clip_grad_norm_(list(parameters.values()), max_norm)
+            if not bool(norm.isfinite()):
+                raise NumericError(
+                    f"update: the gradient norm of the {role} is {float(norm)}; the optimizer was not stepped. "
+                    "Usual causes: a learning rate too high, or half precision overflow (try model.dtype float32)."
                 )
-                if ppo.max_kl is not None and approxkl > ppo.max_kl:
-                    stopped = True
-                    break
-                ranks.sum_gradients(p for parameters in roles.values() for p in parameters.values())
-                _optimizer_step(roles, optimizer, ppo.max_grad_norm, tally)
-            steps += 1
-        if stopped:
-            break
-    optimizer.zero_grad(set_to_none=True)
-    tally.join(ranks)
-    return _stats(tally, optimizer, steps, stopped)
+            self.metrics.add(1.0, **{f"{role}_grad_norm": float(norm)})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _stats(self, steps: int, stopped: bool) -> UpdateStats:
+        metrics = self.metrics
+        ratio = metrics.mean("ratio")
+        return UpdateStats(
+            policy_loss=metrics.mean("policy_loss"),
+            value_loss=metrics.mean("value_loss"),
+            clipfrac=metrics.mean("clipfrac"),
+            value_clipfrac=metrics.mean("value_clipfrac"),
+            approx_kl=metrics.mean("approx_kl"),
+            ratio_mean=ratio,
+            ratio_std=math.sqrt(max(metrics.mean("ratio_square") - ratio**2, 0.0)),
+            ratio_min=metrics.ratio_min,
+            ratio_max=metrics.ratio_max,
+            first_ratio_error=metrics.first_ratio_error or 0.0,
+            policy_grad_norm=metrics.mean("policy_grad_norm"),
+            value_grad_norm=metrics.mean("value_grad_norm"),
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            optimizer_steps=float(steps),
+            stopped_early=float(stopped),
+        )
+
+
+def minibatches(count: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """Row indices of each minibatch: in order, or in a new random order."""
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    yield from order.split(size)
 
 
 @contextmanager
@@ -145,89 +262,6 @@ def _rows_named(rows: Tensor, epoch: int) -> Iterator[None]:
         raise
 
 
-def minibatches(count: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """Row indices of each minibatch: in order, or in a new random order."""
-    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    yield from order.split(size)
-
-
-def _minibatch(
-    bank: AdapterBank,
-    trained: Trained,
-    batch: Batch,
-    ppo: PPOSection,
-    temperature: float,
-    kl_coef: float,
-    tally: Tally,
-    ranks: Ranks,
-    tokens: int | None,
-) -> float:
-    """Forward and backward of this rank's rows of one minibatch, a microbatch at a time; the minibatch's approx_kl."""
-    mask = batch.scored.rollout.mask
-    total = float(mask.sum()) if ppo.aggregation == "token" else float(len(mask))
-    approxkl = 0.0
-    mine = ranks.share(torch.arange(len(mask)))
-    lengths = batch.scored.rollout.sequence_mask.sum(dim=1)[mine].tolist()
-    for rows in blocks(lengths, ppo.microbatch or len(mine), tokens):
-        piece = batch.select(mine[rows])
-        with bank.using(trained.policy, train=True):  # forward and backward: one block
-            head = trained.value_head if trained.value_on_policy else None
-            passed = forward(bank, piece.scored.rollout, temperature, value_head=head, entropy=ppo.entropy_coef > 0)
-            loss = _policy_terms(passed, piece, ppo, kl_coef, total, tally)
-            if passed.values is not None:
-                loss = loss + ppo.value_coef * _value_terms(passed.values, piece, ppo, total, tally)
-            _backward(loss)
-        if trained.value_adapter is not None and trained.value_head is not None:
-            with bank.using(trained.value_adapter, train=True):
-                values = apply_head(bank.heads[trained.value_head], response_hidden(bank, piece.scored.rollout))
-                _backward(_value_terms(values, piece, ppo, total, tally))
-        log_ratio = passed.logprobs.detach() - piece.scored.logprobs
-        approxkl += float(masked_sum(log_ratio.square() / 2, piece.scored.rollout.mask) / mask.sum())
-    if tally.first_ratio_error is None:
-        tally.first_ratio_error = max(abs(tally.ratio_min - 1), abs(tally.ratio_max - 1))
-    return ranks.sum([approxkl])[0]
-
-
-def _policy_terms(passed: Passed, piece: Batch, ppo: PPOSection, kl_coef: float, total: float, tally: Tally) -> Tensor:
-    scored, mask = piece.scored, piece.scored.rollout.mask
-    losses, clipped = policy_loss(
-        passed.logprobs, scored.logprobs, piece.advantages.advantages, mask, ppo.clip.low, ppo.clip.high, ppo.dual_clip
-    )
-    loss = aggregate(losses, mask, ppo.aggregation, total)
-    if ppo.kl.into == "loss" and kl_coef > 0 and scored.ref_logprobs is not None:
-        kl = kl_estimate(passed.logprobs, scored.ref_logprobs, ppo.kl.estimator)
-        loss = loss + kl_coef * aggregate(kl, mask, ppo.aggregation, total)
-    if ppo.entropy_coef > 0:
-        loss = loss - ppo.entropy_coef * aggregate(passed.entropy, mask, ppo.aggregation, total)
-    with torch.no_grad():
-        log_ratio = (passed.logprobs - scored.logprobs)[mask]
-        ratio = log_ratio.exp()
-        tally.ratio_min = min(tally.ratio_min, float(ratio.min()))
-        tally.ratio_max = max(tally.ratio_max, float(ratio.max()))
-        tally.add(
-            float(mask.sum()),
-            policy_loss=float(masked_mean(losses.detach(), mask)),
-            clipfrac=float(masked_mean(clipped.float(), mask)),
-            approxkl=float(log_ratio.square().mean() / 2),
-            ratio=float(ratio.mean()),
-            ratio_square=float(ratio.square().mean()),
-        )
-    return loss
-
-
-def _value_terms(values: Tensor, piece: Batch, ppo: PPOSection, total: float, tally: Tally) -> Tensor:
-    scored, mask, returns = piece.scored, piece.scored.rollout.mask, piece.advantages.returns
-    if scored.values is None or returns is None:
-        raise ValueError("a value function is trained, but the rollout was scored without values")
-    losses, clipped = value_loss(values, scored.values, returns, mask, ppo.value_clip)
-    tally.add(
-        float(mask.sum()),
-        value_loss=float(masked_mean(losses.detach(), mask)),
-        value_clipfrac=float(masked_mean(clipped.float(), mask)),
-    )
-    return aggregate(losses, mask, ppo.aggregation, total)
-
-
 def _backward(loss: Tensor) -> None:
     if not bool(loss.isfinite()):
         raise NumericError(
@@ -235,43 +269,3 @@ def _backward(loss: Tensor) -> None:
             "float16 without scaling, or rewards far outside [-10, 10] (see shaping.clip)."
         )
     loss.backward()
-
-
-def _optimizer_step(
-    roles: Mapping[str, Mapping[str, nn.Parameter]],
-    optimizer: torch.optim.Optimizer,
-    max_norm: float | None,
-    tally: Tally,
-) -> None:
-    """Clip each role by itself, check that every gradient is finite, step."""
-    for role, parameters in roles.items():
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), max_norm if max_norm is not None else math.inf)
-        if not bool(norm.isfinite()):
-            raise NumericError(
-                f"update: the gradient norm of the {role} is {float(norm)}; the optimizer was not stepped. "
-                "Usual causes: a learning rate too high, or half precision overflow (try model.dtype float32)."
-            )
-        tally.add(1.0, **{f"{role}_grad_norm": float(norm)})
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _stats(tally: Tally, optimizer: torch.optim.Optimizer, steps: int, stopped: bool) -> UpdateStats:
-    ratio = tally.mean("ratio")
-    return UpdateStats(
-        policy_loss=tally.mean("policy_loss"),
-        value_loss=tally.mean("value_loss"),
-        clipfrac=tally.mean("clipfrac"),
-        value_clipfrac=tally.mean("value_clipfrac"),
-        approxkl=tally.mean("approxkl"),
-        ratio_mean=ratio,
-        ratio_std=math.sqrt(max(tally.mean("ratio_square") - ratio**2, 0.0)),
-        ratio_min=tally.ratio_min,
-        ratio_max=tally.ratio_max,
-        first_ratio_error=tally.first_ratio_error or 0.0,
-        policy_grad_norm=tally.mean("policy_grad_norm"),
-        value_grad_norm=tally.mean("value_grad_norm"),
-        learning_rate=float(optimizer.param_groups[0]["lr"]),
-        optimizer_steps=float(steps),
-        stopped_early=float(stopped),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
@@ -13,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from marl_core.errors import ConfigError, MarlError, PluginError, PluginWarning, warn
+from marl_core.errors import ConfigError, MarlError, PluginError, PluginWarning, near_match, warn
 from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.importing import process_kept
@@ -127,9 +126,8 @@ class Catalog:
     def _unknown(self, family: FamilyName, name: str) -> str:
         names = sorted({listing.name for listing in self.listings(family)})
         known = names + [listing.qualified_name for listing in self.listings(family)]
-        lowered = {candidate.lower(): candidate for candidate in known}
-        near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-        hint = f"; did you mean {lowered[near[0]]!r}?" if near else "."
+        near = near_match(name, known)
+        hint = f"; did you mean {near!r}?" if near else "."
         others = sorted({listing.family for listing in self._listings if listing.name == name})
         if others and not near:
             hint = f"; {name!r} is a {' and a '.join(others)} strategy."
@@ -151,8 +149,8 @@ def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
         return found
     method = getattr(found, hook, None)
     if method is None:
-        near = difflib.get_close_matches(hook, [name for name in vars(found) if name.startswith("marl_")], n=1)
-        hint = f"It has {near[0]!r}: is that a slip of the pen?" if near else f"Every {family} strategy needs one."
+        near = near_match(hook, (name for name in vars(found) if name.startswith("marl_")))
+        hint = f"It has {near!r}: is that a slip of the pen?" if near else f"Every {family} strategy needs one."
         raise PluginError(f"{whose} has no {hook} hook. {hint} See docs/hooks.md.")
     if not hasattr(method, "marl_impl"):
         raise PluginError(f"{whose} has a method {hook} that isn't marked. Put @hookimpl (from marl_core) above it.")

@@ -9,12 +9,11 @@ No pydantic here: the command line shows the families before anything heavy is i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, near_match
 
 FamilyName: TypeAlias = str
 """A name among FAMILIES."""
@@ -158,6 +157,6 @@ def family_named(name: str, asked_by: str = "--family") -> Family:
     """The family of this name; ConfigError of `asked_by` with the names there are, and the near one."""
     if name in FAMILIES:
         return FAMILIES[name]
-    near = difflib.get_close_matches(name.strip().lower(), FAMILIES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = near_match(name, FAMILIES)
+    hint = f" Did you mean {near!r}?" if near else ""
     raise ConfigError(f"{asked_by}: {name!r} is none of {', '.join(FAMILIES)}.{hint}")

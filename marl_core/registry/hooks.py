@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import warnings
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
-from marl_core.errors import MarlError, MarlWarning, PluginError
+from marl_core.errors import MarlError, MarlWarning, PluginError, near_match
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
 
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.bank.views import ScoreView, View
     from marl_core.plan.chosen import Chosen
     from marl_core.plan.plan import Plan
+    from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
 WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
@@ -262,5 +262,5 @@ def _explain(message: str) -> str:
     if hook in specs:
         known = [name for name in inspect.signature(getattr(MarlSpecs, hook)).parameters if name != "self"]
         return f"{text}. {hook} may take: {', '.join(known)}."
-    near = difflib.get_close_matches(hook, specs, n=1)
-    return f"{text}. {f'Did you mean {near[0]}?' if near else 'Known: ' + ', '.join(specs) + '.'} See docs/hooks.md."
+    near = near_match(hook, specs)
+    return f"{text}. {f'Did you mean {near}?' if near else 'Known: ' + ', '.join(specs) + '.'} See docs/hooks.md."

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.bank.views import ReferenceFunction, RewardFunction, ScoreView, View
+    from marl_core.bank.views import ScoreView, View
     from marl_core.plan.plan import Plan
+    from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
 hookspec = pluggy.HookspecMarker("marl")

@@ -1,7 +1,8 @@
 """Package metadata that nobody can read: one line about it, instead of an error in whatever looks at all packages.
 
-pydantic and torch list the entry points of every installed package as they are imported; one damaged
-`entry_points.txt` of any package stops them, and with them every program of that environment.
+pydantic (at the first model) and torch (at its import) list the entry points of every installed package: with one damaged
+`entry_points.txt` of any package both raise, so `marl` couldn't start to say whose fault it is, and the catalog's own guard would
+never be reached. `tests/strangers/test_faults.py` tries it in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Curves as inline SVG: one small picture a metric, all runs in it."""
+"""Curves as cards: one small picture a metric, all runs in it. What is drawn where; card.html.jinja draws it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
-from marl_core.report.markup import Markup, number, tag
 from marl_core.report.run_data import RunData
 
 WIDTH, HEIGHT = 340, 170
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 8, 8, HEIGHT - 22
 MOST_POINTS = 400
 COLORS = 6
 
@@ -30,7 +30,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Update",
         (
             ("policy/clipfrac", "clip fraction"),
-            ("policy/approxkl", "KL old to new policy, nats a token"),
+            ("policy/approx_kl", "KL old to new policy, nats a token"),
             ("policy/grad_norm", "gradient norm, policy"),
             ("val/explained_var", "explained variance of the value"),
             ("val/loss", "value loss"),
@@ -40,8 +40,41 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Speed", (("perf/seconds", "seconds a step"), ("perf/tokens_per_second", "response tokens a second"))),
 )
 
+Point = tuple[float, float]
+Tick = tuple[float, str]
 
-def charts(runs: Sequence[RunData]) -> list[tuple[str, list[Markup]]]:
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run's curve: its places in the picture, the numbers as JSON [[step, value], ...], and the last value."""
+
+    name: str
+    ink: int
+    points: Sequence[Point]
+    values: str
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A metric's picture: curves, and what is written at which place beside the axes. Steps run from `low` to `high`."""
+
+    metric: str
+    label: str
+    lines: Sequence[Curve]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    low: float
+    high: float
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+def charts(runs: Sequence[RunData]) -> list[tuple[str, list[Card]]]:
     """Cards by group; reward sources get one each when there are several. A metric nobody wrote has none."""
     sources = sorted({name for run in runs for line in run.steps for name in line if name.startswith("reward/")})
     groups = [(title, list(metrics)) for title, metrics in GROUPS]
@@ -53,65 +86,43 @@ def charts(runs: Sequence[RunData]) -> list[tuple[str, list[Markup]]]:
     return [(title, cards) for title, cards in drawn if cards]
 
 
-def _card(runs: Sequence[RunData], metric: str, label: str) -> Markup | None:
+def _card(runs: Sequence[RunData], metric: str, label: str) -> Card | None:
     curves = [[(x, y) for x, y in run.curve(metric) if isfinite(y)] for run in runs]
-    points = [point for curve in curves for point in curve]
-    if not points or (metric == "objective/kl_coef" and len({y for _, y in points}) == 1):
-        return None
-    lines = [tag("span", number(curve[-1][1]), class_=f"ink-{i % COLORS}") for i, curve in enumerate(curves) if curve]
-    picture = _picture(curves, [run.name for run in runs])
-    head = tag("figcaption", tag("b", label), tag("span", lines, class_="last"))
-    return tag("figure", head, picture, class_="card", title=metric)
-
-
-def _picture(curves: Sequence[Sequence[tuple[int, float]]], names: Sequence[str]) -> Markup:
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
+    if not xs or (metric == "objective/kl_coef" and len(set(ys)) == 1):
+        return None
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
     low_x, high_x = min(xs), max(max(xs), min(xs) + 1)
     low_y, high_y = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
-        up = HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
-        return round(across, 1), round(up, 1)
+    def across(x: float) -> float:
+        return round(LEFT + (x - low_x) / (high_x - low_x) * (RIGHT - LEFT), 1)
 
-    grid = []
-    for y in y_ticks:
-        _, at = place(low_x, y)
-        grid += [
-            tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at),
-            tag("text", _tick(y), x=LEFT - 6, y=at + 3, class_="y"),
-        ]
-    for x in x_ticks:
-        if low_x <= x <= high_x:
-            grid.append(tag("text", _tick(x), x=place(x, low_y)[0], y=HEIGHT - 6, class_="x"))
-    drawn = [_line(curve, index, names[index], place) for index, curve in enumerate(curves) if curve]
-    rule = tag("line", class_="rule", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM)
-    box = f"0 0 {WIDTH} {HEIGHT}"
-    return tag(
-        "svg", tag("g", grid, class_="grid"), drawn, rule, viewBox=box, role="img", data_low=low_x, data_high=high_x
+    def up(y: float) -> float:
+        return round(BOTTOM - (y - low_y) / (high_y - low_y) * (BOTTOM - TOP), 1)
+
+    lines = []
+    for index, curve in enumerate(curves):
+        if curve:
+            thin = _thinned(curve)
+            values = json.dumps([[x, float(f"{y:.5g}")] for x, y in thin], separators=(",", ":"))
+            points = [(across(x), up(y)) for x, y in thin]
+            lines.append(Curve(runs[index].name, index % COLORS, points, values, curve[-1][1]))
+    return Card(
+        metric,
+        label,
+        lines,
+        [(across(x), _tick(x)) for x in x_ticks if low_x <= x <= high_x],
+        [(up(y), _tick(y)) for y in y_ticks],
+        low_x,
+        high_x,
     )
 
 
-def _line(curve: Sequence[tuple[int, float]], index: int, name: str, place: object) -> Markup:
+def _thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     thin = curve[:: max(1, ceil(len(curve) / MOST_POINTS))]
-    thin = [*thin, curve[-1]] if thin[-1] != curve[-1] else list(thin)
-    places = [place(x, y) for x, y in thin]  # type: ignore[operator]  # a closure of two numbers
-    values = json.dumps([[x, float(f"{y:.5g}")] for x, y in thin], separators=(",", ":"))
-    ink = index % COLORS
-    if len(places) == 1:
-        return tag(
-            "circle",
-            cx=places[0][0],
-            cy=places[0][1],
-            r=2.5,
-            class_=f"dot ink-{ink}",
-            data_name=name,
-            data_values=values,
-        )
-    text = " ".join(f"{x:g},{y:g}" for x, y in places)
-    return tag("polyline", points=text, class_=f"line ink-{ink}", data_name=name, data_values=values)
+    return thin if thin[-1] == curve[-1] else [*thin, curve[-1]]
 
 
 def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from marl_core.store.files import read_lines, write_bytes
+from marl_core.report.run_data import read_steps
+from marl_core.store.files import write_bytes
 
 CURVES = (
     ("objective/scores", "mean reward"),
@@ -19,7 +20,7 @@ CURVES = (
 
 def write_curves(folder: Path) -> Path | None:
     """Draw the curves of steps.jsonl; None without steps, or without matplotlib (extra: curves)."""
-    steps = list(read_lines(folder / "steps.jsonl"))
+    steps = read_steps(folder)
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from marl_core.config.flatten import flatten
 from marl_core.errors import DataError, MarlError
-from marl_core.report import sections
-from marl_core.report.markup import Markup, join, tag
+from marl_core.report.charts import COLORS, charts
 from marl_core.report.run_data import RunData, read_runs
-from marl_core.report.samples import samples_section
+from marl_core.report.samples import Samples, tokens, turns
 from marl_core.store.files import write_text
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -40,43 +43,69 @@ def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | N
 
 def page(runs: Sequence[RunData]) -> str:
     """The whole page as text."""
-    title = " · ".join(run.name for run in runs)
-    body = [
-        part
-        for part in (
-            sections.summary(runs),
-            sections.differences(runs),
-            sections.curves(runs),
-            sections.phases(runs),
-            sections.evaluations(runs),
-            sections.preflight(runs),
-            samples_section(runs),
-            sections.provenance(runs),
-        )
-        if part is not None
-    ]
-    head = tag("header", tag("h1", title), tag("p", "marl report", class_="note"))
-    return "<!doctype html>\n" + tag("html", _head(title), tag("body", tag("main", head, body), _script()), lang="en")
-
-
-def _head(title: str) -> Markup:
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} – marl report"),
-        tag("style", Markup(_resource("report.css"))),
+    templates = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": number, "flatten": flatten, "json": _json, "turns": turns, "tokens": tokens}
+    return templates.get_template("page.html.jinja").render(
+        runs=list(runs),
+        title=" · ".join(run.name for run in runs),
+        charts=charts(runs),
+        differences=differences(runs),
+        phases=Phases.of(runs),
+        judges=sorted({name for run in runs for line in run.evaluations for name in line["judges"]}),
+        samples=Samples.of(runs),
+        css=_resource("report.css"),
+        js=_resource("report.js"),
+        COLORS=COLORS,
     )
 
 
-def _script() -> Markup:
-    return tag("script", Markup(_resource("report.js")))
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where a step's seconds go: for each run the mean seconds by phase, drawn to one scale."""
+
+    runs: Sequence[Mapping[str, float]]
+    names: Sequence[str]
+    longest: float
+
+    @classmethod
+    def of(cls, runs: Sequence[RunData]) -> Phases:
+        """Of all runs."""
+        found = [run.phases() for run in runs]
+        names = list(dict.fromkeys(name for spent in found for name in spent))
+        return cls(found, names, max(sum(spent.values()) for spent in found))
+
+
+def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
+    """Config keys that differ between the runs, each with its value in every run."""
+    flat = [flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [(key, [one.get(key) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len({repr(value) for value in values}) > 1]
+
+
+def number(value: Any) -> str:
+    """Three or four digits that matter; a dash for what isn't there."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e6):
+        return f"{value:.2e}"
+    if size >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if size >= 100 else f"{value:.3f}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _resource(name: str) -> str:
     return files("marl_core.report").joinpath(name).read_text(encoding="utf-8")
-
-
-__all__ = ["join", "page", "write_report"]

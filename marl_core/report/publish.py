@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from marl_core.artifacts.hub import is_repo_name
 from marl_core.config.redact import redact
 from marl_core.errors import ConfigError, DataError
 from marl_core.report.model_card import model_card, on_a_hub
@@ -15,7 +15,6 @@ from marl_core.report.run_data import RunData, read_runs
 from marl_core.store.files import new_folder, write_text
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, base: str | None = None) -> Path:
@@ -25,7 +24,7 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, 
     DataError when there is no finished run, or something is there already; ConfigError for what is no hub name.
     """
     for name, example in ((hub, "--push-to-hub me/my-adapter"), (base, "--base me/my-base")):
-        if name is not None and not HUB_NAME.fullmatch(name):
+        if name is not None and not is_repo_name(name):
             raise ConfigError(f"publish: {name!r} is no hub name. Give OWNER/NAME, e.g. {example}.")
     source, target = Path(run).expanduser() / "final" / "policy", Path(to).expanduser()
     if not (source.parent.parent / "config.yaml").is_file():

@@ -5,7 +5,7 @@ for (const svg of document.querySelectorAll(".card svg")) {
     values: JSON.parse(node.dataset.values), name: node.dataset.name, ink: node.getAttribute("class").split(" ").pop(),
   }));
   const rule = svg.querySelector(".rule"), last = svg.parentNode.querySelector(".last"), before = [...last.childNodes];
-  const box = svg.viewBox.baseVal, left = 46, right = box.width - 8;
+  const box = svg.viewBox.baseVal, left = Number(svg.dataset.left), right = Number(svg.dataset.right);
   const low = Number(svg.dataset.low), high = Number(svg.dataset.high);
   const say = (text, ink) => { const span = document.createElement("span"); span.textContent = text; span.className = ink; return span; };
   svg.addEventListener("pointermove", (event) => {

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from marl_core.errors import DataError
+from marl_core.config.yaml_text import parse_yaml
+from marl_core.errors import ConfigError, DataError
 from marl_core.store.files import read_lines
 
 Line = Mapping[str, Any]
+
+RENAMED = {"policy/approxkl": "policy/approx_kl"}
+"""Metrics that runs before called otherwise; read under the name they have now."""
+PHASE = "perf/seconds_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,12 @@ class RunData:
     evaluations: Sequence[Line]
     checks: Sequence[Line]
     provenance: Mapping[str, Any]
+
+    @property
+    def base(self) -> str:
+        """What the config names as the base model; empty when it names none."""
+        model = self.config.get("model")
+        return str(model.get("path", "")) if isinstance(model, Mapping) else ""
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, where it was written."""
@@ -51,6 +60,11 @@ class RunData:
         values = [value for _, value in self.curve(metric)]
         return sum(values) / len(values) if values else None
 
+    def phases(self) -> dict[str, float]:
+        """Mean seconds of a step by phase, in the order they were written."""
+        names = dict.fromkeys(name for line in self.steps for name in line if name.startswith(PHASE))
+        return {name.removeprefix(PHASE): self.mean(name) or 0.0 for name in names}
+
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
     """All runs, each under a name that tells it from the others. DataError for a folder that holds no run."""
@@ -65,20 +79,27 @@ def _read(path: Path, name: str) -> RunData:
         raise DataError(f"report: {path} holds no run (no config.yaml). Give the run.folder of a run.")
     text = (path / "config.yaml").read_text(encoding="utf-8")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:  # a NUL byte makes one that is no ValueError
-        raise ValueError(f"config.yaml is not YAML: {str(error).splitlines()[0]}") from error
+        config = parse_yaml(text, "config.yaml")
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from error
     return RunData(
         name=name,
         folder=path,
         config=config if isinstance(config, dict) else {},
         config_text=text,
-        steps=list(read_lines(path / "steps.jsonl")),
+        steps=read_steps(path),
         samples=list(read_lines(path / "samples.jsonl")),
         evaluations=list(read_lines(path / "evals.jsonl")),
         checks=_json(path / "preflight.json").get("checks", []),
         provenance=_json(path / "provenance.json"),
     )
+
+
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """The lines of steps.jsonl, every metric under the name it has now."""
+    return [
+        {RENAMED.get(name, name): value for name, value in line.items()} for line in read_lines(folder / "steps.jsonl")
+    ]
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -4,61 +4,46 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from marl_core.bank.views import View
+from torch import Tensor
+
+from marl_core.config.run_config import EvalSection
 from marl_core.data.prompts import PromptData
-from marl_core.plan.plan import Plan
-from marl_core.ppo.data_parallel import padded_places
+from marl_core.ppo.data_parallel import padded_rows, score_sharded
 from marl_core.ppo.objectives import masked_sum
-from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
-from marl_core.ppo.role_scoring import score_budget
-from marl_core.ppo.sampling.sampler import generate
-from marl_core.ppo.scoring import judge_all, reference_logprobs, score_sources, view_logprobs
 from marl_core.ppo.seeds import derive_seed
+from marl_core.ppo.step import Step
 from marl_core.ppo.types import Evaluation, Rollout
-from marl_core.run.roles import Roles
 
 
-def evaluate(
-    plan: Plan, roles: Roles, data: PromptData, stops: Sequence[int], step: int, ranks: Ranks = ALONE
-) -> Evaluation:
+def evaluate(step: Step, section: EvalSection, data: PromptData, steps_done: int) -> Evaluation:
     """One response to each held-out prompt for each seed; the same seeds at every step, so that runs compare."""
-    part = plan.config.eval
-    count = min(len(data), part.limit or len(data))
-    chunk = plan.config.ppo.batch
+    count, batch = min(len(data), section.limit or len(data)), step.ppo.batch
     per_seed: list[list[dict[str, Any]]] = []
-    said: list[Mapping[str, float]] = []
-    for seed in range(part.seeds):
+    logged_by_seed: list[Mapping[str, float]] = []
+    for seed in range(section.seeds):
         rows: list[dict[str, Any]] = []
         context = reward_context().fresh()
-        for start in range(0, count, chunk):
-            end = min(start + chunk, count)
-            places = padded_places(ranks, start, end)
-            rollout = generate(
-                roles.bank,
-                roles.trained.policy,
-                data.take(places),
-                plan.config.sampling,
-                stops,
-                derive_seed("eval", seed, start),
-                speed=plan.config.speed,
-                first=ranks.rank * len(places),
-                whole=ranks.size * len(places),
-            )
+        for start in range(0, count, batch):
+            end = min(start + batch, count)
+            prompts = data.take(padded_rows(step.ranks, start, end))
+            rollout = step.sample(prompts, derive_seed("eval", seed, start), samples=1)
             with asking(context):
-                mine = _rows(plan, roles, rollout, ranks)
-            shared = ranks.everyone(mine)
-            rows += [row for part in shared for row in part][: end - start]
-        said.append(logged(ranks.everyone({**context.part(), "columns": {}}), [0] * ranks.size).metrics)
+                numbers = score_sharded(step.ranks, rollout, len(rollout), lambda part: _numbers(step, part))
+            rows += _rows(rollout, numbers)[: end - start]
+        ranks = step.ranks
+        parts = ranks.all_gather_object({**context.part(), "columns": {}})
+        logged_by_seed.append(logged(parts, [0] * ranks.size).metrics)
         per_seed.append(rows)
     (reward, reward_std), (kl, kl_std), (length, length_std), (finished, _) = (
         _over_seeds([[row[name] for row in rows] for rows in per_seed])
         for name in ("score", "kl", "length", "finished")
     )
     return Evaluation(
-        step=step,
+        step=steps_done,
         reward=reward,
         reward_std=reward_std,
         kl=kl,
@@ -66,37 +51,49 @@ def evaluate(
         length=length,
         length_std=length_std,
         finished=finished,
-        judges={name: _judge([[row["judges"][name] for row in rows] for rows in per_seed]) for name in part.judges},
-        samples=per_seed[0][: part.samples],
+        judges={name: _judge([[row["judges"][name] for row in rows] for rows in per_seed]) for name in section.judges},
+        samples=per_seed[0][: section.samples],
         logged={
-            name: dict(zip(("mean", "std"), _over_seeds([[run[name]] for run in said if name in run]), strict=True))
-            for name in sorted({name for run in said for name in run})
+            name: dict(
+                zip(("mean", "std"), _over_seeds([[run[name]] for run in logged_by_seed if name in run]), strict=True)
+            )
+            for name in sorted({name for run in logged_by_seed for name in run})
         },
     )
 
 
-def _rows(plan: Plan, roles: Roles, rollout: Rollout, ranks: Ranks) -> list[dict[str, Any]]:
-    size, tokens = score_budget(plan.config, roles.bank)
-    temperature = plan.config.sampling.temperature
-    total, _ = score_sources(roles.bank, roles.rewards, rollout, size, tokens)
-    judged = judge_all(roles.bank, roles.judges, rollout, size, tokens)
-    kl = 0.0 * total
-    if plan.config.ppo.kl.coef > 0:
-        view = View(roles.trained.policy)
-        policy = view_logprobs(roles.bank, view, rollout, temperature, size, tokens=tokens).logprobs
-        reference = reference_logprobs(
-            roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin, tokens
-        )
-        kl = masked_sum(policy - reference, rollout.mask, dim=1)
+@dataclass(frozen=True, slots=True)
+class EvaluationNumbers:
+    """Of each response [B]: its score, its KL to the reference in nats, and each judge's score, NaN where it abstained."""
+
+    score: Tensor
+    kl: Tensor
+    judges: Mapping[str, Tensor]
+
+
+def _numbers(step: Step, rollout: Rollout) -> EvaluationNumbers:
+    """Policy and reference by passes alike, so that their KL is 0 where they are the same."""
+    limits, rollout = step.budget.inference, replace(rollout, behavior=None)
+    score, judges = step.rewards(rollout).total, step.judge(rollout)
+    reference = step.ref_logprobs(rollout, limits)
+    kl = 0.0 * score
+    if reference is not None:
+        kl = masked_sum(step.policy_output(rollout, limits).logprobs - reference, rollout.mask, dim=1)
+    return EvaluationNumbers(score, kl, judges)
+
+
+def _rows(rollout: Rollout, numbers: EvaluationNumbers) -> list[dict[str, Any]]:
     return [
         {
             "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
             "response": rollout.texts[i],
-            "score": float(total[i]),
-            "kl": float(kl[i]),
+            "score": float(numbers.score[i]),
+            "kl": float(numbers.kl[i]),
             "length": int(rollout.lengths[i]),
             "finished": bool(rollout.finished[i]),
-            "judges": {name: None if scores[i].isnan() else float(scores[i]) for name, scores in judged.items()},
+            "judges": {
+                name: None if scores[i].isnan() else float(scores[i]) for name, scores in numbers.judges.items()
+            },
         }
         for i in range(len(rollout))
     ]

@@ -24,6 +24,12 @@ def make_optimizer(roles: Mapping[str, Mapping[str, nn.Parameter]], config: RunC
     )
 
 
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, ppo: PPOSection) -> None:
+    """Each role's rate at PPO step `step` (0-based)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * learning_rate_factor(step, ppo)
+
+
 def learning_rate_factor(step: int, ppo: PPOSection) -> float:
     """Factor on the peak rate at PPO step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
     if step < ppo.warmup_steps:

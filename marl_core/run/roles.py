@@ -12,50 +12,45 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.base import load_bank
 from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
-from marl_core.bank.views import ReferenceFunction, View
 from marl_core.config.choice import RewardChoice
 from marl_core.config.run_config import LoraSection
 from marl_core.errors import ConfigError
 from marl_core.plan.plan import Plan
-from marl_core.ppo.scoring import Source
+from marl_core.ppo.roles import RewardSource, Roles, TrainableRoles
 from marl_core.ppo.seeds import derive_seed
-from marl_core.ppo.update import Trained
 from marl_core.registry.strategy import Strategy
-from marl_core.safety.gradient_check import Check, gradient_survives
+from marl_core.safety.findings import PreflightCheck
+from marl_core.safety.gradient_check import gradient_survives
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
-    """Who is who on the shared base."""
+class Cast:
+    """A bank with the roles of one run on it, and what building them found."""
 
     bank: AdapterBank
-    trained: Trained
-    reference: View | ReferenceFunction
-    reference_origin: str
-    rewards: tuple[Source, ...]
-    judges: tuple[Source, ...]
-    gradient: Check
-    """What the gradient check found, right after the policy was added."""
+    roles: Roles
     options: PassOptions
     """How this run's passes go through the base."""
+    gradient: PreflightCheck
+    """What the gradient check found, right after the policy was added."""
     added: tuple[str, ...] = ()
-    """Names of the adapters and heads that building these roles added to the bank."""
+    """Names of the adapters and heads that building the roles added to the bank."""
 
     def discard(self) -> None:
         """Take what was added out of the bank again: a shared bank is as it was."""
         _remove(self.bank, set(self.added))
 
 
-def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Roles:
+def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Cast:
     """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards."""
     bank = _bank(plan, bank)
     before = {*bank.adapters, *bank.heads}
     try:
-        roles = _roles(plan, policy, bank)
+        cast = _cast(plan, policy, bank)
     except BaseException:
         _remove(bank, {*bank.adapters, *bank.heads} - before)
         raise
-    return replace(roles, added=tuple({*bank.adapters, *bank.heads} - before))
+    return replace(cast, added=tuple({*bank.adapters, *bank.heads} - before))
 
 
 def _remove(bank: AdapterBank, names: set[str]) -> None:
@@ -65,12 +60,13 @@ def _remove(bank: AdapterBank, names: set[str]) -> None:
         del bank.heads[name]
 
 
-def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
+def _cast(plan: Plan, policy: str, bank: AdapterBank) -> Cast:
     if policy in bank.adapters:
         raise ConfigError(
             f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...')."
         )
-    if plan.config.model.gradient_checkpointing and not bank.quantization.same_kernels:
+    config = plan.config
+    if config.model.gradient_checkpointing and not bank.quantization.same_kernels:
         raise ConfigError(
             "model.gradient_checkpointing: this quantization uses different kernels in train and eval mode, checkpointing needs "
             "train mode and sampling eval mode, so old and new log-probs would differ. Use another quantization, or no checkpointing."
@@ -78,33 +74,31 @@ def _roles(plan: Plan, policy: str, bank: AdapterBank) -> Roles:
     _add_policy(plan, bank, policy)
     gradient = gradient_survives(bank, policy)
     value_adapter, value_head = _add_value(plan, bank, policy)
-    config = plan.config
+    speed = config.speed
     options = bank.trunk.prepare(
         PassOptions(
-            config.speed.pack, config.speed.compile, config.model.gradient_checkpointing, config.speed.recompute_cheap
+            pack=speed.pack,
+            compiled=speed.compile,
+            recompute=config.model.gradient_checkpointing,
+            recompute_cheap=speed.recompute_cheap,
+            short_attention=speed.short_attention,
         )
     )
-    bank.trunk.sampler(config.speed.decode)  # a model that can't be sampled from is refused here, not at the first step
+    bank.trunk.sampler(speed.decode)  # a model that can't be sampled from is refused here, not at the first step
     with bank.trunk.passing(options):
-        return _asked(plan, bank, Trained(policy, value_head, value_adapter), gradient, options)
+        roles = _roles(plan, bank, TrainableRoles(policy, value_head, value_adapter))
+    return Cast(bank, roles, options, gradient)
 
 
-def _asked(plan: Plan, bank: AdapterBank, trained: Trained, gradient: Check, options: PassOptions) -> Roles:
+def _roles(plan: Plan, bank: AdapterBank, trained: TrainableRoles) -> Roles:
     """The roles, with reference, rewards and judges as the strategies give them."""
+    judges = [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()]
     return Roles(
-        bank=bank,
         trained=trained,
         reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature, trained.policy),
         reference_origin=plan.hooks.origin(plan.reference),
         rewards=_sources(plan, bank, plan.rewards),
-        gradient=gradient,
-        options=options,
-        judges=_sources(
-            plan,
-            bank,
-            [(choice.model_copy(update={"name": name}), judge) for name, (choice, judge) in plan.judges.items()],
-            "judge",
-        ),
+        judges=_sources(plan, bank, judges, "judge"),
     )
 
 
@@ -194,7 +188,7 @@ def _sources(
     bank: AdapterBank,
     chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]],
     role: str = "reward",
-) -> tuple[Source, ...]:
+) -> tuple[RewardSource, ...]:
     labels = [choice.name or choice.label for choice, _ in chosen]
     doubled = {label for label, count in Counter(labels).items() if count > 1}
     sources = []
@@ -203,5 +197,5 @@ def _sources(
         score = plan.hooks.reward(strategy, bank, bank.tokenizer)
         function = getattr(score, "label", "")  # which function of the user's, where the strategy calls one
         origin = "; ".join(filter(None, (str(function), plan.hooks.origin(strategy))))
-        sources.append(Source(label, choice.weight, score, origin, role))
+        sources.append(RewardSource(label, choice.weight, score, origin, role))
     return tuple(sources)

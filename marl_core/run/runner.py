@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
 from marl_core.config.run_config import DataSection, RunConfig
+from marl_core.config.speed_config import is_on
 from marl_core.data.prompts import PromptData
-from marl_core.errors import warn
+from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.parallel.process_group import join
-from marl_core.parallel.rank_consistency import agree_at_start, trained_tensors
+from marl_core.parallel.rank_consistency import require_same_start, trained_tensors
 from marl_core.plan.plan import Plan
-from marl_core.ppo import role_scoring
-from marl_core.ppo.data_parallel import generate_in_shares, score_in_shares
-from marl_core.ppo.estimators import estimate_advantages
+from marl_core.ppo.budget import Budget
 from marl_core.ppo.metrics import step_stats
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
-from marl_core.ppo.reward_context import RewardContext, asking, logged
-from marl_core.ppo.sampling.sampler import generate, stop_ids
-from marl_core.ppo.scoring import require_fit
+from marl_core.ppo.reward_context import RewardContext, asking
+from marl_core.ppo.roles import Roles
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.ppo.sampling.stop_tokens import stop_ids
 from marl_core.ppo.seeds import derive_seed, generator, seeded
-from marl_core.ppo.shaping import Shaper
+from marl_core.ppo.shaping import learned, shape
+from marl_core.ppo.step import Step
 from marl_core.ppo.types import (
     Advantages,
     Evaluation,
@@ -38,18 +44,30 @@ from marl_core.ppo.types import (
     StepStats,
     UpdateStats,
 )
-from marl_core.ppo.update import Batch, update_epochs
 from marl_core.registry.catalog import Catalog
-from marl_core.run import loop
-from marl_core.run.allocator import give_back
-from marl_core.run.observers import Audience
-from marl_core.run.optimizer import learning_rate_factor, make_optimizer
-from marl_core.run.roles import build_roles
-from marl_core.run.timing import as_alone, threads, timed
-from marl_core.safety.dump import to_device
-from marl_core.safety.preflight import Preflight, preflight
-from marl_core.safety.step_checks import Guards, sampling
+from marl_core.report.draw import draw
+from marl_core.run.evaluate import evaluate
+from marl_core.run.host import as_alone, threads, timed, trim_heap
+from marl_core.run.observers import ObserverCalls
+from marl_core.run.optimizer import make_optimizer, set_learning_rates
+from marl_core.run.roles import Cast, build_roles
+from marl_core.run.signals import StopRequest
+from marl_core.safety.dump import Phase, dump_on_error
+from marl_core.safety.findings import Preflight
+from marl_core.safety.plugin_guard import PluginGuard
+from marl_core.safety.preflight import preflight
+from marl_core.safety.step_checks import StepChecks, finite_sampling
+from marl_core.store import checkpoint, strategy_state
+from marl_core.store.disk_space import (
+    FAILED_SAVES_ALLOWED,
+    SaveFailed,
+    checkpoint_bytes,
+    save_failed,
+    warn_if_short,
+)
 from marl_core.store.folder import RunFolder
+from marl_core.store.provenance import provenance
+from marl_core.store.run_state import RunState
 
 
 class Runner:
@@ -71,52 +89,83 @@ class Runner:
     ) -> None:
         """Check the config, load the base, build the roles. Nothing is written before the pre-flight check has passed.
 
-        A Plan instead of a config has been checked by whoever made it.
+        A Plan instead of a config is taken as checked.
         """
-        if isinstance(config, RunConfig):
-            self.plan = Plan.of(config, catalog)
-            self.plan.require()
-            for warning in self.plan.warnings():
-                warn(warning)
-        else:
-            self.plan = config
-        self.plan = self.plan.for_run(self)
+        self.plan = _checked(config, catalog).for_run(self)
         self.ranks = join(self.plan.config)
         self.plan = self.plan if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
-        self.guards, self.audience = Guards(), Audience()
-        self.plan.hooks.around = self.guards.watch.around
+        self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
+        self.plan.hooks.around = self.guard.call
         with as_alone(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
-            self.roles = self.guards.watch.wrapped_roles(build_roles(self.plan, policy, bank))
-        self.bank = self.roles.bank
+            self.cast = build_roles(self.plan, policy, bank)
         try:
             with self.running():
-                self._open(resume)
+                self._open(self.cast, resume)
         except BaseException:
-            self.roles.discard()
+            self.cast.discard()
             raise
 
-    def _open(self, resume: bool) -> None:
-        """Data, optimizer and counters; then, on resume, the checkpoint."""
-        config = self.config
-        model_eos = self.bank.base.generation_config.eos_token_id
-        self.stops = stop_ids(self.bank.tokenizer, config.sampling, model_eos, vocabulary_of(self.bank.base))
+    def _open(self, cast: Cast, resume: bool) -> None:
+        """The step, data, optimizer and state; then, on resume, the checkpoint."""
+        config, bank = self.config, cast.bank
+        roles = self.guard.wrapped_roles(cast.roles)
+        stops = stop_ids(
+            bank.tokenizer, config.sampling, bank.base.generation_config.eos_token_id, vocabulary_of(bank.base)
+        )
+        self.algorithm = Step(
+            bank=bank,
+            roles=roles,
+            sampler=PolicySampler(
+                bank,
+                roles.trained.policy,
+                config.sampling,
+                tuple(stops),
+                config.speed,
+                value_head=roles.trained.policy_head,
+                options=cast.options,
+            ),
+            budget=Budget.of(config, bank.trunk, cast.options, self.ranks.size),
+            estimator=self.plan.estimator,
+            ppo=config.ppo,
+            temperature=config.sampling.temperature,
+            ranks=self.ranks,
+        )
         self.data = self._prompts(config.data) if config.data else None
         self.heldout = self._heldout()
-        self.optimizer = make_optimizer(self.roles.trained.parameters(self.bank), config)
-        self.shaper = Shaper(config.shaping)
-        self.kl_coef = config.ppo.kl.coef
-        self.done = 0
+        self.optimizer = make_optimizer(roles.trained.parameters(bank), config)
+        self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
         self.seconds: dict[str, float] = {}
         self._rollouts = 0
-        self._coef_used = self.kl_coef
+        self._kl_coef_used = self.state.kl_coef
+        self._scores_learned: torch.Tensor | None = None
         if resume:
-            loop.resume(self)
-        self.guards.watch.start(self.bank)
+            self._resume()
+        self.guard.start(bank)
+
+    @property
+    def bank(self) -> AdapterBank:
+        """The shared base with its adapters."""
+        return self.cast.bank
+
+    @property
+    def roles(self) -> Roles:
+        """Who is who on the bank."""
+        return self.algorithm.roles
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.state.step
+
+    @property
+    def kl_coef(self) -> float:
+        """The KL coefficient of the next step."""
+        return self.state.kl_coef
 
     # -- the algorithm --------------------------------------------------------------------------------------
 
@@ -124,43 +173,23 @@ class Runner:
         """One PPO step on these prompts."""
         rollout = self.generate(prompts)
         scored = self.score(rollout)  # policy, reference, value, reward: views of one base
-        advantages = estimate_advantages(scored, self.config.ppo, self.kl_coef, self.plan.estimator)
+        advantages = self.algorithm.advantages(scored, self.state.kl_coef)
         update = self.update(scored, advantages)
         return self.finish(scored, advantages, update)
 
     def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
         """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B]: most tokens of each."""
-        with self._timed("generate"), sampling():
-            many = prompts.repeat(self.config.ppo.samples_per_prompt)
-            seed = derive_seed(self.config.run.seed, "rollout", self.done, self._rollouts)
+        with self._timed("generate"), finite_sampling():
+            seed = derive_seed(self.config.run.seed, "rollout", self.state.step, self._rollouts)
             self._rollouts += 1
-            trained = self.roles.trained
-            return generate_in_shares(
-                self.ranks,
-                many,
-                lambda mine, first: generate(
-                    self.bank,
-                    trained.policy,
-                    mine,
-                    self.config.sampling,
-                    self.stops,
-                    seed,
-                    limits=None if limits is None else limits[first : first + len(mine)],
-                    samples=self.config.ppo.samples_per_prompt,
-                    speed=self.config.speed,
-                    value_head=trained.value_head if trained.value_on_policy else None,
-                    first=first,
-                    whole=len(many),
-                ),
-            )
+            return self.algorithm.sample(prompts, seed, limits)
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
-        with self._timed("score"), self.guards.phase(self, "score", rollout, own=scores):
-            here = rollout.to(self.bank.device)
-            require_fit(self.bank, here)
-            scored = self._score(here, scores)
-            self.guards.scored(self, scored)
+        with self._timed("score"), self._dumped(Phase("score", rollout, own=scores)), self._asking():
+            scored = self.algorithm.score(rollout, scores)
+            scored = shape(scored, self.config.shaping, self.state.reward_stats)
+            self.checks.check_scored(self.algorithm, scored)
             return scored
 
     def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
@@ -171,152 +200,299 @@ class Runner:
         scored = self._here(scored)
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
-        seed = self.config.run.seed
-        with (
-            self._timed("update"),
-            self.guards.phase(self, "update", scored.rollout, scored, advantages),
-            seeded(self.bank.device, seed, "dropout", self.done, *self.ranks.salt),
-        ):
-            chosen = (
-                estimate_advantages(scored, self.config.ppo, self.kl_coef, self.plan.estimator)
-                if advantages is None
-                else advantages.fitted(scored.rollout)
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * learning_rate_factor(self.done, self.config.ppo)
-            stats = update_epochs(
-                self.bank,
-                self.roles.trained,
-                Batch(scored, chosen),
-                self.optimizer,
-                self.config.ppo,
-                temperature=self.config.sampling.temperature,
-                kl_coef=self.kl_coef,
-                generator=generator(seed, "minibatches", self.done),
-                ranks=self.ranks,
-                tokens=role_scoring.token_budget(self.config, self.bank),
-            )
-            self.guards.updated(self, stats)
-        self.ranks.agree(f"the trained weights after step {self.done + 1}", trained_tensors(self))
+        with self._timed("update"), self._dumped(Phase("update", scored.rollout, scored, own=advantages)):
+            fitted = None if advantages is None else advantages.fitted(scored.rollout)
+            stats = self.train_on(scored, fitted, generator(self.config.run.seed, "minibatches", self.state.step))
+        trained = trained_tensors(self.bank, self.roles.trained)
+        self.ranks.assert_equal(f"the trained weights after step {self.state.step + 1}", trained)
         self._advance(scored)
         return stats
 
+    def train_on(
+        self, scored: ScoredRollout, advantages: Advantages | None, order: torch.Generator, step: Step | None = None
+    ) -> UpdateStats:
+        """The update alone, as this step makes it (or another `step`, on some of the rows): the state stays as it is."""
+        algorithm, state, run = step or self.algorithm, self.state, self.config.run
+        with seeded(self.bank.device, run.seed, "dropout", state.step, *self.ranks.seed_parts):
+            chosen = algorithm.advantages(scored, state.kl_coef) if advantages is None else advantages
+            set_learning_rates(self.optimizer, state.step, self.config.ppo)
+            stats = algorithm.update(scored, chosen, self.optimizer, state.kl_coef, order)
+            self.checks.check_update(algorithm, stats)
+        return stats
+
     def _advance(self, scored: ScoredRollout) -> None:
-        self.done, self._rollouts, self._coef_used = self.done + 1, 0, self.kl_coef
-        if scored.raw_scores is not None:
-            self.shaper(scored.raw_scores, scored.rollout.finished)  # learns them
-        self.plan.hooks.update_end(self.done, self.bank, self.roles.trained.policy)
-        kl = self.config.ppo.kl
+        state, kl = self.state, self.config.ppo.kl
+        self._rollouts, self._kl_coef_used = 0, state.kl_coef
+        stats, coef = state.reward_stats, state.kl_coef
+        if self._scores_learned is not scored.scores:  # a rollout may be trained on more than once, and is learned once
+            stats = learned(stats, scored.scores, scored.rollout.finished, self.config.shaping)
+            self._scores_learned = scored.scores
+        self.state = replace(state, step=state.step + 1, reward_stats=stats)
+        self.plan.hooks.update_end(self.state.step, self.bank, self.roles.trained.policy)
         if kl.target is not None and scored.ref_logprobs is not None:
             gap = masked_sum(scored.logprobs - scored.ref_logprobs, scored.rollout.mask, dim=1)
-            self.kl_coef = adapt_kl_coef(self.kl_coef, float(gap.mean()), kl.target, kl.horizon, len(gap))
+            coef = adapt_kl_coef(coef, float(gap.mean()), kl.target, kl.horizon, len(gap))
+            self.state = replace(self.state, kl_coef=coef)
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
         """The metrics of the step that `update` ended; observers hear of them."""
         scored = self._here(scored)
         fitted = advantages.fitted(scored.rollout)
-        stats = step_stats(self.done, scored, fitted, update, self._coef_used, self.seconds)
+        stats = step_stats(self.state.step, scored, fitted, update, self._kl_coef_used, self.seconds)
         self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
-        self.guards.watch.step_ended(self.done)
+        self.guard.step_ended(self.state.step)
         return stats
 
     def _here(self, scored: ScoredRollout) -> ScoredRollout:
         """On the bank's device, where a scored rollout of one's own needn't be."""
         device = self.bank.device
-        return scored if scored.rollout.ids.device == device else to_device(scored, device)
+        return scored if scored.rollout.ids.device == device else scored.to(device)
 
-    def _score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None) -> ScoredRollout:
-        found = score_in_shares(
-            self.ranks, rollout, self.config.ppo.minibatch, lambda mine: role_scoring.model_numbers(self, mine)
-        )
-        with self.asking() as context:
-            given = role_scoring.rewards(self, rollout, scores)
-        parts = self.ranks.everyone(context.part()) if scores is None else []
-        said = logged(parts, [len(rollout) // self.ranks.size] * len(parts))
-        shaper = self.shaper.ahead(given.total, rollout.finished)
-        shaped, tokens = shaper(given.total, rollout.finished, learn=False), shaper.tokens(given.tokens)
-        return ScoredRollout(
-            rollout,
-            found["logprobs"],
-            found.get("reference"),
-            found.get("values"),
-            shaped,
-            given.parts,
-            given.total,
-            found["entropy"],
-            tokens,
-            said,
-        )
-
-    def asking(self) -> AbstractContextManager[RewardContext]:
-        """Around every call of reward functions: they may ask where the run is, and log."""
-        prompts = self.config.ppo.batch / self.config.ppo.samples_per_prompt / (len(self.data) if self.data else 1)
-        steps = self.config.ppo.steps
-        return asking(RewardContext(self.done, steps, self.done * prompts, steps * prompts, self.ranks.first))
-
-    # -- the run: see run/loop.py ---------------------------------------------------------------------------
+    # -- the run --------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[StepStats]:
-        """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way."""
-        return loop.steps(self)
+        """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way.
+
+        An iterator that is given up ends the run for its observers; asked for again, it goes on where it was.
+        """
+        with self.observers.until_the_end(lambda: self.done):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[StepStats]:
+        config = self.config
+        self.prepare()
+        self.observers.begin(self.done, self.bank.tokenizer)
+        if self.folder is not None:
+            warn_if_short(self.folder.path, self._checkpoint_bytes * (config.run.keep + 2))
+        if self.done == 0:
+            self.evaluate()
+        failed = 0
+        while self.done < config.ppo.steps:
+            if self.folder is not None:
+                self.folder.hold()
+            stats = self.step(self.prompts())
+            last = self.done == config.ppo.steps
+            if config.eval.every and self.done % config.eval.every == 0 and not last:
+                self.evaluate()
+            if last or (config.run.checkpoint_every and self.done % config.run.checkpoint_every == 0):
+                failed = 0 if self._saved(failed) else failed + 1
+            yield stats
 
     def train(self) -> RunResult:
-        """Run to the end: steps, last evaluation, final adapter, observers' farewell."""
-        return loop.train(self)
+        """Run to the end: steps, last evaluation, final adapter, observers' farewell.
+
+        Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
+        """
+        try:
+            with self.observers.until_the_end(lambda: self.done), StopRequest() as asked:
+                last: StepStats | None = None
+                for stats in self._steps():
+                    last = stats
+                    number = int(self.ranks.all_reduce_max([asked.signal or 0])[0])  # a signal to one rank stops all
+                    if number:
+                        raise self._stopped(signal.Signals(number))
+                return self._finish(last)
+        finally:
+            self.plan.release()
+            if self.folder is not None:
+                self.folder.release()
+
+    def _finish(self, last: StepStats | None) -> RunResult:
+        if self.folder is not None:
+            self.folder.hold()
+        after = self.evaluate()
+        if self.folder is not None:
+            try:
+                self.folder.finish(self.bank, self.roles.trained.policy)
+            except (OSError, SafetensorError) as error:
+                raise DataError(
+                    f"final: {self.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
+                    "Make room on that disk and resume: only this is left to do."
+                ) from error
+            draw(self.folder.path)
+        self.ranks.all_gather_object(None)  # nobody leaves before the first rank has written
+        before = self.folder.first_evaluation() if self.folder is not None else self.before
+        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
+        self.observers.end(result)
+        return result
+
+    def _stopped(self, number: signal.Signals) -> Stopped:
+        """Save, unless this very step has been saved, and say how to go on."""
+        where = "nothing was saved: this run has no run.folder."
+        if self.folder is not None:
+            target = self.folder.checkpoints / checkpoint.name_of(self.done)
+            saved = target if target.is_dir() and checkpoint.damage(target) is None else self.save()
+            where = f"saved in {saved}. Go on with --resume."
+        (where, *_) = self.ranks.all_gather_object(where)
+        return Stopped(f"stopped by {number.name} after step {self.done}; {where}", number)
+
+    def prompts(self) -> Prompts:
+        """The next step's prompts. ConfigError when the config names none."""
+        config = self.config
+        if self.data is None or config.data is None:
+            raise ConfigError(
+                "data: this config names no prompts, so there is nothing to run on. Add data.prompts, or call step(prompts)."
+            )
+        count = config.ppo.batch // config.ppo.samples_per_prompt
+        return self.data.batch(self.done, count, config.run.seed, config.data.shuffle)
+
+    def evaluate(self) -> Evaluation | None:
+        """Evaluate on the held-out prompts and append it to the run folder; None without such prompts."""
+        if self.heldout is None:
+            return None
+        with self.running(), self._memory("evaluation"), self._asking():
+            evaluation = evaluate(self.algorithm, self.config.eval, self.heldout, self.done)
+        self.before = self.before or evaluation
+        if self.folder is not None:
+            self.folder.add_evaluation(asdict(evaluation))
+        self.observers.evaluation(evaluation)
+        return evaluation
 
     def save(self) -> Path | None:
-        """Write a checkpoint; None when the run has no folder."""
-        return loop.save(self)
+        """Write a checkpoint; None when the run has no folder. SaveFailed when it can't be written: older ones are whole."""
+        if self.folder is None:
+            return None
+        self.prepare()
+        self.guard.step_ended(self.done, thorough=True)
+        folder, trained = self.folder.checkpoints, self.roles.trained
+        self.folder.hold()
+        try:
+            self.folder.flush()
+            kept = strategy_state.collect(self.plan, self.bank, trained.policy)
+            keep = self.config.run.keep
+            return checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, kept)
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+            raise save_failed(folder, self.done, self._checkpoint_bytes, error) from error
+
+    def _saved(self, failed: int) -> bool:
+        """Save. A full disk is a warning, and an error only after it has happened several times in a row."""
+        try:
+            self.save()
+        except SaveFailed as error:
+            if failed + 1 >= FAILED_SAVES_ALLOWED:
+                raise
+            warn(f"{error} Training goes on.")
+            return False
+        return True
+
+    def _resume(self) -> None:
+        """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
+        try:
+            self._read_checkpoint()
+        except BaseException:  # whoever reads the error keeps this Runner alive, and must not keep its folder
+            if self.folder is not None:
+                self.folder.release()
+            raise
+
+    def _read_checkpoint(self) -> None:
+        if self.config.run.folder is None:
+            raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
+        (chosen, *_) = self.ranks.all_gather_object(self._newest_checkpoint())
+        if chosen is None:
+            return
+        place = Path(chosen)
+        if not place.is_dir():
+            raise DataError(
+                f"resume: rank {self.ranks.rank} finds no {chosen}. Put run.folder on a disk that all processes see."
+            )
+        trained = self.roles.trained
+        self.state = checkpoint.load(place, self.bank, trained, self.optimizer)
+        strategy_state.restore(place, self.plan, self.bank, trained.policy)
+        if self.folder is not None:
+            self.folder.go_on_from(self.state.step)
+
+    def _newest_checkpoint(self) -> str | None:
+        """The first rank's choice of a checkpoint."""
+        if self.folder is None:
+            return None
+        if self.folder.records_inputs:
+            self.folder.refuse_other_inputs(self._provenance, self.bank.fingerprint, override=self.override)
+        newest = self.folder.newest_checkpoint()
+        return str(newest.resolve()) if newest is not None else None
 
     def prepare(self) -> Preflight:
         """The pre-flight check on the next step's prompts, once."""
-        return self.preflight or self.check_start(loop.prompts(self))
+        return self.preflight or self.check_start(self.prompts())
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
-        agree_at_start(self)
-        with self.running(), self._memory("pre-flight"), self.asking():  # what is logged here is of no step
-            found = preflight(self.plan, self.roles, prompts, self.stops, fresh=self.done == 0)
+        tokens = None if self.data is None else self.data.tokens
+        require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
+        with self.running(), self._memory("pre-flight"), self._asking():  # what is logged here is of no step
+            found = preflight(self.plan, self.algorithm, prompts, self.cast.gradient, fresh=self.done == 0)
         self.preflight = found
-        self.guards.watch.settled()
+        self.guard.baseline()
         if self.folder is not None:
-            self.folder.start(self, found)
-        self.audience.begin(self)
+            self.folder.start(self.config, self.done, self._provenance, found.as_dict())
+        self.observers.begin(self.done, self.bank.tokenizer)
         return found
 
-    def _heldout(self) -> PromptData | None:
-        if self.config.eval.prompts is None:
-            return None
-        asked = self.config.eval
-        part = self.config.data or DataSection(prompts=self.config.eval.prompts)
-        part = part.model_copy(update={"prompts": asked.prompts, "split": asked.split or part.split})
-        return self._prompts(part)
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        rows, eval_rows = (None if data is None else data.rows for data in (self.data, self.heldout))
+        return provenance(self.plan, self.bank, self.ranks.size, rows, eval_rows)
 
-    def _prompts(self, part: DataSection) -> PromptData:
+    @property
+    def _checkpoint_bytes(self) -> int:
+        return checkpoint_bytes(self.bank, self.roles.trained)
+
+    def _heldout(self) -> PromptData | None:
+        asked = self.config.eval
+        if asked.prompts is None:
+            return None
+        section = self.config.data or DataSection(prompts=asked.prompts)
+        split = asked.split or section.split
+        return self._prompts(section.model_copy(update={"prompts": asked.prompts, "split": split}))
+
+    def _prompts(self, section: DataSection) -> PromptData:
         """Prompts that fit into the positions that the model leaves beside a response.
 
         A row that grows past the length where its rotary frequencies change would be sampled with others than it is scored.
         """
-        positions = min(filter(None, (position_limit(self.bank.base), self.bank.trunk.stretched.until)), default=2**20)
+        bank = self.cast.bank
+        positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=2**20)
         room = max(1, positions - self.config.sampling.max_new_tokens)
-        return PromptData.load(part, self.bank.tokenizer, room, vocabulary_of(self.bank.base))
+        return PromptData.load(section, bank.tokenizer, room, vocabulary_of(bank.base))
+
+    # -- around every call ----------------------------------------------------------------------------------
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """A block in which threads and the shared base's passes are as this run's config says; afterwards as before.
+        """A block that computes with this run's threads, and as it does by itself whatever block the caller stands in.
 
         Every method that computes opens it by itself.
         """
-        with as_alone(), threads(self.config.run.threads), self.bank.trunk.passing(self.roles.options):
+        with as_alone(), threads(self.config.run.threads):
             yield
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        if self.bank.device.type == "cpu":
-            give_back()
+        if is_on(self.config.speed.trim_memory, self.bank.device.type):
+            trim_heap()
         with timed(self.seconds, phase, self.bank.device), self.running(), self._memory(phase):
             yield
 
     def _memory(self, phase: str) -> AbstractContextManager[None]:
         return memory_told(phase, self.config, self.bank.device.type)
+
+    def _dumped(self, phase: Phase) -> AbstractContextManager[None]:
+        folder = self.folder.path if self.folder is not None and self.folder.mine else None
+        return dump_on_error(folder, self.algorithm, self.state, phase, self.guard)
+
+    def _asking(self) -> AbstractContextManager[RewardContext]:
+        """Around every call of reward functions: they may ask where the run is, and log."""
+        ppo, done = self.config.ppo, self.done
+        prompts = ppo.batch / ppo.samples_per_prompt / (len(self.data) if self.data else 1)
+        return asking(RewardContext(done, ppo.steps, done * prompts, ppo.steps * prompts, self.ranks.first))
+
+
+def _checked(config: RunConfig | Plan, catalog: Catalog | None) -> Plan:
+    """The config's plan, which can work; what may not be meant is warned of."""
+    if isinstance(config, Plan):
+        return config
+    plan = Plan.of(config, catalog)
+    plan.require()
+    for warning in plan.warnings():
+        warn(warning)
+    return plan

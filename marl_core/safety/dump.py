@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,31 +15,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core.config.redact import redact
-from marl_core.errors import DataError, MarlError
-from marl_core.ppo.estimators import estimate_advantages
-from marl_core.ppo.scoring import own_scores
+from marl_core.errors import DataError, MarlError, NumericError, PluginError
+from marl_core.ppo.rewards import own_scores
+from marl_core.ppo.step import Step
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
+from marl_core.safety.plugin_guard import PluginGuard
 from marl_core.store import checkpoint
 from marl_core.store.files import new_folder, write_json
+from marl_core.store.run_state import RunState
 
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
-
-FORMAT = 1
-MOST = 20
+FORMAT = 2
+SHAPED_AS_SCORES = 1
+"""The format in which `scores` were the shaped ones, and the others `raw_scores`."""
+DUMPS_KEPT = 20
 """Dumps kept in a run folder; a run that fails again and again doesn't fill the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """What was read back: the step and phase that failed, the error's words, and what it worked on."""
+    """What was read back: the state before the step that failed, its phase, the error's words, and what it worked on."""
 
-    step: int
+    state: RunState
     phase: str
     message: str
     rows: list[int]
-    kl_coef: float
-    shaper: dict[str, float]
+    """Of the minibatch that failed, where one did."""
     rollout: Rollout
     scored: ScoredRollout | None
     advantages: Advantages | None = None
@@ -47,33 +48,45 @@ class Dump:
     """Scores of one's own, [B] or [B, T]; None when the configured reward gives them."""
 
 
-def dump(
-    runner: Runner,
-    phase: str,
-    rollout: Rollout,
-    scored: ScoredRollout | None,
-    error: MarlError,
-    own: object = None,
-) -> str:
-    """Write RUN/dumps/step-NNNNNN-PHASE; a sentence that says where it is and how to replay it. Never raises.
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase of a step and what it works on: the rollout, its scores once it has them, and what the caller gave of his own."""
 
-    `own`: what the caller gave instead of what the config would give, scores or advantages.
-    Nothing is written for a run without a folder, or before its pre-flight check has passed.
+    name: str
+    rollout: Rollout
+    scored: ScoredRollout | None = None
+    own: object = None
+    """Scores or advantages that the caller gave instead of what the config would give."""
+
+
+@contextmanager
+def dump_on_error(folder: Path | None, step: Step, state: RunState, phase: Phase, guard: PluginGuard) -> Iterator[None]:
+    """A phase of a step: when numbers or a plugin fail in it, what it worked on is dumped, and the error says where.
+
+    `folder`: the run's folder; None for a run that has none yet.
     """
-    if runner.folder is None or not runner.folder.mine:
-        return ""
-    folder = runner.folder.path / "dumps" / f"{checkpoint.name_of(runner.done + 1)}-{phase}"
-    if not folder.exists() and folder.parent.is_dir() and len(list(folder.parent.iterdir())) >= MOST:
-        return f" Not dumped: {folder.parent} holds {MOST} dumps already."
     try:
-        with new_folder(folder) as temporary:
-            checkpoint.save_weights(temporary, runner.bank, runner.roles.trained)
-            tensors = {**_tensors(rollout, scored), **_own(runner, rollout, scored, own)}
+        yield
+    except (NumericError, PluginError) as error:
+        note = "" if folder is None else dump(folder, step, state, phase, error, guard.last)
+        error.args = (f"{error}{note}",)
+        raise
+
+
+def dump(folder: Path, step: Step, state: RunState, phase: Phase, error: MarlError, last_plugin: str = "none") -> str:
+    """Write RUN/dumps/step-NNNNNN-PHASE; a sentence that says where it is and how to replay it. Never raises."""
+    place = folder / "dumps" / f"{checkpoint.name_of(state.step + 1)}-{phase.name}"
+    if not place.exists() and place.parent.is_dir() and len(list(place.parent.iterdir())) >= DUMPS_KEPT:
+        return f" Not dumped: {place.parent} holds {DUMPS_KEPT} dumps already."
+    try:
+        with new_folder(place) as temporary:
+            checkpoint.save_weights(temporary, step.bank, step.roles.trained)
+            tensors = {**_tensors(phase.rollout, phase.scored), **_own(step, state, phase)}
             save_file(_still(tensors), temporary / "batch.safetensors")
-            write_json(temporary / "dump.json", _words(runner, phase, rollout, error))
+            write_json(temporary / "dump.json", _json(state, phase, error, last_plugin))
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as failure:
         return f" The batch could not be dumped ({failure})."
-    return f" The batch is in {folder}; try it again with: marl replay {folder}"
+    return f" The batch is in {place}; try it again with: marl replay {place}"
 
 
 def load(folder: Path) -> Dump:
@@ -81,20 +94,21 @@ def load(folder: Path) -> Dump:
     try:
         words: dict[str, Any] = json.loads((folder / "dump.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "batch.safetensors")
-        if words["format"] != FORMAT:
+        if words["format"] not in (SHAPED_AS_SCORES, FORMAT):
             raise ValueError(f"format {words['format']}, expected {FORMAT}")
+        if words["format"] == SHAPED_AS_SCORES and "scores" in tensors:
+            shaped = tensors.pop("scores")
+            tensors |= {"shaped_scores": shaped, "scores": tensors.pop("raw_scores", shaped)}
         rollout = _rollout(words, tensors)
         return Dump(
-            words["step"],
-            words["phase"],
-            words["message"],
-            words["minibatch"],
-            words["kl_coef"],
-            words["shaper"],
-            rollout,
-            _scored(rollout, tensors),
-            _advantages(tensors),
-            tensors.get(OWN_SCORES),
+            state=RunState.from_dict({**words, "step": words["step"] - 1}),
+            phase=words["phase"],
+            message=words["message"],
+            rows=words["minibatch"],
+            rollout=rollout,
+            scored=_scored(rollout, tensors),
+            advantages=_advantages(tensors),
+            own_scores=tensors.get(OWN_SCORES),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DataError(
@@ -102,17 +116,17 @@ def load(folder: Path) -> Dump:
         ) from error
 
 
-def _words(runner: Runner, phase: str, rollout: Rollout, error: MarlError) -> dict[str, Any]:
+def _json(state: RunState, phase: Phase, error: MarlError, last_plugin: str) -> dict[str, Any]:
+    rollout = phase.rollout
     return {
         "format": FORMAT,
-        "step": runner.done + 1,
-        "phase": phase,
+        **state.as_dict(),
+        "step": state.step + 1,
+        "phase": phase.name,
         "error": type(error).__name__,
         "message": redact(str(error)),
         "minibatch": list(getattr(error, "rows", [])),
-        "last_plugin": runner.guards.watch.last,
-        "kl_coef": runner.kl_coef,
-        "shaper": runner.shaper.state(),
+        "last_plugin": last_plugin,
         "rows": [_plain(dict(row)) for row in rollout.prompts.rows],
         "prompts": _plain(list(rollout.prompts.texts)),
         "responses": list(rollout.texts),
@@ -126,26 +140,24 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _own(runner: Runner, rollout: Rollout, scored: ScoredRollout | None, own: object) -> dict[str, Tensor]:
+def _own(step: Step, state: RunState, phase: Phase) -> dict[str, Tensor]:
     """What the caller gave and a replay couldn't compute. Usual advantages are left out: other settings may be tried on them."""
+    own = phase.own
     if isinstance(own, Advantages):
-        usual = _usual(runner, scored)
+        usual = _usual(step, state, phase.scored)
         mine = _flat(own)
         if mine.keys() == usual.keys() and all(torch.equal(mine[name], usual[name]) for name in mine):
             return {}
         return {f"{ADVANTAGES}{name}": tensor for name, tensor in mine.items()}
     if own is None:
         return {}
-    scores = own_scores(own, rollout)
+    scores = own_scores(own, phase.rollout)
     return {OWN_SCORES: scores.total if scores.tokens is None else scores.tokens}
 
 
-def _usual(runner: Runner, scored: ScoredRollout | None) -> dict[str, Tensor]:
+def _usual(step: Step, state: RunState, scored: ScoredRollout | None) -> dict[str, Tensor]:
     try:
-        estimator = runner.plan.estimator
-        return (
-            {} if scored is None else _flat(estimate_advantages(scored, runner.config.ppo, runner.kl_coef, estimator))
-        )
+        return {} if scored is None else _flat(step.advantages(scored, state.kl_coef))
     except (MarlError, RuntimeError, ValueError):
         return {}
 
@@ -206,17 +218,3 @@ def _scored(rollout: Rollout, tensors: Mapping[str, Tensor]) -> ScoredRollout | 
 def _advantages(tensors: Mapping[str, Tensor]) -> Advantages | None:
     found: dict[str, Any] = _under(tensors, ADVANTAGES)
     return Advantages(**{"returns": None, **found}) if found else None
-
-
-Numbers = TypeVar("Numbers", ScoredRollout, Advantages)
-
-
-def to_device(numbers: Numbers, device: torch.device) -> Numbers:
-    """The same on another device: every field that has tensors."""
-    return replace(numbers, **{item.name: _moved(getattr(numbers, item.name), device) for item in fields(numbers)})
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
-    return value.to(device) if isinstance(value, Tensor | Rollout) else value

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,21 +11,12 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.trunk import PassOptions
 from marl_core.errors import NumericError
 from marl_core.ppo.seeds import generator
+from marl_core.safety.findings import PreflightCheck
 
-COSINE = 0.9999
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding: what was checked, whether it holds, in words and in numbers."""
-
-    name: str
-    ok: bool
-    detail: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
+LEAST_COSINE = 0.9999
 
 
-def gradient_survives(bank: AdapterBank, policy: str) -> Check:
+def gradient_survives(bank: AdapterBank, policy: str) -> PreflightCheck:
     """The policy's gradient before and after generating; NumericError when they differ.
 
     Called right after the policy was added, before anything else looks through the base: the first pass without
@@ -40,7 +29,7 @@ def gradient_survives(bank: AdapterBank, policy: str) -> Check:
         return _survives(bank, policy, ids)
 
 
-def _survives(bank: AdapterBank, policy: str, ids: Tensor) -> Check:
+def _survives(bank: AdapterBank, policy: str, ids: Tensor) -> PreflightCheck:
     before = _gradient(bank, policy, ids)
     with torch.no_grad(), bank.using(policy), bank.trunk.generating() as model:
         model.generate(  # type: ignore[operator]  # transformers types generate loosely
@@ -68,7 +57,7 @@ def _gradient(bank: AdapterBank, policy: str, ids: Tensor) -> Tensor:
     )
 
 
-def _compare(before: Tensor, after: Tensor) -> Check:
+def _compare(before: Tensor, after: Tensor) -> PreflightCheck:
     norm = float(before.norm())
     if norm == 0.0 or not math.isfinite(norm):
         raise NumericError(
@@ -77,13 +66,13 @@ def _compare(before: Tensor, after: Tensor) -> Check:
         )
     cosine = float(torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=0))
     error = float((after - before).norm()) / norm
-    if not cosine > COSINE:
+    if not cosine > LEAST_COSINE:
         raise NumericError(
             f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error "
             f"{error:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel "
             "without backward; use the built-in quantization strategies, or quantization: none."
         )
     words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
-    return Check(
+    return PreflightCheck(
         "gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error}
     )

@@ -8,19 +8,17 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.integrity import Flags, frozen_weights, learning_weights
+from marl_core.bank.integrity import ModeSnapshot, frozen_weights, learning_weights
 from marl_core.bank.views import ScoreView, View
 from marl_core.errors import NumericError, PluginError, warn
-from marl_core.ppo.scoring import Source
-from marl_core.run.roles import Roles
+from marl_core.ppo.roles import RewardSource, Roles
+from marl_core.registry.snapshot import Snapshot, torch_modes
 
 REMEDY = "resume from the last checkpoint without that plugin, and report it to its authors"
 
 
-class Watch:
+class PluginGuard:
     """Around each call of a plugin, and at the end of each step.
 
     Until `start` only the process is looked after: threads, default dtype, gradient mode. After it the bank is too.
@@ -41,46 +39,46 @@ class Watch:
 
     def start(self, bank: AdapterBank) -> None:
         """Look after this bank from now on."""
-        self._bank, self._flags = bank, Flags(bank)
+        self._bank, self._modes = bank, ModeSnapshot(bank)
         self._frozen, self._learning = frozen_weights(bank), learning_weights(bank)
 
-    def settled(self) -> None:
+    def baseline(self) -> None:
         """All has been built and looked through once, which some quantized kernels use to repack: from here on nothing frozen moves."""
         self._frozen.note()
         self._sum = self._frozen.checksum()
 
     @contextmanager
-    def around(self, origin: str, *, writes: bool = False) -> Iterator[None]:
+    def call(self, origin: str, *, writes: bool = False) -> Iterator[None]:
         """One call of a plugin. `writes`: a hook that may write weights of its own."""
         self.called = [*(name for name in self.called if name != origin), origin]
-        process = _process()
+        process = Snapshot.of(torch_modes())
         if self._bank is None or writes:
             try:
                 yield
             finally:
                 self._warn(origin, _put_back(process))
             return
-        flags, frozen, learning = self._flags.read(), self._frozen.versions(), self._learning.versions()
+        modes, frozen, learning = self._modes.read(), self._frozen.versions(), self._learning.versions()
         try:
             yield
         finally:
-            self._warn(origin, _put_back(process) + self._flags.put_back(flags))
+            self._warn(origin, _put_back(process) + self._modes.put_back(modes))
         _refuse(origin, "weights that the optimizer alone may change", self._learning.changed(learning))
         _refuse(origin, "frozen weights", self._frozen.changed(frozen))
 
     def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
         """The function, looked after; what it prints goes to standard error, for standard output is the run's own."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def guarded(*arguments: Any, **named: Any) -> Any:
             try:
-                with self.around(origin), redirect_stdout(sys.stderr):
+                with self.call(origin), redirect_stdout(sys.stderr):
                     return function(*arguments, **named)
             except (Exception, SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # not even an Exception: nobody above would know whose it is
                 raise PluginError(f"{origin} failed: {error!r}. Report it to its authors.") from error
 
-        return call
+        return guarded
 
     def wrapped_roles(self, roles: Roles) -> Roles:
         """The roles with every plugin's callable looked after; views of the base need nothing."""
@@ -91,7 +89,7 @@ class Watch:
             roles, reference=reference, rewards=self._sources(roles.rewards), judges=self._sources(roles.judges)
         )
 
-    def _sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    def _sources(self, sources: tuple[RewardSource, ...]) -> tuple[RewardSource, ...]:
         return tuple(
             source
             if isinstance(source.score, ScoreView)
@@ -103,7 +101,7 @@ class Watch:
         """Frozen is frozen, and the same weights learn; `thorough` reads all weights, for checkpoints."""
         if self._bank is None:
             return
-        if self._flags.put_back_learning():
+        if self._modes.put_back_learning():
             raise NumericError(
                 f"step {step}: which weights learn (requires_grad) was changed during the step, outside any plugin's call; it has "
                 f"been put back. Last plugin called: {self.last}. Look for code that calls requires_grad_ or PEFT's set_adapter."
@@ -134,28 +132,6 @@ def _refuse(who: str, what: str, changed: list[str]) -> None:
         )
 
 
-def _process() -> tuple[int, torch.dtype, bool, bool]:
-    return (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-    )
-
-
-def _put_back(before: tuple[int, torch.dtype, bool, bool]) -> list[str]:
-    undone = []
-    now = _process()
-    if now[0] != before[0]:
-        torch.set_num_threads(before[0])
-        undone.append(f"the number of threads ({before[0]} to {now[0]})")
-    if now[1] != before[1]:
-        torch.set_default_dtype(before[1])
-        undone.append(f"torch's default dtype ({before[1]} to {now[1]})")
-    if now[2] != before[2]:
-        torch.set_grad_enabled(before[2])
-        undone.append("gradient mode")
-    if now[3] != before[3]:
-        torch.use_deterministic_algorithms(before[3])
-        undone.append("torch's deterministic mode")
-    return undone
+def _put_back(process: Snapshot) -> list[str]:
+    """Set torch's modes to what they were; what that was, in words."""
+    return [str(change) for change in process.put_back()]

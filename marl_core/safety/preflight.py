@@ -4,8 +4,7 @@ frozen, does a gradient survive a rollout, does the reward fit this base. Second
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -13,14 +12,17 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.errors import ConfigError, NumericError
 from marl_core.plan.plan import Plan
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import masked_mean, masked_sum
-from marl_core.ppo.sampling.sampler import generate
-from marl_core.ppo.scoring import forward, judge_all, pieces, reference_logprobs, score_sources, view_logprobs
+from marl_core.ppo.roles import Roles
+from marl_core.ppo.scoring import forward, pieces, reference_logprobs
 from marl_core.ppo.seeds import derive_seed
+from marl_core.ppo.step import Step
 from marl_core.ppo.types import Prompts, Rollout
-from marl_core.run.roles import Roles
-from marl_core.safety.gradient_check import Check
+from marl_core.safety.findings import Preflight, PreflightCheck
 
+SAMPLED_TOKENS = 16
+"""Most tokens of each response that the checks look at."""
 CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""
 EXACT_ROW_TOLERANCE = 1e-2
@@ -30,59 +32,37 @@ ROW_TOLERANCE = 0.5
 """Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """All findings before the first update."""
+def preflight(plan: Plan, step: Step, prompts: Prompts, gradient: PreflightCheck, *, fresh: bool = True) -> Preflight:
+    """Run all checks on the first prompts, one pass's worth; raises when training would be wrong.
 
-    checks: tuple[Check, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the run folder."""
-        return {"ok": all(check.ok for check in self.checks), "checks": [asdict(check) for check in self.checks]}
-
-
-def preflight(plan: Plan, roles: Roles, prompts: Prompts, stops: list[int], *, fresh: bool = True) -> Preflight:
-    """Run all checks on the first minibatch of `prompts`; raises when training would be wrong.
-
-    `fresh` is false after a resume: then the policy has moved and is not compared with the reference.
+    `gradient`: what the gradient check found when the policy was added. `fresh` is false after a resume: then the policy has moved
+    and is not compared with the reference.
     """
-    size = plan.config.ppo.microbatch or plan.config.ppo.minibatch
-    some = Prompts.of(
-        [row[keep].tolist() for row, keep in zip(prompts.ids[:size], prompts.mask[:size], strict=True)],
-        roles.bank.tokenizer.pad_token_id or 0,
-        list(prompts.rows[:size]),
-        list(prompts.texts[:size]),
-    )
-    checks = [_trainable(roles)]
-    limits = plan.config.sampling.model_copy(
-        update={
-            "max_new_tokens": min(16, plan.config.sampling.max_new_tokens),
-            "min_new_tokens": min(8, plan.config.sampling.min_new_tokens),
-        }
-    )
-    seed = derive_seed(plan.config.run.seed, "preflight")
-    rollout = generate(roles.bank, roles.trained.policy, some, limits, stops, seed, speed=plan.config.speed)
-    checks += [_reference(plan, roles, rollout, size)] if fresh and plan.config.ppo.kl.coef > 0 else []
-    checks += [_ratio(plan, roles, rollout, size), roles.gradient, _rows(plan, roles, rollout)]
-    score_sources(
-        roles.bank, roles.rewards, rollout, size
-    )  # a reward that can't be used should say so before anything is written
-    judge_all(roles.bank, roles.judges, rollout, size)
+    bank = step.bank
+    checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
+    some = prompts.select(slice(0, plan.config.ppo.microbatch or plan.config.ppo.minibatch))
+    limits = torch.full((len(some),), SAMPLED_TOKENS)
+    rollout = step.sampler(some, derive_seed(plan.config.run.seed, "preflight"), limits=limits)
+    rollout = replace(rollout, behavior=None)  # the passes are what is checked, not what sampling said
+    checks += [_reference(plan, step, rollout)] if fresh and plan.config.ppo.kl.coef > 0 else []
+    checks += [_ratio(plan, step, rollout), gradient, _rows(plan, step, rollout)]
+    step.rewards(rollout)  # a reward that can't be used should say so before anything is written
+    step.judge(rollout)
     checks += [
-        Check(f"reward adapter {name}", "can't verify" not in detail, detail)
-        for name, detail in roles.bank.reward_checks.items()
+        PreflightCheck(f"reward adapter {name}", "can't verify" not in detail, detail)
+        for name, detail in bank.reward_checks.items()
     ]
     checks += [
-        Check(f"adapter {name}", False, detail)
-        for name, detail in roles.bank.base_checks.items()
+        PreflightCheck(f"adapter {name}", False, detail)
+        for name, detail in bank.base_checks.items()
         if "can't verify" in detail
     ]
     return Preflight(tuple(checks))
 
 
-def _trainable(roles: Roles) -> Check:
+def _trainable(step: Step) -> PreflightCheck:
     """Exactly the named adapters learn, in float32; everything else is frozen."""
-    bank, trained = roles.bank, roles.trained.parameters(roles.bank)
+    bank, trained = step.bank, step.roles.trained.parameters(step.bank)
     learning = {name for name, p in bank.base.named_parameters() if p.requires_grad}
     allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
     mine = {name for parameters in trained.values() for name in parameters}
@@ -100,7 +80,7 @@ def _trainable(roles: Roles) -> Check:
     counts = {role: float(sum(p.numel() for p in parameters.values())) for role, parameters in trained.items()}
     words = ", ".join(f"{role} {int(count):,}" for role, count in counts.items())
     others = len(learning - mine)
-    return Check(
+    return PreflightCheck(
         "trainable",
         True,
         f"trainable parameters: {words}; the base is frozen"
@@ -123,23 +103,25 @@ def _seen(roles: Roles) -> str:
     )
 
 
-def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
+def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     """KL(policy, reference) before any update: zero, or the reference is another model than the policy's start."""
-    temperature = plan.config.sampling.temperature
-    policy = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
-    reference = reference_logprobs(roles.bank, roles.reference, rollout, temperature, size, roles.reference_origin)
+    bank, roles, limits = step.bank, step.roles, step.budget.train
+    policy = step.policy_output(rollout, limits).logprobs
+    reference = reference_logprobs(bank, roles.reference, rollout, step.temperature, limits, roles.reference_origin)
     gap = policy - reference
     kl = float(masked_sum(gap, rollout.mask, dim=1).mean())
     worst, mean = float(gap.abs().max()), float(masked_mean(gap.abs(), rollout.mask))
     numbers = {"kl_nats": kl, "max_difference": worst, "mean_difference": mean}
-    what = f"policy: {_start(plan, roles.bank)}; reference: {_seen(roles)}"
+    what = f"policy: {_start(plan, bank)}; reference: {_seen(roles)}"
     if worst == 0.0:
-        return Check("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
-    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, roles)]
+        return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
+    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, step)]
     if plan.config.policy.lora.get("use_dora"):
-        allowed = CALLABLE_TOLERANCE[_precision(plan, roles)]  # DoRA recomputes norms: not bitwise in half precision
+        allowed = CALLABLE_TOLERANCE[_precision(plan, step)]  # DoRA recomputes norms: not bitwise in half precision
     if mean <= allowed:
-        return Check("reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers)
+        return PreflightCheck(
+            "reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers
+        )
     sentence = (
         f"{what}. Before any update they differ by {mean:.3g} nats per token (largest {worst:.3g}; KL {kl:.3g} nats per response): "
         "the reference is not the model the policy starts from, and the KL penalty would pull towards a model that never saw its training"
@@ -148,7 +130,7 @@ def _reference(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
         raise ConfigError(
             f"pre-flight: {sentence}. {_remedy(plan)} If you mean it, set reference.allow_mismatch: true."
         )
-    return Check("reference", False, f"{sentence}; allowed by reference.allow_mismatch", numbers)
+    return PreflightCheck("reference", False, f"{sentence}; allowed by reference.allow_mismatch", numbers)
 
 
 def _remedy(plan: Plan) -> str:
@@ -160,16 +142,16 @@ def _remedy(plan: Plan) -> str:
     return "A new LoRA starts as its base: use the base with adapters off as reference (disabled-adapter, or merged-base after an SFT)."
 
 
-def _precision(plan: Plan, roles: Roles) -> str:
-    return roles.bank.trunk.precision_of(plan.config.model.dtype)
+def _precision(plan: Plan, step: Step) -> str:
+    return step.bank.trunk.precision_of(plan.config.model.dtype)
 
 
-def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
+def _ratio(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     """The ratio of the first minibatch: training pass against scoring pass, same weights, so one."""
-    temperature = plan.config.sampling.temperature
-    old = view_logprobs(roles.bank, View(roles.trained.policy), rollout, temperature, size).logprobs
-    with roles.bank.using(roles.trained.policy, train=True):
-        new = torch.cat([forward(roles.bank, piece, temperature).logprobs.detach() for piece in pieces(rollout, size)])
+    bank, limits = step.bank, step.budget.train
+    old = step.policy_output(rollout, limits).logprobs
+    with bank.using(step.roles.trained.policy, train=True, options=limits.options):
+        new = torch.cat([forward(bank, piece, step.temperature).logprobs.detach() for piece in pieces(rollout, limits)])
     error = float((torch.exp(new - old) - 1).abs().max())
     detail = (
         "ratio on the first minibatch is bitwise 1"
@@ -181,28 +163,28 @@ def _ratio(plan: Plan, roles: Roles, rollout: Rollout, size: int) -> Check:
             f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
             "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
         )
-    return Check("ratio", error < 1e-4 or _precision(plan, roles) != "float32", detail, {"max_error": error})
+    return PreflightCheck("ratio", error < 1e-4 or _precision(plan, step) != "float32", detail, {"max_error": error})
 
 
 @torch.no_grad()
-def _rows(plan: Plan, roles: Roles, rollout: Rollout) -> Check:
+def _rows(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     """How much any row's log-probs depend on the other rows of its batch, whichever stand before it.
 
     NumericError in float32 when it is more than rounding: then what is scored is another model.
     """
-    temperature = plan.config.sampling.temperature
-    with roles.bank.using(roles.trained.policy):
-        together = forward(roles.bank, rollout, temperature).logprobs
-        alone = torch.cat([forward(roles.bank, row, temperature).logprobs for row in pieces(rollout, 1)])
+    bank, temperature = step.bank, step.temperature
+    with bank.using(step.roles.trained.policy, options=step.budget.train.options):
+        together = forward(bank, rollout, temperature).logprobs
+        alone = torch.cat([forward(bank, row, temperature).logprobs for row in pieces(rollout, PassLimits(1))])
     gaps = (together - alone).abs().amax(dim=1)
     gap, row = float(gaps.max()), int(gaps.argmax()) + 1
-    if gap > EXACT_ROW_TOLERANCE and _precision(plan, roles) == "float32" and plan.quantization.config is None:
+    if gap > EXACT_ROW_TOLERANCE and _precision(plan, step) == "float32" and plan.quantization.config is None:
         raise NumericError(
             f"pre-flight: log-probs of response {row} differ by {gap:.2g} nats between its batch and the row alone, and the base is "
             "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."
         )
     ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
     tail = "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
-    return Check(
+    return PreflightCheck(
         "batch", ok, f"each row alone and in its batch differ by at most {gap:.2g} nats{tail}", {"max_difference": gap}
     )

@@ -1,6 +1,6 @@
-"""Guards of every step, always on: numbers that must be finite, numbers that must be plausible, rewards that differ.
+"""Checks of every step, always on: numbers that must be finite, numbers that must be plausible, rewards that differ.
 
-What can't be right raises; what may be a bad setting warns once. The batch is dumped, so that it can be replayed.
+What can't be right raises; what may be a bad setting warns once.
 """
 
 from __future__ import annotations
@@ -8,64 +8,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from marl_core.errors import NumericError, PluginError, warn
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import NumericError, warn
 from marl_core.ppo.objectives import masked_mean
-from marl_core.ppo.types import Rollout, ScoredRollout, UpdateStats
-from marl_core.safety.plugin_guard import Watch
+from marl_core.ppo.step import Step
+from marl_core.ppo.types import ScoredRollout, UpdateStats
 
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
-
-ABOVE_ZERO = 1e-3
+LOGPROB_ROUNDING = 1e-3
 """A log-prob may be above 0 by rounding, and by no more."""
-FIRST_RATIO = {"float32": 1e-2, "bfloat16": 0.35, "float16": 0.35}
+FIRST_RATIO_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.35, "float16": 0.35}
 """Largest |ratio - 1| of the first minibatch that is rounding; the same weights gave both log-probs."""
 WILD_RATIO = 100.0
-WILD_KL = 5.0
+WILD_KL_NATS = 5.0
 """Nats per token to the reference: beyond it a model usually writes nothing that its base would."""
-NEGATIVE_KL = -0.5
+NEGATIVE_KL_NATS = -0.5
 """Nats per token. The mean of k1 over the policy's own samples estimates a number that can't be negative."""
-ENOUGH_TOKENS = 64
+TOKENS_FOR_A_MEAN = 64
 
 
 @dataclass
-class Guards:
-    """The guards of one Runner."""
+class StepChecks:
+    """The checks of one run; each warning is given once."""
 
-    watch: Watch = field(default_factory=Watch)
+    config: RunConfig
     _said: set[str] = field(default_factory=set)
 
-    @contextmanager
-    def phase(
-        self,
-        runner: Runner,
-        name: str,
-        rollout: Rollout,
-        scored: ScoredRollout | None = None,
-        own: object = None,
-    ) -> Iterator[None]:
-        """A phase of a step: when numbers or a plugin fail in it, what it worked on is dumped, and the error says where.
-
-        `own`: scores or advantages that the caller gave.
-        """
-        from marl_core.safety.dump import dump
-
-        try:
-            yield
-        except (NumericError, PluginError) as error:
-            note = dump(runner, name, rollout, scored, error, own)
-            error.args = (f"{error}{note}",)
-            raise
-
-    def scored(self, runner: Runner, scored: ScoredRollout) -> None:
+    def check_scored(self, step: Step, scored: ScoredRollout) -> None:
         """Before any mathematics: finite numbers, log-probs that are log-probs, a plausible KL, rewards that differ."""
         mask, texts = scored.rollout.mask, scored.rollout.texts
-        origin = runner.roles.reference_origin
+        origin = step.roles.reference_origin
         for name, tensor, whose in (
             (
                 "log-prob of the policy",
@@ -74,43 +49,44 @@ class Guards:
             ),
             ("log-prob of the reference", scored.ref_logprobs, f"It comes from {origin}"),
             ("value", scored.values, "The value head overflows: lower value.learning_rate"),
-            ("score", scored.scores, f"It comes from the reward after shaping ({_sources(runner)})"),
+            ("score", scored.shaped_scores, f"It comes from the reward after shaping ({_sources(step)})"),
         ):
             if tensor is not None:
                 _refuse_rows(name, ~tensor.isfinite(), tensor, texts, whose, "isn't finite")
                 if name.startswith("log-prob"):
-                    _refuse_rows(name, (tensor > ABOVE_ZERO) & mask, tensor, texts, whose, "is above 0: no probability")
+                    _refuse_rows(
+                        name, (tensor > LOGPROB_ROUNDING) & mask, tensor, texts, whose, "is above 0: no probability"
+                    )
         self._kl(scored, mask)
-        self._variance(runner, scored)
+        self._variance(step, scored)
 
     def _kl(self, scored: ScoredRollout, mask: Tensor) -> None:
         if scored.ref_logprobs is None:
             return
         kl = float(masked_mean(scored.logprobs - scored.ref_logprobs, mask))
-        if kl > WILD_KL:
+        if kl > WILD_KL_NATS:
             self._warn(
                 "kl",
                 f"the KL to the reference is {kl:.3g} nats per token: the policy writes what the reference holds for next to "
                 "impossible. Raise ppo.kl.coef, lower ppo.learning_rate, or set ppo.max_kl",
             )
-        elif kl < NEGATIVE_KL and int(mask.sum()) >= ENOUGH_TOKENS:
+        elif kl < NEGATIVE_KL_NATS and int(mask.sum()) >= TOKENS_FOR_A_MEAN:
             self._warn(
                 "negative kl",
                 f"the KL to the reference is estimated at {kl:.3g} nats per token, and a KL can't be negative: these responses "
                 "aren't samples of the policy as it is scored (top_p, top_k, responses of one's own, or another policy)",
             )
 
-    def _variance(self, runner: Runner, scored: ScoredRollout) -> None:
-        raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
-        ppo, count = runner.config.ppo, len(raw)
-        if count > 1 and float(raw.max() - raw.min()) == 0.0:
+    def _variance(self, step: Step, scored: ScoredRollout) -> None:
+        scores, ppo, count = scored.scores, step.ppo, len(scored.scores)
+        if count > 1 and float(scores.max() - scores.min()) == 0.0:
             self._warn(
                 "variance",
-                f"all {count} responses got the same score, {float(raw[0]):.6g}, from {_sources(runner)}: such a batch teaches nothing "
+                f"all {count} responses got the same score, {float(scores[0]):.6g}, from {_sources(step)}: such a batch teaches nothing "
                 "about what is better. Look at a few responses (samples.jsonl), and at the reward",
             )
-        elif runner.plan.estimator.needs_groups and count % ppo.samples_per_prompt == 0:
-            groups = raw.reshape(-1, ppo.samples_per_prompt)
+        elif step.estimator.needs_groups and count % ppo.samples_per_prompt == 0:
+            groups = scores.reshape(-1, ppo.samples_per_prompt)
             if bool((groups.max(dim=1).values == groups.min(dim=1).values).all()):
                 self._warn(
                     "group variance",
@@ -118,14 +94,14 @@ class Guards:
                     "ppo.samples_per_prompt or sampling.temperature, or use a finer reward",
                 )
 
-    def updated(self, runner: Runner, stats: UpdateStats) -> None:
+    def check_update(self, step: Step, stats: UpdateStats) -> None:
         """After an update: its numbers and the new weights are finite, the ratio started at one, frozen is frozen."""
         for name, value in stats.as_dict().items():
             if not abs(value) <= torch.finfo(torch.float64).max:
                 raise NumericError(f"update: {name} of this step is {value}. Usual cause: a learning rate too high.")
-        _finite_weights(runner.roles.trained.parameters(runner.bank))
-        first = stats.first_ratio_error
-        if first > FIRST_RATIO[runner.bank.trunk.precision_of(runner.config.model.dtype)] and _no_dropout(runner):
+        _finite_weights(step.roles.trained.parameters(step.bank))
+        first, precision = stats.first_ratio_error, step.bank.trunk.precision_of(self.config.model.dtype)
+        if first > FIRST_RATIO_TOLERANCE[precision] and self.config.policy.dropout == 0:
             self._warn(
                 "first ratio",
                 f"the first minibatch's ratio is off by {first:.3g} before anything was changed: the pass that trains doesn't compute "
@@ -145,7 +121,7 @@ class Guards:
 
 
 @contextmanager
-def sampling() -> Iterator[None]:
+def finite_sampling() -> Iterator[None]:
     """torch's own words when the next token's probabilities hold NaN or infinity, as a NumericError."""
     try:
         yield
@@ -158,13 +134,9 @@ def sampling() -> Iterator[None]:
         ) from error
 
 
-def _no_dropout(runner: Runner) -> bool:
-    return runner.config.policy.dropout == 0
-
-
-def _sources(runner: Runner) -> str:
+def _sources(step: Step) -> str:
     """Who gives the scores."""
-    return ", ".join(source.origin or source.name for source in runner.roles.rewards) or "scores of one's own"
+    return ", ".join(source.origin or source.name for source in step.roles.rewards) or "scores of one's own"
 
 
 def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, whose: str, what: str) -> None:

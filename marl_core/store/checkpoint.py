@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,21 +14,13 @@ from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError
-from marl_core.ppo.update import Trained
+from marl_core.ppo.roles import TrainableRoles
 from marl_core.store.files import new_folder, sha256, write_json
+from marl_core.store.run_state import RunState
 
 FORMAT = 1
 STRATEGIES_FILE = "strategies.safetensors"
 REQUIRED = ("state.json", "optimizer.safetensors", "policy/adapter_model.safetensors", "policy/adapter_config.json")
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a run must remember beside its weights: steps done, the KL coefficient, the score shaper's moments."""
-
-    step: int
-    kl_coef: float
-    shaper: Mapping[str, float]
 
 
 def name_of(step: int) -> str:
@@ -52,9 +42,9 @@ def saved(folder: Path) -> list[Path]:
 def save(
     folder: Path,
     bank: AdapterBank,
-    trained: Trained,
+    trained: TrainableRoles,
     optimizer: torch.optim.Optimizer,
-    state: State,
+    state: RunState,
     keep: int = 2,
     strategies: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -69,7 +59,7 @@ def save(
         save_file(_optimizer_tensors(optimizer, _names(bank, trained)), temporary / "optimizer.safetensors")
         if strategies:
             save_file(dict(strategies), temporary / STRATEGIES_FILE)
-        write_json(temporary / "state.json", {"format": FORMAT, **asdict(state)})
+        write_json(temporary / "state.json", {"format": FORMAT, **state.as_dict()})
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         write_json(temporary / "manifest.json", {str(p.relative_to(temporary)): sha256(p) for p in files})
     for old in [path for path in saved(folder) if step_of(path) <= state.step][:-keep]:
@@ -91,7 +81,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     return moved
 
 
-def save_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
+def save_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> None:
     """Write the weights that learn: policy/, value/ and heads.safetensors."""
     bank.save(trained.policy, folder / "policy")
     if trained.value_adapter:
@@ -134,20 +124,19 @@ def newest(folder: Path) -> tuple[Path, list[str]]:
     raise DataError(f"resume: {folder} holds no whole checkpoint: {detail}. Start again in a new run.folder.")
 
 
-def load(checkpoint: Path, bank: AdapterBank, trained: Trained, optimizer: torch.optim.Optimizer) -> State:
+def load(checkpoint: Path, bank: AdapterBank, trained: TrainableRoles, optimizer: torch.optim.Optimizer) -> RunState:
     """Put a checkpoint's weights and optimizer state in place, bit for bit."""
     try:
         load_weights(checkpoint, bank, trained)
         _restore_optimizer(optimizer, _names(bank, trained), load_file(checkpoint / "optimizer.safetensors"))
-        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return RunState.from_dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"resume: {checkpoint} doesn't fit this config ({error}). Resume with the config the run was started with."
         ) from error
-    return State(state["step"], state["kl_coef"], state["shaper"])
 
 
-def load_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
+def load_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> None:
     """Put the weights that `save_weights` wrote in place. DataError when they don't fit these roles."""
     try:
         _fill(bank.tensors(trained.policy), load_file(folder / "policy" / "adapter_model.safetensors"))
@@ -161,7 +150,7 @@ def load_weights(folder: Path, bank: AdapterBank, trained: Trained) -> None:
         ) from error
 
 
-def _names(bank: AdapterBank, trained: Trained) -> dict[Tensor, str]:
+def _names(bank: AdapterBank, trained: TrainableRoles) -> dict[Tensor, str]:
     return {p: f"{role}/{name}" for role, found in trained.parameters(bank).items() for name, p in found.items()}
 
 

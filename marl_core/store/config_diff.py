@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from marl_core.config.fields import with_long_choices
+from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
+from marl_core.config.yaml_text import parse_yaml
 from marl_core.errors import ConfigError, DataError
 
 HARMLESS = (
@@ -18,6 +18,7 @@ HARMLESS = (
     "run.keep",
     "run.threads",
     "run.timeout_seconds",
+    "speed.trim_memory",
     "model.shard",
     "ppo.steps",
     "eval",
@@ -28,10 +29,12 @@ HARMLESS = (
 def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> list[str]:
     """A sentence on each change since `file` was written. ConfigError when one changes the mathematics, unless overridden."""
     try:
-        was = flat(with_long_choices(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"resume: {file} can't be read ({error}).") from error
-    now = flat(yaml.safe_load(dump_config(config)))
+        was = _flat(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, ConfigError, UnicodeDecodeError) as error:
+        raise DataError(f"resume: {file} can't be read ({str(error).rstrip('.')}).") from error
+    names = config.old_keys()
+    was = {names.get(key, key): value for key, value in was.items()}
+    now = _flat(dump_config(config), "config")
     lines = {
         key: f"{key}: {was.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())
@@ -47,14 +50,6 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
     return [f"config changed{' (--override)' if key in serious else ''}: {line}" for key, line in lines.items()]
 
 
-def flat(value: Any, place: str = "") -> dict[str, Any]:
-    """Nested tables as one, the keys joined by dots."""
-    if isinstance(value, dict):
-        return {
-            key: leaf
-            for name, inner in value.items()
-            for key, leaf in flat(inner, f"{place}.{name}" if place else str(name)).items()
-        }
-    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        return {key: leaf for i, inner in enumerate(value) for key, leaf in flat(inner, f"{place}.{i}").items()}
-    return {place: value}
+def _flat(text: str, whose: str) -> dict[str, Any]:
+    """A section without keys is as good as none."""
+    return {key: value for key, value in flatten(with_long_choices(parse_yaml(text, whose))).items() if value != {}}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError, warn
+from marl_core.ppo.roles import TrainableRoles
 from marl_core.store import checkpoint
 
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
-
-MOST_FAILURES = 3
+FAILED_SAVES_ALLOWED = 3
 """Saves that may fail in a row before the run ends: after that, going on would only be more work to lose."""
-BESIDE = 256 * 1024
+OTHER_FILES_BYTES = 256 * 1024
 """Bytes allowed for a checkpoint's JSON files and for the file system's own."""
 
 
@@ -22,29 +20,26 @@ class SaveFailed(DataError):
     """A checkpoint could not be written; those before it are whole."""
 
 
-def needed(runner: Runner) -> int:
+def checkpoint_bytes(bank: AdapterBank, trained: TrainableRoles) -> int:
     """Bytes of one checkpoint: the weights that learn, and two moments of each."""
-    roles = runner.roles.trained.parameters(runner.bank)
-    return BESIDE + 3 * sum(p.numel() * p.element_size() for found in roles.values() for p in found.values())
+    roles = trained.parameters(bank)
+    return OTHER_FILES_BYTES + 3 * sum(p.numel() * p.element_size() for found in roles.values() for p in found.values())
 
 
-def save_failed(runner: Runner, folder: Path, error: Exception) -> SaveFailed:
+def save_failed(folder: Path, step: int, needed: int, error: Exception) -> SaveFailed:
     """The error of a save that failed: which checkpoint, why, how many bytes are missing, what is still whole."""
     whole = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
     return SaveFailed(
-        f"save: the checkpoint of step {runner.done} could not be written into {folder} ({_reason(error)}). "
-        f"{_room(folder, needed(runner))} {f'{whole[-1]} is whole' if whole else 'There is no checkpoint yet'}. "
+        f"save: the checkpoint of step {step} could not be written into {folder} ({_reason(error)}). "
+        f"{_room(folder, needed)} {f'{whole[-1]} is whole' if whole else 'There is no checkpoint yet'}. "
         "Make room on that disk, or lower run.keep."
     )
 
 
-def warn_if_short(runner: Runner) -> None:
-    """A warning at the start when the disk hasn't room for the checkpoints that will be kept and the final adapter."""
-    if runner.folder is None or not runner.folder.path.exists():
-        return
-    most = needed(runner) * (runner.config.run.keep + 2)
-    if shutil.disk_usage(runner.folder.path).free < most:
-        warn(f"run.folder: {runner.folder.path} may run out of room for checkpoints. {_room(runner.folder.path, most)}")
+def warn_if_short(folder: Path, needed: int) -> None:
+    """A warning at the start when the disk hasn't room for the `needed` bytes of all checkpoints kept and the final adapter."""
+    if folder.exists() and shutil.disk_usage(folder).free < needed:
+        warn(f"run.folder: {folder} may run out of room for checkpoints. {_room(folder, needed)}")
 
 
 def _reason(error: Exception) -> str:

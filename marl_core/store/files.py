@@ -7,12 +7,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marl_core.store.atomic import flush_folder, put_in_place
+from marl_core.store.atomic import flush_folder, replace_folder
 
 
 def write_text(file: Path, text: str) -> None:
@@ -35,9 +35,13 @@ def write_bytes(file: Path, content: bytes) -> None:
         raise
 
 
-def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+def strict_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null. `options`: further ones of `json.dumps`."""
+    options = {"ensure_ascii": False, **options, "allow_nan": False}
+    try:
+        return json.dumps(value, **options)
+    except (ValueError, TypeError):  # not finite, or a mapping that is no dict
+        return json.dumps(_finite(value), **options)
 
 
 def _finite(value: Any) -> Any:
@@ -54,12 +58,18 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def append_line(file: Path, value: Any) -> None:
-    """One JSON object as one more line, or an OSError and the file as it was: half a line would hide those after it."""
+    """`append_lines` of one."""
+    append_lines(file, [value])
+
+
+def append_lines(file: Path, values: Iterable[Any]) -> None:
+    """Append plain values to a file of JSON lines: all of them, or an OSError and the file as it was (half a line would hide the next)."""
+    content = "".join(strict_json(value) + "\n" for value in values).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab", buffering=0) as stream:
         before = os.fstat(stream.fileno()).st_size
         try:
-            left = memoryview((strict_json(value) + "\n").encode())
+            left = memoryview(content)
             while left:
                 left = left[stream.write(left) :]
         except OSError:
@@ -100,7 +110,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             else:
                 flush_folder(file)
         flush_folder(temporary)
-        put_in_place(temporary, folder)
+        replace_folder(temporary, folder)
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint
-from marl_core.store.atomic import tidy
+from marl_core.store.atomic import recover
 from marl_core.store.config_diff import changed_keys
 from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.store.lock import RunLock
-from marl_core.store.provenance import changes, provenance, read_provenance
-
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
-    from marl_core.safety.preflight import Preflight
+from marl_core.store.provenance import changes, read_provenance
 
 LINES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
 
@@ -35,7 +33,6 @@ class RunFolder:
     """Whether this run may write here: it was resumed from this folder, or has made it."""
     lock: RunLock = field(init=False)
     _waiting: list[dict[str, Any]] = field(default_factory=list)
-    _now: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.lock = RunLock(self.path)
@@ -60,8 +57,8 @@ class RunFolder:
             self.hold()
             self.mine = True
             self.notes += changed_keys(self.path / "config.yaml", config, override=override)
-            tidy(self.path)
-            tidy(self.checkpoints)
+            recover(self.path)
+            recover(self.checkpoints)
         except OSError as error:
             self.release()
             raise ConfigError(
@@ -86,23 +83,23 @@ class RunFolder:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
 
-    def start(self, runner: Runner, preflight: Preflight) -> None:
-        """Write config, provenance and pre-flight result; on resume the first pre-flight result stays."""
+    def start(self, config: RunConfig, step: int, provenance: Mapping[str, Any], preflight: Mapping[str, Any]) -> None:
+        """Write config, provenance and pre-flight result of a run that has done `step` steps; the first pre-flight result stays."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._keep_config(runner)
-            write_text(self.path / "config.yaml", dump_config(runner.config))
+            self._keep_config(config, step)
+            write_text(self.path / "config.yaml", dump_config(config))
             self.mine = True
-            write_json(self.path / "provenance.json", self._now or provenance(runner))
+            write_json(self.path / "provenance.json", provenance)
             first = self.path / "preflight.json"
-            again = self.path / f"preflight-step-{runner.done}.json"
-            write_json(again if first.exists() and runner.done else first, preflight.as_dict())
+            again = self.path / f"preflight-step-{step}.json"
+            write_json(again if first.exists() and step else first, preflight)
         except OSError as error:
             raise ConfigError(
                 f"run.folder: {self.path} can't be made or written ({error}). Give another folder, or make room on that disk."
             ) from error
 
-    def _keep_config(self, runner: Runner) -> None:
+    def _keep_config(self, config: RunConfig, step: int) -> None:
         """A config that a resume replaces is kept: the steps so far were made with it."""
         file = self.path / "config.yaml"
         taken = f"run.folder: {self.path} was taken by another run meanwhile. Give another folder."
@@ -112,27 +109,29 @@ class RunFolder:
         if file.exists() and not self.mine:
             self.release()
             raise ConfigError(taken)
-        if file.exists() and (text := file.read_text(encoding="utf-8")) != dump_config(runner.config):
-            write_text(self.path / f"config-until-step-{runner.done}.yaml", text)
+        if file.exists() and (text := file.read_text(encoding="utf-8")) != dump_config(config):
+            write_text(self.path / f"config-until-step-{step}.yaml", text)
 
-    def refuse_other_inputs(self, runner: Runner) -> None:
+    @property
+    def records_inputs(self) -> bool:
+        """Whether it says what the run was started with: a run that was stopped before its first step may not."""
+        return (self.path / "provenance.json").is_file()
+
+    def refuse_other_inputs(self, now: Mapping[str, Any], fingerprint: Fingerprint | None, *, override: bool) -> None:
         """ConfigError when a file that decides a step, or the base, is not what the run was started with, unless overridden.
 
-        What only evaluations read may change, as the key `eval` may: it is told.
+        `now`: this process's provenance. What only evaluations read may change, as the key `eval` may: it is told.
         """
         file = self.path / "provenance.json"
-        if not file.is_file():
-            return
         try:
             was = read_provenance(file)
         except DataError as error:
-            if not runner.override:
+            if not override:
                 raise
             self.notes.append(f"{error} (--override)")
             return
-        self._now = now = provenance(runner)
-        serious, judging = changes(was, now, runner.bank.fingerprint)
-        if serious and not runner.override:
+        serious, judging = changes(was, now, fingerprint)
+        if serious and not override:
             raise ConfigError(
                 f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there, or resume with --override."
             )
@@ -209,29 +208,8 @@ class RunFolder:
                 f"resume: {self.path / 'evals.jsonl'} is damaged ({error}). Move it away to go on without."
             ) from error
 
-    def finish(self, runner: Runner) -> None:
+    def finish(self, bank: AdapterBank, policy: str) -> None:
         """Write final/policy, a plain PEFT adapter."""
         with new_folder(self.path / "final") as temporary:
-            runner.bank.save(runner.roles.trained.policy, temporary / "policy")
-            write_json(
-                temporary / "policy" / "marl.json",
-                {"base": runner.bank.source, "base_prepared_by": runner.bank.prepared},
-            )
-
-    def draw(self) -> None:
-        """Write curves and report; what can't be drawn is a warning: the run is whole without them."""
-        from marl_core.report.curves import write_curves
-        from marl_core.report.page import write_report
-
-        drawings: tuple[tuple[str, Callable[[Path], object]], ...] = (
-            ("curves.png", write_curves),
-            ("report.html", write_report),
-        )
-        for name, write in drawings:
-            try:
-                write(self.path)
-            except Exception as error:  # a drawing library may raise anything
-                warn(
-                    f"{name} could not be written into {self.path} ({type(error).__name__}: {error}). The run is whole: final/ and its "
-                    f"checkpoints are written. Remove the cause and draw again: marl report {self.path}"
-                )
+            bank.save(policy, temporary / "policy")
+            write_json(temporary / "policy" / "marl.json", {"base": bank.source, "base_prepared_by": bank.prepared})

@@ -10,17 +10,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from marl_core.artifacts.adapter_files import CONFIG_FILE
 from marl_core.bank.identity.certificate import FILE as CERTIFICATE
 from marl_core.config.redact import redact
+from marl_core.plan.plan import Plan
 from marl_core.store.files import sha256
 
-if TYPE_CHECKING:
-    from marl_core.data.prompts import PromptData
-    from marl_core.run.runner import Runner
-
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
 WHOLE = 2**28
 """Bytes up to which a file is hashed whole. Of a larger one, which holds weights, some blocks: retrained weights differ everywhere."""
 BLOCK, BLOCKS = 2**20, 64
@@ -31,17 +29,17 @@ NO_INPUT = ("trainer_state.json", "training_args.bin", "optimizer.pt", "optimize
 TARGET = re.compile(r"(?P<place>.+):[A-Za-z_]\w*", re.DOTALL)
 
 
-def data_inputs(name: str, data: PromptData | None) -> dict[str, str]:
+def data_inputs(name: str, rows: Rows | None) -> dict[str, str]:
     """The prompts under their name: a file's bytes, or the rows that a data set's name gave."""
     if os.path.isfile(file := os.path.expanduser(name)):
         return {redact(name): sha256(Path(file))}
-    return {redact(name): _rows(data.rows)} if data is not None else {}
+    return {redact(name): _rows(rows)} if rows is not None else {}
 
 
-def training_inputs(runner: Runner) -> dict[str, str]:
+def training_inputs(plan: Plan) -> dict[str, str]:
     """Everything else that decides what a step computes: what reference, rewards and quantization name, tokenizer, start."""
-    plan, model = runner.plan, runner.config.model
-    found = named([runner.config.policy.source])
+    model = plan.config.model
+    found = named([plan.config.policy.source])
     for strategy in (plan.reference, plan.quantization_strategy, *(one for _, one in plan.rewards)):
         found |= named(strategy.model_dump())
     for folder in filter(None, (model.path, model.tokenizer)):
@@ -50,11 +48,11 @@ def training_inputs(runner: Runner) -> dict[str, str]:
     return found
 
 
-def judging_inputs(runner: Runner) -> dict[str, str]:
+def judging_inputs(plan: Plan, eval_rows: Rows | None) -> dict[str, str]:
     """What the evaluations read: held-out prompts and the judges' files."""
-    prompts = runner.config.eval.prompts
-    found = data_inputs(prompts, runner.heldout) if prompts else {}
-    for _, strategy in runner.plan.judges.values():
+    prompts = plan.config.eval.prompts
+    found = data_inputs(prompts, eval_rows) if prompts else {}
+    for _, strategy in plan.judges.values():
         found |= named(strategy.model_dump())
     return found
 

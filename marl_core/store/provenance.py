@@ -7,47 +7,51 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from marl_core.artifacts.adapter_files import WEIGHTS_FILE
+from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.bank.identity.fingerprint_v1 import is_short_of, short
 from marl_core.config.redact import redacted
 from marl_core.errors import DataError
+from marl_core.plan.plan import Plan
 from marl_core.store.files import sha256
-from marl_core.store.input_files import data_inputs, judging_inputs, training_inputs
-
-if TYPE_CHECKING:
-    from marl_core.run.runner import Runner
+from marl_core.store.input_files import Rows, data_inputs, judging_inputs, training_inputs
 
 PACKAGES = ("marl-core", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "pydantic", "pluggy")
 
 
-def provenance(runner: Runner) -> dict[str, Any]:
-    """Everything that is needed to tell whether two runs are comparable."""
-    hooks, data = runner.plan.hooks, runner.config.data
+def provenance(
+    plan: Plan, bank: AdapterBank, processes: int, rows: Rows | None, eval_rows: Rows | None
+) -> dict[str, Any]:
+    """Everything that is needed to tell whether two runs are comparable.
+
+    `rows`, `eval_rows`: the data of the training and held-out prompts, as they were read.
+    """
+    config, hooks = plan.config, plan.hooks
     found: dict[str, Any] = {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
-        "seed": runner.config.run.seed,
+        "seed": config.run.seed,
         "base": {
-            "source": runner.bank.source,
-            "prepared_by": runner.bank.prepared,
-            "fingerprint": short(runner.bank.fingerprint),
+            "source": bank.source,
+            "prepared_by": bank.prepared,
+            "fingerprint": short(bank.fingerprint),
         },
-        "data": data_inputs(data.prompts, runner.data) if data else {},
-        "files": training_inputs(runner),
-        "eval_files": judging_inputs(runner),
-        "adapters": {name: sha256(path / WEIGHTS_FILE) for name, path in runner.bank.paths.items()},
+        "data": data_inputs(config.data.prompts, rows) if config.data else {},
+        "files": training_inputs(plan),
+        "eval_files": judging_inputs(plan, eval_rows),
+        "adapters": {name: sha256(path / WEIGHTS_FILE) for name, path in bank.paths.items()},
         "hardware": {
             "machine": platform.machine(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
-            "processes": runner.ranks.size,
-            "device": str(runner.bank.device),
-            "gpu": torch.cuda.get_device_name() if runner.bank.device.type == "cuda" else None,
+            "processes": processes,
+            "device": str(bank.device),
+            "gpu": torch.cuda.get_device_name() if bank.device.type == "cuda" else None,
         },
         "python": platform.python_version(),
     }

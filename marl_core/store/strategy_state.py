@@ -8,23 +8,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError, PluginError
 from marl_core.plan.plan import Plan
-from marl_core.run.roles import Roles
 from marl_core.store.checkpoint import STRATEGIES_FILE
 
 
-def collect(plan: Plan, roles: Roles) -> dict[str, Tensor]:
+def collect(plan: Plan, bank: AdapterBank, policy: str) -> dict[str, Tensor]:
     """All strategies' tensors under `place|name`, copied to the CPU."""
-    policy = roles.trained.policy
     return {
         f"{place}|{name}": tensor.detach().cpu().contiguous().clone()
         for strategy, place in plan.places.items()
-        for name, tensor in plan.hooks.state(strategy, roles.bank, policy).items()
+        for name, tensor in plan.hooks.state(strategy, bank, policy).items()
     }
 
 
-def restore(checkpoint: Path, plan: Plan, roles: Roles) -> None:
+def restore(checkpoint: Path, plan: Plan, bank: AdapterBank, policy: str) -> None:
     """Hand each strategy what the checkpoint holds of it.
 
     DataError when a strategy that keeps state finds none, PluginError when it keeps state and can't take it back.
@@ -35,7 +34,7 @@ def restore(checkpoint: Path, plan: Plan, roles: Roles) -> None:
     except (OSError, SafetensorError) as error:
         raise DataError(f"resume: {file} can't be read ({error}). Resume from an older checkpoint.") from error
     for strategy, place in plan.places.items():
-        if not plan.hooks.state(strategy, roles.bank, roles.trained.policy):
+        if not plan.hooks.state(strategy, bank, policy):
             continue
         origin = plan.hooks.origin(strategy)
         if not plan.hooks.implements(strategy, "marl_restore"):
@@ -48,4 +47,4 @@ def restore(checkpoint: Path, plan: Plan, roles: Roles) -> None:
                 f"resume: {checkpoint} holds nothing of {place} ({origin}), which keeps state in checkpoints. "
                 "Resume with the strategies the run was started with."
             )
-        plan.hooks.restore(strategy, mine, roles.bank, roles.trained.policy)
+        plan.hooks.restore(strategy, mine, bank, policy)

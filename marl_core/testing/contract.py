@@ -54,13 +54,14 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
 
 def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
     """Log-probs of each response, the same for a response alone."""
+    from marl_core.ppo.budget import PassLimits
     from marl_core.ppo.scoring import reference_logprobs
 
     bank = _with_policy(bank)
 
     def opened() -> Answer:
         reference = hooks.reference(strategy, bank, 1.0, POLICY)
-        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, 2)
+        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
 
     answer, first, rollout = _check_numbers(strategy, hooks, bank, opened)
     name = type(strategy).__name__
@@ -75,13 +76,15 @@ def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
 
 def check_reward(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
     """Finite scores of each response."""
-    from marl_core.ppo.scoring import Source, score_all
+    from marl_core.ppo.budget import PassLimits
+    from marl_core.ppo.rewards import score_all
+    from marl_core.ppo.roles import RewardSource
 
     bank = _with_policy(bank)
 
     def opened() -> Answer:
-        source = Source(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
-        return lambda rollout: score_all(bank, [source], rollout, 2).total
+        source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
+        return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
 
     _check_numbers(strategy, hooks, bank, opened)
 

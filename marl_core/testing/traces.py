@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from marl_core.registry.snapshot import Change, Setting, Snapshot, random_states, torch_modes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,45 +18,25 @@ if TYPE_CHECKING:
 class Traces:
     """State of a bank and of the process at one moment."""
 
-    facts: dict[str, Any]
-    """By a name for messages: what is compared with ==."""
+    settings: Snapshot
     gradients: dict[str, bool]
     weights: dict[str, Tensor]
 
     @classmethod
     def of(cls, bank: AdapterBank, without: Iterable[str] = ()) -> Traces:
         """Take everything down, but for the weights of the adapters `without`."""
-        import numpy
-        import torch
-
-        facts = {
-            "the active adapter": bank.active,
-            "the set of trainable adapters": sorted(bank.trainable),
-            "the adapters in the bank": bank.adapters,
-            "train or eval mode": bank.base.training,
-            "torch's random state": torch.get_rng_state().numpy().tobytes(),
-            "Python's random state": random.getstate(),
-            "numpy's random state": _plain(numpy.random.get_state()),
-            "torch.is_grad_enabled": torch.is_grad_enabled(),
-            "torch's default dtype": torch.get_default_dtype(),
-            "torch's number of threads": torch.get_num_threads(),
-            "the tokenizer's padding side": bank.tokenizer.padding_side,
-            "the tokenizer's pad token": bank.tokenizer.pad_token,
-            "the tokenizer's vocabulary": len(bank.tokenizer),
-        }
+        settings = Snapshot.of([*_of_bank(bank), *random_states(), *torch_modes()])
         parameters = dict(bank.base.named_parameters())
         left_out = {key for name in without for key in bank.parameters(name)}
         gradients = {name: parameter.requires_grad for name, parameter in parameters.items()}
         heads = {f"{name}.{key}": p for name, head in bank.heads.items() for key, p in head.named_parameters()}
         kept = {name: tensor for name, tensor in {**parameters, **heads}.items() if name not in left_out}
         weights = {name: tensor.detach().clone() for name, tensor in kept.items()}
-        return cls(facts, gradients, weights)
+        return cls(settings, gradients, weights)
 
     def changed(self, after: Traces) -> list[str]:
         """A clause for everything that is different afterwards, the most telling first."""
-        found = [
-            name + _values(value, after.facts[name]) for name, value in self.facts.items() if value != after.facts[name]
-        ]
+        found = [change.setting.name + _values(change) for change in self.settings.changes(after.settings)]
         found += _first("requires_grad of", [n for n, flag in self.gradients.items() if after.gradients.get(n) != flag])
         kept = {name for name, old in self.weights.items() if _equal(old, after.weights.get(name))}
         return found + _first("the weights of", [name for name in self.weights if name not in kept])
@@ -67,13 +48,23 @@ def _equal(old: Tensor, new: Tensor | None) -> bool:
     return new is not None and torch.equal(old, new)
 
 
-def _plain(state: Any) -> Any:
-    return tuple(part.tobytes() if hasattr(part, "tobytes") else part for part in state)
+def _of_bank(bank: AdapterBank) -> list[Setting]:
+    """What a bank and its tokenizer are set to."""
+    tokenizer = bank.tokenizer
+    return [
+        Setting("the active adapter", lambda: bank.active),
+        Setting("the set of trainable adapters", lambda: sorted(bank.trainable)),
+        Setting("the adapters in the bank", lambda: bank.adapters),
+        Setting("train or eval mode", lambda: bank.base.training),
+        Setting("the tokenizer's padding side", lambda: tokenizer.padding_side),
+        Setting("the tokenizer's pad token", lambda: tokenizer.pad_token),
+        Setting("the tokenizer's vocabulary", lambda: len(tokenizer)),
+    ]
 
 
-def _values(before: Any, after: Any) -> str:
-    short = all(isinstance(value, str | bool | int | list | None) for value in (before, after))
-    return f" ({before!r} became {after!r})" if short else ""
+def _values(change: Change) -> str:
+    short = all(isinstance(value, str | bool | int | list | None) for value in (change.before, change.now))
+    return f" ({change.before!r} became {change.now!r})" if short else ""
 
 
 def _first(what: str, names: list[str]) -> list[str]:

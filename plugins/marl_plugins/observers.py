@@ -28,7 +28,7 @@ class Console(Strategy):
 
     @hookimpl
     def marl_run_start(self, plan: Plan, done: int) -> None:
-        """Say what is held where, and open the progress bar."""
+        """Open the progress bar."""
         from marl_plugins.screen import Screen
 
         self._screen = Screen(plan.config.ppo.steps, done, self.samples_every)

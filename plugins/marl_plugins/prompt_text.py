@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from marl_core import message_text
+
 MOST = 300
 """Characters shown of a text, or of each message."""
 INDENT = "\n           "
@@ -16,24 +18,13 @@ def readable(prompt: Any) -> str:
         text = str(prompt)
         return text if len(text) <= MOST else f"... {text[-MOST:]}"
     goes_on = bool(prompt) and _role(prompt[-1]) == "assistant"
-    lines = [f"{_role(message)}: {_beginning(_content(message))}" for message in prompt[: -1 if goes_on else None]]
-    opened = readable(_content(prompt[-1])) if goes_on else ""
+    lines = [f"{_role(message)}: {_beginning(message_text(message))}" for message in prompt[: -1 if goes_on else None]]
+    opened = readable(message_text(prompt[-1])) if goes_on else ""
     return INDENT + INDENT.join([*lines, f"assistant: {opened}"])
 
 
 def _role(message: Any) -> str:
     return str(message.get("role", "")) if isinstance(message, Mapping) else ""
-
-
-def _content(message: Any) -> str:
-    """A message's text; of parts the texts, and what kind the others are."""
-    content = message.get("content", "") if isinstance(message, Mapping) else message
-    if not isinstance(content, list):
-        return str(content)
-    return " ".join(
-        str(part.get("text", f"[{part.get('type', 'part')}]")) if isinstance(part, Mapping) else str(part)
-        for part in content
-    )
 
 
 def _beginning(text: str) -> str:

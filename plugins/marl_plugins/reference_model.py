@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
-from marl_core import DataError, Strategy, hookimpl
+from marl_core import DataError, Strategy, hookimpl, is_repo_name
 
 if TYPE_CHECKING:
     from marl_core import AdapterBank, Plan, ReferenceFunction
@@ -29,7 +28,7 @@ class ModelReference(Strategy):
         folder = Path(self.path).expanduser()
         if folder.is_dir() and not (folder / "config.json").is_file():
             yield f"reference.path: {self.path} holds no config.json, so it isn't a model. Give a folder that save_pretrained wrote"
-        elif not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.path):
+        elif not folder.is_dir() and not is_repo_name(self.path):
             yield f"reference.path: there is no folder {self.path!r}, and it isn't a hub name (owner/model)"
 
     @hookimpl

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from marl_core import PluginError, Strategy, hookimpl
-from marl_plugins.lines import strict
+from marl_core import PluginError, Strategy, hookimpl, strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +104,7 @@ class Service:
         from requests import RequestException
 
         extra = {"model": "model"} if self._options.format == "llama-factory" else {}
-        whole = strict({**extra, **body}, default=str, ensure_ascii=True)  # halves of surrogate pairs too
+        whole = strict_json({**extra, **body}, default=str, ensure_ascii=True)  # halves of surrogate pairs too
         try:
             answer = self._session.post(self._options.url, data=whole, timeout=self._options.timeout_seconds)
         except RequestException as error:

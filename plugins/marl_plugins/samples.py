@@ -21,7 +21,7 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     from marl_core import ResponseDecoder
 
     rollout = scored.rollout
-    raw = scored.raw_scores if scored.raw_scores is not None else scored.scores
+    scores = scored.scores
     gap = None if scored.ref_logprobs is None else (scored.logprobs - scored.ref_logprobs).float().cpu()
     decoders = ResponseDecoder.of(tokenizer, rollout.prompts) if gap is not None and tokenizer is not None else []
     rows = []
@@ -31,7 +31,7 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
             "step": stats.step,
             "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
             "response": rollout.texts[i],
-            "score": round(float(raw[i]), 4),
+            "score": round(float(scores[i]), 4),
             "parts": {name: round(float(part[i]), 4) for name, part in scored.parts.items() if part[i] == part[i]},
             "kl_nats": None if gap is None else round(float(gap[i][keep].sum()), 4),
             "finished": bool(rollout.finished[i]),

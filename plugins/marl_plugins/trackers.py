@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from marl_core import flatten
+
 if TYPE_CHECKING:
     from marl_core import Evaluation, Plan, StepStats
     from marl_plugins.observers import Trackers
@@ -55,7 +57,11 @@ class Opened:
             kind = LOGGER_TYPE_TO_CLASS[name]
             place = (folder,) if kind.requires_logging_directory else ()
             self._trackers.append(kind(asked.project, *place, **asked.settings.get(name, {})))
-        config = {**_flat(plan.config.model_dump(mode="json", by_alias=True)), "resumed_at": done}
+        written = flatten(plan.config.model_dump(mode="json", by_alias=True))
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in written.items()
+        }
+        config = {**plain, "resumed_at": done}
         for tracker in self._trackers:
             if hasattr(tracker, "start"):  # before accelerate 1.11 the constructor starts it
                 tracker.start()
@@ -102,10 +108,3 @@ def _mlflow(tracker: Any, error: BaseException) -> None:
 _UNFINISHED = {"wandb": _wandb, "mlflow": _mlflow}
 SIGNAL = 128
 """Exit codes above it are those of runs that a signal ended."""
-
-
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {place: value if isinstance(value, bool | int | float | str) else str(value)}
-    inner = [_flat(part, f"{place}.{name}" if place else str(name)) for name, part in value.items()]
-    return {key: leaf for part in inner for key, leaf in part.items()}

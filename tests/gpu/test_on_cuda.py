@@ -20,8 +20,9 @@ from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.trunk import PassOptions
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingSection
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.sampling.decode import decode
-from marl_core.ppo.scoring import forward, view_logprobs
+from marl_core.ppo.scoring import forward, view_output
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.testing import tiny_bank, tiny_model
 
@@ -98,7 +99,7 @@ class TestNumbers:
     ) -> None:
         given = rollout()
         bank = bank_of(tiny_folder, kind, sft_adapter)
-        mine = view_logprobs(bank, View("policy"), given, 1.0, 4).logprobs
+        mine = view_output(bank, View("policy"), given, 1.0, PassLimits(4)).logprobs
         model = plain_model(tiny_folder, sft_adapter, kind)
         worst = 0.0
         with torch.no_grad():
@@ -179,7 +180,7 @@ class TestNumbers:
         found = []
         for pack in (True, False):
             with bank.trunk.passing(PassOptions(pack=pack)):
-                found.append(view_logprobs(bank, View("policy"), rollout(), 1.0, 4).logprobs)
+                found.append(view_output(bank, View("policy"), rollout(), 1.0, PassLimits(4)).logprobs)
         off = float((found[0] - found[1]).abs().max())
         record_property("nats", off)
         record_property("packs", bank.trunk.packs)
@@ -192,11 +193,12 @@ class TestNumbers:
         assert bank.trunk.sampler("marl") == "marl"
         prompts = Prompts.of(ROWS, 0).to(torch.device(DEVICE))
         uniforms = torch.rand(len(ROWS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        longest = torch.full((len(ROWS),), 12)
         with torch.no_grad(), bank.using("policy"), bank.trunk.generating():
-            seen = decode(bank, prompts, SamplingSection(max_new_tokens=12), [2], uniforms.to(DEVICE))
+            seen = decode(bank, prompts, SamplingSection(max_new_tokens=12), [2], uniforms.to(DEVICE), longest=longest)
         given = Rollout(prompts, seen.ids, seen.mask, [""] * len(ROWS), seen.finished, 0, (2,))
-        scored = view_logprobs(bank, View("policy"), given, 1.0, 4).logprobs
-        off = float((seen.logprobs - scored).abs().max())
+        scored = view_output(bank, View("policy"), given, 1.0, PassLimits(4)).logprobs
+        off = float((seen.output.logprobs - scored).abs().max())
         record_property("nats", off)
         assert off <= NATS[kind]
 
@@ -282,20 +284,20 @@ class TestRuns:
     def test_captured_log_probs_are_near_scored_ones(self, make_config: MakeConfig, record_property: Note) -> None:
         runner = Runner(config(make_config, "float32", speed={"capture": True}))
         given = runner.generate(Prompts.of(ROWS, 0))
-        assert given.captured is not None
-        scored = view_logprobs(runner.bank, View("policy"), given, 1.0, 4).logprobs
-        off = float((given.captured.logprobs - scored).abs().max())
+        assert given.behavior is not None
+        scored = view_output(runner.bank, View("policy"), given, 1.0, PassLimits(4)).logprobs
+        off = float((given.behavior.logprobs - scored).abs().max())
         record_property("nats", off)
         assert off <= NATS["float32"]
 
     def test_fast_paths_that_only_a_cpu_has_proven_are_off_on_cuda(self, make_config: MakeConfig) -> None:
         runner = Runner(config(make_config, "float32"))
         lean = any("forward" in vars(module) for module in runner.bank.base.modules())
-        captured = runner.generate(Prompts.of(ROWS, 0)).captured is not None
+        captured = runner.generate(Prompts.of(ROWS, 0)).behavior is not None
         assert (lean, captured) == ((False, False) if DEVICE == "cuda" else (True, True))
 
     @pytest.mark.parametrize(
-        "fast", [{"fold": True}, {"capture": True, "recompute_cheap": True}, {"pack": False}], ids=str
+        "fast", [{"merge_for_sampling": True}, {"capture": True, "recompute_cheap": True}, {"pack": False}], ids=str
     )
     def test_fast_paths_that_are_asked_for_work(
         self, kind: str, fast: dict[str, bool], make_config: MakeConfig, record_property: Note
@@ -444,14 +446,14 @@ class TestBothDevices:
 
     def test_float32_samples_the_same_tokens(self, tiny_folder: str, sft_adapter: str, record_property: Note) -> None:
         """Each row draws numbers of its own, made on the CPU; where two tokens are nearly as likely rounding may still decide."""
-        from marl_core.ppo.sampling.sampler import generate
+        from marl_core.ppo.sampling.sampler import PolicySampler
 
         prompts = Prompts.of([[5 + row, 6, 7] for row in range(32)], 0)
         found = []
         for device in ("cpu", DEVICE):
             bank = AdapterBank.from_pretrained(tiny_folder, dtype="float32", device=device)
             bank.load("policy", sft_adapter)
-            found.append(generate(bank, "policy", prompts, SamplingSection(max_new_tokens=8), [2], seed=3).ids.cpu())
+            found.append(PolicySampler(bank, "policy", SamplingSection(max_new_tokens=8), (2,))(prompts, 3).ids.cpu())
         same = sum(one.tolist() == two.tolist() for one, two in zip(*found, strict=True))
         record_property("rows_alike_of_32", same)
         assert same >= 30

@@ -32,10 +32,9 @@ from marl_core.bank import lora
 from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.estimators import estimate_advantages
-from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.report.publish import publish_adapter
 from marl_core.run.replay import replay
-from marl_core.safety.dump import to_device
 from marl_core.safety.gradient_check import gradient_survives
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
@@ -157,7 +156,10 @@ RUNS: dict[str, Callable[[Material], dict[str, Any]]] = {
         "sampling": {"min_new_tokens": 2},
         "speed": {"capture": False},
     },
-    "top_p and top_k, folded": lambda m: {"sampling": {"top_p": 0.9, "top_k": 20}, "speed": {"fold": True}},
+    "top_p and top_k, merged copies": lambda m: {
+        "sampling": {"top_p": 0.9, "top_k": 20},
+        "speed": {"merge_for_sampling": True},
+    },
     "neither packed nor captured": lambda m: {"speed": {"pack": False, "capture": False}},
     "packed, not captured": lambda m: {"speed": {"capture": False}},
     "recomputed": lambda m: {"model": {"gradient_checkpointing": True}, "policy": {"dropout": 0.1}},
@@ -394,13 +396,13 @@ class TestDoors:
         assert bool((rollout.lengths.cpu() <= limits.cpu()).all())
         scored = runner.score(rollout, torch.arange(4.0, device=place))
         assert scored.scores.is_cuda
-        own = to_device(scored, torch.device(place))
-        advantages = to_device(estimate_advantages(scored, runner.config.ppo), torch.device(place))
+        own = scored.to(place)
+        advantages = estimate_advantages(scored, runner.config.ppo).to(place)
         stats = runner.update(own, advantages)
         assert math.isfinite(runner.finish(own, advantages, stats).reward_mean)
         rollout = runner.generate(prompts)
         scored = runner.score(rollout)
-        advantages = to_device(estimate_advantages(scored, runner.config.ppo), torch.device(place))
+        advantages = estimate_advantages(scored, runner.config.ppo).to(place)
         stats = runner.update(scored, advantages)
         assert math.isfinite(runner.finish(scored, advantages, stats).reward_mean)
 
@@ -459,12 +461,12 @@ class TestBank:
     def test_a_seed_decides_what_is_sampled_and_leaves_the_random_states(self, decode: Any, bank: AdapterBank) -> None:
         sampling, speed = SamplingSection(max_new_tokens=6), SpeedSection(decode=decode)
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
-        one = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        one = PolicySampler(bank, "policy", sampling, (2,), speed)(prompts_of(bank, *TEXTS), 3)
         bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert torch.equal(torch.cuda.get_rng_state(), before[1])
         torch.rand(3, device=bank.device)
-        two = generate(bank, "policy", prompts_of(bank, *TEXTS), sampling, [2], seed=3, speed=speed)
+        two = PolicySampler(bank, "policy", sampling, (2,), speed)(prompts_of(bank, *TEXTS), 3)
         assert torch.equal(one.ids, two.ids)
 
     def test_adapters_come_and_go(self, bank: AdapterBank, material: Material, tmp_path: Path) -> None:

@@ -1,31 +1,17 @@
-"""The arrows of the design, section 3, as a table: who may import whom at run time. Type-checking imports are free."""
+"""The arrows of the house: who may import whom, imports for type checkers included. Order and picture: docs/make_architecture.py."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import runpy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-# lowest first; a storey may import itself and those before it
-STOREYS = (
-    "errors",
-    "artifacts",
-    "registry",
-    "config",
-    "plan",
-    "bank",
-    "ppo",
-    "data",
-    "parallel",
-    "store",
-    "safety",
-    "report",
-    "run",
-    "testing",
-    "cli",
-)
+HOUSE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_architecture.py"))
+ROOMS = list(HOUSE["ROOMS"])
 LIGHT = ("errors", "artifacts", "registry", "config", "plan", "cli", "__init__")
 HEAVY = (
     "torch",
@@ -57,25 +43,63 @@ def imports(tree: ast.AST, top_only: bool = False) -> Iterator[tuple[str, int]]:
             yield from imports(node, top_only)
 
 
-def storey(module: str) -> str:
-    """`marl_core/config/load.py` and `marl_core.config.load` as `config`, `marl_core/cli/tables.py` as `cli`."""
-    return module.replace("/", ".").removesuffix(".py").split(".")[1]
+def room(path: str) -> str:
+    """`marl_core/config/load.py` as `config`."""
+    return path.replace("/", ".").removesuffix(".py").split(".")[1]
 
 
-def test_downwards_only(core: list[Any]) -> None:
-    wrong = []
-    for source in core:
-        here = storey(source.path)
-        if here == "__init__":
-            continue
-        for module, line in imports(source.tree):
-            if module.startswith("marl_core.") and STOREYS.index(storey(module)) > STOREYS.index(here):
-                wrong.append(f"{source.path}:{line}: {here} may not import {module}")
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, however long the way round."""
+    done: set[str] = set()
+    found: list[list[str]] = []
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            found.append([*trail[trail.index(module) :], module])
+        elif module not in done:
+            for target in sorted(graph.get(module, ())):
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+    return found
+
+
+def test_downwards_only() -> None:
+    wrong = [
+        f"{module} may not import {target}"
+        for module, targets in HOUSE["graph"]().items()
+        for target in targets
+        if ROOMS.index(HOUSE["room"](target)) < ROOMS.index(HOUSE["room"](module))
+    ]
     assert not wrong
 
 
-def test_every_file_has_a_storey(core: list[Any]) -> None:
-    assert {storey(source.path) for source in core} <= {*STOREYS, "__init__"}
+def test_no_circles() -> None:
+    """Of any imports: at the top, inside functions, for type checkers."""
+    assert circles(HOUSE["graph"]()) == []
+
+
+def test_every_file_has_a_room(core: list[Any]) -> None:
+    assert {room(source.path) for source in core} == {*ROOMS, "__init__"}
+
+
+def test_only_the_contract_names_what_is_further_up(core: list[Any]) -> None:
+    """And it does so for type checkers alone."""
+    contract = [
+        source
+        for source in core
+        if source.path.removeprefix("marl_core/").removesuffix(".py").replace("/", ".") in HOUSE["CONTRACT"]
+    ]
+    assert len(contract) == len(HOUSE["CONTRACT"])
+    wrong = [
+        f"{source.path}:{line}: {module}"
+        for source in contract
+        for module, line in imports(source.tree)
+        if module.startswith("marl_core.") and ROOMS.index(room(module)) < ROOMS.index("registry")
+    ]
+    assert not wrong
 
 
 def test_the_core_imports_no_guest(core: list[Any]) -> None:
@@ -88,8 +112,8 @@ def test_the_core_imports_no_guest(core: list[Any]) -> None:
     assert not wrong
 
 
-def test_light_storeys_import_nothing_heavy_at_the_top(core: list[Any], guests: list[Any]) -> None:
-    light = [source for source in core if storey(source.path) in LIGHT]
+def test_light_rooms_import_nothing_heavy_at_the_top(core: list[Any], guests: list[Any]) -> None:
+    light = [source for source in core if room(source.path) in LIGHT]
     wrong = [
         f"{source.path}:{line}: {module}"
         for source in light
@@ -111,64 +135,6 @@ def test_guests_use_public_names_only(guests: list[Any]) -> None:
     assert not wrong
 
 
-def named(source: Any) -> str:
-    """A source file as a module."""
-    return str(source.path).replace("/", ".").removesuffix(".py")
-
-
-def test_no_cycles(core: list[Any]) -> None:
-    """Of imports at the top of a module; one inside a function has already waited for both modules."""
-    known = {named(source) for source in core}
-    no_cycles(
-        {
-            named(source): {module for module, _ in imports(source.tree, top_only=True) if module in known}
-            for source in core
-        }
-    )
-
-
-SPEAKS_OF_ALL = ("marl_core.registry.hooks", "marl_core.registry.hookspecs")
-"""Hooks have the types of the rooms that call them."""
-
-
-def test_no_cycles_for_a_reader_of_the_light_rooms(core: list[Any]) -> None:
-    """Nor of imports that are for type checkers alone."""
-    light = {
-        named(source): source
-        for source in core
-        if storey(source.path) in LIGHT and not source.path.endswith("__init__.py")
-    }
-    no_cycles(
-        {
-            name: {
-                node.module
-                for node in ast.walk(source.tree)
-                if isinstance(node, ast.ImportFrom) and node.module in light and name not in SPEAKS_OF_ALL
-            }
-            for name, source in light.items()
-        }
-    )
-
-
-def no_cycles(graph: dict[str, set[str]]) -> None:
-    done: set[str] = set()
-
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join([*trail, module])
-        if module not in done:
-            for below in graph[module]:
-                visit(below, (*trail, module))
-            done.add(module)
-
-    for module in graph:
-        visit(module, ())
-
-
-def test_a_cycle_is_found() -> None:
-    with pytest.raises(AssertionError, match="a -> b -> a"):
-        no_cycles({"a": {"b"}, "b": {"a"}})
-
-
 def test_the_rules_can_fail() -> None:
     tree = ast.parse(
         "if TYPE_CHECKING:\n    import torch\nimport peft\ndef f():\n    import trl\nclass A:\n    import numpy"
@@ -177,3 +143,15 @@ def test_the_rules_can_fail() -> None:
     assert [module for module, _ in imports(tree, top_only=True)] == ["peft", "numpy"]
     with pytest.raises(AssertionError):
         list(imports(ast.parse("from . import x")))
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_imports_for_type_checkers_and_inside_functions_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(
+        "if TYPE_CHECKING:\n    from marl_core.run import runner\ndef f():\n    import marl_core.plan.plan\n",
+        encoding="utf-8",
+    )
+    known = {"run.runner": file, "plan.plan": file}
+    assert sorted(HOUSE["imports"](file, known)) == ["plan.plan", "run.runner"]

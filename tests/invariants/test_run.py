@@ -13,7 +13,8 @@ from torch import Tensor
 
 from marl_core import AdapterBank, Runner, View
 from marl_core.ppo.estimators import estimate_advantages
-from marl_core.ppo.scoring import view_logprobs
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.scoring import view_output
 from marl_core.ppo.types import Prompts, Rollout, ScoredRollout
 
 State = Callable[[AdapterBank], dict[str, Tensor]]
@@ -122,7 +123,7 @@ def test_i02_other_pieces_round_within_the_tolerance(world: Any) -> None:
     runner = Runner(world.make(ppo={"batch": 4, "minibatch": 4}))
     move(runner)
     batch = scored(runner)
-    alone = view_logprobs(runner.bank, View("policy"), batch.rollout, 1.0, 1).logprobs
+    alone = view_output(runner.bank, View("policy"), batch.rollout, 1.0, PassLimits(1)).logprobs
     torch.testing.assert_close(alone, batch.logprobs, rtol=world.rows, atol=world.rows)
 
 
@@ -247,7 +248,7 @@ def test_i08_the_optimizer_holds_the_trained_and_nobody_else(world: Any, where: 
 
 @pytest.mark.parametrize("base", BASES)
 def test_i09_a_gradient_survives_a_rollout(world: Any, base: str) -> None:
-    numbers = Runner(world.make(**BASES[base])).roles.gradient.numbers
+    numbers = Runner(world.make(**BASES[base])).cast.gradient.numbers
     assert numbers["cosine"] > 0.9999
     assert numbers["relative_error"] < 1e-6
 
@@ -368,7 +369,7 @@ def test_i24_generation_and_scoring_see_the_same_distribution(world: Any) -> Non
     )
     ones = torch.ones_like(ids, dtype=torch.bool)
     rollout = Rollout(some, ids, ones, [""] * len(some), torch.zeros(len(some), dtype=torch.bool))
-    found = view_logprobs(runner.bank, View("policy"), rollout, temperature, 2).logprobs
+    found = view_output(runner.bank, View("policy"), rollout, temperature, PassLimits(2)).logprobs
     assert float((found - captured).abs().max()) < world.sampled
 
 
@@ -384,7 +385,7 @@ def test_i26_rewards_add_up_to_what_is_logged(world: Any) -> None:
     rest = advantages.rewards - penalty
     last = batch.rollout.lengths - 1
     rows = torch.arange(len(last))
-    torch.testing.assert_close(rest[rows, last], batch.scores, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rest[rows, last], batch.shaped_scores, rtol=0, atol=1e-6)
     rest[rows, last] = 0.0
     assert float(rest.abs().max()) <= 1e-6
     totals = advantages.rewards.sum(dim=1)

@@ -87,7 +87,7 @@ def roll(tensor: Any) -> Any:
 def bare_view(original: Any) -> Any:
     """Every view is the bare base."""
     del original
-    return lambda bank, view: bank.using(None)
+    return lambda bank, view, options=None: bank.using(None, options=options)
 
 
 def never_restored(original: Any) -> Any:
@@ -95,10 +95,11 @@ def never_restored(original: Any) -> Any:
     del original
 
     @contextlib.contextmanager
-    def using(bank: Any, adapter: str | None, *, train: bool = False) -> Iterator[Any]:
+    def using(bank: Any, adapter: str | None, *, train: bool = False, options: Any = None) -> Iterator[Any]:
         bank.activate(adapter)
         bank._switch.set_dropout(adapter, train)
-        yield bank.base
+        with contextlib.nullcontext() if options is None else bank.trunk.passing(options):
+            yield bank.base
 
     return using
 
@@ -252,19 +253,19 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "gamma forgotten",
         "generalized_advantage_estimation",
-        text("gamma * next_value", "next_value"),
+        text("gamma * next_value_B", "next_value_B"),
         (f"{OBJECTIVES}::TestGAE",),
     ),
     (
         "lambda forgotten",
         "generalized_advantage_estimation",
-        text("gamma * lam * next_advantage", "gamma * next_advantage"),
+        text("gamma * lam * next_advantage_B", "gamma * next_advantage_B"),
         (f"{OBJECTIVES}::TestGAE",),
     ),
     (
         "value of a masked place used",
         "generalized_advantage_estimation",
-        text("next_value = torch.where(counts, values[:, t], next_value)", "next_value = values[:, t]"),
+        text("next_value_B = torch.where(counts_B, value_B, next_value_B)", "next_value_B = value_B"),
         (OBJECTIVES,),
     ),
     (
@@ -291,7 +292,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "whitening without its mean",
         "masked_whiten",
-        text("(values - mean) *", "values *"),
+        text("(values - masked_mean(values, mask)) *", "values *"),
         (f"{OBJECTIVES}::TestWhitening",),
     ),
     (
@@ -384,7 +385,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "group scores not scaled",
         "group_advantages",
-        text(" / (grouped.std(dim=1, keepdim=True) + eps)", ""),
+        text(" / (scores_GK.std(dim=1, keepdim=True) + eps)", ""),
         (f"{OBJECTIVES}::TestCriticFree",),
     ),
     (
@@ -395,32 +396,32 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ),
     (
         "penalty for those that did stop",
-        "Shaper.__call__",
+        "penalized",
         text("(~finished)", "finished"),
         ("tests/unit/test_shaping.py",),
     ),
     (
         "running mean without its weight",
-        "Shaper._learn",
+        "RewardStats.updated",
         text("delta * count / total", "delta"),
         ("tests/unit/test_shaping.py",),
     ),
     # the update
     (
         "clip-grad exhausts an iterator",
-        "_optimizer_step",
+        "Update._optimizer_step",
         text("list(parameters.values())", "(lambda found: (list(found), found)[1])(iter(parameters.values()))"),
         (f"{UPDATE}::TestGradient",),
     ),
     (
         "gradients are never cleared",
-        "_optimizer_step",
-        text("optimizer.zero_grad(set_to_none=True)", "pass"),
+        "Update._optimizer_step",
+        text("self.optimizer.zero_grad(set_to_none=True)", "pass"),
         (UPDATE,),
     ),
     (
         "step before the check of the norm",
-        "_optimizer_step",
+        "Update._optimizer_step",
         text("if not bool(norm.isfinite()):", "if False:"),
         (UPDATE,),
     ),
@@ -439,17 +440,17 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("microbatches averaged each by itself", "aggregate", given(total=None), (UPDATE,)),
     (
         "entropy bonus as a penalty",
-        "_policy_terms",
+        "Update._policy_loss",
         text("loss - ppo.entropy_coef", "loss + ppo.entropy_coef"),
         (f"{UPDATE}::TestGradient",),
     ),
     (
         "KL in the loss forgotten",
-        "_policy_terms",
-        text("loss + kl_coef * aggregate", "loss + 0.0 * aggregate"),
+        "Update._policy_loss",
+        text("loss + self.kl_coef * aggregate", "loss + 0.0 * aggregate"),
         (f"{UPDATE}::TestGradient",),
     ),
-    ("optimizer holds a frozen adapter", "Trained.parameters", holds_all, (f"{INVARIANTS}/test_run.py",)),
+    ("optimizer holds a frozen adapter", "TrainableRoles.parameters", holds_all, (f"{INVARIANTS}/test_run.py",)),
     (
         "value learns at the policy's rate",
         "make_optimizer",
@@ -481,11 +482,11 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("stop token not counted", "response_mask", without_stop, (ROLLOUT,)),
     (
         "weight of a reward source ignored",
-        "score_sources",
+        "score_all",
         given(sources=lambda sources: [__import__("dataclasses").replace(s, weight=1.0) for s in sources]),
         (SCORING,),
     ),
-    ("scoring keeps a graph", "view_logprobs", drops_gradient_of_kept, (f"{SCORING}::TestReference", SCORING)),
+    ("scoring keeps a graph", "view_output", drops_gradient_of_kept, (f"{SCORING}::TestReference", SCORING)),
     ("each epoch in the same order", "PromptData._order", given(epoch=0), ("tests/unit/test_prompts.py",)),
     # the bank
     ("wrong adapter active", "AdapterBank.view", bare_view, (f"{SCORING}::TestReference", PREFLIGHT)),
@@ -533,7 +534,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ),
     (
         "anybody's log-probs will do",
-        "Captured.belongs_to",
+        "PolicyOutput.is_of",
         call(lambda original, *args: True),
         ("tests/run/test_beside.py::TestWhoseLogProbs",),
     ),
@@ -566,7 +567,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "any gradient will do",
         "_compare",
-        text("if not cosine > COSINE:", "if False:"),
+        text("if not cosine > LEAST_COSINE:", "if False:"),
         (f"{PREFLIGHT}::TestQuantized",),
     ),
     ("resume forgets the value head", "load@marl_core.store.checkpoint", forgets_value_head, (RESUME,)),

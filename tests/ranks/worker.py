@@ -29,7 +29,6 @@ from marl_core.errors import RankError
 from marl_core.ppo import objectives, update
 from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.types import Prompts, Rollout
-from marl_core.run.loop import prompts as next_prompts
 
 RESPONSES = (
     (5, 6, 7, 8, 9, 2),
@@ -80,7 +79,7 @@ def state(runner: Runner) -> dict[str, Tensor]:
     roles = runner.roles.trained.parameters(runner.bank)
     weights = {f"{role}/{name}": p for role, found in roles.items() for name, p in found.items()}
     moments = {f"{name}|{key}": t for name, p in weights.items() for key, t in runner.optimizer.state[p].items()}
-    numbers = {"kl_coef": runner.kl_coef, "done": runner.done, **runner.shaper.state()}
+    numbers = {"kl_coef": runner.kl_coef, "done": runner.done, **runner.state.as_dict()["shaper"]}
     return {name: t.detach().clone() for name, t in {**weights, **moments}.items()} | {
         name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()
     }
@@ -133,7 +132,7 @@ def whole_run(folder: Path, out: Path) -> None:
             shutil.copytree(target, out / f"whole-{shard}")
             shutil.rmtree(target / "final")
             shutil.rmtree(target / "checkpoints" / "step-000003")
-        runner.ranks.everyone(None)
+        runner.ranks.all_gather_object(None)
         again = Runner(config(folder, **settings), resume=True)
         assert again.done == 2
         again.train()
@@ -145,7 +144,7 @@ def whole_run(folder: Path, out: Path) -> None:
 def sampling(folder: Path, out: Path) -> None:
     """What each rank knows of one rollout, and that its first ratio is one."""
     runner = Runner(config(folder, ppo={"samples_per_prompt": 2}, speed={"capture": False}))
-    rollout = runner.generate(next_prompts(runner))
+    rollout = runner.generate(runner.prompts())
     scored = runner.score(rollout)
     stats = runner.update(scored)
     plain = Runner(config(folder, ppo={"samples_per_prompt": 2}, speed={"decode": "transformers"}))
@@ -186,7 +185,7 @@ def disagree(folder: Path, out: Path) -> None:
     for changes in ({"run": {"seed": int(rank)}}, {"ppo": {"clip": 0.1 + int(rank) / 10}}, {}):
         runner = Runner(config(folder, **changes))
         try:
-            scored = runner.score(runner.generate(next_prompts(runner)))
+            scored = runner.score(runner.generate(runner.prompts()))
             if rank == "1":
                 runner.optimizer.param_groups[0]["initial_lr"] *= 1.001
             runner.update(scored)

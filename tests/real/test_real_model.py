@@ -125,7 +125,7 @@ class TestReference:
         assert runner.data is not None
         rollout = runner.generate(runner.data.take([0, 1, 2, 3]))
         scored = runner.score(rollout)
-        assert rollout.captured is not None
+        assert rollout.behavior is not None
         assert scored.ref_logprobs is not None
         torch.testing.assert_close(scored.logprobs, scored.ref_logprobs, rtol=0, atol=1e-4)
 

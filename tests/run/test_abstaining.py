@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from marl_core import PluginError, RunConfig, Runner
-from marl_core.ppo import role_scoring
 from marl_core.ppo.ranks import Ranks
-from marl_core.ppo.scoring import Source
+from marl_core.ppo.roles import RewardSource
 from marl_core.ppo.types import Rollout
 from marl_core.report.publish import publish_adapter
 from marl_core.testing import fake_rollout
@@ -141,7 +140,9 @@ class SecondOfTwo(Ranks):
 
     def gather(self, tensor: Tensor) -> Tensor:
         self.gathered.append(tensor)
-        asked = len(self.gathered) == 1  # whether anybody has scores of tokens
+        asked = (
+            tensor.dim() == 1 and sum(seen.dim() == 1 for seen in self.gathered) == 1
+        )  # whether anybody has scores of tokens
         return torch.cat([torch.full_like(tensor, float(self.first_has_tokens)) if asked else tensor, tensor])
 
 
@@ -155,14 +156,14 @@ def test_all_ranks_gather_the_same(make_config: MakeConfig, first: bool, mine: b
         return part.mask.float() if mine else [None] * len(part)
 
     ranks = SecondOfTwo(first)
-    runner.ranks = ranks
-    runner.roles = replace(runner.roles, rewards=(*runner.roles.rewards, Source("process", 1.0, score)))
-    found = role_scoring.rewards(runner, rollout, None)
+    roles = replace(runner.roles, rewards=(*runner.roles.rewards, RewardSource("process", 1.0, score)))
+    found = replace(runner.algorithm, roles=roles, ranks=ranks).score(rollout)
     shapes = [tuple(tensor.shape) for tensor in ranks.gathered]
     width = rollout.ids.shape[1]
-    assert sorted(shapes) == sorted([(2,), (2,), (2,), (2,), *([(2, width)] if first or mine else [])])
+    of_models = [(2, width)] * 4  # the policy's log-probs, entropies and values, and the reference's log-probs
+    assert sorted(shapes) == sorted([*of_models, (2,), (2,), (2,), (2,), *([(2, width)] if first or mine else [])])
     if first or mine:
-        assert found.tokens is not None
-        assert bool((found.tokens == 0).all()) != mine
+        assert found.token_scores is not None
+        assert bool((found.token_scores == 0).all()) != mine
     else:
-        assert found.tokens is None
+        assert found.token_scores is None

@@ -90,7 +90,7 @@ class TestWhoseLogProbs:
     def rollout(self, runner: Runner) -> Rollout:
         assert runner.data is not None
         found = runner.generate(runner.data.take([0, 1, 2, 3]))
-        assert found.captured is not None
+        assert found.behavior is not None
         return found
 
     def check(
@@ -105,7 +105,7 @@ class TestWhoseLogProbs:
         self, runner: Runner, tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rollout = self.rollout(runner)
-        monkeypatch.setattr("marl_core.ppo.role_scoring.view_logprobs", lambda *_, **__: pytest.fail("a pass was made"))
+        monkeypatch.setattr("marl_core.ppo.step.view_output", lambda *_, **__: pytest.fail("a pass was made"))
         self.check(runner, runner, rollout, tiny_folder, tmp_path, 0.8)
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -164,10 +164,10 @@ class TestWhoseLogProbs:
 
     def test_they_go_with_their_rollout(self, runner: Runner) -> None:
         rollout = self.rollout(runner)
-        assert rollout.captured is not None
-        some = rollout.to("cpu").select(torch.tensor([2, 0])).captured
+        assert rollout.behavior is not None
+        some = rollout.to("cpu").select(torch.tensor([2, 0])).behavior
         assert some is not None
-        assert torch.equal(some.logprobs, rollout.captured.logprobs[[2, 0]])
+        assert torch.equal(some.logprobs, rollout.behavior.logprobs[[2, 0]])
 
     @pytest.mark.parametrize("name", EDITS)
     def test_of_other_tokens(self, runner: Runner, tiny_folder: str, tmp_path: Path, name: str) -> None:

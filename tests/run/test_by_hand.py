@@ -78,9 +78,8 @@ def test_own_scores_are_shaped_too(make_config: MakeConfig) -> None:
     runner = Runner(make_config(data=None, shaping={"clip": 1.0, "missing_eos_penalty": 0.5}))
     rollout = Rollout.from_responses(prompts_of(runner, "A", "B"), [[50, 51, 2], [50, 51]], runner.bank.tokenizer)
     scored = runner.score(rollout, torch.tensor([5.0, 1.0]))
-    assert scored.scores.tolist() == [1.0, 0.5]
-    assert scored.raw_scores is not None
-    assert scored.raw_scores.tolist() == [5.0, 1.0]
+    assert scored.shaped_scores.tolist() == [1.0, 0.5]
+    assert scored.scores.tolist() == [5.0, 1.0]
 
 
 @pytest.mark.parametrize(

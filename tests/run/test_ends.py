@@ -87,7 +87,7 @@ def test_marl_report_blames_the_files_and_no_bug(
     error: Exception,
 ) -> None:
     Runner(config(make_config, tmp_path / "run", ppo={"steps": 1})).train()
-    monkeypatch.setattr("marl_core.report.sections.summary", raises(error))
+    monkeypatch.setattr("marl_core.report.page.charts", raises(error))
     assert main(["report", str(tmp_path / "run")]) == 4
     said = capsys.readouterr().err
     assert "report: a file in" in said
@@ -228,12 +228,12 @@ class TestLearnedOnce:
                 assert runner.data is not None
                 rollout = runner.generate(runner.data.take([0, 1, 2, 3]))
                 scored = [runner.score(rollout) for _ in range(times)]
-                assert all(one.scores.equal(scored[0].scores) for one in scored)
+                assert all(one.shaped_scores.equal(scored[0].shaped_scores) for one in scored)
                 runner.update(scored[-1])
             runs.append(
-                (runner.shaper.state(), [p.detach().clone() for p in runner.bank.parameters("policy").values()])
+                (runner.state.reward_stats, [p.detach().clone() for p in runner.bank.parameters("policy").values()])
             )
-            assert runner.shaper.count == 8
+            assert runner.state.reward_stats.count == 8
             del runner
             gc.collect()
         (once, weights), (thrice, same) = runs
@@ -245,7 +245,7 @@ class TestLearnedOnce:
         runner.prepare()
         assert runner.data is not None
         runner.score(runner.generate(runner.data.take([0, 1, 2, 3])))
-        assert runner.shaper.count == 0
+        assert runner.state.reward_stats.count == 0
 
     def test_moments_are_those_of_the_raw_scores(self, make_config: MakeConfig) -> None:
         runner = Runner(make_config(shaping={"normalize": True, "missing_eos_penalty": 2.0}))
@@ -256,6 +256,6 @@ class TestLearnedOnce:
         runner.update(scored)  # once more on the same: no new scores were seen
         seen = [s - 2.0 * (not f) for s, f in zip([1.0, 2.0, 3.0, 6.0], scored.rollout.finished.tolist(), strict=True)]
         mean = sum(seen) / 4
-        assert runner.shaper.state() == pytest.approx(
+        assert runner.state.as_dict()["shaper"] == pytest.approx(
             {"count": 4.0, "mean": mean, "squares": sum((x - mean) ** 2 for x in seen)}, abs=1e-6
         )

@@ -138,15 +138,21 @@ def test_what_an_older_version_did_not_write_is_not_missed(
     assert runner.folder.notes == ["resumed from step-000001"]
 
 
+def recorded(runner: Runner) -> dict[str, Any]:
+    """What this run would write into provenance.json."""
+    assert runner.data is not None
+    return provenance(runner.plan, runner.bank, runner.ranks.size, runner.data.rows, None)
+
+
 def test_another_base_is_still_seen(make_config: MakeConfig, home: Path) -> None:
     runner = Runner(config(make_config, home))
-    was = provenance(runner)
+    was = recorded(runner)
     assert runner.bank.fingerprint is not None
     with torch.no_grad():
         runner.bank.base.get_parameter("model.norm.weight").add_(1.0)
     other = fingerprint(runner.bank.base)
-    assert changes(was, provenance(runner), runner.bank.fingerprint) == ([], [])
-    assert changes(was, provenance(runner), other) == (["the base's weights"], [])
+    assert changes(was, recorded(runner), runner.bank.fingerprint) == ([], [])
+    assert changes(was, recorded(runner), other) == (["the base's weights"], [])
 
 
 class TestNamed:

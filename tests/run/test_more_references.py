@@ -25,6 +25,7 @@ from marl_core import (
     hookimpl,
 )
 from marl_core.bank.merge import merge_adapter
+from marl_core.ppo.budget import PassLimits
 from marl_core.testing import write_tiny_model
 
 MakeConfig = Callable[..., RunConfig]
@@ -227,11 +228,11 @@ class TestNone:
 def test_a_bank_may_be_the_reference(tiny_folder: str) -> None:
     """response_logprobs is what the core computes for a view of the same weights."""
     from marl_core import response_logprobs
-    from marl_core.ppo.scoring import view_logprobs
+    from marl_core.ppo.scoring import view_output
     from marl_core.testing import fake_rollout
 
     bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
     rollout = fake_rollout(tokenizer=bank.tokenizer)
     found = response_logprobs(bank, rollout, 0.5, batch=2)
-    assert torch.equal(found, view_logprobs(bank, View(None), rollout, 0.5, 2).logprobs)
+    assert torch.equal(found, view_output(bank, View(None), rollout, 0.5, PassLimits(2)).logprobs)
     assert not found.requires_grad

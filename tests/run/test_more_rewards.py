@@ -15,7 +15,9 @@ import pytest
 from pydantic import ValidationError
 
 from marl_core import Plan, PluginError, RunConfig, Runner
-from marl_core.ppo.scoring import Source, score_all
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.rewards import score_all
+from marl_core.ppo.roles import RewardSource
 from marl_core.testing import fake_rollout, tiny_bank, tiny_tokenizer
 from marl_plugins.reward_http import HttpReward, Service
 from marl_plugins.reward_process import ProcessReward, split, step_ends
@@ -168,13 +170,13 @@ class TestHttp:
     def test_nan_and_null(self, server: Server) -> None:
         """Python's json writes NaN; null abstains."""
         bank, bad = tiny_bank(), HttpReward(url=server.url)
-        source = Source("http", 1.0, Service(bad, bank.tokenizer))
+        source = RewardSource("http", 1.0, Service(bad, bank.tokenizer))
         server.answer = lambda body, before: (200, {"rewards": [1.0, None, float("nan"), 0.0, 0.0]})
         with pytest.raises(PluginError, match="response 3 got nan"):
-            score_all(bank, [source], ROLLOUT, 4)
+            score_all(bank, [source], ROLLOUT, PassLimits(4))
         server.answer = lambda body, before: (200, {"rewards": [1.0, None, 0.0, 0.0, 0.0]})
         with pytest.raises(PluginError, match=r"no source .* gave response 2 a score"):
-            score_all(bank, [source], ROLLOUT, 4)
+            score_all(bank, [source], ROLLOUT, PassLimits(4))
 
     def test_a_missing_token_is_said_before_the_run(self, make_config: MakeConfig, monkeypatch: Any) -> None:
         monkeypatch.delenv("SCORES", raising=False)

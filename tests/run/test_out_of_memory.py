@@ -40,18 +40,18 @@ def test_what_torch_says_on_a_cpu_is_known() -> None:
 @pytest.mark.parametrize(
     ("function", "phase", "helps"),
     [
-        ("marl_core.run.runner.generate", "generate", "sampling.rows (now 4)"),
+        ("marl_core.ppo.step.sample_sharded", "generate", "sampling.rows (now 4)"),
         (
-            "marl_core.ppo.role_scoring.score_all",
+            "marl_core.ppo.step.score_sharded",
             "score",
             "speed.microbatch_tokens (now 256), or model.gradient_checkpointing",
         ),
         (
-            "marl_core.run.runner.update_epochs",
+            "marl_core.ppo.update.Update.run",
             "update",
             "speed.microbatch_tokens (now 256), or model.gradient_checkpointing",
         ),
-        ("marl_core.safety.preflight.generate", "pre-flight", "sampling.rows (now 4)"),
+        ("marl_core.ppo.sampling.sampler.decode", "pre-flight", "sampling.rows (now 4)"),
     ],
 )
 def test_each_phase_names_what_helps(
@@ -74,7 +74,7 @@ def test_an_evaluation_names_the_rows(
     make_config: MakeConfig, prompts_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = Runner(make_config(eval={"prompts": prompts_file}))
-    monkeypatch.setattr("marl_core.run.evaluate.generate", too_much)
+    monkeypatch.setattr("marl_core.ppo.step.sample_sharded", too_much)
     with pytest.raises(OutOfMemoryError, match=r"evaluation: .*sampling\.rows"):
         next(iter(runner.steps()))
 
@@ -147,7 +147,7 @@ def test_one_can_go_on_with_less(make_config: MakeConfig, monkeypatch: pytest.Mo
 
     prompts = _prompts()
     with monkeypatch.context() as inside:
-        inside.setattr("marl_core.run.runner.generate", large)
+        inside.setattr("marl_core.ppo.step.sample_sharded", large)
         with pytest.raises(OutOfMemoryError) as caught:
             runner.generate(prompts)
     assert held[0]() is None
@@ -164,7 +164,7 @@ def test_the_command_line_ends_with_a_code_of_its_own(
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(make_config(run={"folder": str(tmp_path / "run")})), encoding="utf-8")
-    monkeypatch.setattr("marl_core.run.runner.update_epochs", too_much)
+    monkeypatch.setattr("marl_core.ppo.update.Update.run", too_much)
     monkeypatch.setattr("marl_core.cli.app._set_up_process", lambda device: None)
     assert main(["run", str(file)]) == 6
     said = capsys.readouterr().err

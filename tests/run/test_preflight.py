@@ -27,8 +27,10 @@ from marl_core import (
     hookimpl,
 )
 from marl_core.bank.lora import make_config as make_lora
+from marl_core.ppo.budget import PassLimits
 from marl_core.safety import preflight
-from marl_core.safety.gradient_check import Check, gradient_survives
+from marl_core.safety.findings import PreflightCheck
+from marl_core.safety.gradient_check import gradient_survives
 from marl_core.testing import fake_rollout, tiny_bank
 from marl_plugins.quantization import Bnb4Bit
 
@@ -50,10 +52,10 @@ class Elsewhere(Strategy):
 
     @hookimpl
     def marl_reference(self, bank: Any) -> ReferenceFunction:
-        from marl_core.ppo.scoring import view_logprobs
+        from marl_core.ppo.scoring import view_output
 
         def logprobs(rollout: Rollout) -> torch.Tensor:
-            return view_logprobs(bank, View(None), rollout, 1.0, 8).logprobs - self.error
+            return view_output(bank, View(None), rollout, 1.0, PassLimits(8)).logprobs - self.error
 
         return logprobs
 
@@ -67,7 +69,7 @@ class Packing(Bnb4Bit):
         return Quantization(right.config, bytes_per_weight=right.bytes_per_weight)
 
 
-def check(config: RunConfig) -> dict[str, Check]:
+def check(config: RunConfig) -> dict[str, PreflightCheck]:
     """Each check of a run by name."""
     runner = Runner(config)
     assert runner.data is not None
@@ -247,19 +249,21 @@ class TestQuantized:
             return SimpleNamespace(logprobs=found)
 
         monkeypatch.setattr(preflight, "forward", forward)
-        roles: Any = SimpleNamespace(
-            bank=SimpleNamespace(using=lambda _: nullcontext(), trunk=SimpleNamespace(precision_of=str)),
-            trained=SimpleNamespace(policy="policy"),
+        step: Any = SimpleNamespace(
+            bank=SimpleNamespace(using=lambda _, options: nullcontext(), trunk=SimpleNamespace(precision_of=str)),
+            roles=SimpleNamespace(trained=SimpleNamespace(policy="policy")),
+            budget=SimpleNamespace(train=PassLimits(4)),
+            temperature=1.0,
         )
         plan: Any = SimpleNamespace(
-            config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0), model=SimpleNamespace(dtype=dtype)),
+            config=SimpleNamespace(model=SimpleNamespace(dtype=dtype)),
             quantization=SimpleNamespace(batch_invariant=True, config=None),
         )
         if gap and dtype == "float32":
             with pytest.raises(NumericError, match=f"response {place + 1} differ by 0.25 nats .* rows see each other"):
-                preflight._rows(plan, roles, fake_rollout())
+                preflight._rows(plan, step, fake_rollout())
             return
-        said = preflight._rows(plan, roles, fake_rollout()).detail
+        said = preflight._rows(plan, step, fake_rollout()).detail
         assert said == f"each row alone and in its batch differ by at most {gap:g} nats"
 
     def test_batch_dependence_of_int8_outliers_is_said(self, make_config: MakeConfig, wide_folder: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
@@ -46,7 +47,7 @@ def state(runner: Runner) -> dict[str, Tensor]:
         f"{name}|{key}": value for name, p in weights.items() for key, value in runner.optimizer.state[p].items()
     }
     rest = {"kl_coef": torch.tensor(runner.kl_coef, dtype=torch.float64), "done": torch.tensor(runner.done)}
-    rest |= {key: torch.tensor(value, dtype=torch.float64) for key, value in runner.shaper.state().items()}
+    rest |= {key: torch.tensor(value, dtype=torch.float64) for key, value in runner.state.as_dict()["shaper"].items()}
     return {
         **{name: p.detach().clone() for name, p in weights.items()},
         **{k: v.clone() for k, v in moments.items()},
@@ -124,6 +125,32 @@ def test_i20_resume_is_bitwise_the_uninterrupted_run(
         assert lines(folder, name) == lines(whole[0], name), name
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (folder / "final" / "policy" / file).read_bytes() == (whole[0] / "final" / "policy" / file).read_bytes()
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_folder_whose_config_has_a_key_by_its_old_name(
+    make_config: MakeConfig, prompts_file: str, whole: tuple[Path, dict[str, Tensor]], tmp_path: Path, said: bool
+) -> None:
+    """As marl wrote it before `speed.fold` was called `speed.merge_for_sampling`, and without the keys that came since."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    shutil.rmtree(folder / "final")
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06d}")
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    speed = written["speed"]
+    speed["fold"] = said
+    for key in ("merge_for_sampling", "short_attention", "trim_memory"):
+        del speed[key]
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    if said:
+        with pytest.raises(ConfigError, match=r"speed\.merge_for_sampling: True -> False"):
+            Runner(config(make_config, folder, prompts_file), resume=True)
+        return
+    runner = Runner(config(make_config, folder, prompts_file), resume=True)
+    assert runner.folder is not None
+    assert not [note for note in runner.folder.notes if "config changed" in note]
+    runner.train()
+    assert [name for name, value in whole[1].items() if not torch.equal(state(runner)[name], value)] == []
 
 
 def test_before_the_first_checkpoint_it_starts_again(

@@ -9,8 +9,8 @@ import pytest
 
 from marl_core import Runner
 from marl_core.config.speed_config import usual_tokens
-from marl_core.ppo.role_scoring import token_budget
-from marl_core.ppo.sampling import sampler
+from marl_core.ppo.budget import Budget
+from marl_core.ppo.sampling import by_transformers, sampler
 
 MakeConfig = Callable[..., Any]
 
@@ -28,7 +28,7 @@ def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: py
         return call
 
     monkeypatch.setattr(sampler, "decode", noted("marl", vars(sampler)["decode"]))
-    monkeypatch.setattr(sampler, "_by_transformers", noted("transformers", sampler._by_transformers))
+    monkeypatch.setattr(by_transformers, "generate", noted("transformers", by_transformers.generate))
     Runner(make_config(speed={"decode": decode}, eval={"prompts": prompts_file})).train()
     assert calls == [decode] * (1 + 2 + 2 * 2)
 
@@ -37,8 +37,10 @@ def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: py
 def test_tokens_of_a_pass(make_config: MakeConfig, dtype: str) -> None:
     """Ranks meet at the sum of gradients, so each has a budget of its own; only layers that are spread need equal passes."""
     runner = Runner(make_config(model={"dtype": dtype}))
-    assert token_budget(runner.config, runner.bank) == usual_tokens("cpu", dtype)
-    runner.bank.trunk.sharded = True
-    assert token_budget(runner.config, runner.bank) is None
-    runner.bank.trunk.sharded = False
-    assert token_budget(make_config(ppo={"microbatch": 1}), runner.bank) is None
+    trunk = runner.bank.trunk
+    assert runner.algorithm.budget.train.tokens == usual_tokens("cpu", dtype)
+    assert Budget.of(runner.config, trunk, ranks=2).train.tokens == usual_tokens("cpu", dtype)
+    trunk.sharded = True
+    assert Budget.of(runner.config, trunk).train.tokens is None
+    trunk.sharded = False
+    assert Budget.of(make_config(ppo={"microbatch": 1}), trunk).train.tokens is None

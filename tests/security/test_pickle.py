@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from marl_core import AdapterBank, MarlError, RunConfig, Runner
+from marl_core.artifacts.rows import read_rows
 from marl_core.bank.identity.certificate import read_certificate
 from marl_core.bank.merge import merge_adapter
 from marl_core.cli.app import main
-from marl_core.data.prompts import read_rows
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -14,7 +14,7 @@ import pytest
 
 from marl_core import AdapterBank, ConfigError, MarlError, Plan, RunConfig, Runner
 from marl_core.cli.app import main
-from marl_core.config.redact import STRUCK, redact
+from marl_core.config.redact import REDACTED, redact
 from marl_core.report.page import write_report
 
 MakeConfig = Callable[..., RunConfig]
@@ -26,12 +26,12 @@ class TestRedact:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("https://me:pass@host/x", f"https://{STRUCK}@host/x"),
-            ("s3://KEY@bucket/x", f"s3://{STRUCK}@bucket/x"),
-            ("https://host/x?a=1&token=abc&b=2", f"https://host/x?a=1&token={STRUCK}&b=2"),
-            ("https://host/x?X-Amz-Signature=abc", f"https://host/x?X-Amz-Signature={STRUCK}"),
-            (f"401 for {TOKEN}.", f"401 for {STRUCK}."),
-            ("Authorization: Bearer abcdefgh12345", f"Authorization: Bearer {STRUCK}"),
+            ("https://me:pass@host/x", f"https://{REDACTED}@host/x"),
+            ("s3://KEY@bucket/x", f"s3://{REDACTED}@bucket/x"),
+            ("https://host/x?a=1&token=abc&b=2", f"https://host/x?a=1&token={REDACTED}&b=2"),
+            ("https://host/x?X-Amz-Signature=abc", f"https://host/x?X-Amz-Signature={REDACTED}"),
+            (f"401 for {TOKEN}.", f"401 for {REDACTED}."),
+            ("Authorization: Bearer abcdefgh12345", f"Authorization: Bearer {REDACTED}"),
             ("mail me@example.org about policy:v2@home", "mail me@example.org about policy:v2@home"),
             ("reward.path: runs/tokens/key", "reward.path: runs/tokens/key"),
         ],
@@ -48,7 +48,7 @@ class TestRedact:
         }
         assert (
             redact("longer-than-8-too longer-than-8 short /home/somebody", env)
-            == f"{STRUCK} {STRUCK} short /home/somebody"
+            == f"{REDACTED} {REDACTED} short /home/somebody"
         )
 
 
@@ -80,7 +80,7 @@ def test_no_secret_is_in_any_file_of_a_run(
         if word in file.read_bytes()
     ]
     assert leaks == []
-    assert STRUCK in (run / "config.yaml").read_text(encoding="utf-8")
+    assert REDACTED in (run / "config.yaml").read_text(encoding="utf-8")
     assert Runner(config, resume=True).done == 1  # what was struck out is no change of the config
     (tmp_path / "run.yaml").write_text(json.dumps(written(config, tmp_path)), encoding="utf-8")
     monkeypatch.setenv("DOWN", "1")
@@ -88,7 +88,7 @@ def test_no_secret_is_in_any_file_of_a_run(
         assert main(["run", str(tmp_path / "run.yaml"), *debug]) == 3
         said = capsys.readouterr()
         assert not [word for word in secrets if word in (said.out + said.err).encode()]
-        assert STRUCK in said.err
+        assert REDACTED in said.err
 
 
 def written(config: RunConfig, folder: Path) -> dict[str, Any]:

@@ -212,9 +212,8 @@ class TestWidth:
             states = bank.trunk.hidden(IDS, MASK.bool())
         assert apply_head(head, states).shape == IDS.shape
 
-    def test_looking_costs_no_positions(self) -> None:
+    def test_looking_leaves_the_model_what_it_is(self) -> None:
         bank = bank_on(tiny_model())
         assert bank.trunk.hidden_size == 32
         assert bank.linears
-        assert bank.trunk.positions == 0
         assert isinstance(bank.base, LlamaForCausalLM)

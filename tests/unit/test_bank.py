@@ -17,7 +17,8 @@ from torch import Tensor
 from marl_core import AdapterBank, ConfigError, DataError, View
 from marl_core.bank.lora import make_config
 from marl_core.bank.switch import AdapterSwitch
-from marl_core.ppo.scoring import forward, view_logprobs
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.scoring import forward, view_output
 from marl_core.testing import fake_rollout, tiny_bank, tiny_model, write_tiny_model
 
 Write = Callable[..., str]
@@ -582,9 +583,9 @@ class TestGradientCheckpointing:
     def test_scoring_never_drops_anything(self) -> None:
         bank = tiny_bank()
         add(bank, "one", seed=1, dropout=0.5)
-        before = view_logprobs(bank, View("one"), fake_rollout(), 1.0, 2).logprobs
+        before = view_output(bank, View("one"), fake_rollout(), 1.0, PassLimits(2)).logprobs
         bank.trunk.checkpoint_gradients()
-        assert torch.equal(view_logprobs(bank, View("one"), fake_rollout(), 1.0, 2).logprobs, before)
+        assert torch.equal(view_output(bank, View("one"), fake_rollout(), 1.0, PassLimits(2)).logprobs, before)
 
 
 def test_the_bases_own_dropout_is_off_for_good() -> None:

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
 from marl_core import DataError, MarlWarning, Rollout
+from marl_core.artifacts.rows import read_rows
 from marl_core.config.prompt_template import columns_of, fill
 from marl_core.config.run_config import DataSection
-from marl_core.data.prompts import PromptData, read_rows
+from marl_core.data.prompts import PromptData
 from marl_core.testing import fake_rollout, tiny_tokenizer
 from marl_plugins.reward_function import columns
 

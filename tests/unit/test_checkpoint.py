@@ -13,13 +13,14 @@ from torch import Tensor
 
 from marl_core import AdapterBank, DataError, NumericError
 from marl_core.bank.lora import make_config
+from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import forward
-from marl_core.ppo.update import Trained
+from marl_core.ppo.shaping import RewardStats
 from marl_core.store import checkpoint, files
-from marl_core.store.checkpoint import State
+from marl_core.store.run_state import RunState
 from marl_core.testing import fake_rollout, tiny_bank
 
-TRAINED = Trained("policy", "value-head", "value")
+TRAINED = TrainableRoles("policy", "value-head", "value")
 
 
 def make(seed: int = 0, steps: int = 2) -> tuple[AdapterBank, torch.optim.AdamW]:
@@ -52,9 +53,7 @@ def numbers(bank: AdapterBank, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 def save(folder: Path, step: int = 1, keep: int = 2) -> tuple[AdapterBank, torch.optim.AdamW, Path]:
     bank, optimizer = make(steps=step)
-    path = checkpoint.save(
-        folder, bank, TRAINED, optimizer, State(step, 0.1, {"count": 3.0, "mean": 0.5, "squares": 2.0}), keep
-    )
+    path = checkpoint.save(folder, bank, TRAINED, optimizer, RunState(step, 0.1, RewardStats(3.0, 0.5, 2.0)), keep)
     return bank, optimizer, path
 
 
@@ -64,7 +63,7 @@ class TestRoundTrip:
         expected = numbers(bank, optimizer)
         other, other_optimizer = make(seed=5, steps=0)
         state = checkpoint.load(path, other, TRAINED, other_optimizer)
-        assert state == State(2, 0.1, {"count": 3.0, "mean": 0.5, "squares": 2.0})
+        assert state == RunState(2, 0.1, RewardStats(3.0, 0.5, 2.0))
         found = numbers(other, other_optimizer)
         assert found.keys() == expected.keys()
         assert sum("|exp_avg" in name for name in found) > 10

@@ -48,10 +48,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     module = ModuleType("marl_core.run.runner")
     module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
-    quiet = ModuleType("marl_core.run.quiet")
-    quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
-    monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
+    monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
     monkeypatch.setattr("marl_core.cli.tables.show_start", lambda *shown: None)
     return noted
 
@@ -182,9 +180,7 @@ def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     merge.merge_adapter = merge_adapter  # type: ignore[attr-defined]  # a module made for the test
     report.write_report = lambda runs, out: runs[0] / "report.html"  # type: ignore[attr-defined]  # a module made for the test
-    quiet = ModuleType("marl_core.run.quiet")
-    quiet.quiet_libraries = lambda: None  # type: ignore[attr-defined]  # a module made for the test
-    monkeypatch.setitem(sys.modules, "marl_core.run.quiet", quiet)
+    monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
     monkeypatch.setitem(sys.modules, "marl_core.bank.merge", merge)
     monkeypatch.setitem(sys.modules, "marl_core.report.page", report)
     assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "bfloat16"]) == 0

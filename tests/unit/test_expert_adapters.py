@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from marl_core import AdapterBank, ConfigError, DataError, Plan, Runner
+from marl_core.artifacts.architecture import CONVERTED_EXPERTS
 from marl_core.bank.integrity import frozen_weights
 from marl_core.bank.lora import make_config as lora_config
-from marl_core.plan.adapter_checks import CONVERTED
 from marl_core.testing import tiny_tokenizer
 
 MakeConfig = Callable[..., Any]
@@ -184,9 +184,9 @@ def test_model_types_that_peft_converts() -> None:
     known = {
         kind for kind, pattern in patterns.items() if pattern in peft_knows._MOE_FUSED_TARGETS and kind[0].islower()
     }
-    assert known - {"beam"} <= CONVERTED
+    assert known - {"beam"} <= CONVERTED_EXPERTS
     assert (
-        known | set(peft_knows._MOE_FUSED_TARGETS) | {"qwen3_omni_moe_text"} >= CONVERTED
+        known | set(peft_knows._MOE_FUSED_TARGETS) | {"qwen3_omni_moe_text"} >= CONVERTED_EXPERTS
     )  # which transformers 5.17 lacks
 
 

@@ -18,7 +18,7 @@ from marl_core.config.yaml_text import parse_yaml
 from marl_core.ppo.types import UpdateStats
 from marl_core.registry.strategy import Strategy
 from marl_core.testing import fake_rollout, tiny_bank, write_tiny_model
-from marl_plugins.carry import llamafactory
+from marl_plugins.migrate import llamafactory
 from marl_plugins.reward import FunctionReward
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "from-trl.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_its_commands_write_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_its_llama_factory_example_becomes_what_it_says() -> None:
     theirs, ours = (parse_yaml(text, "docs/from-trl.md") for text in blocks("yaml"))
-    config, refused = llamafactory.carry(theirs)
+    config, refused = llamafactory.migrate(theirs)
     catalog = Catalog.installed()
     assert parse_config(config, "carried", catalog) == parse_config(ours, "docs/from-trl.md", catalog)
     assert {key for key, _ in refused} == {"cutoff_len", "do_train", "template", "dataset"}

@@ -36,7 +36,7 @@ def test_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, rows: int, words: int, with_bias: bool, temperature: float
 ) -> None:
     monkeypatch.setattr(module, "TILE_TOKENS", rows)
-    monkeypatch.setattr(module, "TILE_WORDS", words)
+    monkeypatch.setattr(module, "TILE_VOCABULARY", words)
     hidden, weight, bias, targets = inputs()
     mine = hidden.clone().requires_grad_()
     truth = hidden.double().requires_grad_()
@@ -136,7 +136,7 @@ def test_banned_tokens_have_no_probability() -> None:
 def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     """Sampled frequencies of the first token equal the scored probabilities, with the stop token left out."""
     from marl_core.config.run_config import SamplingSection
-    from marl_core.ppo.sampling.sampler import generate
+    from marl_core.ppo.sampling.sampler import PolicySampler
     from marl_core.ppo.scoring import forward
     from marl_core.ppo.types import Prompts
     from marl_core.testing import tiny_bank
@@ -144,7 +144,7 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     bank = tiny_bank()
     count = 2000
     prompts = Prompts.of([[5, 6]] * count, 0)
-    rollout = generate(bank, None, prompts, SamplingSection(max_new_tokens=1, min_new_tokens=1), [2], seed=0)
+    rollout = PolicySampler(bank, None, SamplingSection(max_new_tokens=1, min_new_tokens=1), (2,))(prompts, 0)
     with torch.no_grad():
         scored = forward(bank, rollout, 1.0).logprobs[:, 0].exp()
     token = int(rollout.ids[:, 0].mode().values)
@@ -152,10 +152,3 @@ def test_min_new_tokens_is_scored_as_it_was_sampled() -> None:
     probability = float(scored[rollout.ids[:, 0] == token][0])
     assert abs(share - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
     assert not bool((rollout.ids == 2).any())
-
-
-def test_the_memory_estimate_knows_how_many_logits_are_held() -> None:
-    from marl_core.plan import memory
-    from marl_core.ppo import logprobs
-
-    assert memory.HELD_LOGITS == logprobs.TILE_TOKENS * logprobs.TILE_WORDS

@@ -86,7 +86,7 @@ def test_what_sampling_saw_is_not_taken_for_exact(make_config: MakeConfig) -> No
 
     for setting in (True, None):
         runner = Runner(make_config(speed={"capture": setting}))
-        assert runner.generate(Prompts.of([[5, 6], [7, 8, 9]], 0)).captured is None
+        assert runner.generate(Prompts.of([[5, 6], [7, 8, 9]], 0)).behavior is None
 
 
 def test_it_is_looked_at_when_it_matters(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +94,9 @@ def test_it_is_looked_at_when_it_matters(make_config: MakeConfig, monkeypatch: p
     from marl_core.ppo.types import Prompts
 
     runner, prompts = Runner(make_config()), Prompts.of([[5, 6], [7, 8, 9]], 0)
-    assert runner.generate(prompts).captured is not None
+    assert runner.generate(prompts).behavior is not None
     monkeypatch.setattr(torch.nn.functional, "linear", as_tf32())
-    assert runner.generate(prompts).captured is None
+    assert runner.generate(prompts).behavior is None
 
 
 def test_rows_that_see_each_other_are_still_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

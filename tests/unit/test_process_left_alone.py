@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from marl_core.run import allocator
+from marl_core.run import host
 
 LIBRARIES = "torch, transformers, peft, datasets, safetensors, requests, rich.progress, typer, yaml, pydantic, pluggy, huggingface_hub"
 STATE = """
@@ -74,7 +74,7 @@ def changes(code: str, first: str) -> list[str]:
     return found
 
 
-SET_BY_A_RUN = (allocator.SWITCH, *allocator.KERNELS)
+SET_BY_A_RUN = (host.ALIGN_VARIABLE, *host.KERNEL_CACHE_VARIABLES)
 
 
 def test_importing_every_module_of_the_library_changes_nothing() -> None:
@@ -114,14 +114,20 @@ import os, sys
 from marl_core.cli.app import main
 main(["run", "no-such.yaml"])
 from marl_core.cli.app import _set_up_process
-_set_up_process({device!r})
+_set_up_process({device!r}, {trim!r})
 print([name for name in {names!r} if name in os.environ])
 """
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", list(allocator.KERNELS)), ("cuda", [])])
-def test_the_command_line_sets_its_own_process_up_on_a_cpu(device: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("device", "trim", "set_up"),
+    [("cpu", None, True), ("cpu", False, False), ("cuda", None, False), ("cuda", True, True)],
+)
+def test_the_command_line_sets_its_own_process_up_where_memory_is_trimmed(
+    device: str, trim: bool | None, set_up: bool
+) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_A_RUN}
-    code = RUN.format(names=list(allocator.KERNELS), device=device)
+    names = list(host.KERNEL_CACHE_VARIABLES)
+    code = RUN.format(names=names, device=device, trim=trim)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip().splitlines()[-1] == str(expected)
+    assert done.stdout.strip().splitlines()[-1] == str(names if set_up else [])

@@ -17,7 +17,8 @@ from marl_core import ConfigError, DataError, MarlWarning, Prompts
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.run_config import DataSection, SamplingSection
 from marl_core.data.prompts import PromptData
-from marl_core.ppo.sampling.sampler import generate, stop_ids
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.ppo.sampling.stop_tokens import stop_ids
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
 from marl_core.testing.tokenizers import byte_fallback, byte_level, framed, metaspace, wordpiece
 
@@ -379,10 +380,12 @@ class TestEndTokens:
         part = SamplingSection(max_new_tokens=1)
         ended = Prompts.of([bank.tokenizer(text).input_ids for text in ("hi", "you")], 0)
         with pytest.warns(MarlWarning, match="every prompt ends in the EOS that this tokenizer appends"):
-            generate(bank, None, ended, part, [2])
+            PolicySampler(bank, None, part, (2,))(ended, None)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            generate(bank, None, Prompts.of([bank.tokenizer("hi").input_ids[:-1], ended.ids[1].tolist()], 0), part, [2])
+            PolicySampler(bank, None, part, (2,))(
+                Prompts.of([bank.tokenizer("hi").input_ids[:-1], ended.ids[1].tolist()], 0), None
+            )
 
 
 def llama(**changes: Any) -> Any:

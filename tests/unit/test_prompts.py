@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from marl_core import DataError
-from marl_core.artifacts.rows import look_at_prompts
+from marl_core.artifacts.rows import look_at_prompts, read_rows
 from marl_core.config.run_config import DataSection
-from marl_core.data.prompts import PromptData, read_rows
+from marl_core.data.prompts import PromptData
 from marl_core.testing import tiny_tokenizer
 
 ROWS = [{"prompt": "A good", "label": 1}, {"prompt": "Bad", "label": 2}, {"prompt": "It was", "label": 3}]
@@ -143,20 +143,20 @@ class TestRefused:
 
     def test_bad_json_is_named_by_line(self, tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": \n', encoding="utf-8")
-        with pytest.raises(DataError, match="line 3 is not valid JSON"):
+        with pytest.raises(DataError, match="line 3 is not JSON"):
             load(str(tmp_path / "p.jsonl"))
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("p.jsonl", b"", "holds no row"),
-            ("p.jsonl", b"3\n", "row 1 is none"),
+            ("p.jsonl", b"", "holds no rows"),
+            ("p.jsonl", b"3\n", "row 1 of .* is a int"),
             ("p.csv", b"prompt,label\na,b\nc,d,e\n", "row 2 has more cells than the header"),
-            ("p.json", b"[]", "holds no row"),
-            ("p.json", b"{", "could not be read"),
+            ("p.json", b"[]", "holds no rows"),
+            ("p.json", b"{", "can't be read: line 1 is not JSON"),
             ("p.json", b'"text"', "holds a str, not a list of rows"),
             ("p.jsonl", b'{"prompt": "\xff"}\n', "is not UTF-8 text"),
-            ("p.parquet", b"nonsense", "could not be read"),
+            ("p.parquet", b"nonsense", "can't be read"),
         ],
     )
     def test_damaged_files(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from marl_core import AdapterBank
 from marl_core.bank import lora
 from marl_core.bank.speed import packing
-from marl_core.bank.speed.merged_copies import folded
-from marl_core.bank.speed.recompute import again, keep_less
+from marl_core.bank.speed.merged_copies import merged_copies
+from marl_core.bank.speed.recompute import patch_for_recompute, recomputed
 from marl_core.bank.trunk import PassOptions
 from marl_core.testing import tiny_model, tiny_tokenizer
 
@@ -77,7 +77,7 @@ def make_plain(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every lean forward away."""
     for module in bank.base.modules():
         vars(module).pop("forward", None)
-    monkeypatch.setattr(packing, "again", lambda function, *inputs: function(*inputs))
+    monkeypatch.setattr(packing, "recomputed", lambda function, *inputs: function(*inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -141,16 +141,16 @@ def test_another_form_of_mlp_stays_as_it_is() -> None:
             hidden = self.act_fn(self.gate_proj(x))
             return self.down_proj(hidden * self.up_proj(x))
 
-    assert [keep_less(model()) for model in (Other, Looks, Same)] == [0, 0, 1]
+    assert [patch_for_recompute(model()) for model in (Other, Looks, Same)] == [0, 0, 1]
 
 
 def test_it_is_done_once_and_folding_leaves_it() -> None:
     bank = bank_of(tiny_model())
     lean = [module for module in bank.base.modules() if "forward" in vars(module)]
     assert len(lean) == 2 + 2 * 7  # the gated products, and each adapted layer
-    assert keep_less(bank.base) == 0
+    assert patch_for_recompute(bank.base) == 0
     forwards = [module.forward for module in lean]
-    with bank.using("policy"), folded(bank, "policy"):
+    with bank.using("policy"), merged_copies(bank, "policy"):
         pass
     assert [module.forward for module in lean] == forwards
 
@@ -174,8 +174,8 @@ def test_a_run_can_have_it_off_and_what_comes_meanwhile_is_plain_too() -> None:
 
 def test_gradients_of_some_inputs_only() -> None:
     one, two = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0, 5.0])
-    again(lambda a, b: a * a * b, one, two).sum().backward()
+    recomputed(lambda a, b: a * a * b, one, two).sum().backward()
     assert one.grad is not None
     assert one.grad.tolist() == [6.0, 20.0]
     with torch.no_grad():
-        assert not again(torch.mul, one, two).requires_grad
+        assert not recomputed(torch.mul, one, two).requires_grad

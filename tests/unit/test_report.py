@@ -12,10 +12,8 @@ import pytest
 
 from marl_core import DataError, Runner
 from marl_core.report.charts import ticks
-from marl_core.report.markup import Markup, number, tag
-from marl_core.report.page import page, write_report
+from marl_core.report.page import number, page, write_report
 from marl_core.report.run_data import read_runs
-from marl_core.report.samples import response
 
 EVIL = '<script>alert("x")</script>&amp;\'"'
 STEP = {
@@ -146,26 +144,42 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"preflight\.json holds a list"):
         write_report(folder)
     (folder / "config.yaml").write_bytes(b"\0")
-    with pytest.raises(DataError, match=r"config\.yaml is not YAML"):
+    with pytest.raises(DataError, match=r"config\.yaml: not a valid config"):
         write_report(folder)
     with pytest.raises(DataError, match="holds no run"):
         write_report(tmp_path)
 
 
-def test_tokens_make_up_the_response_and_carry_their_kl() -> None:
-    line = {
-        "finished": True,
-        "response": "né &!",
-        "token_ends": [1, 1, 3, 5, 5],
-        "token_kl": [0.0, 0.1, 1.0, -4.0, 0.5],
-    }
-    found = Page(str(tag("p", response(line))))
-    assert found.texts["p"] == "né &!⏎"
-    spans = [attributes for name, attributes in found.elements if name == "span"]
+def shown_sample(folder: Path, **sample: Any) -> Page:
+    """The page of a run that wrote this one sample."""
+    write_run(folder)
+    line = {"step": 1, "prompt": "p", "score": 1.0, **sample}
+    (folder / "samples.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    return Page(page(read_runs([folder])))
+
+
+def test_tokens_make_up_the_response_and_carry_their_kl(tmp_path: Path) -> None:
+    tokens = {"token_ends": [1, 1, 3, 5, 5], "token_kl": [0.0, 0.1, 1.0, -4.0, 0.5]}
+    found = shown_sample(tmp_path / "run", finished=True, response="né &!", **tokens)
+    assert "né &!⏎" in found.texts["td"]
+    spans = [a for name, a in found.elements if name == "span" and str(a.get("class")).startswith("t ")]
     assert [span.get("style") for span in spans] == [None, "--k:0.50", "--k:1.00", "--k:0.25"]
     assert [span["class"] for span in spans] == ["t cool", "t warm", "t cool", "t warm end"]
     assert spans[2]["title"] == "-4.000 nats"
-    assert response({"response": "plain"}) == "plain"
+
+
+def test_white_space_of_a_response_is_kept(tmp_path: Path) -> None:
+    text = "  a\n\n b <i>\n"
+    folder = tmp_path / "run"
+    shown_sample(folder, prompt=text, response=text)
+    plain = text.replace("<", "&lt;").replace(">", "&gt;")
+    whole = page(read_runs([folder]))
+    assert f'<div class="prompt">{plain}</div>' in whole
+    assert f'<div class="response">{plain}</div>' in whole
+    shown_sample(tmp_path / "other", response=text, token_ends=[3, 6, len(text)], token_kl=[0.0, 0.0, 1.0])
+    inside = page(read_runs([tmp_path / "other"])).split('<div class="response">')[1].split("</div>")[0]
+    found = Page(f"<p>{inside}</p>")
+    assert found.texts["p"] == text
 
 
 def test_a_chat_is_shown_with_its_roles_and_texts(tmp_path: Path) -> None:
@@ -177,10 +191,21 @@ def test_a_chat_is_shown_with_its_roles_and_texts(tmp_path: Path) -> None:
     assert '<span class="role">user</span> What is this? [image]</div>' in shown
 
 
-def test_markup_escapes_what_it_does_not_know() -> None:
-    assert tag("a", "<", Markup("<b/>"), [1, None], title='"', class_="x", data_y=2, hidden=True) == (
-        '<a title="&quot;" class="x" data-y="2" hidden>&lt;<b/>1</a>'
-    )
+def test_a_metric_is_read_by_its_older_name(tmp_path: Path) -> None:
+    names = ("policy/approxkl", "policy/approx_kl")
+    for name in names:
+        folder = write_run(tmp_path / name.replace("/", "-"))
+        (folder / "steps.jsonl").write_text(json.dumps({"step": 1, name: 0.25}), encoding="utf-8")
+    runs = read_runs([tmp_path / name.replace("/", "-") for name in names])
+    assert [run.curve("policy/approx_kl") for run in runs] == [[(1, 0.25)]] * 2
+    assert page(runs).count('title="policy/approx_kl"') == 1
+
+
+def test_a_run_folder_of_the_code_before_has_its_page(tmp_path: Path) -> None:
+    older = Path(__file__).parents[1] / "older" / "house" / "run"
+    found = Page(write_report(older, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert found.count("figure", title="policy/approx_kl") == 1
+    assert found.count("section") == 7
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from marl_core import AdapterBank, Prompts, ResponseDecoder, Rollout
 from marl_core.config.run_config import SamplingSection, SpeedSection
-from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.texts import BROKEN
 from marl_core.testing import tiny_bank
@@ -135,7 +135,7 @@ def test_sampled_texts_go_on_with_their_prompts(path: Literal["marl", "transform
     prompts = Prompts.of([bank.tokenizer(text).input_ids for text in ("the movie was", "hello")], 0)
     for strings in ([], [" was", "z"]):
         part = SamplingSection(max_new_tokens=12, stop_strings=strings)
-        rollout = generate(bank, None, prompts.repeat(8), part, [2], seed=1, speed=SpeedSection(decode=path))
+        rollout = PolicySampler(bank, None, part, (2,), SpeedSection(decode=path))(prompts.repeat(8), 1)
         for row in range(len(rollout)):
             ids = rollout.sequence_ids[row][rollout.sequence_mask[row]].tolist()
             text = whole(bank.tokenizer, ids).removeprefix(str(rollout.prompts.texts[row]))

@@ -128,7 +128,7 @@ def test_every_model_type_with_such_a_classifier_is_known() -> None:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
 
-    from marl_core.plan.fit import POOLED
+    from marl_core.artifacts.architecture import POOLED_CLASSIFIERS
 
     found = set()
     for kind in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES):
@@ -140,7 +140,7 @@ def test_every_model_type_with_such_a_classifier_is_known() -> None:
         )
         if not plain and "self.classifier = nn.Linear(" in source:
             found.add(kind)
-    assert found == set(POOLED)
+    assert found == set(POOLED_CLASSIFIERS)
 
 
 def change(folder: str, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

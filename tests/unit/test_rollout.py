@@ -12,8 +12,10 @@ from marl_core import AdapterBank, ConfigError, Prompts
 from marl_core.bank.lora import make_config
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingSection
-from marl_core.ppo.sampling.sampler import generate, response_mask, stop_ids
-from marl_core.ppo.scoring import view_logprobs
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.ppo.sampling.stop_tokens import response_mask, stop_ids
+from marl_core.ppo.scoring import view_output
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
 
 EOS = 2
@@ -61,7 +63,7 @@ class TestGenerate:
     def test_tokens_after_the_stop_do_not_count(self, bank: AdapterBank, prompts: Prompts) -> None:
         many = prompts.repeat(20)
         stops = [EOS, *range(4, 100)]  # stop often
-        rollout = generate(bank, None, many, SamplingSection(max_new_tokens=8), stops, seed=1)
+        rollout = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), tuple(stops))(many, 1)
         is_stop = torch.isin(rollout.ids, torch.tensor(stops)) & rollout.mask
         assert 0 < int(rollout.finished.sum()) < len(many)
         assert torch.equal(
@@ -76,8 +78,8 @@ class TestGenerate:
     def test_pad_equal_to_eos_still_counts_the_stop(self, prompts: Prompts) -> None:
         bank = AdapterBank(tiny_model(), tiny_tokenizer(pad_is_eos=True))
         stops = [EOS, *range(4, 100)]
-        same = generate(tiny_bank(), None, prompts.repeat(10), SamplingSection(max_new_tokens=8), stops, seed=1)
-        rollout = generate(bank, None, prompts.repeat(10), SamplingSection(max_new_tokens=8), stops, seed=1)
+        same = PolicySampler(tiny_bank(), None, SamplingSection(max_new_tokens=8), tuple(stops))(prompts.repeat(10), 1)
+        rollout = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), tuple(stops))(prompts.repeat(10), 1)
         assert torch.equal(rollout.mask, same.mask)
         assert torch.equal(rollout.ids[rollout.mask], same.ids[same.mask])
 
@@ -85,32 +87,32 @@ class TestGenerate:
         self, bank: AdapterBank, prompts: Prompts
     ) -> None:
         before = torch.get_rng_state()
-        one = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=5)
+        one = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), (EOS,))(prompts, 5)
         assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(123)
-        two = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=5)
-        other = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=6)
+        two = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), (EOS,))(prompts, 5)
+        other = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), (EOS,))(prompts, 6)
         assert torch.equal(one.ids, two.ids)
         assert not torch.equal(one.ids, other.ids)
 
     def test_min_and_max_tokens(self, bank: AdapterBank, prompts: Prompts) -> None:
         stops = [EOS, *range(4, 200)]
-        short = generate(bank, None, prompts.repeat(5), SamplingSection(max_new_tokens=1), stops, seed=0)
+        short = PolicySampler(bank, None, SamplingSection(max_new_tokens=1), tuple(stops))(prompts.repeat(5), 0)
         assert short.ids.shape[1] == 1
-        long = generate(
-            bank, None, prompts.repeat(5), SamplingSection(max_new_tokens=6, min_new_tokens=4), stops, seed=0
+        long = PolicySampler(bank, None, SamplingSection(max_new_tokens=6, min_new_tokens=4), tuple(stops))(
+            prompts.repeat(5), 0
         )
         assert int(long.lengths.min()) >= 4
 
     def test_texts_are_those_of_the_counted_tokens(self, bank: AdapterBank, prompts: Prompts) -> None:
-        rollout = generate(bank, None, prompts, SamplingSection(max_new_tokens=8), [EOS], seed=3)
+        rollout = PolicySampler(bank, None, SamplingSection(max_new_tokens=8), (EOS,))(prompts, 3)
         for text, row, keep in zip(rollout.texts, rollout.ids, rollout.mask, strict=True):
             assert text == bank.tokenizer.decode(row[keep].tolist(), skip_special_tokens=True)
 
     def test_the_bank_is_left_as_it_was(self, prompts: Prompts) -> None:
         bank = tiny_bank()
         bank.add("policy", make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
-        generate(bank, "policy", prompts, SamplingSection(max_new_tokens=4), [EOS], seed=3)
+        PolicySampler(bank, "policy", SamplingSection(max_new_tokens=4), (EOS,))(prompts, 3)
         assert bank.active is None
         assert not bank.base.training
         assert all(parameter.requires_grad for parameter in bank.parameters("policy").values())
@@ -121,13 +123,13 @@ def first_token_frequencies(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled frequencies of the first token, and the probabilities that scoring gives the same tokens."""
     prompts = Prompts.of([bank.tokenizer("A good").input_ids] * count, 0)
-    rollout = generate(bank, None, prompts, sampling, [EOS], seed=11)
+    rollout = PolicySampler(bank, None, sampling, (EOS,))(prompts, 11)
     frequencies = torch.bincount(rollout.ids[:, 0], minlength=260) / count
     first = rollout.select(slice(0, 260))
     each = type(first)(
         first.prompts, torch.arange(260)[:, None], torch.ones(260, 1, dtype=torch.bool), first.texts, first.finished
     )
-    return frequencies, view_logprobs(bank, View(None), each, sampling.temperature, 260).logprobs[:, 0].exp()
+    return frequencies, view_output(bank, View(None), each, sampling.temperature, PassLimits(260)).logprobs[:, 0].exp()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -150,11 +152,11 @@ def test_what_is_sampled_is_what_is_scored(bank: AdapterBank, temperature: float
 )
 def test_a_models_own_sampling_habits_are_ignored(bank: AdapterBank, habit: dict[str, Any], prompts: Prompts) -> None:
     """A model folder may bring a generation_config.json; sampling from it would not be what is scored."""
-    expected = generate(bank, None, prompts.repeat(4), SamplingSection(max_new_tokens=12), [EOS], seed=2)
+    expected = PolicySampler(bank, None, SamplingSection(max_new_tokens=12), (EOS,))(prompts.repeat(4), 2)
     stubborn = tiny_bank()
     for name, value in habit.items():
         setattr(stubborn.base.generation_config, name, value)
-    found = generate(stubborn, None, prompts.repeat(4), SamplingSection(max_new_tokens=12), [EOS], seed=2)
+    found = PolicySampler(stubborn, None, SamplingSection(max_new_tokens=12), (EOS,))(prompts.repeat(4), 2)
     assert torch.equal(found.ids, expected.ids)
     for name, value in habit.items():  # and they are still there for those who save the model
         assert getattr(stubborn.base.generation_config, name) == value

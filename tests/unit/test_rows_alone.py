@@ -16,7 +16,7 @@ from marl_core import AdapterBank, DataError, MarlError, Prompts, RunConfig, Run
 from marl_core.bank import measure
 from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.config.run_config import SamplingSection
-from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.testing import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -190,8 +190,8 @@ def test_what_is_sampled_past_the_stretch_is_scored_anew(name: str, tmp_path: Pa
     bank = AdapterBank.from_pretrained(saved(STRETCHED[name], tmp_path), device="cpu")
     for tokens, captured in ((3, True), (9, False)):
         sampling = SamplingSection(max_new_tokens=tokens, min_new_tokens=tokens)
-        rollout = generate(bank, None, Prompts.of([[1, 70, 80], [1, 75]], 0), sampling, [2], 0)
-        assert (rollout.captured is not None) == (captured and bank.trunk.sampler("marl") == "marl")
+        rollout = PolicySampler(bank, None, sampling, (2,))(Prompts.of([[1, 70, 80], [1, 75]], 0), 0)
+        assert (rollout.behavior is not None) == (captured and bank.trunk.sampler("marl") == "marl")
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": "a text of its own"}))
     config = RunConfig.model_validate(

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
 from marl_core.bank.lora import make_config as lora_config
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling import sampler as sampling
 from marl_core.ppo.sampling.decode import decode
+from marl_core.ppo.sampling.sampler import PolicySampler, Shard
 from marl_core.testing import tiny_bank
 
 MakeConfig = Callable[..., Any]
@@ -34,11 +36,11 @@ def bank() -> AdapterBank:
 
 
 def sample(bank: AdapterBank, samples: int = 1, speed: SpeedSection | None = None, **options: Any) -> Rollout:
-    prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0).repeat(samples)
+    prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0)
     part = SamplingSection(max_new_tokens=12, temperature=1.3, **options)
-    limits = torch.arange(len(prompts)) % 5 + 8
-    return sampling.generate(
-        bank, "policy", prompts, part, STOPS, 3, limits=limits, samples=samples, speed=speed, value_head="value"
+    limits = torch.arange(len(prompts) * samples) % 5 + 8
+    return PolicySampler(bank, "policy", part, tuple(STOPS), speed or SpeedSection(), value_head="value")(
+        prompts, 3, samples=samples, limits=limits
     )
 
 
@@ -60,19 +62,19 @@ def test_tokens_are_the_same(bank: AdapterBank, rows: int, samples: int, options
     whole, parts = sample(bank, samples, **options), sample(bank, samples, rows=rows, **options)
     assert len(set(whole.lengths.tolist())) > 2, "responses of several lengths, or this shows little"
     same(whole, parts)
-    assert whole.captured is not None
-    assert parts.captured is not None
+    assert whole.behavior is not None
+    assert parts.behavior is not None
     for name in ("logprobs", "entropy", "values"):  # products of other numbers of rows round otherwise: a few 1e-7
-        assert torch.allclose(getattr(whole.captured, name), getattr(parts.captured, name), atol=3e-6)
+        assert torch.allclose(getattr(whole.behavior, name), getattr(parts.behavior, name), atol=3e-6)
 
 
 def test_a_part_of_a_batch_is_cut_further(bank: AdapterBank) -> None:
     """A rank's rows, sampled two at a time, are those of the whole batch."""
     prompts = Prompts.of([bank.tokenizer(text).input_ids for text in TEXTS], 0)
     part = SamplingSection(max_new_tokens=6)
-    whole = sampling.generate(bank, "policy", prompts, part, STOPS, 3)
+    whole = PolicySampler(bank, "policy", part, tuple(STOPS))(prompts, 3)
     mine = replace(prompts, ids=prompts.ids[2:], mask=prompts.mask[2:], rows=prompts.rows[2:], texts=())
-    found = sampling.generate(bank, "policy", mine, part.model_copy(update={"rows": 2}), STOPS, 3, first=2, whole=6)
+    found = PolicySampler(bank, "policy", part.model_copy(update={"rows": 2}), tuple(STOPS))(mine, 3, shard=Shard(2, 6))
     assert list(found.texts) == list(whole.texts[2:])
 
 
@@ -91,9 +93,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> lis
     sizes: list[int] = []
     plain = decode
 
-    def counted(bank: AdapterBank, prompts: Prompts, *given: Any, **options: Any) -> Any:
-        sizes.append(len(prompts))
-        return plain(bank, prompts, *given, **options)
+    def counted(bank: AdapterBank, prompts: Prompts, section: Any, stops: Any, uniforms: Tensor, **options: Any) -> Any:
+        sizes.append(len(uniforms))
+        return plain(bank, prompts, section, stops, uniforms, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "decode", counted)
@@ -112,7 +114,7 @@ def test_transformers_own_loop_keeps_to_it_too(bank: AdapterBank) -> None:
             prompts, ids=prompts.ids[start:end], mask=prompts.mask[start:end], rows=prompts.rows[start:end], texts=()
         )
         limits = (torch.arange(6) % 5 + 8)[start:end]
-        alone = sampling.generate(bank, "policy", mine, part, STOPS, 3, limits=limits, speed=speed, first=start)
+        alone = PolicySampler(bank, "policy", part, tuple(STOPS), speed)(mine, 3, limits=limits, shard=Shard(start))
         assert list(alone.texts) == list(found.texts[start:end])
         assert torch.equal(alone.mask, found.mask[start:end, : alone.mask.shape[1]])
 

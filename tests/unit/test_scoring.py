@@ -15,7 +15,10 @@ from torch import Tensor
 
 from marl_core import AdapterBank, NumericError, PluginError, Prompts, Rollout, ScoreView, View
 from marl_core.bank.lora import make_config
-from marl_core.ppo.scoring import Source, as_scores, reference_logprobs, score_sources, view_logprobs, view_values
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.rewards import as_scores, score_all
+from marl_core.ppo.roles import RewardSource
+from marl_core.ppo.scoring import reference_logprobs, view_output, view_values
 from marl_core.testing import fake_rollout, tiny_bank, tiny_tokenizer
 
 PAIRS = [("A good", " film."), ("Bad", " acting, worse plot"), ("It", ""), ("What a surprise this was", "!")]
@@ -49,8 +52,8 @@ def padded(rollout: Rollout, left: int, right: int) -> Rollout:
 
 def numbers(bank: AdapterBank, rollout: Rollout, size: int = 8) -> list[Tensor]:
     """Log-probs, entropy and values at the tokens that count, and rewards: everything scoring gives."""
-    passed = view_logprobs(bank, View("policy"), rollout, 0.8, size, value_head="value-head", entropy=True)
-    values = view_values(bank, "policy", "value-head", rollout, size)
+    passed = view_output(bank, View("policy"), rollout, 0.8, PassLimits(size), value_head="value-head", entropy=True)
+    values = view_values(bank, "policy", "value-head", rollout, PassLimits(size))
     assert passed.values is not None
     scores = bank.score(ScoreView(View("policy"), "score"), rollout.sequence_ids, rollout.sequence_mask)
     mask = rollout.mask
@@ -90,8 +93,8 @@ class TestPadding:
 
     def test_nothing_is_written_under_the_mask(self, bank: AdapterBank) -> None:
         rollout = padded(fake_rollout(PAIRS), 0, 3)
-        passed = view_logprobs(bank, View("policy"), rollout, 1.0, 2, value_head="value-head", entropy=True)
-        values = view_values(bank, "policy", "value-head", rollout, 2)
+        passed = view_output(bank, View("policy"), rollout, 1.0, PassLimits(2), value_head="value-head", entropy=True)
+        values = view_values(bank, "policy", "value-head", rollout, PassLimits(2))
         for tensor in (passed.logprobs, passed.entropy, passed.values, values):
             assert tensor is not None
             assert torch.count_nonzero(tensor[~rollout.mask]) == 0
@@ -101,7 +104,7 @@ class TestLogprobs:
     @pytest.mark.parametrize("temperature", [1.0, 0.6])
     def test_equal_the_models_own_logits(self, bank: AdapterBank, temperature: float) -> None:
         rollout = fake_rollout(PAIRS)
-        passed = view_logprobs(bank, View("policy"), rollout, temperature, 8, entropy=True)
+        passed = view_output(bank, View("policy"), rollout, temperature, PassLimits(8), entropy=True)
         for row in range(len(rollout)):  # one by one, without any padding
             prompt = rollout.prompts.ids[row][rollout.prompts.mask[row]]
             response = rollout.ids[row][rollout.mask[row]]
@@ -131,7 +134,7 @@ class TestLogprobs:
         scaled = AdapterBank(model, tiny_tokenizer())
         assert not scaled.trunk.plain_head
         rollout = fake_rollout(PAIRS[:1])
-        found = view_logprobs(scaled, View(None), rollout, 1.0, 8, entropy=True)
+        found = view_output(scaled, View(None), rollout, 1.0, PassLimits(8), entropy=True)
         logp = model(rollout.sequence_ids).logits[0, rollout.prompts.ids.shape[1] - 1 : -1].log_softmax(-1)
         torch.testing.assert_close(
             found.logprobs[0], logp.gather(1, rollout.ids[0][:, None]).squeeze(1), rtol=0, atol=5e-6
@@ -148,25 +151,25 @@ class TestLogprobs:
             tiny_tokenizer(),
         )
         rollout = fake_rollout(PAIRS)
-        one = view_logprobs(gpt, View(None), rollout, 1.0, 8).logprobs[rollout.mask]
-        two = view_logprobs(gpt, View(None), padded(rollout, 6, 0), 1.0, 8).logprobs[rollout.mask]
+        one = view_output(gpt, View(None), rollout, 1.0, PassLimits(8)).logprobs[rollout.mask]
+        two = view_output(gpt, View(None), padded(rollout, 6, 0), 1.0, PassLimits(8)).logprobs[rollout.mask]
         torch.testing.assert_close(one, two, rtol=0, atol=5e-6)
 
     def test_no_graph_is_kept(self, bank: AdapterBank) -> None:
-        assert not view_logprobs(bank, View("policy"), fake_rollout(), 1.0, 2).logprobs.requires_grad
+        assert not view_output(bank, View("policy"), fake_rollout(), 1.0, PassLimits(2)).logprobs.requires_grad
 
 
 class TestReference:
     def test_a_view(self, bank: AdapterBank) -> None:
         rollout = fake_rollout()
-        found = reference_logprobs(bank, View(None), rollout, 1.0, 2)
-        assert torch.equal(found, view_logprobs(bank, View(None), rollout, 1.0, 2).logprobs)
-        assert not torch.equal(found, view_logprobs(bank, View("policy"), rollout, 1.0, 2).logprobs)
+        found = reference_logprobs(bank, View(None), rollout, 1.0, PassLimits(2))
+        assert torch.equal(found, view_output(bank, View(None), rollout, 1.0, PassLimits(2)).logprobs)
+        assert not torch.equal(found, view_output(bank, View("policy"), rollout, 1.0, PassLimits(2)).logprobs)
 
     def test_a_functions_answer_is_detached_and_masked(self, bank: AdapterBank) -> None:
         rollout = fake_rollout()
         given = torch.full(rollout.ids.shape, -1.5, dtype=torch.float64, requires_grad=True)
-        found = reference_logprobs(bank, lambda _: given, rollout, 1.0, 2)
+        found = reference_logprobs(bank, lambda _: given, rollout, 1.0, PassLimits(2))
         assert found.dtype == torch.float32
         assert not found.requires_grad
         assert torch.equal(found, torch.where(rollout.mask, -1.5, 0.0))
@@ -174,24 +177,26 @@ class TestReference:
     @pytest.mark.parametrize("wrong", [None, [[-1.0]], torch.zeros(3), torch.zeros(3, 99)])
     def test_another_shape_is_the_plugins_fault(self, bank: AdapterBank, wrong: Any) -> None:
         with pytest.raises(PluginError, match=r"acme: the reference must give log-probs of shape \[3, \d+\]"):
-            reference_logprobs(bank, lambda _: wrong, fake_rollout(), 1.0, 2, "acme")
+            reference_logprobs(bank, lambda _: wrong, fake_rollout(), 1.0, PassLimits(2), "acme")
 
     def test_what_it_raises_is_the_plugins_fault(self, bank: AdapterBank) -> None:
         with pytest.raises(PluginError, match="acme failed on a batch of 3: KeyError"):
-            reference_logprobs(bank, lambda rollout: rollout.prompts.rows[0]["x"], fake_rollout(), 1.0, 2, "acme")
+            reference_logprobs(
+                bank, lambda rollout: rollout.prompts.rows[0]["x"], fake_rollout(), 1.0, PassLimits(2), "acme"
+            )
 
 
-def source(result: Any, name: str = "judge", weight: float = 1.0) -> Source:
+def source(result: Any, name: str = "judge", weight: float = 1.0) -> RewardSource:
     def score(rollout: Rollout) -> Any:
         if isinstance(result, BaseException):
             raise result
         return result
 
-    return Source(name, weight, score, "judge of acme 1.0")
+    return RewardSource(name, weight, score, "judge of acme 1.0")
 
 
-def total(bank: AdapterBank, *sources: Source) -> Tensor:
-    return score_sources(bank, sources, fake_rollout(), 2)[0]
+def total(bank: AdapterBank, *sources: RewardSource) -> Tensor:
+    return score_all(bank, sources, fake_rollout(), PassLimits(2)).total
 
 
 class TestRewards:
@@ -280,15 +285,18 @@ class TestRewards:
 
     def test_weighted_sum_and_parts(self, bank: AdapterBank) -> None:
         sources = [source([1.0, 2.0, 3.0], "a", 0.5), source([10.0, 0.0, -10.0], "b", -1.0)]
-        found, parts = score_sources(bank, sources, fake_rollout(), 2)
-        assert found.tolist() == [0.5 - 10, 1.0, 1.5 + 10]
-        assert {name: part.tolist() for name, part in parts.items()} == {"a": [1.0, 2.0, 3.0], "b": [10.0, 0.0, -10.0]}
+        found = score_all(bank, sources, fake_rollout(), PassLimits(2))
+        assert found.total.tolist() == [0.5 - 10, 1.0, 1.5 + 10]
+        assert {name: part.tolist() for name, part in found.parts.items()} == {
+            "a": [1.0, 2.0, 3.0],
+            "b": [10.0, 0.0, -10.0],
+        }
 
     def test_none_abstains_where_another_source_judges(self, bank: AdapterBank) -> None:
         sources = [source([1.0, None, 3.0], "a"), source([None, 2.0, 1.0], "b", 2.0)]
-        found, parts = score_sources(bank, sources, fake_rollout(), 2)
-        assert found.tolist() == [1.0, 4.0, 5.0]
-        assert parts["a"].isnan().tolist() == [False, True, False]
+        found = score_all(bank, sources, fake_rollout(), PassLimits(2))
+        assert found.total.tolist() == [1.0, 4.0, 5.0]
+        assert found.parts["a"].isnan().tolist() == [False, True, False]
 
     def test_somebody_must_judge_each_response(self, bank: AdapterBank) -> None:
         with pytest.raises(PluginError, match=r"no source \(a, b\) gave response 2 a score; its text begins ' acting'"):
@@ -296,14 +304,14 @@ class TestRewards:
 
     def test_a_shared_view_is_scored_in_pieces(self, bank: AdapterBank) -> None:
         view, rollout = ScoreView(View("policy"), "score"), fake_rollout()
-        found = score_sources(bank, [Source("r", 2.0, view)], rollout, 1)[0]
+        found = score_all(bank, [RewardSource("r", 2.0, view)], rollout, PassLimits(1)).total
         torch.testing.assert_close(found, 2 * bank.score(view, rollout.sequence_ids, rollout.sequence_mask))
 
     def test_a_shared_view_with_bad_weights_is_a_numeric_error(self, bank: AdapterBank) -> None:
         bank.heads["broken"] = torch.nn.Linear(32, 1)
         torch.nn.init.constant_(bank.heads["broken"].bias, float("nan"))
         with pytest.raises(NumericError, match="reward 'r': response 1 got nan"):
-            score_sources(bank, [Source("r", 1.0, ScoreView(View(None), "broken"))], fake_rollout(), 2)
+            score_all(bank, [RewardSource("r", 1.0, ScoreView(View(None), "broken"))], fake_rollout(), PassLimits(2))
 
     def test_a_single_response(self) -> None:
         one = fake_rollout([("a", "b")])
@@ -319,5 +327,5 @@ class TestRewards:
             return [0.0] * len(rollout)
 
         function: Callable[[Rollout], Sequence[float]] = score
-        score_sources(bank, [Source("r", 1.0, function)], fake_rollout(), 2)
+        score_all(bank, [RewardSource("r", 1.0, function)], fake_rollout(), PassLimits(2))
         assert seen == [False]

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from marl_core import AdapterBank, Prompts
 from marl_core.config.run_config import SamplingSection, ShapingSection, SpeedSection
-from marl_core.ppo.sampling.sampler import generate
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_strings import StopStrings
-from marl_core.ppo.shaping import Shaper
+from marl_core.ppo.shaping import RewardStats, shape_scores
 from marl_core.testing import tiny_bank, tiny_tokenizer
 
 EOS = 2
@@ -49,19 +49,12 @@ def test_a_row_ends_where_the_definition_says(
     given = None if limits is None else torch.tensor(limits).repeat_interleave(3)
     many = prompts.repeat(3)
     speed, sampling = SpeedSection(decode=path), SamplingSection(max_new_tokens=12)
-    free = generate(bank, None, many, sampling, [EOS], seed=4, speed=speed)
+    free = PolicySampler(bank, None, sampling, (EOS,), speed)(many, 4)
     found = (re.search(rf"[!-~]{{{length}}}", free.texts[row]) for row, length in ((9, 2), (10, 2), (11, 1)))
     strings = tuple(match.group() for match in found if match is not None)
     assert strings
-    stopped = generate(
-        bank,
-        None,
-        many,
-        sampling.model_copy(update={"stop_strings": list(strings)}),
-        [EOS],
-        seed=4,
-        speed=speed,
-        limits=given,
+    stopped = PolicySampler(bank, None, sampling.model_copy(update={"stop_strings": list(strings)}), (EOS,), speed)(
+        many, 4, limits=given
     )
     ends = set()
     for row in range(len(many)):
@@ -81,10 +74,10 @@ def test_a_row_ends_where_the_definition_says(
 
 def test_both_paths_agree_where_nothing_is_drawn(bank: AdapterBank, prompts: Prompts) -> None:
     greedy = SamplingSection(max_new_tokens=10, top_k=1)
-    text = generate(bank, None, prompts, greedy, [EOS], seed=0).texts[1]
+    text = PolicySampler(bank, None, greedy, (EOS,))(prompts, 0).texts[1]
     strings = greedy.model_copy(update={"stop_strings": [text[3:6]]})
     one, two = (
-        generate(bank, None, prompts, strings, [EOS], seed=0, speed=SpeedSection(decode=path))
+        PolicySampler(bank, None, strings, (EOS,), SpeedSection(decode=path))(prompts, 0)
         for path in ("marl", "transformers")
     )
     assert torch.equal(one.ids, two.ids)
@@ -98,15 +91,16 @@ def test_a_string_in_the_prompt_stops_nothing(bank: AdapterBank) -> None:
     many = Prompts.of([bank.tokenizer("end").input_ids] * 4, 0)
     for path in ("marl", "transformers"):
         part = SamplingSection(max_new_tokens=5, stop_strings=["end", "nd"])
-        rollout = generate(bank, None, many, part, [EOS], seed=1, speed=SpeedSection(decode=path))
+        rollout = PolicySampler(bank, None, part, (EOS,), SpeedSection(decode=path))(many, 1)
         assert int(rollout.lengths.max()) == 5
 
 
 def test_stopped_is_finished_for_the_missing_eos_penalty(bank: AdapterBank, prompts: Prompts) -> None:
-    free = generate(bank, None, prompts, SamplingSection(max_new_tokens=6), [EOS], seed=4)
+    free = PolicySampler(bank, None, SamplingSection(max_new_tokens=6), (EOS,))(prompts, 4)
     part = SamplingSection(max_new_tokens=6, stop_strings=[free.texts[0][2]])
-    rollout = generate(bank, None, prompts, part, [EOS], seed=4)
-    shaped = Shaper(ShapingSection(missing_eos_penalty=3.0))(torch.zeros(len(prompts)), rollout.finished)
+    rollout = PolicySampler(bank, None, part, (EOS,))(prompts, 4)
+    part_of_shaping = ShapingSection(missing_eos_penalty=3.0)
+    shaped = shape_scores(torch.zeros(len(prompts)), rollout.finished, part_of_shaping, RewardStats())
     assert bool(rollout.finished[0])
     assert shaped.tolist() == [0.0 if done else -3.0 for done in rollout.finished.tolist()]
 

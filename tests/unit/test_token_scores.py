@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from marl_core import AdapterBank, DataError, PluginError, Rollout
+from marl_core import AdapterBank, DataError, PluginError, Rollout, ScoredRollout
 from marl_core.config.run_config import ShapingSection
+from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import generalized_advantage_estimation, masked_sum, token_rewards
-from marl_core.ppo.scoring import Source, as_scores, own_scores, score_all
-from marl_core.ppo.shaping import Shaper
+from marl_core.ppo.rewards import as_scores, own_scores, score_all
+from marl_core.ppo.roles import RewardSource
+from marl_core.ppo.shaping import RewardStats, learned, shape
 from marl_core.testing import fake_rollout, tiny_bank
 
 
@@ -28,8 +31,8 @@ def rollout() -> Rollout:
     return fake_rollout([("a", "xy"), ("b", "z"), ("c", "w")])
 
 
-def source(give: Any, name: str = "r", weight: float = 1.0) -> Source:
-    return Source(name, weight, lambda rollout: give)
+def source(give: Any, name: str = "r", weight: float = 1.0) -> RewardSource:
+    return RewardSource(name, weight, lambda rollout: give)
 
 
 class TestWhatMayBeGiven:
@@ -64,7 +67,7 @@ class TestWhatMayBeGiven:
 class TestWhatTheyAddUpTo:
     def test_beside_a_score_for_the_whole(self, bank: AdapterBank, rollout: Rollout) -> None:
         tokens, whole = [[1.0, 2.0, 3.0], None, [5.0]], [10.0, 20.0, None]
-        found = score_all(bank, [source(tokens, "steps", 0.5), source(whole, "whole", 2.0)], rollout, 2)
+        found = score_all(bank, [source(tokens, "steps", 0.5), source(whole, "whole", 2.0)], rollout, PassLimits(2))
         assert found.total.tolist() == [3.0 + 20.0, 40.0, 2.5]
         assert found.tokens is not None
         assert found.tokens.tolist() == [[0.5, 1.0, 1.5], [0.0, 0.0, 0.0], [2.5, 0.0, 0.0]]
@@ -73,10 +76,10 @@ class TestWhatTheyAddUpTo:
 
     def test_somebody_must_judge_each_response(self, bank: AdapterBank, rollout: Rollout) -> None:
         with pytest.raises(PluginError, match=r"no source .* gave response 2 a score"):
-            score_all(bank, [source([[1.0, 2.0, 3.0], None, [5.0]])], rollout, 2)
+            score_all(bank, [source([[1.0, 2.0, 3.0], None, [5.0]])], rollout, PassLimits(2))
 
     def test_without_them_there_are_none(self, bank: AdapterBank, rollout: Rollout) -> None:
-        assert score_all(bank, [source([1.0, 2.0, 3.0])], rollout, 2).tokens is None
+        assert score_all(bank, [source([1.0, 2.0, 3.0])], rollout, PassLimits(2)).tokens is None
 
     def test_ones_own(self, rollout: Rollout) -> None:
         found = own_scores([[1.0, 2.0, 3.0], [4.0, 5.0], [6.0]], rollout)
@@ -118,23 +121,26 @@ class TestWhereTheyLand:
 
 
 class TestShaping:
-    def shaped(self, part: ShapingSection, tokens: Tensor) -> tuple[Shaper, Tensor, Tensor | None]:
-        shaper = Shaper(part)
-        finished = torch.tensor([True, False])
-        return shaper, shaper(tokens.sum(dim=1), finished), shaper.tokens(tokens)
+    def shaped(self, part: ShapingSection, tokens: Tensor | None) -> tuple[RewardStats, ScoredRollout]:
+        """The moments with this batch, and the batch shaped by them."""
+        rollout = replace(fake_rollout([("a", "x"), ("b", "y")]), finished=torch.tensor([True, False]))
+        scores = torch.tensor([1.0, 3.0]) if tokens is None else tokens.sum(dim=1)
+        scored = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, scores, token_scores=tokens)
+        return learned(RewardStats(), scores, rollout.finished, part), shape(scored, part, RewardStats())
 
     def test_normalization_scales_them_too(self) -> None:
         tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
-        shaper, _, found = self.shaped(ShapingSection(normalize=True), tokens)
-        assert found is not None
-        torch.testing.assert_close(found * shaper.std, tokens)
-        assert shaper.std > 1
+        stats, found = self.shaped(ShapingSection(normalize=True), tokens)
+        assert found.token_scores is not None
+        torch.testing.assert_close(found.token_scores * stats.std, tokens)
+        assert stats.std > 1
 
     def test_without_it_they_stay(self) -> None:
         tokens = torch.tensor([[1.0, 3.0], [0.0, 10.0]])
-        _, total, found = self.shaped(ShapingSection(missing_eos_penalty=2.0, clip=5.0), tokens)
-        assert found is tokens
-        assert total.tolist() == [4.0, 5.0]
+        _, found = self.shaped(ShapingSection(missing_eos_penalty=2.0, clip=5.0), tokens)
+        assert found.token_scores is not None
+        assert torch.equal(found.token_scores, tokens)
+        assert found.shaped_scores.tolist() == [4.0, 5.0]
 
     def test_none_stays_none(self) -> None:
-        assert Shaper(ShapingSection(normalize=True)).tokens(None) is None
+        assert self.shaped(ShapingSection(normalize=True), None)[1].token_scores is None

@@ -12,9 +12,12 @@ from marl_core import AdapterBank, NumericError, View
 from marl_core.bank.lora import make_config
 from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.ppo.estimators import estimate_advantages
-from marl_core.ppo.scoring import view_logprobs, view_values
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.ranks import ALONE
+from marl_core.ppo.roles import TrainableRoles
+from marl_core.ppo.scoring import view_output, view_values
 from marl_core.ppo.types import ScoredRollout, UpdateStats
-from marl_core.ppo.update import Batch, Trained, minibatches, update_epochs
+from marl_core.ppo.update import TrainingBatch, Update, minibatches
 from marl_core.run.optimizer import make_optimizer
 from marl_core.testing import fake_rollout, tiny_bank
 
@@ -49,7 +52,7 @@ class Case:
             self.bank.add(name, make_config(4, 8, "all-linear", 0.0, {}, self.bank.linears), seed=seed)
         if value:
             self.bank.add_value_head("value-head")
-        self.trained = Trained("policy", "value-head" if value else None, "value" if own_value else None)
+        self.trained = TrainableRoles("policy", "value-head" if value else None, "value" if own_value else None)
         random = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for parameter in self.everything().values():
@@ -62,25 +65,33 @@ class Case:
     def roles(self) -> dict[str, dict[str, Any]]:
         return dict(self.trained.parameters(self.bank))
 
-    def score(self, ppo: PPOSection, scores: Tensor = SCORES) -> Batch:
-        head = self.trained.value_head if self.trained.value_on_policy else None
-        size = ppo.microbatch or ppo.minibatch
-        passed = view_logprobs(self.bank, View("policy"), ROLLOUT, TEMPERATURE, size, value_head=head)
+    def score(self, ppo: PPOSection, scores: Tensor = SCORES) -> TrainingBatch:
+        limits = PassLimits(ppo.microbatch or ppo.minibatch)
+        passed = view_output(
+            self.bank, View("policy"), ROLLOUT, TEMPERATURE, limits, value_head=self.trained.policy_head
+        )
         values = passed.values
         if self.trained.value_adapter and self.trained.value_head:
-            values = view_values(self.bank, self.trained.value_adapter, self.trained.value_head, ROLLOUT, size)
-        reference = view_logprobs(self.bank, View(None), ROLLOUT, TEMPERATURE, size).logprobs if ppo.kl.coef else None
+            values = view_values(self.bank, self.trained.value_adapter, self.trained.value_head, ROLLOUT, limits)
+        reference = view_output(self.bank, View(None), ROLLOUT, TEMPERATURE, limits).logprobs if ppo.kl.coef else None
         scored = ScoredRollout(ROLLOUT, passed.logprobs, reference, values, scores)
-        return Batch(scored, estimate_advantages(scored, ppo))
+        return TrainingBatch(scored, estimate_advantages(scored, ppo))
 
     def update(
-        self, ppo: PPOSection, optimizer: torch.optim.Optimizer | None = None, batch: Batch | None = None
+        self, ppo: PPOSection, optimizer: torch.optim.Optimizer | None = None, batch: TrainingBatch | None = None
     ) -> UpdateStats:
         generator = torch.Generator().manual_seed(0)
-        return update_epochs(
-            self.bank, self.trained, batch or self.score(ppo), optimizer or self.optimizer(ppo), ppo,
-            temperature=TEMPERATURE, kl_coef=ppo.kl.coef, generator=generator,
-        )  # fmt: skip
+        update = Update(
+            self.bank,
+            self.trained,
+            ppo,
+            TEMPERATURE,
+            PassLimits(ppo.microbatch or ppo.minibatch),
+            ALONE,
+            optimizer or self.optimizer(ppo),
+            ppo.kl.coef,
+        )
+        return update.run(batch or self.score(ppo), generator)
 
     def optimizer(self, ppo: PPOSection, **value: Any) -> torch.optim.AdamW:
         config = RunConfig.model_validate(
@@ -156,7 +167,7 @@ class TestRatio:
         case = Case()
         before = {name: p.detach().clone() for name, p in case.everything().items()}
         stats = case.update(ppo(epochs=3, learning_rate=1e-45))
-        assert (stats.ratio_min, stats.ratio_max, stats.approxkl, stats.clipfrac) == (1.0, 1.0, 0.0, 0.0)
+        assert (stats.ratio_min, stats.ratio_max, stats.approx_kl, stats.clipfrac) == (1.0, 1.0, 0.0, 0.0)
         assert all(torch.equal(p, before[name]) for name, p in case.everything().items())
 
 
@@ -258,13 +269,17 @@ def positions() -> Tensor:
 
 def distance(case: Case) -> float:
     """Mean squared log ratio to the bare base."""
-    mine, base = (view_logprobs(case.bank, View(name), ROLLOUT, TEMPERATURE, 4).logprobs for name in ("policy", None))
+    mine, base = (
+        view_output(case.bank, View(name), ROLLOUT, TEMPERATURE, PassLimits(4)).logprobs for name in ("policy", None)
+    )
     return float((mine - base)[ROLLOUT.mask].square().mean())
 
 
 def entropy(case: Case) -> float:
     return float(
-        view_logprobs(case.bank, View("policy"), ROLLOUT, TEMPERATURE, 4, entropy=True).entropy[ROLLOUT.mask].mean()
+        view_output(case.bank, View("policy"), ROLLOUT, TEMPERATURE, PassLimits(4), entropy=True)
+        .entropy[ROLLOUT.mask]
+        .mean()
     )
 
 
@@ -333,7 +348,8 @@ class TestStopping:
         s = batch.scored
         with pytest.raises(ValueError, match="scored without values"):
             case.update(
-                settings, batch=Batch(ScoredRollout(s.rollout, s.logprobs, None, None, s.scores), batch.advantages)
+                settings,
+                batch=TrainingBatch(ScoredRollout(s.rollout, s.logprobs, None, None, s.scores), batch.advantages),
             )
 
 
@@ -343,7 +359,7 @@ class TestStats:
         assert stats.optimizer_steps == 6.0
         assert stats.learning_rate == 1e-3
         assert stats.ratio_min < 1.0 < stats.ratio_max
-        assert stats.approxkl > 0
+        assert stats.approx_kl > 0
         assert stats.ratio_std > 0
 
     def test_without_a_value_function_its_numbers_are_zero(self) -> None:

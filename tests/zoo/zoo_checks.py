@@ -380,8 +380,8 @@ def _judged(subject: Subject, rollout: Rollout, likeliest: bool) -> float:
                 raise Wrong(
                     f"row {index + 1}: a token that was taken as the likeliest is {gap:.2g} nats below the judge's"
                 )
-        if rollout.captured is not None:
-            seen = rollout.captured.logprobs[index][rollout.mask[index]]
+        if rollout.behavior is not None:
+            seen = rollout.behavior.logprobs[index][rollout.mask[index]]
             worst = max(worst, close(seen, wanted, subject.allowed, f"log-probs seen in sampling row {index + 1}"))
     return worst
 

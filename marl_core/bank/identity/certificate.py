@@ -19,16 +19,18 @@ from marl_core.errors import DataError
 FILE = "marl_certificate.json"
 
 
-def _validate(found: Any) -> None:
+def _validate(certificate: Any) -> None:
     """ValueError unless it is what write_certificate writes."""
-    if not isinstance(found, dict) or found.get("version") not in (1, 2):
+    if not isinstance(certificate, dict) or certificate.get("version") not in (1, 2):
         raise ValueError("it is no certificate of version 1 or 2")
-    if found.get("position") not in ("last-non-pad", "last-attended") or not isinstance(found.get("pad_token_id"), int):
+    if certificate.get("position") not in ("last-non-pad", "last-attended") or not isinstance(
+        certificate.get("pad_token_id"), int
+    ):
         raise ValueError("position or pad_token_id is not what write_certificate writes")
-    if not isinstance(found.get("base"), dict) or not isinstance(found.get("golden"), list):
+    if not isinstance(certificate.get("base"), dict) or not isinstance(certificate.get("golden"), list):
         raise ValueError("base or golden is missing")
-    (_validate_samples if found["version"] == 1 else _validate_fingerprint)(found["base"])
-    for row in found["golden"]:
+    (_validate_samples if certificate["version"] == 1 else _validate_fingerprint)(certificate["base"])
+    for row in certificate["golden"]:
         ids, score = row["ids"], row["score"]
         if not (isinstance(ids, list) and ids and all(isinstance(i, int) for i in ids) and math.isfinite(score)):
             raise ValueError("a golden row isn't token ids with a finite score")
@@ -67,10 +69,10 @@ def read_certificate(folder: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _validate(found)
+        certificate: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _validate(certificate)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{file} is damaged ({error}). Write it again with marl_core.write_certificate, or delete it to go without."
         ) from error
-    return found
+    return certificate

@@ -27,9 +27,10 @@ def write_certificate(
     """Certify a reward adapter: score `texts` with transformers' classifier in float32 and record base and reading.
 
     `append_eos` scores each text with the EOS that TRL's RewardTrainer appends, unless its tokenizer has done so. Returns what
-    was written. DataError for an adapter without a score head, and for texts that are none.
+    was written. DataError for an adapter that can't be read or has no score head, for a base that transformers can't load as a
+    classifier, and for texts that are none.
     """
-    words, folder = _texts(texts), Path(folder).expanduser()
+    listed, folder = _texts(texts), Path(folder).expanduser()
     if not read_adapter(folder, "write_certificate").score_keys:
         raise DataError(
             f"write_certificate: {folder} holds no score head in its adapter file, so transformers' classifier would score with "
@@ -51,7 +52,7 @@ def write_certificate(
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     golden = []
     eos = tokenizer.eos_token_id
-    for text in words:
+    for text in listed:
         ids = list(tokenizer(text).input_ids)
         if append_eos and eos is not None and ids[-1:] != [eos]:
             ids.append(eos)
@@ -73,12 +74,12 @@ def write_certificate(
 def _texts(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         raise DataError("write_certificate: texts: give a list of texts, not one text.")
-    words = plain(texts)
-    if not isinstance(words, list):
+    listed = plain(texts)
+    if not isinstance(listed, list):
         raise DataError(f"write_certificate: texts: give a list of texts, not a {type(texts).__name__}.")
-    wrong = [number for number, text in enumerate(words, start=1) if not isinstance(text, str)]
+    wrong = [number for number, text in enumerate(listed, start=1) if not isinstance(text, str)]
     if wrong:
         raise DataError(
-            f"write_certificate: texts: text {wrong[0]} is a {type(words[wrong[0] - 1]).__name__}; give texts alone."
+            f"write_certificate: texts: text {wrong[0]} is a {type(listed[wrong[0] - 1]).__name__}; give texts alone."
         )
-    return [str(text) for text in words]
+    return [str(text) for text in listed]

@@ -23,10 +23,10 @@ def digest(tensor: Tensor) -> Tensor:
     parts = [_columns(part) for part in byte_tensors(tensor) if part.numel()]
     if not parts:
         return torch.zeros((), dtype=torch.int64, device=tensor.device)
-    found = parts[0]
+    result = parts[0]
     for part in parts[1:]:
-        found = found * 31 + part
-    return found
+        result = result * 31 + part
+    return result
 
 
 def byte_tensors(tensor: Tensor) -> list[Tensor]:
@@ -43,20 +43,20 @@ def _columns(flat: Tensor) -> Tensor:
         flat = flat.cpu()
     if flat.storage_offset() % 8:  # a slice of a file in memory: words must begin at a multiple of eight
         flat = flat.clone()
-    whole = flat.numel() // 8 * 8
-    found = torch.full((), flat.numel(), dtype=torch.int64, device=flat.device)
-    if whole:
-        found = found + _weighted(flat[:whole].view(torch.int64))
-    return found * 31 + _weighted(flat[whole:].to(torch.int64)) if whole < flat.numel() else found
+    in_words = flat.numel() // 8 * 8
+    result = torch.full((), flat.numel(), dtype=torch.int64, device=flat.device)
+    if in_words:
+        result = result + _weighted(flat[:in_words].view(torch.int64))
+    return result * 31 + _weighted(flat[in_words:].to(torch.int64)) if in_words < flat.numel() else result
 
 
 def _weighted(words: Tensor) -> Tensor:
     rows = len(words) // COLUMNS
     weights = _weights(words.device)
-    found = words[rows * COLUMNS :].mul(weights[: len(words) - rows * COLUMNS]).sum(dtype=torch.int64)
+    result = words[rows * COLUMNS :].mul(weights[: len(words) - rows * COLUMNS]).sum(dtype=torch.int64)
     if rows:
-        found = found * 31 + words[: rows * COLUMNS].view(rows, COLUMNS).sum(0, dtype=torch.int64).mul(weights).sum()
-    return found
+        result = result * 31 + words[: rows * COLUMNS].view(rows, COLUMNS).sum(0, dtype=torch.int64).mul(weights).sum()
+    return result
 
 
 _known: dict[torch.device, Tensor] = {}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marl_core.artifacts.architecture import kind_and_depth, plain_name
 from marl_core.bank.base_tensors import base_places
 from marl_core.bank.identity.digest import digest
 
@@ -25,17 +26,17 @@ Fingerprint = dict[str, Any]
 """JSON-able: version, dtype, values, half, packed, computed, prefix, and `tensors`, a record by name."""
 
 VERSION = 2
-SAMPLES = 64
-PER_EXPERT = 4
-SMALLEST = 2.0**-24
+SAMPLES_PER_TENSOR = 64
+SAMPLES_PER_EXPERT = 4
+FLOAT16_STEP_NEAR_ZERO = 2.0**-24
 """The step of float16 near zero: what a cast through float16 may move a small number by."""
-STEPS = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+RELATIVE_STEP = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of each dtype, relative to the number."""
-ODD_SHARE = 0.25
+SHARE_A_STEP_OFF = 0.25
 """Share of a tensor's samples that may be a step off: two casts in a row round 6 % of numbers otherwise than one."""
-NOISE = 1e-5
+MERGE_NOISE = 1e-5
 """What rounding in a merge may change, relative to a tensor's largest sample: ten times float32's own."""
-CHUNK = 2**24
+CHUNK_ELEMENTS = 2**24
 
 
 def fingerprint(base: PreTrainedModel, *, half: bool = False, computed: bool = False) -> Fingerprint:
@@ -59,8 +60,8 @@ def fingerprint(base: PreTrainedModel, *, half: bool = False, computed: bool = F
 
 
 @torch.no_grad()
-def record(tensor: Tensor, *, dtype: str | None = None, whole: bool = True) -> dict[str, Any]:
-    """Shape, dtype, the dtype that its numbers need, samples, and with `whole` the digest in that dtype.
+def record(tensor: Tensor, *, dtype: str | None = None, digests: bool = True) -> dict[str, Any]:
+    """Shape, dtype, the dtype that its numbers need, samples, and with `digests` the digest in that dtype.
 
     `dtype`: as if it had been cast to that dtype, which floating point numbers are.
     """
@@ -72,7 +73,7 @@ def record(tensor: Tensor, *, dtype: str | None = None, whole: bool = True) -> d
         "shape": list(tensor.shape),
         "dtype": _word(to),
         "values": _word(values),
-        "digest": f"{int(_digest_as(flat, to, values)) & (2**64 - 1):016x}" if whole else None,
+        "digest": f"{int(_digest_as(flat, to, values)) & (2**64 - 1):016x}" if digests else None,
         "samples": base64.b64encode(samples.numpy().astype("<f4").tobytes()).decode("ascii"),
     }
 
@@ -87,10 +88,10 @@ def collected(
     """The fingerprint made of records by name."""
     sizes: Counter[str] = Counter()
     stored: Counter[str] = Counter()
-    for found in tensors.values():
-        if "shape" in found:
-            sizes[found["values"]] += _elements(found)
-            stored[found["dtype"]] += _elements(found)
+    for entry in tensors.values():
+        if "shape" in entry:
+            sizes[entry["values"]] += _elements(entry)
+            stored[entry["dtype"]] += _elements(entry)
     return {
         "version": VERSION,
         "dtype": stored.most_common(1)[0][0] if stored else "float32",
@@ -103,14 +104,14 @@ def collected(
     }
 
 
-def samples_of(found: Mapping[str, Any]) -> Tensor:
+def samples_of(entry: Mapping[str, Any]) -> Tensor:
     """A record's samples, float32."""
-    found_bytes = bytearray(base64.b64decode(found["samples"]))
-    return torch.frombuffer(found_bytes, dtype=torch.float32) if found_bytes else torch.zeros(0)
+    raw = bytearray(base64.b64decode(entry["samples"]))
+    return torch.frombuffer(raw, dtype=torch.float32) if raw else torch.zeros(0)
 
 
 def _places(tensor: Tensor) -> Tensor:
-    count = max(SAMPLES, PER_EXPERT * tensor.shape[0]) if tensor.dim() > 2 else SAMPLES
+    count = max(SAMPLES_PER_TENSOR, SAMPLES_PER_EXPERT * tensor.shape[0]) if tensor.dim() > 2 else SAMPLES_PER_TENSOR
     last = tensor.numel() - 1
     return torch.linspace(0, last, min(count, tensor.numel())).long().clamp_(max=max(last, 0))
 
@@ -123,16 +124,16 @@ def _needed(samples: Tensor) -> str:
     return "float32"
 
 
-def _digest_as(flat: Tensor, held: torch.dtype, values: torch.dtype) -> Tensor:
-    found = torch.zeros((), dtype=torch.int64, device=flat.device)
-    for chunk in flat.split(CHUNK):  # a cast copies, so never the whole tensor at once
-        found = found * 31 + digest(chunk.to(held).to(values))
-    return found
+def _digest_as(flat: Tensor, dtype: torch.dtype, values: torch.dtype) -> Tensor:
+    result = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for chunk in flat.split(CHUNK_ELEMENTS):  # a cast copies, so never the whole tensor at once
+        result = result * 31 + digest(chunk.to(dtype).to(values))
+    return result
 
 
-def _elements(found: Mapping[str, Any]) -> int:
+def _elements(entry: Mapping[str, Any]) -> int:
     count = 1
-    for size in found["shape"]:
+    for size in entry["shape"]:
         count *= size
     return count
 
@@ -155,7 +156,7 @@ def difference(mine: Fingerprint, recorded: Fingerprint) -> Difference:
     """What differs between two bases, a cast to another dtype allowed for."""
     twice = mine["half"] and mine["values"] == "bfloat16"  # through float16 and bfloat16, in this or the other order
     cast = mine["values"] != recorded["values"] or mine["half"] != recorded["half"] or twice
-    noise = NOISE if mine["computed"] or recorded["computed"] else 0.0
+    noise = MERGE_NOISE if mine["computed"] or recorded["computed"] else 0.0
     here, there = _by_plain_name(mine), _by_plain_name(recorded)
     # an embedding with added rows can't be compared; where more has another shape, no adapter of it fits at all
     shared = [name for name in here if name in there and here[name]["shape"] == there[name]["shape"]]
@@ -170,18 +171,13 @@ def difference(mine: Fingerprint, recorded: Fingerprint) -> Difference:
     return Difference(tuple(names), off / max(count, 1), len(shared))
 
 
-def _by_plain_name(found: Fingerprint) -> dict[str, Any]:
+def _by_plain_name(prints: Fingerprint) -> dict[str, Any]:
     """Records by the name within the body: a classifier's body and a text model's inside a larger one are alike."""
-    tensors = found["tensors"]
+    tensors = prints["tensors"]
     return {
-        plain_name(name, found["prefix"]): tensors[entry["same_as"]] if "same_as" in entry else entry
+        plain_name(name, prints["prefix"]): tensors[entry["same_as"]] if "same_as" in entry else entry
         for name, entry in tensors.items()
     }
-
-
-def plain_name(name: str, prefix: str) -> str:
-    """The name without the body's prefix, in this model's class and in one that holds it as its language model."""
-    return name.removeprefix(f"{prefix}.").removeprefix("language_model.").removeprefix("model.")
 
 
 def _differs(a: Mapping[str, Any], b: Mapping[str, Any], cast: bool, noise: float) -> tuple[bool, float]:
@@ -206,11 +202,11 @@ def _narrowed(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def _differ_after_a_cast(one: Tensor, other: Tensor, values: set[str], noise: float) -> bool:
     coarse = next((dtype for dtype in ("bfloat16", "float16") if dtype in values), "float32")
     to = getattr(torch, coarse)
-    small = SMALLEST + noise * float(one.abs().max()) if len(one) else SMALLEST
+    small = FLOAT16_STEP_NEAR_ZERO + noise * float(one.abs().max()) if len(one) else FLOAT16_STEP_NEAR_ZERO
     one, other = (part.to(to).float() if len(values) > 1 else part for part in (one, other))
     off = (one - other).abs()
-    far = off > STEPS[coarse] * torch.maximum(one.abs(), other.abs()) + small
-    return bool(far.any()) or float((off > small).float().mean()) > ODD_SHARE
+    far = off > RELATIVE_STEP[coarse] * torch.maximum(one.abs(), other.abs()) + small
+    return bool(far.any()) or float((off > small).float().mean()) > SHARE_A_STEP_OFF
 
 
 def kinds(names: Iterable[str]) -> str:
@@ -218,28 +214,26 @@ def kinds(names: Iterable[str]) -> str:
     layers: dict[str, set[int]] = {}
     single: list[str] = []
     for name in names:
-        parts = name.removesuffix(".weight").split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        leaf = ".".join(parts[-2:]) if parts[-1] == "bias" or "experts" in parts[-2:-1] else parts[-1]
-        if number is None:
-            single += [leaf] if leaf not in single else []
+        kind, depth = kind_and_depth(name)
+        if depth is None:
+            single += [kind] if kind not in single else []
         else:
-            layers.setdefault(leaf, set()).add(int(parts[number]))
+            layers.setdefault(kind, set()).add(depth)
     alike: dict[str, list[str]] = {}
-    for leaf, found in layers.items():
-        alike.setdefault(_ranges(sorted(found)), []).append(leaf)
-    words = [
-        f"{', '.join(leaves)} of layer{'s' if not where.isdigit() else ''} {where}" for where, leaves in alike.items()
+    for kind, depths in layers.items():
+        alike.setdefault(_ranges(sorted(depths)), []).append(kind)
+    clauses = [
+        f"{', '.join(same)} of layer{'s' if not where.isdigit() else ''} {where}" for where, same in alike.items()
     ]
-    return "; ".join(words + ([", ".join(single)] if single else []))
+    return "; ".join(clauses + ([", ".join(single)] if single else []))
 
 
 def _ranges(numbers: list[int]) -> str:
     """0, 1, 2, 5 as 0-2, 5."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

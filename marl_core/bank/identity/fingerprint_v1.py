@@ -8,20 +8,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marl_core.bank.identity.fingerprint import SAMPLES, Difference, Fingerprint, plain_name, samples_of
+from marl_core.artifacts.architecture import is_in_a_layer, plain_name
+from marl_core.bank.identity.fingerprint import SAMPLES_PER_TENSOR, Difference, Fingerprint, samples_of
 
-STEP = 2.0**-7
+RELATIVE_STEP = 2.0**-7
 """Twice the spacing of bfloat16 relative to the number: a cast base still matched."""
 ALLOWED_SHARE = 0.05
 
 
-def first_version(found: Fingerprint) -> dict[str, list[float]]:
+def first_version(fingerprint: Fingerprint) -> dict[str, list[float]]:
     """What marl 0.1 would have recorded of the base that `found` is of."""
     matrices = {
-        name: entry for name, entry in found["tensors"].items() if "shape" in entry and len(entry["shape"]) == 2
+        name: entry for name, entry in fingerprint["tensors"].items() if "shape" in entry and len(entry["shape"]) == 2
     }
-    layers = sorted(name for name in matrices if any(word in name for word in (".layers.", ".h.", ".blocks.")))
-    names = layers or sorted(matrices)
+    names = sorted(filter(is_in_a_layer, matrices)) or sorted(matrices)
     chosen = names[:: max(1, len(names) // 24)][:24]
     return {name: [round(value, 8) for value in samples_of(matrices[name]).tolist()] for name in chosen}
 
@@ -30,33 +30,34 @@ def difference_from_first(mine: Fingerprint, recorded: Mapping[str, Sequence[flo
     """What differs from a record of the first version, as far as that can tell."""
     here = {plain_name(name, mine["prefix"]): entry for name, entry in mine["tensors"].items() if "shape" in entry}
     pairs = {
-        name: list(zip(samples_of(here[plain]).tolist()[:SAMPLES], samples, strict=False))
+        name: list(zip(samples_of(here[plain]).tolist()[:SAMPLES_PER_TENSOR], samples, strict=False))
         for name, samples in recorded.items()
         if (plain := plain_name(name, mine["prefix"])) in here
     }
     off = {
-        name: sum(not math.isclose(a, b, rel_tol=STEP, abs_tol=1e-6) for a, b in rows) for name, rows in pairs.items()
+        name: sum(not math.isclose(a, b, rel_tol=RELATIVE_STEP, abs_tol=1e-6) for a, b in rows)
+        for name, rows in pairs.items()
     }
     share = sum(off.values()) / max(sum(map(len, pairs.values())), 1)
     names = tuple(name for name, count in off.items() if count) if share > ALLOWED_SHARE else ()
     return Difference(names, share, len(pairs))
 
 
-def short(found: Fingerprint | None) -> str | None:
+def short(fingerprint: Fingerprint | None) -> str | None:
     """A few characters that stand for the fingerprint in a run folder, its version first."""
-    return f"v{found['version']}-{_hash(found)}" if found else None
+    return f"v{fingerprint['version']}-{_hash(fingerprint)}" if fingerprint else None
 
 
-def is_short_of(text: str | None, found: Fingerprint | None) -> bool:
+def is_short_of(text: str | None, fingerprint: Fingerprint | None) -> bool:
     """Whether a run folder's `text`, of this version or the first, can be of this base; True where it can't be told."""
-    if text is None or found is None or text == short(found):
-        return text is None or found is not None
-    if text.startswith(f"v{found['version']}-"):
+    if text is None or fingerprint is None or text == short(fingerprint):
+        return text is None or fingerprint is not None
+    if text.startswith(f"v{fingerprint['version']}-"):
         return False
     if "-" in text:  # of a version that this marl doesn't know
         return True
-    plain = all(entry.get("digest") for entry in found["tensors"].values() if "shape" in entry)
-    return not plain or text == _hash(first_version(found))
+    plain = all(entry.get("digest") for entry in fingerprint["tensors"].values() if "shape" in entry)
+    return not plain or text == _hash(first_version(fingerprint))
 
 
 def _hash(value: Any) -> str:

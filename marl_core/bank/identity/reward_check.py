@@ -56,41 +56,47 @@ def _pad_token(folder: Path) -> str | None:
 
 def check_reward(bank: AdapterBank, view: ScoreView, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on what was verified; DataError when the weights or the golden scores differ."""
-    certificate, known = read_certificate(files.folder), base_of(bank)
-    named = (
-        which_base(files, _origin(bank), lambda: known) if certificate is None or certificate["version"] == 1 else None
-    )
-    found = difference_from_certificate(known, certificate) if certificate is not None and known is not None else None
-    for difference in (found, named.difference if named is not None else None):
+    certificate, prints = read_certificate(files.folder), base_of(bank)
+    answer = None
+    if certificate is None or certificate["version"] == 1:
+        answer = which_base(files, _origin(bank), lambda: prints)
+    certified = None
+    if certificate is not None and prints is not None:
+        certified = difference_from_certificate(prints, certificate)
+    for difference in (certified, answer.difference if answer is not None else None):
         if difference is not None and difference.names:
             raise DataError(
                 f"{asked_by}: the reward adapter {files.folder} was trained on other weights than this base "
                 f"({difference}; it names {files.base_name!r}). Its rewards would mean nothing here. "
                 "Use the base it was trained on, or train it on this one (for reference merged-base: on the merged model)."
             )
-    if certificate is None and named is not None:
-        if named.same is None:
-            return f"can't verify that {files.folder} was trained on this base: no certificate, and {named.words}"
-        return f"trained on these weights ({named.words})"
+    if certificate is None and answer is not None:
+        if answer.same is None:
+            return f"can't verify that {files.folder} was trained on this base: no certificate, and {answer.evidence}"
+        return f"trained on these weights ({answer.evidence})"
     assert certificate is not None
     golden = _check_golden(bank, view, certificate, files, asked_by)
-    if found is None or not found.compared:
-        why = "this base's own weights aren't known" if found is None else "its certificate names none of these tensors"
+    if certified is None or not certified.compared:
+        why = (
+            "this base's own weights aren't known"
+            if certified is None
+            else "its certificate names none of these tensors"
+        )
         return f"can't verify that {files.folder} was trained on this base: {why}; {golden}"
     return f"trained on these weights; {golden}"
 
 
 def check_base(bank: AdapterBank, files: AdapterFiles, asked_by: str) -> str:
     """A sentence on whether an adapter's base is this one; DataError when it is another."""
-    found = which_base(files, _origin(bank), lambda: base_of(bank))
-    if found.difference is not None and found.difference.names:
+    answer = which_base(files, _origin(bank), lambda: base_of(bank))
+    if answer.difference is not None and answer.difference.names:
         raise DataError(
             f"{asked_by}: the adapter {files.folder} was trained on {files.base_name!r}, whose weights are not this base's "
-            f"({found.difference}). Use that base, or an adapter of this one."
+            f"({answer.difference}). Use that base, or an adapter of this one."
         )
-    if found.same is None:
-        return f"can't verify that {files.folder} was trained on this base: {found.words}"
-    return f"trained on these weights ({found.words})"
+    if answer.same is None:
+        return f"can't verify that {files.folder} was trained on this base: {answer.evidence}"
+    return f"trained on these weights ({answer.evidence})"
 
 
 def base_of(bank: AdapterBank) -> Fingerprint | None:

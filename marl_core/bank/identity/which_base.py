@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marl_core.artifacts.adapter_files import AdapterFiles
+from marl_core.artifacts.hub import cached_file, is_repo_name
+from marl_core.artifacts.model_files import CONFIG_FILE
 from marl_core.bank.identity.fingerprint import Difference, Fingerprint, difference
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder
 
@@ -28,10 +30,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`same`: None where it can't be told; `words` then says why, and otherwise by what."""
+    """`same`: None where it can't be told; `evidence` then says why, and otherwise by what."""
 
     same: bool | None
-    words: str
+    evidence: str
     difference: Difference | None = None
 
 
@@ -40,14 +42,10 @@ def located(name: str, revision: str | None = None) -> Path | None:
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         return Path(folder)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except (HFValidationError, ValueError, OSError):  # a path that isn't here
+    if not is_repo_name(name, owner=False):  # a path that isn't here
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    config = cached_file(name, CONFIG_FILE, revision)
+    return config.parent if config is not None else None
 
 
 def which_base(files: AdapterFiles, origin: Origin | None, mine: Callable[[], Fingerprint | None]) -> Answer:
@@ -84,31 +82,31 @@ def which_base(files: AdapterFiles, origin: Origin | None, mine: Callable[[], Fi
 
 
 def _by_weights(folder: Path, name: str, known: Fingerprint) -> Answer:
-    whole = any(entry.get("digest") for entry in known["tensors"].values())
-    dtype = known["dtype"] if whole and known["dtype"] in ("bfloat16", "float16") else None
+    digests = any(entry.get("digest") for entry in known["tensors"].values())
+    dtype = known["dtype"] if digests and known["dtype"] in ("bfloat16", "float16") else None
     try:
-        theirs = fingerprint_of_folder(folder, dtype=dtype, whole=whole)
+        theirs = fingerprint_of_folder(folder, dtype=dtype, digests=digests)
     except CannotRead as error:
         return Answer(None, f"its base {name!r} {error}")
     if theirs["packed"] != known["packed"]:
         return Answer(
             None, f"of its base {name!r} and this one, one has quantized weights in its files and the other hasn't"
         )
-    found = difference(known, theirs)
-    if not found.compared:
+    differing = difference(known, theirs)
+    if not differing.compared:
         return Answer(None, f"none of the tensors of its base {name!r} has the name and shape of one here")
-    return Answer(not found.names, f"compared with {name}", found)
+    return Answer(not differing.names, f"compared with {name}", differing)
 
 
 def _named(name: str, revision: str | None, adapter: Path) -> Iterator[Path]:
     """Folders that an adapter can mean by `name`: a relative one may begin here or anywhere above the adapter."""
-    found = located(name, revision)
-    if found is not None:
-        yield found
+    folder_here = located(name, revision)
+    if folder_here is not None:
+        yield folder_here
     if not os.path.isabs(os.path.expanduser(name)):
         for above in adapter.resolve().parents:
             folder = above / name
-            if os.path.isfile(folder / "config.json"):
+            if os.path.isfile(folder / CONFIG_FILE):
                 yield folder
 
 

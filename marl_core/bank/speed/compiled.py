@@ -15,19 +15,19 @@ from torch import nn
 
 from marl_core.errors import ConfigError
 
-VARIANTS = 128
+COMPILED_VERSIONS = 128
 """Versions of a layer that may be compiled: each view, with and without gradient, packed and not. torch's own limit is 8."""
-ROUNDS_ON_A_CPU = (2, 13)
+FIRST_TORCH_THAT_ROUNDS_ALIKE = (2, 13)
 """The torch whose C++ code rounds half precision where it is told to. With 2.11 the first ratio was off by 0.05."""
 
 
 def refuse_what_rounds_elsewhere(layers: list[nn.Module]) -> None:
     """ConfigError for layers in half precision on a CPU where this torch can't keep the first ratio at 1."""
     halves = {weight.dtype for layer in layers for weight in layer.parameters() if weight.device.type == "cpu"}
-    if halves & {torch.bfloat16, torch.float16} and _release() < ROUNDS_ON_A_CPU:
+    if halves & {torch.bfloat16, torch.float16} and _release() < FIRST_TORCH_THAT_ROUNDS_ALIKE:
         raise ConfigError(
             f"speed.compile: torch {torch.__version__} doesn't round compiled half precision on a CPU as the plain layers do: "
-            f"passes with and without gradient would differ. Use torch {'.'.join(map(str, ROUNDS_ON_A_CPU))} or newer, "
+            f"passes with and without gradient would differ. Use torch {'.'.join(map(str, FIRST_TORCH_THAT_ROUNDS_ALIKE))} or newer, "
             "model.dtype: float32, or speed.compile: false."
         )
 
@@ -42,7 +42,7 @@ def compile_layers(layers: list[nn.Module]) -> None:
     import torch._dynamo
 
     limits: Any = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
+    limits.recompile_limit = max(limits.recompile_limit, COMPILED_VERSIONS)
     options: dict[str, Any] = {"emulate_precision_casts": True}
     for layer in layers:
         layer.compile(dynamic=True, options=options)

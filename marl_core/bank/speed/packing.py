@@ -1,9 +1,8 @@
 """Attention without padding: rows of unequal length go through the trunk as one packed row, and only attention sees them apart.
 
-The function is registered with transformers under the name "marl" when a model first wants it. Without a `Layout` it is
-transformers' own sdpa,
-except where a product of small matrices is faster on a CPU (figures in benchmarks/NOTES.md). The layout travels as an
-argument, so gradient checkpointing recomputes with the same one.
+Two functions are registered with transformers when a model first wants one. Without a `Layout` the first, "marl", is transformers' own
+sdpa; so is the second, "marl-short", but for short rows, where two products of small matrices are faster on a CPU (figures in
+benchmarks/NOTES.md). The layout travels as an argument, so gradient checkpointing recomputes with the same one.
 """
 
 from __future__ import annotations
@@ -21,19 +20,26 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from marl_core.bank.speed.recompute import again
+from marl_core.bank.speed.recompute import recomputed
 
 NAME = "marl"
-SHORT = 256  # keys up to which explicit products beat the CPU's fused kernel: 2x in float32, 9x in bfloat16 backward
+SHORT_NAME = "marl-short"
+SHORT_KEYS = 256  # up to which explicit products beat the CPU's fused kernel: 2x in float32, 9x in bfloat16 backward
+
+
+def attention_name(short_attention: bool) -> str:
+    """What the function is called in transformers' register: with explicit products for short rows, or without."""
+    return SHORT_NAME if short_attention else NAME
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each of the N packed tokens stands in a right-padded [rows, width] block; `place` is None when none is padded."""
+    """Where each of the N packed tokens stands in a right-padded [rows, width] block."""
 
     rows: int
     width: int
-    place: Tensor | None
+    index: Tensor | None
+    """[N] int64, into the block's rows * width places; None when none is padded."""
 
     @classmethod
     def of(cls, mask: Tensor) -> Layout:
@@ -48,15 +54,15 @@ class Layout:
     def spread(self, packed: Tensor) -> Tensor:
         """[1, heads, N, dim] -> [rows, heads, width, dim]."""
         tokens = packed[0].transpose(0, 1)
-        if self.place is not None:
+        if self.index is not None:
             block = tokens.new_zeros(self.rows * self.width, *tokens.shape[1:])
-            tokens = block.index_copy(0, self.place, tokens)
+            tokens = block.index_copy(0, self.index, tokens)
         return tokens.reshape(self.rows, self.width, *tokens.shape[1:]).transpose(1, 2)
 
     def gather(self, block: Tensor) -> Tensor:
         """[rows, width, heads, dim] -> [1, N, heads, dim]."""
         tokens = block.reshape(self.rows * self.width, *block.shape[2:])
-        return (tokens if self.place is None else tokens.index_select(0, self.place))[None]
+        return (tokens if self.index is None else tokens.index_select(0, self.index))[None]
 
 
 def attend(
@@ -68,26 +74,36 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: Layout | None = None,
+    short_attention: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [B, heads, L, dim], key and value with their own heads -> [B, L, heads, dim]."""
+    """transformers' attention interface: query [B, heads, L, dim], key and value with their own heads -> [B, L, heads, dim].
+
+    `layout`: the rows come packed, [1, heads, N, dim] -> [1, N, heads, dim]. `short_attention`: explicit products for short rows.
+    """
     if layout is not None:
         query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
-    if getattr(module, "is_causal", True) and _small(query, key, value, attention_mask, dropout, options):
-        out = again(partial(_products, scaling=scaling), query, key, value)
+    causal = getattr(module, "is_causal", True)
+    if short_attention and causal and _fits_products(query, key, attention_mask, dropout, options):
+        out = recomputed(partial(_products, scaling=scaling), query, key, value)
     else:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     return (out if layout is None else layout.gather(out)), None
 
 
-def _small(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]
-) -> bool:
-    """Whether explicit products are right and faster: causal without holes, short rows, on a CPU."""
+def attend_short(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """`attend` with explicit products for short rows."""
+    return attend(module, query, key, value, attention_mask, short_attention=True, **options)
+
+
+def _fits_products(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]) -> bool:
+    """Whether explicit products are right, and rows short enough for them: causal attention without holes."""
     plain = mask is None and not dropout and options.get("is_causal") is not False
     plain = plain and options.get("position_bias") is None and options.get("softcap") is None
     causal = query.shape[2] in (1, key.shape[2])
-    return plain and causal and query.device.type == "cpu" and key.shape[2] <= SHORT
+    return plain and causal and key.shape[2] <= SHORT_KEYS
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -123,6 +139,7 @@ def without_mask() -> Iterator[None]:
 
 @cache
 def register() -> None:
-    """Tell transformers of `attend`, when a model first wants it: importing this changes nothing for anybody."""
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _mask)
+    """Tell transformers of both functions, when a model first wants one: importing this changes nothing for anybody."""
+    for name, function in ((NAME, attend), (SHORT_NAME, attend_short)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _mask)

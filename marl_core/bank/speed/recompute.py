@@ -1,4 +1,4 @@
-"""What backward needs, kept once: cheap pieces between two products are computed again instead of being kept.
+"""Activation recomputation of the cheap pieces between two products: backward computes them again instead of keeping what they give.
 
 A frozen trunk needs little for its backward: of a gated product act(gate) * up the two factors, of an activation its input,
 of an adapter on a half precision base the half precision input. Autograd would keep the activation too, every step of a
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
-FORMULAS = tuple(
+SPELLED_OUT_ACTIVATIONS = tuple(
     getattr(activations, name)
     for name in ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation", "AccurateGELUActivation")
     if hasattr(activations, name)
@@ -27,7 +27,7 @@ FORMULAS = tuple(
 """Activations that transformers spells out in several operations, each of which keeps a tensor."""
 
 
-class _Again(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """function(*inputs) -> one tensor; backward keeps the inputs and runs the function again."""
 
     @staticmethod
@@ -40,14 +40,14 @@ class _Again(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
-        inputs = [kept.detach().requires_grad_(need) for kept, need in zip(ctx.saved_tensors, needed, strict=True)]
+        inputs = [saved.detach().requires_grad_(need) for saved, need in zip(ctx.saved_tensors, needed, strict=True)]
         with torch.enable_grad():
             out = ctx.function(*inputs)
-        found = iter(torch.autograd.grad(out, [kept for kept in inputs if kept.requires_grad], grads))
-        return None, *(next(found) if need else None for need in needed)
+        gradients = iter(torch.autograd.grad(out, [tensor for tensor in inputs if tensor.requires_grad], grads))
+        return None, *(next(gradients) if need else None for need in needed)
 
 
-def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), of which backward keeps the inputs alone; `function` must be pure and cheap.
 
     A compiler decides that for itself.
@@ -58,31 +58,31 @@ def again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         or not any(tensor.requires_grad for tensor in inputs)
     ):
         return function(*inputs)
-    result: Any = _Again.apply
+    result: Any = _Recomputed.apply
     out: Tensor = result(function, *inputs)
     return out
 
 
-def keep_less(model: nn.Module) -> int:
-    """Give the modules that are recognized a forward that keeps less; how many were not lean before and are now."""
-    found = 0
+def patch_for_recompute(model: nn.Module) -> int:
+    """Give the modules that are recognized a forward that recomputes in backward; how many had none before and have now."""
+    patched = 0
     for module in model.modules():
-        forward = _lean_forward(module)
+        forward = _recomputing_forward(module)
         if forward is not None and "forward" not in vars(module):
             vars(module)["forward"] = MethodType(forward, module)
-            found += 1
-    return found
+            patched += 1
+    return patched
 
 
-def keep_all(model: nn.Module) -> None:
+def unpatch(model: nn.Module) -> None:
     """Take those forwards away again: every module computes as its class does."""
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in LEAN:
+        if getattr(vars(module).get("forward"), "__func__", None) in RECOMPUTING_FORWARDS:
             del vars(module)["forward"]
 
 
-def _lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    if type(module) in FORMULAS:
+def _recomputing_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    if type(module) in SPELLED_OUT_ACTIVATIONS:
         return _activation
     if type(module) is LoraLinear and type(module.base_layer) in (nn.Linear, Conv1D):
         return _adapted
@@ -98,22 +98,22 @@ def _is_gated(module: nn.Module) -> bool:
     stand_in = SimpleNamespace(gate_proj=torch.sin, up_proj=torch.cos, down_proj=torch.exp, act_fn=torch.tanh)
     x = torch.linspace(-2.0, 2.0, 24).reshape(1, 4, 6)
     try:
-        found = type(module).forward(stand_in, x)
+        y = type(module).forward(stand_in, x)
     except Exception:  # a form of another kind looks for things that stand-ins lack
         return False
-    return isinstance(found, Tensor) and torch.equal(found, torch.exp(torch.tanh(torch.sin(x)) * torch.cos(x)))
+    return isinstance(y, Tensor) and torch.equal(y, torch.exp(torch.tanh(torch.sin(x)) * torch.cos(x)))
 
 
 def _gated_product(self: Any, x: Tensor) -> Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
-    product = again(lambda gate, up: self.act_fn(gate) * up, gate, up)
+    product = recomputed(lambda gate, up: self.act_fn(gate) * up, gate, up)
     down: Tensor = self.down_proj(product)
     return down
 
 
 def _activation(self: Any, x: Tensor) -> Tensor:
     plain = MethodType(type(self).forward, self)
-    return again(plain, x)
+    return recomputed(plain, x)
 
 
 def _adapted(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -124,11 +124,11 @@ def _adapted(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return plain
     result, scaling = self.base_layer(x), self.scaling[name]
 
-    def change(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        changed: Tensor = nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b) * scaling
-        return changed
+    def delta(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        added: Tensor = nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b) * scaling
+        return added
 
-    summed: Tensor = result + again(change, x, self.lora_A[name].weight, self.lora_B[name].weight)
+    summed: Tensor = result + recomputed(delta, x, self.lora_A[name].weight, self.lora_B[name].weight)
     return summed.to(result.dtype)
 
 
@@ -146,5 +146,5 @@ def _casts(layer: Any, name: str | None, x: Tensor) -> bool:
     )
 
 
-LEAN = (_gated_product, _activation, _adapted)
-"""The forwards that `keep_less` gives."""
+RECOMPUTING_FORWARDS = (_gated_product, _activation, _adapted)
+"""The forwards that `patch_for_recompute` gives."""

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from marl_core.config.run_config import SamplingSection
-from marl_core.ppo.logprobs import NEVER
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Tokens [B] int64, their log-probs and the entropies [B] float32 of the distribution that is scored, nats."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    entropy: Tensor
+from marl_core.ppo.logprobs import BANNED_LOGIT
+from marl_core.ppo.policy_output import PolicyOutput
 
 
 def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ()) -> Tensor:
@@ -28,15 +19,15 @@ def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ())
     if temperature != 1.0:
         scaled = scaled / temperature
     if never:
-        scaled[:, list(never)] = NEVER
+        scaled[:, list(never)] = BANNED_LOGIT
     return scaled
 
 
-def choose(logits: Tensor, uniform: Tensor, sampling: SamplingSection) -> Chosen:
+def choose(logits: Tensor, uniform: Tensor, sampling: SamplingSection) -> tuple[Tensor, PolicyOutput]:
     """Draw from softmax(logits), cut to top_k and top_p if asked: the token where the cumulated probability passes `uniform`.
 
-    logits [B, V] float32 as `scored_logits` gives them, uniform [B] float64 in [0, 1). Log-probs and entropies are of the
-    whole distribution, before any cut.
+    logits [B, V] float32 as `scored_logits` gives them, uniform [B] float64 in [0, 1) -> tokens [B] int64, and their log-probs
+    and entropies [B], of the whole distribution, before any cut.
     """
     normalizer = logits.logsumexp(dim=-1, keepdim=True)
     probs = (logits - normalizer).exp_()
@@ -46,7 +37,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: SamplingSection) -> Chosen
     total = cumulated[:, -1:]
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulated, target, right=True)
-    return Chosen(tokens.squeeze(1), (logits.gather(1, tokens) - normalizer).squeeze(1), entropy)
+    return tokens.squeeze(1), PolicyOutput((logits.gather(1, tokens) - normalizer).squeeze(1), entropy)
 
 
 def _cut(logits: Tensor, sampling: SamplingSection) -> Tensor:

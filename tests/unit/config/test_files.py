@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from marl_core import DataError, read_adapter
-from marl_core.artifacts.model_files import looks_like_hub_name, read_model
+from marl_core.artifacts.hub import is_repo_name
+from marl_core.artifacts.model_files import read_model
 from marl_core.artifacts.rows import look_at_prompts
 
 
@@ -19,13 +20,15 @@ from marl_core.artifacts.rows import look_at_prompts
         ("a.jsonl", '\ufeff{"prompt": "x"}\r\n', None),
         ("a.json", '[{"prompt": "x"}]', None),
         ("a.json", '{"prompt": "x"}\n{"prompt": "y"}\n', None),
-        ("a.json", '{"data": [1]}', None),
+        ("a.json", '{"data": [1]}', "holds a dict, not a list of rows"),
+        ("a.csv", "prompt,label\na,b\nc,d,e\n", "row 2 has more cells than the header"),
+        ("a.jsonl", "[" * 100_000, "can't be read"),
         ("a.csv", "prompt,label\nx,1\n", None),
         ("a.parquet", "PAR1", None),
-        ("a.jsonl", "", "is empty"),
-        ("a.jsonl", "\n\n", "has no rows"),
-        ("a.json", "[]", "has no rows"),
-        ("a.csv", "prompt\n", "has no rows"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", "\n\n", "holds no rows"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.csv", "prompt\n", "holds no rows"),
         (
             "a.jsonl",
             '{"prompt": 1}\n{"promt": 1}\n',
@@ -50,7 +53,7 @@ def test_first_rows(tmp_path: Path, name: str, content: str, sentence: str | Non
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
-    assert "can't be read" in str(look_at_prompts(str(tmp_path / "a.csv"), "prompt", "data.prompts"))
+    assert "is not UTF-8 text" in str(look_at_prompts(str(tmp_path / "a.csv"), "prompt", "data.prompts"))
 
 
 def test_missing_files_get_a_near_match_and_data_set_names_pass(tmp_path: Path) -> None:
@@ -72,10 +75,11 @@ def test_missing_files_get_a_near_match_and_data_set_names_pass(tmp_path: Path) 
         ("a/b/c", False),
         ("", False),
         ("a b", False),
+        ("a--b", False),
     ],
 )
 def test_hub_names(path: str, is_hub: bool) -> None:
-    assert looks_like_hub_name(path) == is_hub
+    assert is_repo_name(path, owner=False) == is_hub
 
 
 def test_a_model_in_several_files(model_folder: Path) -> None:

@@ -50,6 +50,11 @@ def test_targets_that_are_not(config: dict[str, Any], catalog: Catalog, targets:
     assert "policy.targets: 'c_attn': no such layer in this model; it has q_proj, up_proj." in found
 
 
+def test_targets_that_are_no_pattern(config: dict[str, Any], catalog: Catalog) -> None:
+    (found,) = plan_of({**config, "policy": {"targets": "*q_proj"}}, catalog).check()
+    assert "policy.targets: LoRA targets '*q_proj' is neither a module name nor a regular expression" in found
+
+
 def test_adapters_of_another_shape(config: dict[str, Any], catalog: Catalog, tmp_path: Path) -> None:
     fits = write_adapter(tmp_path / "fits", {f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (4, 2)})
     wide = write_adapter(tmp_path / "wide", {f"{Q}.lora_A.weight": (2, 16), f"{Q}.lora_B.weight": (16, 2)})

@@ -135,6 +135,57 @@ def test_all_problems_come_at_once_and_name_the_environment(config_file: Path, c
     assert "(given by environment variable MARL__RUN__SEED)" in str(caught.value)
 
 
+BAD = """\
+model: {path: owner/model}
+reference: bare
+reward:
+  - use: short
+    target: 8
+    wieght: 2
+  - {use: shrot}
+value:
+  on: none
+ppo:
+  batch: 4
+  kl: {
+    coef: high}
+  minibatch: 8
+observers: [quiet,
+  7]
+"""
+
+
+SHORT = "model: {path: x}\nreference: bare\nreward: short\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "lines"),
+    [
+        (BAD, [], [":6: reward.0.wieght: ", ":7: reward.1: ", ":13: ppo.kl.coef: ", ":16: observers.1: "]),
+        (BAD.replace("high", "1"), ["reward=short", "observers=[]"], [":10: ppo: minibatch 8 does not divide"]),
+        (SHORT + "value: none", [], [":4: config: value: none with ppo.advantage gae"]),
+        (SHORT.replace("path: x", ""), [], [":1: model.path: is required"]),
+        (SHORT + "policy: &a {start: 3}\neval: *a", [], [":4: policy.start: should be", ":4: eval.start: unknown key"]),
+    ],
+)
+def test_a_problem_names_its_line(
+    config_file: Path, catalog: Catalog, text: str, sets: list[str], lines: list[str]
+) -> None:
+    config_file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, sets, catalog, {})
+    _, *found = str(caught.value).splitlines()
+    for line, start in zip(found, lines, strict=True):
+        assert line.startswith(f"  {config_file}{start}")
+
+
+@pytest.mark.parametrize("sets", [["ppo.minibatch=5"], ["ppo.minibatch=5", "ppo.batch=8"], ["reward.target=0"]])
+def test_what_was_set_is_no_line_of_the_file(config_file: Path, catalog: Catalog, sets: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, sets, catalog, {})
+    assert str(caught.value).count(f"{config_file}:") == 1
+
+
 def test_a_broken_plugin_is_a_plugin_error(config_file: Path, catalog: Catalog) -> None:
     with pytest.raises(PluginError, match=r"broken of broken-marl 0\.1 .* could not be imported"):
         load_config(config_file, ["reward=broken"], catalog, {})

@@ -127,12 +127,12 @@ def test_the_peak_is_what_stays_and_the_larger_of_what_passes(
     assert estimate_of(exact, catalog).loading == stored
 
 
-def test_folded_copies_count_while_they_are_small(config: dict[str, Any], catalog: Catalog) -> None:
-    full = {**config, "model": {**config["model"], "dtype": "float32"}, "speed": {"fold": True}}
-    plain = row(estimate_of({**full, "speed": {"fold": False}}, catalog), "sampling").shared
+def test_merged_copies_count_while_they_are_small(config: dict[str, Any], catalog: Catalog) -> None:
+    full = {**config, "model": {**config["model"], "dtype": "float32"}, "speed": {"merge_for_sampling": True}}
+    plain = row(estimate_of({**full, "speed": {"merge_for_sampling": False}}, catalog), "sampling").shared
     few = {**full, "policy": {"r": 2, "targets": ["q_proj"]}}  # 16 of 92 weights: below a quarter
     assert row(estimate_of(few, catalog), "sampling").shared == plain + 4 * 16
-    assert row(estimate_of(full, catalog), "sampling").shared == plain  # 48 of 92: not folded
+    assert row(estimate_of(full, catalog), "sampling").shared == plain  # 48 of 92: not merged
 
 
 def tokens_of(config: dict[str, Any], catalog: Catalog) -> str:
@@ -167,11 +167,13 @@ def test_a_pass_is_that_of_the_device(
 def test_the_runs_own_budget_is_the_estimates(config: dict[str, Any], catalog: Catalog, device: str) -> None:
     from types import SimpleNamespace
 
-    from marl_core.ppo.role_scoring import token_budget
+    from marl_core.ppo.budget import Budget
 
     on_it = parse_config({**config, **LONG, "run": {"device": device}}, "f", catalog)
-    bank: Any = SimpleNamespace(device=SimpleNamespace(type=device), trunk=SimpleNamespace(sharded=False))
-    assert f"{token_budget(on_it, bank):,} tokens" in tokens_of({**config, **LONG, "run": {"device": device}}, catalog)
+    trunk: Any = SimpleNamespace(device=SimpleNamespace(type=device), sharded=False)
+    assert f"{Budget.of(on_it, trunk).train.tokens:,} tokens" in tokens_of(
+        {**config, **LONG, "run": {"device": device}}, catalog
+    )
 
 
 def test_auto_is_what_this_machine_looks_like(
@@ -194,9 +196,13 @@ def test_auto_is_what_this_machine_looks_like(
 @pytest.mark.parametrize(
     ("device", "speed", "said"),
     [
-        ("cpu", {"fold": True}, []),
+        ("cpu", {"merge_for_sampling": True}, []),
         ("cuda", {}, ["is not measured on a GPU yet", "are off there"]),
-        ("cuda", {"fold": True}, ["speed.fold, which this config asks for, was never held against the plain path"]),
+        (
+            "cuda",
+            {"merge_for_sampling": True},
+            ["speed.merge_for_sampling, which this config asks for, was never held against the plain path"],
+        ),
         (
             "cuda",
             {"capture": True, "compile": True},

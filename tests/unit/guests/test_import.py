@@ -11,14 +11,14 @@ import pytest
 from marl_core import Catalog, ConfigError, Plan
 from marl_core.cli.app import main
 from marl_core.config.load import load_config, parse_config
-from marl_plugins.carry import llamafactory, trl
+from marl_plugins.migrate import llamafactory, trl
 
 BASE = {"model_name_or_path": "owner/base", "reward_model": "saves/reward", "stage": "ppo"}
 
 
 def carried(module: Any, written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config, checked to be one, and the remarks by key."""
-    config, refused = module.carry(written)
+    """The config, checked to be one, and the notes by key."""
+    config, refused = module.migrate(written)
     parse_config(config, "carried", Catalog.installed())
     return config, dict(refused)
 
@@ -64,7 +64,7 @@ def test_reference_of_llamafactory(given: dict[str, Any], policy: str, reference
 
 
 @pytest.mark.parametrize(
-    ("given", "reward", "remarked"),
+    ("given", "reward", "noted"),
     [
         ({"reward_model": "owner/base", "reward_model_adapters": "rm"}, {"use": "adapter", "path": "rm"}, None),
         (
@@ -90,13 +90,13 @@ def test_reference_of_llamafactory(given: dict[str, Any], policy: str, reference
     ],
 )
 def test_reward_adapters_of_llamafactory(
-    given: dict[str, Any], reward: dict[str, str], remarked: tuple[str, str] | None
+    given: dict[str, Any], reward: dict[str, str], noted: tuple[str, str] | None
 ) -> None:
     config, refused = carried(llamafactory, {**BASE, **given})
     assert config["reward"] == reward
     told = {key: why for key, why in refused.items() if key.startswith("reward_model")}
-    assert set(told) == ({remarked[0]} if remarked else set())
-    assert remarked is None or remarked[1] in told[remarked[0]]
+    assert set(told) == ({noted[0]} if noted else set())
+    assert noted is None or noted[1] in told[noted[0]]
 
 
 def test_reference_adapters_of_llamafactory() -> None:
@@ -120,7 +120,7 @@ def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config["reward"]["use"] == "function"
     assert "reward service" in refused["reward_model"]
     monkeypatch.setattr(llamafactory, "offers", lambda *asked: True)
-    assert llamafactory.carry(api)[0]["reward"] == {
+    assert llamafactory.migrate(api)[0]["reward"] == {
         "use": "http",
         "url": "http://localhost:8000/v1/score",
         "format": "llama-factory",
@@ -158,7 +158,7 @@ def test_every_unknown_key_is_named() -> None:
 )
 def test_what_can_not_be_carried_at_all(written: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        llamafactory.carry(written)
+        llamafactory.migrate(written)
 
 
 def test_arguments_of_the_last_trainer() -> None:
@@ -264,20 +264,20 @@ def test_the_template_becomes_a_chat() -> None:
 
 def test_what_changes_nothing_stands_last_and_a_lost_warm_up_is_said() -> None:
     given = {**BASE, "do_train": True, "frobnicate": 1, "max_steps": 10, "warmup_ratio": 0.01}
-    _, refused = llamafactory.carry(given)
+    _, refused = llamafactory.migrate(given)
     assert refused[-1][0] == "do_train"
     assert "rounds to 0" in dict(refused)["warmup_ratio"]
 
 
 def test_no_importer_chooses_what_becomes_of_long_prompts() -> None:
     """LLaMA-Factory cuts the end off, TRL nothing: neither is cutting the beginning."""
-    from marl_plugins.carry import llamafactory, trl
+    from marl_plugins.migrate import llamafactory, trl
 
-    factory, said = llamafactory.carry(
+    factory, said = llamafactory.migrate(
         {"stage": "ppo", "model_name_or_path": "x", "reward_model": "y", "cutoff_len": 64}
     )
     assert factory["data"]["max_prompt_tokens"] == 64
     assert "on_long" not in factory["data"]
     assert any(key == "cutoff_len" and "stops at one" in why for key, why in said)
-    script, _ = trl.carry({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
+    script, _ = trl.migrate({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
     assert "on_long" not in script["data"]

@@ -9,10 +9,10 @@ import pytest
 
 from marl_core import Catalog, Plan, RunConfig, load_config
 from marl_core.cli.app import main
+from marl_core.config.flatten import flatten
 from marl_core.config.run_config import DataSection
 from marl_core.config.schema import json_schema
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.store.config_diff import flat
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_all_else_is_what_marl_does_without_a_config(folder: Path) -> None:
     usual = RunConfig.model_validate(plain)
     kept = usual.model_dump(by_alias=True) | {"value": {"on": Plan.of(usual).value_on}}
     for section in ("model", "policy", "value", "data", "sampling", "ppo", "run"):
-        defaults = flat(kept[section] or DataSection(prompts="x").model_dump(), section)
-        for key, value in flat(written[section], section).items():
+        defaults = flatten(kept[section] or DataSection(prompts="x").model_dump(), section)
+        for key, value in flatten(written[section], section).items():
             assert key in PLACES or defaults[key] == value, key
     assert load_config("run.yaml").data == DataSection(prompts="prompts.jsonl")

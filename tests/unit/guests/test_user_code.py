@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from marl_core import PluginError, Rollout
-from marl_core.ppo.scoring import Source, score_sources
+from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.rewards import score_all
+from marl_core.ppo.roles import RewardSource
 from marl_core.testing import fake_rollout
 from marl_plugins.reward_function import wrap
 from marl_plugins.user_code import raised_from
@@ -45,7 +47,7 @@ def rollout() -> Rollout:
 def failure(target: str) -> PluginError:
     bank: Any = None
     with pytest.raises(PluginError) as caught:
-        score_sources(bank, [Source("r", 1.0, wrap(target, {}), target)], rollout(), 2)
+        score_all(bank, [RewardSource("r", 1.0, wrap(target, {}), target)], rollout(), PassLimits(2))
     return caught.value
 
 

@@ -6,11 +6,12 @@ import warnings
 from typing import ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 import marl_core
-from marl_core import MarlDeprecationWarning, PluginError, RunResult, Strategy, hookimpl
+from marl_core import MarlDeprecationWarning, PluginError, RunConfig, RunResult, Strategy, hookimpl
 from marl_core.config.section import Section
+from marl_core.config.speed_config import SpeedSection
 from marl_core.registry import strategy as strategy_module
 from marl_core.registry.catalog import Listing, LoadedStrategy, verify
 from marl_core.registry.deprecation import gone_in, warn_deprecated
@@ -91,6 +92,33 @@ def test_a_deprecated_config_key_still_works() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SamplingSection()
+
+
+class TestARenamedConfigKey:
+    """`speed.fold` is called `speed.merge_for_sampling` now: the old one is read, and warns."""
+
+    def test_it_is_still_read_and_written_by_its_new_name(self) -> None:
+        with pytest.warns(MarlDeprecationWarning, match=r"speed\.fold is deprecated .*use speed\.merge_for_sampling"):
+            speed = SpeedSection.model_validate({"fold": True})
+        assert speed.merge_for_sampling
+        assert "fold" not in speed.model_dump()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert SpeedSection(merge_for_sampling=True) == speed
+
+    def test_it_is_still_there_to_be_asked(self) -> None:
+        with pytest.warns(MarlDeprecationWarning, match=r"speed\.fold is deprecated"):
+            assert getattr(SpeedSection(merge_for_sampling=True), "fold")  # noqa: B009  # to a type checker it is gone
+        with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+            getattr(SpeedSection(), "nothing_of_the_kind")  # noqa: B009
+
+    def test_both_at_once_are_refused(self) -> None:
+        with pytest.raises(ValidationError, match="fold is the old name of merge_for_sampling, and both are given"):
+            SpeedSection.model_validate({"fold": True, "merge_for_sampling": False})
+
+    def test_where_it_moved(self) -> None:
+        found = RunConfig.model_validate({"model": {"path": "m"}, "reference": "r", "reward": "w"}).old_keys()
+        assert found == {"speed.fold": "speed.merge_for_sampling"}
 
 
 def test_a_deprecated_hook_still_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

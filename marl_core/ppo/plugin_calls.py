@@ -1,0 +1,31 @@
+"""Calls of plugins' functions, with errors that say whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from marl_core.errors import MarlError, PluginError
+from marl_core.ppo.types import Rollout
+
+
+def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> object:
+    """What a plugin's function says of a rollout, without gradient; whatever it raises is a PluginError that names it."""
+    try:
+        with torch.no_grad():
+            return function(rollout)
+    except MarlError:
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        said = [
+            f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}",
+            *getattr(error, "__notes__", []),
+        ]
+        raise PluginError(". ".join(said)) from error
+
+
+def describe(found: object) -> str:
+    """What somebody gave, in a few words."""
+    return f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

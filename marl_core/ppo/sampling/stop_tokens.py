@@ -1,0 +1,81 @@
+"""Stop tokens: which end a response, and where a response ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from marl_core.config.run_config import SamplingSection
+from marl_core.errors import ConfigError, warn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def stop_ids(
+    tokenizer: PreTrainedTokenizerBase, sampling: SamplingSection, model_eos: Any, vocabulary: int | None = None
+) -> list[int]:
+    """All tokens that end a response: the tokenizer's EOS, the model's own (an id, or several in whatever holds them), and
+    `sampling.stop`.
+
+    Ids that the model can't sample, beyond its `vocabulary`, are left out with a MarlWarning; ConfigError where one is asked for,
+    or none is left.
+    """
+    ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
+    foreign = sorted(token for token in ids if not _known(token, vocabulary))
+    if foreign:
+        warn(
+            f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
+            f"vocabulary of {vocabulary} tokens, so they can't be sampled; they are left out."
+        )
+    ids -= set(foreign)
+    for text in sampling.stop:
+        ids.add(_stop(tokenizer, text, vocabulary))
+    if not ids:
+        raise ConfigError(
+            "sampling: this tokenizer has no EOS token" + (" that the model knows" if foreign else "") + "; "
+            "name one in sampling.stop."
+        )
+    return sorted(ids)
+
+
+def _ids(given: Any) -> list[int]:
+    """Ids out of None, a number, or any container of numbers, tensors and arrays included."""
+    if given is None:
+        return []
+    given = given.tolist() if hasattr(given, "tolist") else given
+    return [int(token) for token in given] if isinstance(given, Iterable) else [int(given)]
+
+
+def _known(token: int, vocabulary: int | None) -> bool:
+    return token >= 0 and (vocabulary is None or token < vocabulary)
+
+
+def _stop(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None) -> int:
+    """The one token that `text` is."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise ConfigError(
+            f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
+            "Text of several tokens goes into sampling.stop_strings."
+        )
+    if tokens[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
+        raise ConfigError(
+            f"sampling.stop: this tokenizer doesn't know {text!r}. Name a token that it has, or use sampling.stop_strings."
+        )
+    if not _known(tokens[0], vocabulary):
+        raise ConfigError(
+            f"sampling.stop: {text!r} is token {tokens[0]}, and the model has {vocabulary} tokens only, so it can never be sampled. "
+            "Name a token that the model has, or use sampling.stop_strings."
+        )
+    return int(tokens[0])
+
+
+def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mask [B, T], true up to and including the first stop token, and finished [B]: whether there was one."""
+    is_stop = torch.isin(ids, torch.tensor(list(stops), device=ids.device))
+    before = is_stop.int().cumsum(dim=1) - is_stop.int()
+    return before == 0, is_stop.any(dim=1)

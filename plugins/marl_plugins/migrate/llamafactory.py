@@ -1,0 +1,233 @@
+"""A PPO config of LLaMA-Factory as a marl config. Defaults are LLaMA-Factory's where a key is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from marl_core import ConfigError
+from marl_plugins.migrate.foreign_config import ForeignConfig, offers, run_sections, steps_of, warm_up, without_none
+from marl_plugins.migrate.llamafactory_data import data_section
+from marl_plugins.migrate.reasons import LLAMAFACTORY
+
+ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
+
+
+def migrate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The marl config, and each key that was not carried over with the reason."""
+    foreign = ForeignConfig(dict(written))
+    stage, kind = foreign.take("stage", default="ppo"), foreign.take("finetuning_type", default="lora")
+    if stage != "ppo":
+        raise ConfigError(
+            f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
+        )
+    if kind != "lora":
+        foreign.note("finetuning_type", f"{kind!r}: marl trains a LoRA")
+    model, quantization = _model(foreign)
+    policy, reference = _policy(foreign, str(model["path"]))
+    data, rows = data_section(foreign)
+    config = {
+        "model": model,
+        "quantization": quantization,
+        "policy": policy,
+        "reference": reference,
+        "reward": _reward(foreign, str(model["path"])),
+        "data": data,
+        "sampling": _sampling(foreign),
+        "ppo": _ppo(foreign, rows),
+        "shaping": {"normalize": True} if foreign.take("ppo_score_norm", default=False) else None,
+        **run_sections(foreign, TRACKERS, 42),
+    }
+    return without_none(config), foreign.refused(LLAMAFACTORY)
+
+
+def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
+    path = foreign.take("model_name_or_path")
+    if not path:
+        raise ConfigError("model_name_or_path: is needed; a PPO config of LLaMA-Factory names its base there.")
+    half = foreign.take("fp16", default=False)
+    bf16 = foreign.take("bf16", "pure_bf16", default=False)
+    bits, method = foreign.number("quantization_bit"), foreign.take("quantization_method", default="bnb")
+    double, kind = foreign.take("double_quantization", default=True), foreign.take("quantization_type", default="nf4")
+    quantization: Any = None
+    if bits == 4 and method in ("bnb", "bitsandbytes"):
+        quantization = {"use": "bnb-4bit", "type": kind, "double": bool(double)}
+    elif bits == 8 and method in ("bnb", "bitsandbytes"):
+        quantization = "bnb-8bit"
+    elif bits:
+        foreign.note("quantization_bit", f"{bits} bits by {method}: marl has 4 and 8 bits by bitsandbytes")
+    checkpointing = not foreign.take("disable_gradient_checkpointing", default=False)
+    if checkpointing and bits == 8:
+        foreign.note(
+            "disable_gradient_checkpointing",
+            "LLaMA-Factory checkpoints gradients; marl doesn't on an 8-bit base, whose kernels differ between train and eval mode",
+        )
+    attention = foreign.take("flash_attn", default="auto")
+    model = {
+        "path": path,
+        "revision": foreign.take("model_revision"),
+        "dtype": "bfloat16" if bf16 else "float16" if half else "float32",
+        "attention": ATTENTION.get(str(attention)),
+        "trust_remote_code": foreign.take("trust_remote_code") or None,
+        "gradient_checkpointing": True if checkpointing and bits != 8 else None,
+    }
+    return without_none(model), quantization
+
+
+def _lora(foreign: ForeignConfig) -> dict[str, Any]:
+    rank = foreign.number("lora_rank", default=8)
+    targets = str(foreign.take("lora_target", default="all"))
+    further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
+    return without_none(
+        {
+            "r": rank,
+            "alpha": float(foreign.number("lora_alpha", default=2 * rank)),
+            "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
+            "dropout": foreign.number("lora_dropout") or None,
+            "lora": further or None,
+        }
+    )
+
+
+def _policy(foreign: ForeignConfig, base: str) -> tuple[dict[str, Any], Any]:
+    """Policy and reference belong together: LLaMA-Factory's reference is its base with the adapter switched off."""
+    adapter = _last_adapter(foreign, "adapter_name_or_path")
+    fresh = bool(foreign.take("create_new_adapter", default=False))
+    lora = _lora(foreign)
+    policy: dict[str, Any]
+    reference: Any
+    if adapter is None:
+        policy, reference = {"start": "new", **lora}, "disabled-adapter"
+    elif fresh:
+        policy, reference = {"start": "new", **lora}, {"use": "merged-base", "adapter": adapter}
+    else:
+        policy, reference = (
+            {"start": "continue", "from": adapter},
+            {"use": "peft-adapter", "adapter": adapter},
+        )
+        if foreign.remaining.get("ref_model") is None:
+            foreign.note(
+                "adapter_name_or_path",
+                f"LLaMA-Factory's reference was {base} with the adapter off, which never saw the SFT data; here it is the SFT adapter, "
+                "frozen. For the old one: reference: {use: disabled-adapter, allow_mismatch: true}",
+            )
+    return policy, _own_reference(foreign, base, reference)
+
+
+def _own_reference(foreign: ForeignConfig, base: str, usual: Any) -> Any:
+    model, adapter = foreign.take("ref_model"), _last_adapter(foreign, "ref_model_adapters")
+    if model is None:
+        if adapter:
+            foreign.note("ref_model_adapters", "without ref_model LLaMA-Factory doesn't read them")
+        return usual
+    if model == base:
+        return {"use": "peft-adapter", "adapter": adapter} if adapter else usual
+    if adapter:
+        foreign.note("ref_model_adapters", "merge them into ref_model first (marl merge)")
+    if offers("reference", "model"):
+        return {"use": "model", "path": model}
+    foreign.note("ref_model", "no strategy for a reference that is a model of its own is installed")
+    return usual
+
+
+def _last_adapter(foreign: ForeignConfig, key: str) -> str | None:
+    """The adapter that LLaMA-Factory leaves on: it merges all of a list but the last."""
+    given = foreign.take(key)
+    names = [str(name).strip() for name in (given if isinstance(given, list) else str(given or "").split(","))]
+    names = [name for name in names if name]
+    if len(names) > 1:
+        foreign.note(key, f"merge all but the last first (marl merge): {', '.join(names[:-1])}")
+    return names[-1] if names else None
+
+
+def _reward(foreign: ForeignConfig, base: str) -> Any:
+    kind = foreign.take("reward_model_type", default="lora")
+    model, adapter = foreign.take("reward_model"), _last_adapter(foreign, "reward_model_adapters")
+    if model is None:
+        foreign.note("reward_model", "is missing: name a reward")
+        return {"use": "function", "target": "rewards.py:score"}
+    if kind == "api":
+        if offers("reward", "http"):
+            return {"use": "http", "url": model, "format": "llama-factory"}
+        foreign.note(
+            "reward_model", f"{model}: no strategy for a reward service is installed; write a function that asks it"
+        )
+        return {"use": "function", "target": "rewards.py:score"}
+    if adapter and model == base:  # the same base twice: an adapter on the shared one, whatever the type says
+        return {"use": "adapter", "path": adapter}
+    if kind == "full" and adapter:
+        foreign.note(
+            "reward_model",
+            f"{model}: the reward adapter {adapter} was trained on it, and marl scores on the policy's base, {base}: the run refuses the "
+            "adapter where these are other weights. Train it on the policy's base; merging it (marl merge) would lose its head",
+        )
+        return {"use": "adapter", "path": adapter}
+    if kind == "full":
+        foreign.note(
+            "reward_model_type",
+            "full: marl loads a sequence-classification model with one label; a model that keeps its head in value_head.safetensors "
+            "has to be saved as one, or trained as an adapter (lora)",
+        )
+        return {"use": "model", "path": model}
+    if adapter:
+        foreign.note(
+            "reward_model_adapters",
+            "with reward_model_type lora LLaMA-Factory reads reward_model as the adapter, and not these",
+        )
+    return {"use": "adapter", "path": model}
+
+
+def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
+    for key, unbiased in (("top_p", 1.0), ("top_k", 0)):
+        if key not in foreign.remaining:
+            default = {"top_p": 0.7, "top_k": 50}[key]
+            foreign.note(
+                key,
+                f"LLaMA-Factory's default {default:g} is left out ({unbiased:g}): it cuts what is sampled but not what is scored",
+            )
+    return without_none(
+        {
+            "max_new_tokens": foreign.number("max_new_tokens", default=1024),
+            "temperature": float(foreign.number("temperature", default=0.95)),
+            "top_p": foreign.number("top_p"),
+            "top_k": foreign.number("top_k"),
+        }
+    )
+
+
+def _ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
+    """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
+    micro = foreign.number("per_device_train_batch_size", default=8)
+    mini = micro * foreign.number("gradient_accumulation_steps", default=1)
+    batch = mini * foreign.number("ppo_buffer_size", default=1)
+    given, epochs = foreign.number("max_steps", default=-1), foreign.number("num_train_epochs", default=3.0)
+    steps = given if given > 0 else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
+    schedule = str(foreign.take("lr_scheduler_type", default="linear"))
+    if schedule not in SCHEDULES:
+        foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
+    betas = [foreign.number("adam_beta1", default=0.9), foreign.number("adam_beta2", default=0.999)]
+    return without_none(
+        {
+            "steps": steps,
+            "batch": batch,
+            "minibatch": mini,
+            "microbatch": micro if micro != mini else None,
+            "epochs": foreign.number("ppo_epochs", default=4),
+            "learning_rate": float(foreign.number("learning_rate", default=5e-5)),
+            "schedule": SCHEDULES.get(schedule, "constant"),
+            "warmup_steps": warm_up(foreign, steps),
+            "weight_decay": foreign.number("weight_decay"),
+            "adam_betas": betas if betas != [0.9, 0.999] else None,
+            "adam_eps": float(foreign.number("adam_epsilon", default=1e-8)),
+            "max_grad_norm": float(foreign.number("max_grad_norm", default=1.0)),
+            "kl": {
+                "estimator": "k1",
+                "into": "reward",
+                "coef": 0.2,
+                "target": float(foreign.number("ppo_target", default=6.0)),
+                "horizon": max(10000.0, 0.2 * batch + 1),
+            },
+        }
+    )
