@@ -81,10 +81,11 @@ def long_form(place: Sequence[str], value: Any, below: str) -> Any:
             holds = None
             continue
         field = field_named(model, part)
-        inside = list(models_in(field.annotation)) if field else []
-        if field is None or not inside:
+        inside = next(models_in(field.annotation), None) if field else None
+        if field is None or inside is None:
             return None
-        model, holds = inside[0], get_origin(field.annotation) if get_origin(field.annotation) in (list, dict) else None
+        model, origin = inside, get_origin(field.annotation)
+        holds = origin if origin in (list, dict) else None
     if holds is list and below.isdecimal():
         return [value]
     if holds is dict:

@@ -56,10 +56,9 @@ class Section(BaseModel):
     def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
         """Give a section at `at` (dotted; empty for the config itself) its keys that name strategies. pydantic reads them next."""
         super().__init_subclass__(**more)
+        inherited = cls.model_fields
         for family, key in family_keys():
-            if (
-                key.section == at and key.name not in cls.model_fields
-            ):  # of the classes above, which a subclass has already
+            if key.section == at and key.name not in inherited:
                 cls.__annotations__[key.name], field = chosen_field(family, key)
                 setattr(cls, key.name, field)
 
