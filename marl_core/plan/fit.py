@@ -24,7 +24,6 @@ from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
 
 
-
 def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     """Reasons why adapters, targets or stop tokens don't fit the model in `files`. Nothing but headers is read."""
     try:
