@@ -12,13 +12,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from marl_core import Catalog, RunConfig, dump_config
-from marl_core.config.choice import Choice, ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
+from marl_core.config.choice import Choice, choice_of
 from marl_core.config.section import Section
+from marl_core.registry.families import FAMILIES, Family, family_keys
 
 TARGET = Path(__file__).with_name("config.md")
 OWN_PACKAGE = "marl-core"
-CHOICES: tuple[type[Choice], ...] = (ReferenceChoice, RewardChoice, QuantizationChoice, ObserverChoice)
-HEAD = """# The config
+HEAD = f"""# The config
 
 A run is a YAML file; `marl check FILE` says what is wrong with it, `marl schema` prints its JSON Schema for editors.
 Types are strict (`"3"` is not 3), unknown keys are errors, numbers are finite.
@@ -28,8 +28,8 @@ Layers, weakest first: the file, the environment (`MARL__PPO__KL__COEF=0.1`), th
 a list index is a key: `--set reward.0.weight=2`). Values of both are YAML. A config built in Python reads neither.
 Relative paths are relative to the current folder.
 
-A strategy (`reference`, `reward`, `quantization`, `observers`, `eval.judges`) is named as `name`, or as
-`{use: name, option: value}`; `package/name` picks one where two packages offer a name. `marl plugins` lists what is
+A strategy ({", ".join(f"`{key.path}`" for _, key in family_keys())}) is named as `name`, or as
+`{{use: name, option: value}}`; `package/name` picks one where two packages offer a name. `marl plugins` lists what is
 installed.
 """
 
@@ -37,8 +37,8 @@ installed.
 def render() -> str:
     """The whole page."""
     parts = [HEAD, *_section("", RunConfig)]
-    for choice in CHOICES:
-        parts += _family(choice)
+    for family in FAMILIES.values():
+        parts += _family(family)
     parts.append(
         f"## Every key\n\nAll keys at their defaults, where they have one:\n\n```yaml\n{dump_config(_defaults())}```\n"
     )
@@ -71,17 +71,17 @@ def _section(path: str, model: type[Section]) -> Iterator[str]:
             yield from _section(f"{path}.{name}".lstrip("."), inner)
 
 
-def _family(choice: type[Choice]) -> Iterator[str]:
-    catalog = Catalog.installed()
-    yield f"## Strategies: {choice.family}\n\n{inspect.cleandoc(choice.__doc__ or '')}\n"
+def _family(family: Family) -> Iterator[str]:
+    catalog, choice = Catalog.installed(), choice_of(family)
+    yield f"## Strategies: {family.name}\n\n{family.about}\n"
     own = {name: field for name, field in choice.model_fields.items() if name not in ("use", "options")}
     if own:
         yield "Beside the strategy's own options:\n\n| key | type | default | meaning |\n|---|---|---|---|"
         yield from (_row(name, field) for name, field in own.items())
         yield ""
-    for listing in catalog.listings(choice.family):
+    for listing in catalog.listings(family.name):
         if listing.package == OWN_PACKAGE:
-            strategy = catalog.load(choice.family, listing.qualified_name).strategy_class
+            strategy = catalog.load(family.name, listing.qualified_name).strategy_class
             yield f"### {listing.name}\n\n{inspect.cleandoc(strategy.__doc__ or '')}\n"
             if strategy.model_fields:
                 yield "| option | type | default | meaning |\n|---|---|---|---|"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
-    from marl_core.registry.strategy import API, Quantization, Strategy, hookimpl
+    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
     from marl_core.store.files import append_lines, strict_json
 
@@ -52,7 +52,7 @@ _HOMES = {
         "PluginError",
         "RankError",
     ),
-    "marl_core.registry.strategy": ("API", "Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
@@ -79,9 +79,11 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "API",
     "AdapterBank",
+    "AdvantageInputs",
     "Catalog",
     "ConfigError",
     "DataError",
+    "Estimator",
     "Evaluation",
     "MarlDeprecationWarning",
     "MarlError",
@@ -126,10 +128,6 @@ __all__ = [
 ]
 
 
-_RENAMED: dict[str, tuple[str, str]] = {}
-"""Public names on their way out: old name -> new name, and the version that began to warn."""
-
-
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: guests can import us without torch."""
     if name == "__version__":
@@ -137,12 +135,6 @@ def __getattr__(name: str) -> Any:
             return version("marl-core")
         except PackageNotFoundError:
             return "unknown (not installed)"
-    if name in _RENAMED:
-        from marl_core.registry.deprecation import warn_deprecated
-
-        new, since = _RENAMED[name]
-        warn_deprecated(f"marl_core.{name}", f"marl_core.{new}", since)
-        name = new
     if name not in _HOME:
         raise AttributeError(f"module 'marl_core' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

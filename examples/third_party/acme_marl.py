@@ -1,4 +1,4 @@
-"""Pay for short answers."""
+"""Pay for short answers; compare the answers to a prompt without dividing by their spread."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
 
-from marl_core import Strategy, hookimpl
+from marl_core import Estimator, Strategy, hookimpl
 
 if TYPE_CHECKING:
-    from marl_core import RewardFunction
+    from torch import Tensor
+
+    from marl_core import AdvantageInputs, RewardFunction
 
 
 class Brevity(Strategy):
@@ -21,3 +23,21 @@ class Brevity(Strategy):
     def marl_reward(self) -> RewardFunction:
         """Rollout -> scores [B]."""
         return lambda rollout: (self.target / rollout.mask.sum(dim=1)).clamp(max=1.0)
+
+
+class DrGRPO(Strategy):
+    """A response's score less the mean of those to its prompt: GRPO without the division by their standard deviation.
+
+    A_i = R_i - mean R, "Dr. GRPO", Liu et al. 2025 (arXiv:2503.20783). Prompts whose answers score nearly alike then weigh little.
+    """
+
+    @hookimpl
+    def marl_advantage(self) -> Estimator:
+        """No value function, but several responses to each prompt."""
+        return Estimator(_less_the_mean, needs_groups=True)
+
+
+def _less_the_mean(inputs: AdvantageInputs) -> Tensor:
+    """Scores [B], those of one prompt in a row -> advantages [B]."""
+    groups = inputs.scores.view(-1, inputs.samples_per_prompt)
+    return (groups - groups.mean(dim=1, keepdim=True)).flatten()

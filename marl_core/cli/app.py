@@ -114,7 +114,7 @@ def check(
 ) -> None:
     """Say everything about FILE that can be known without weights."""
     from marl_core.cli.tables import show_memory, show_plan, show_unseen
-    from marl_core.plan.explain import unseen
+    from marl_core.plan.describe import unseen
     from marl_core.plan.plan import Plan
     from marl_core.registry.catalog import Catalog
 
@@ -139,7 +139,7 @@ def plugins(
     ] = None,
 ) -> None:
     """List the strategies installed here; broken ones in red."""
-    chosen = list(FAMILIES) if family is None else [family_named(family)]
+    chosen = list(FAMILIES.values()) if family is None else [family_named(family)]
     from marl_core.cli.tables import show_plugins
     from marl_core.registry.catalog import Catalog
 

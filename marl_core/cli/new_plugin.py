@@ -11,17 +11,10 @@ from typing import Annotated
 import typer
 
 from marl_core.errors import ConfigError
-from marl_core.registry.families import FAMILIES, FamilyName, family_named
+from marl_core.registry.families import FAMILIES, Family, Key, family_named
 
 PREFIX = "marl-"
 TAKEN = ("core", "plugins")  # their modules would be ours
-MY_LINE = {
-    "reward": "reward: {use: $name}",
-    "reference": "reference: {use: $name}",
-    "quantization": "quantization: {use: $name}",
-    "observer": "observers: [console, json-lines, $name]",
-}
-"""How a config names a strategy of each family."""
 TEMPLATES = "plugin_template"
 
 
@@ -40,11 +33,11 @@ def new_plugin(
     typer.echo("\n".join(str(file) for file in written))
     typer.echo(
         f"\nInstall and test it:\n  pip install -e '{folder}[test]'\n  python -m pytest {folder}\n"
-        f"Then a config may say:\n  {_fill(MY_LINE[kind], plain, kind)}"
+        f"Then a config may say:\n  {_fill('$use', plain, kind)}"
     )
 
 
-def write_plugin(name: str, family: FamilyName, folder: Path) -> list[Path]:
+def write_plugin(name: str, family: Family, folder: Path) -> list[Path]:
     """Write the package for strategy `name` into `folder`, which must be new or empty; the files written."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"--out: {folder} exists and isn't empty; give a new folder, nothing is overwritten.")
@@ -52,8 +45,8 @@ def write_plugin(name: str, family: FamilyName, folder: Path) -> list[Path]:
     contents = {
         "pyproject.toml": _template("pyproject.toml"),
         "README.md": _template("README.md"),
-        f"{module}.py": _template(f"{family}.py"),
-        f"tests/test_{module}.py": _template("test.py") + _template(f"test_{family}.py"),
+        f"{module}.py": _template(f"{family.name}.py"),
+        f"tests/test_{module}.py": _template("test.py") + _template(f"test_{family.name}.py"),
     }
     written = []
     try:
@@ -67,7 +60,7 @@ def write_plugin(name: str, family: FamilyName, folder: Path) -> list[Path]:
     return written
 
 
-def _plain(name: str, family: FamilyName) -> str:
+def _plain(name: str, family: Family) -> str:
     """The strategy's name; ConfigError when it can't be one, or is another's."""
     from marl_core.registry.catalog import Catalog
 
@@ -77,10 +70,10 @@ def _plain(name: str, family: FamilyName) -> str:
             f"NAME: {name!r} can't name a plugin: use small letters, digits and single dashes, a letter first, at most 50, and not "
             f"{' or '.join(TAKEN)}; e.g. politeness, or length-limit."
         )
-    for listing in Catalog.installed().listings(family):
+    for listing in Catalog.installed().listings(family.name):
         if listing.name == plain:
             raise ConfigError(
-                f"NAME: there is a {family} strategy {plain!r} already, of {listing.package} {listing.version}. Choose another name."
+                f"NAME: there is a {family.name} strategy {plain!r} already, of {listing.package} {listing.version}. Choose another name."
             )
     return plain
 
@@ -93,26 +86,30 @@ def _template(name: str) -> str:
     return (files("marl_core") / TEMPLATES / f"{name}.in").read_text(encoding="utf-8")
 
 
-def _fill(text: str, name: str, family: FamilyName) -> str:
+def _fill(text: str, name: str, family: Family) -> str:
     from marl_core import __version__
 
     words = name.replace("-", " ")
+    chosen = Template(family.example).substitute(name=name)
     values = {
         "name": name,
-        "family": family,
+        "family": family.name,
         "package": PREFIX + name,
         "module": _module(name),
         "class_name": "".join(part.capitalize() for part in name.split("-")),
         "title": words[0].upper() + words[1:],
         "version": ".".join(__version__.split(".")[:2]),
+        "use": _in_a_config(family.key, chosen),
+        "setting": f"{family.key.path}={chosen}",
+        "settings": "\n".join(_in_a_config(each.key, each.trial) for each in FAMILIES.values() if each.trial),
     }
-    settings = {**_template_settings(), family: MY_LINE[family]}
-    values["settings"] = Template("\n".join(settings[each] for each in FAMILIES if each in settings)).substitute(values)
-    values["use"] = Template(MY_LINE[family]).substitute(values)
     return Template(text).substitute(values)
 
 
-def _template_settings() -> dict[str, str]:
-    """What the trial run names in the families that every run needs."""
-    lines = (files("marl_core") / TEMPLATES / "settings.in").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("|", 1) for line in lines)
+def _in_a_config(key: Key, chosen: str) -> str:
+    """A line of YAML that gives a key this value, with its section around it."""
+    *sections, name = key.path.split(".")
+    line = f"{name}: {chosen}"
+    for section in reversed(sections):
+        line = f"{section}: {{{line}}}"
+    return line

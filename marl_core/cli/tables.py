@@ -12,10 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from marl_core.errors import PluginError
-from marl_core.plan.describe import summary
-from marl_core.plan.explain import explain
+from marl_core.plan.describe import explain, summary
 from marl_core.registry.catalog import Catalog, Listing
-from marl_core.registry.families import FAMILIES, FamilyName
+from marl_core.registry.families import Family
 
 if TYPE_CHECKING:
     from marl_core.plan.memory import MemoryEstimate
@@ -73,14 +72,14 @@ def show_memory(memory: MemoryEstimate) -> None:
     console.print(Text(memory.caution), soft_wrap=True)
 
 
-def show_plugins(catalog: Catalog, families: Iterable[FamilyName] = FAMILIES) -> None:
+def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
     """Every strategy that is installed, with its first line of documentation or the reason why it can't be used."""
     table = _table("name", "family", "package", "version", "what it is")
     for family in families:
-        for listing in catalog.listings(family):
+        for listing in catalog.listings(family.name):
             about, is_broken = _about(catalog, listing)
             style = "red" if is_broken else ""
-            row = (listing.name, family, listing.package, listing.version, about)
+            row = (listing.name, listing.family, listing.package, listing.version, about)
             table.add_row(*(Text(cell, style) for cell in row))
     _console().print(table)
 

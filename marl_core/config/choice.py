@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -15,10 +17,11 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from marl_core.errors import ConfigError
 from marl_core.registry.catalog import Catalog, verify
-from marl_core.registry.families import FamilyName
+from marl_core.registry.families import Family, FamilyName, Key
 from marl_core.registry.strategy import Strategy
 
 
@@ -42,11 +45,15 @@ class Choice(BaseModel):
     _origin: str = PrivateAttr("")
     _label: str = PrivateAttr("")
 
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """`name`, or a Strategy, as `{use: name}`; anything else as it is."""
+        return {"use": value} if isinstance(value, str | Strategy) else value
+
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
-        if isinstance(value, str | Strategy):
-            return {"use": value}
+        value = cls.long_form(value)
         if isinstance(value, Mapping) and "use" in value:
             own = {key: value[key] for key in value if key in cls.model_fields}
             beside = {key: value[key] for key in value if key not in cls.model_fields}
@@ -66,9 +73,10 @@ class Choice(BaseModel):
                 raise ValueError(str(error)) from error
         return self
 
-    def resolve(self, catalog: Catalog) -> Strategy:
-        """The strategy object: the one given, or the named one built from the options. Looked up once."""
+    def resolve(self, catalog: Catalog | None = None) -> Strategy:
+        """The strategy object: the one given, or the named one built from the options. Looked up once, by default among the installed."""
         if self._strategy is None:
+            catalog = catalog or Catalog.installed()
             if isinstance(self.use, Strategy):
                 if self.options:
                     raise ConfigError(
@@ -118,7 +126,7 @@ class Choice(BaseModel):
 
 
 class ReferenceChoice(Choice):
-    """Which weights are the reference policy."""
+    """A reference, and what may be said beside its options."""
 
     family = "reference"
     allow_mismatch: bool = False
@@ -126,7 +134,7 @@ class ReferenceChoice(Choice):
 
 
 class RewardChoice(Choice):
-    """One reward source with its weight in the sum."""
+    """A reward source, and what may be said beside its options."""
 
     family = "reward"
     weight: float = Field(1.0, allow_inf_nan=False)
@@ -135,13 +143,35 @@ class RewardChoice(Choice):
     """Name in metrics and samples; the strategy's name when absent."""
 
 
-class QuantizationChoice(Choice):
-    """How the base's weights are held."""
+@cache
+def choice_of(family: Family) -> type[Choice]:
+    """The class of a family's choices: the one above that its record names, or a Choice of that family and nothing more."""
+    named: type[Choice] = globals()[family.choice]
+    if named is not Choice:
+        return named
+    body = {"__module__": __name__, "__doc__": family.about, "family": family.name}
+    return type(f"{family.name.capitalize()}Choice", (Choice,), body)
 
-    family = "quantization"
+
+def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
+    """The type and the field of a config key, as its record says."""
+    choice: Any = choice_of(family)
+    if key.many == "named":
+        return dict[str, choice], _field(key, default_factory=dict)
+    if key.many == "list":
+        several = Annotated[list[choice], Field(min_length=key.at_least or None)]
+        listed = Annotated[several, BeforeValidator(_listed, json_schema_input_type=several | choice)]
+        return listed, _field(key) if key.at_least else _field(key, default_factory=list)
+    if key.default is None:
+        return choice, _field(key)
+    return choice, _field(key, default_factory=lambda: choice(use=key.default), validate_default=True)
 
 
-class ObserverChoice(Choice):
-    """Who watches the run."""
+def _field(key: Key, **more: Any) -> FieldInfo:
+    field: FieldInfo = Field(description=key.about, **more)
+    return field
 
-    family = "observer"
+
+def _listed(value: Any) -> Any:
+    """A single choice as a list of one."""
+    return value if isinstance(value, list) else [value]

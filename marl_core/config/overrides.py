@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from marl_core.config.fields import long_form
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.errors import ConfigError
 
@@ -85,28 +86,13 @@ def _key(holder: Any, part: str, setting: Setting) -> Any:
 
 def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
     """What stands at `path`, in the long form that can be descended into."""
-    if path == ("reward",) and next_part.isdecimal() and value is not None and not isinstance(value, list):
-        value = [value]
-    if isinstance(value, dict | list):
+    if isinstance(value, list) or (isinstance(value, dict) and not next_part.isdecimal()):
         return value
     if value is None:
         return {}
-    long_form = _long_form(path, value)
-    if long_form is None:
+    found = long_form(path, value, next_part)
+    if found is None and not isinstance(value, dict):
         raise ConfigError(
             f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}."
         )
-    return long_form
-
-
-def _long_form(path: Path, value: Any) -> dict[str, Any] | None:
-    if path == ("ppo", "clip") and isinstance(value, int | float):
-        return {"low": value, "high": value}
-    if path == ("value",) and isinstance(value, str):
-        return {"on": value}
-    named = (
-        path in (("reference",), ("quantization",), ("reward",))
-        or (path[0] in ("reward", "observers") and len(path) == 2)
-        or (path[:2] == ("eval", "judges") and len(path) == 3)
-    )
-    return {"use": value} if named and isinstance(value, str) else None
+    return value if found is None else found

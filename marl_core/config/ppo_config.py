@@ -14,10 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from marl_core.config.section import Section, UnitInterval
+from marl_core.config.choice import Choice
+from marl_core.config.section import BY_RECORD, Section, UnitInterval
 
 
-class KLSection(Section):
+class KLSection(Section, at="ppo.kl"):
     """The KL penalty to the reference."""
 
     estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -38,7 +39,7 @@ class KLSection(Section):
         return self
 
 
-class ClipSection(Section):
+class ClipSection(Section, at="ppo.clip"):
     """Clip range of the ratio: [1 - low, 1 + high]."""
 
     low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -46,14 +47,15 @@ class ClipSection(Section):
     high: PositiveFloat = 0.2
     """Range above 1."""
 
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """One number is both sides."""
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            return {"low": value, "high": value}
+        return value
 
-def _clip_from_number(value: Any) -> Any:
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return {"low": value, "high": value}
-    return value
 
-
-class PPOSection(Section):
+class PPOSection(Section, at="ppo"):
     """The algorithm."""
 
     steps: PositiveInt = 50
@@ -61,7 +63,7 @@ class PPOSection(Section):
     batch: PositiveInt = 32
     """Responses per step."""
     samples_per_prompt: PositiveInt = 1
-    """Responses per prompt; more than one for rloo and grpo."""
+    """Responses per prompt; more than one for an estimator that compares them."""
     minibatch: PositiveInt = 8
     """Responses per optimizer step."""
     microbatch: PositiveInt | None = None
@@ -84,17 +86,16 @@ class PPOSection(Section):
     """AdamW epsilon."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient clipping, for each role by itself."""
-    advantage: Literal["gae", "rloo", "grpo"] = "gae"
-    """Advantage estimator; rloo and grpo need no value function."""
+    advantage: Choice = BY_RECORD
     gamma: UnitInterval = 1.0
     """Discount."""
     lam: UnitInterval = 0.95
     """Lambda of generalized advantage estimation."""
     whiten: bool = True
-    """Whiten advantages over the batch (gae)."""
+    """Whiten advantages over the batch, where the estimator can."""
     kl: KLSection = Field(default_factory=KLSection)
     """Penalty for leaving the reference."""
-    clip: Annotated[ClipSection, BeforeValidator(_clip_from_number, json_schema_input_type=ClipSection | float)] = (
+    clip: Annotated[ClipSection, BeforeValidator(ClipSection.long_form, json_schema_input_type=ClipSection | float)] = (
         Field(default_factory=ClipSection)
     )
     """A number, or {low, high}."""
@@ -123,14 +124,10 @@ class PPOSection(Section):
                 f"kl.horizon {self.kl.horizon:g} is too short for batch {self.batch}: the adaptive coefficient could turn "
                 f"negative; use more than {0.2 * self.batch:g}"
             )
-        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt < 2:
-            raise ValueError(
-                f"advantage {self.advantage} compares responses to one prompt: samples_per_prompt must be 2 or more"
-            )
         return self
 
 
-class ShapingSection(Section):
+class ShapingSection(Section, at="shaping"):
     """What happens to the summed scores before PPO sees them, in this order."""
 
     missing_eos_penalty: NonNegativeFloat | None = None

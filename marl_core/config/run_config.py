@@ -8,20 +8,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 
-from marl_core.config.choice import ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
+from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
-from marl_core.config.section import Section, UnitInterval
+from marl_core.config.section import BY_RECORD, Section, UnitInterval
 from marl_core.config.speed_config import SpeedSection
 
 __all__ = [
@@ -43,7 +42,7 @@ __all__ = [
 ]
 
 
-class ModelSection(Section):
+class ModelSection(Section, at="model"):
     """The one base model."""
 
     path: str = Field(min_length=1)
@@ -79,7 +78,7 @@ class LoraSection(Section):
     """Further options of peft's LoraConfig (use_rslora, use_dora, layers_to_transform, ...)."""
 
 
-class PolicySection(LoraSection):
+class PolicySection(LoraSection, at="policy"):
     """The trained adapter."""
 
     start: Literal["new", "continue"] = "new"
@@ -106,19 +105,24 @@ class PolicySection(LoraSection):
         return self
 
 
-SAY_OWN = "write value: {on: own, ...}, or take them out"
+ValueOn = Literal["policy", "own", "none"]
 
 
-class ValueSection(LoraSection):
+class ValueSection(LoraSection, at="value"):
     """The value function."""
 
-    on: Literal["policy", "own", "none"] | None = None
-    """`policy`: a head on its trunk. `own`: an adapter of its own. `none`. Default: policy for gae, else none."""
+    on: ValueOn | None = None
+    """`policy`: a head on its trunk. `own`: an adapter of its own. `none`. Default: policy if the estimator needs values, else none."""
     learning_rate: PositiveFloat | None = None
     """Learning rate of head and own adapter; `ppo.learning_rate` when absent."""
 
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """A word is where it lives."""
+        return {"on": value} if isinstance(value, str) else value
 
-class DataSection(Section):
+
+class DataSection(Section, at="data"):
     """The prompts."""
 
     prompts: str = Field(min_length=1)
@@ -168,7 +172,7 @@ class DataSection(Section):
         return value
 
 
-class SamplingSection(Section):
+class SamplingSection(Section, at="sampling"):
     """How responses are sampled."""
 
     max_new_tokens: PositiveInt = 48
@@ -203,7 +207,7 @@ class SamplingSection(Section):
         return count if self.rows is None else min(max(self.rows // samples, 1) * samples, count)
 
 
-class EvalSection(Section):
+class EvalSection(Section, at="eval"):
     """Evaluation on held-out prompts, before, during and after training."""
 
     prompts: str | None = None
@@ -216,13 +220,12 @@ class EvalSection(Section):
     """Use only the first prompts."""
     seeds: PositiveInt = 1
     """Sampling seeds; the spread over them is reported."""
-    judges: dict[str, RewardChoice] = Field(default_factory=dict)
-    """Further scores that are measured and never trained on. A judge may abstain (None): its mean is over what it judged."""
+    judges: dict[str, RewardChoice] = BY_RECORD
     samples: NonNegativeInt = 3
     """Responses kept with their texts."""
 
 
-class RunSection(Section):
+class RunSection(Section, at="run"):
     """Where and how."""
 
     folder: str | None = Field(None, min_length=1)
@@ -241,25 +244,19 @@ class RunSection(Section):
     """How long one of several processes waits for the others before it ends the run."""
 
 
-_OneOrMany = Annotated[list[RewardChoice], Field(min_length=1)] | RewardChoice
-
-
-class RunConfig(Section):
+class RunConfig(Section, at=""):
     """One run. Sections are explained in docs/config.md."""
 
     model: ModelSection
     """The one base model."""
-    quantization: QuantizationChoice = Field(
-        default_factory=lambda: QuantizationChoice(use="none"), validate_default=True
-    )
-    """How the base's weights are held."""
+    quantization: Choice = BY_RECORD
     policy: PolicySection = Field(default_factory=PolicySection)
     """The trained adapter."""
     reference: ReferenceChoice
-    """Which weights are the reference policy: where the KL penalty pulls."""
-    reward: list[RewardChoice] = Field(min_length=1)
-    """What scores a response: one source, or a list whose weighted sum counts."""
-    value: ValueSection = Field(default_factory=ValueSection)
+    reward: list[RewardChoice]
+    value: Annotated[
+        ValueSection, BeforeValidator(ValueSection.long_form, json_schema_input_type=ValueSection | ValueOn)
+    ] = Field(default_factory=ValueSection)
     """The value function."""
     data: DataSection | None = None
     """The training prompts; `marl run` needs them, rollouts made by hand do not."""
@@ -273,39 +270,6 @@ class RunConfig(Section):
     """Fast paths."""
     eval: EvalSection = Field(default_factory=EvalSection)
     """Evaluation on held-out prompts."""
-    observers: list[ObserverChoice] = Field(default_factory=list)
-    """Who watches the run; any number."""
+    observers: list[Choice] = BY_RECORD
     run: RunSection = Field(default_factory=RunSection)
     """Where and how."""
-
-    @field_validator("reward", mode="wrap", json_schema_input_type=_OneOrMany)
-    @classmethod
-    def _one_or_many(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        if isinstance(value, list):
-            return handler(value)
-        return [RewardChoice.model_validate(value, context=info.context)]
-
-    @field_validator("value", mode="before", json_schema_input_type=ValueSection | Literal["policy", "own", "none"])
-    @classmethod
-    def _value_from_name(cls, value: Any) -> Any:
-        return {"on": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _value_fits(self) -> Self:
-        on, advantage = self.value.on, self.ppo.advantage
-        if on == "none" and advantage == "gae":
-            raise ValueError("value: none with ppo.advantage gae: GAE needs a value function; write value: policy")
-        if on in ("policy", "own") and advantage != "gae":
-            raise ValueError(f"value: {on} is never used with ppo.advantage {advantage}; write value: none")
-        keys = [name for name in LoraSection.model_fields if getattr(self.value, name) != getattr(LoraSection(), name)]
-        if keys and self.value_on != "own":  # a written-out config names every key: only values show what was given
-            where = f"{self.value_on!r}{'' if on else ' where value.on is not given'}"
-            raise ValueError(
-                f"value: only an adapter of its own has {', '.join(keys)}, and the value function is on {where}; {SAY_OWN}"
-            )
-        return self
-
-    @property
-    def value_on(self) -> Literal["policy", "own", "none"]:
-        """Where the value function lives, the default resolved."""
-        return self.value.on or ("policy" if self.ppo.advantage == "gae" else "none")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from marl_core.config.choice import Choice, ObserverChoice, QuantizationChoice, ReferenceChoice, RewardChoice
+from marl_core.config.choice import Choice, choice_of
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing, LoadedStrategy
+from marl_core.registry.families import FAMILIES, Family
 
-CHOICES: tuple[type[Choice], ...] = (ReferenceChoice, RewardChoice, QuantizationChoice, ObserverChoice)
 REF = "#/$defs/{model}"
 
 
@@ -17,42 +17,40 @@ def json_schema(catalog: Catalog) -> dict[str, Any]:
     """The schema, for editors and other programs. Strategies that can't be imported are named in `$comment`."""
     schema = RunConfig.model_json_schema(by_alias=True, ref_template=REF)
     broken: list[str] = []
-    for choice in CHOICES:
-        loaded = _load_all(catalog, choice, broken)
-        schema["$defs"].pop(choice.__name__, None)
-        schema["$defs"].update(_definitions(choice, loaded, catalog))
+    for family in FAMILIES.values():
+        loaded = _load_all(catalog, family, broken)
+        schema["$defs"].update(_definitions(family, loaded, catalog))
     schema["$defs"].pop("Strategy", None)
-    schema["properties"]["quantization"].pop("default", None)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "marl run"}
     comment = {"$comment": "Left out: " + " | ".join(broken)} if broken else {}
     return {**head, **comment, **{key: value for key, value in schema.items() if key != "title"}}
 
 
-def _load_all(catalog: Catalog, choice: type[Choice], broken: list[str]) -> list[LoadedStrategy]:
+def _load_all(catalog: Catalog, family: Family, broken: list[str]) -> list[LoadedStrategy]:
     loaded = []
-    for listing in catalog.listings(choice.family):
+    for listing in catalog.listings(family.name):
         try:
-            loaded.append(catalog.load(choice.family, listing.qualified_name))
+            loaded.append(catalog.load(family.name, listing.qualified_name))
         except PluginError as error:
             broken.append(str(error))
     return loaded
 
 
-def _definitions(choice: type[Choice], loaded: list[LoadedStrategy], catalog: Catalog) -> dict[str, Any]:
+def _definitions(family: Family, loaded: list[LoadedStrategy], catalog: Catalog) -> dict[str, Any]:
     """The choice as a union discriminated on `use`, and each strategy's options."""
-    names = [listing.name for listing in catalog.listings(choice.family)]
+    choice, names = choice_of(family), [listing.name for listing in catalog.listings(family.name)]
     short_names: list[str] = []
     definitions: dict[str, Any] = {}
     members = []
     for strategy in loaded:
         spellings = _spellings(strategy.listing, names)
         short_names += spellings
-        key = f"{choice.family}:{strategy.listing.qualified_name}".replace("/", ".")
+        key = f"{family.name}:{strategy.listing.qualified_name}".replace("/", ".")
         definitions.update(_strategy(key, strategy, choice, spellings))
         members.append({"$ref": f"#/$defs/{key}"})
     short = {"type": "string", "enum": short_names, "description": "Name of a strategy; short for {use: name}."}
     union = {"oneOf": members, "discriminator": {"propertyName": "use"}} if members else {"not": {}}
-    return {choice.__name__: {"description": choice.__doc__, "anyOf": [short, union]}, **definitions}
+    return {choice.__name__: {"description": family.about, "anyOf": [short, union]}, **definitions}
 
 
 def _spellings(listing: Listing, names: list[str]) -> list[str]:

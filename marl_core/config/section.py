@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from marl_core.config.choice import chosen_field
 from marl_core.registry.deprecation import warn_deprecated, warn_options
+from marl_core.registry.families import family_keys
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Renamed: TypeAlias = Mapping[str, tuple[str, str]]
 """Old keys of a section: what each is called now, and the version that began to warn."""
+BY_RECORD: Any = None
+"""Stands for the default of a key that names strategies, which its family's record says."""
 
 
 class Section(BaseModel):
-    """Base of all sections."""
+    """Base of all sections.
+
+    One that says where it stands (`class PPOSection(Section, at="ppo")`) has every key that the records of registry/families.py
+    place there, with type, default and description as they say. Those that the core reads itself are written out in the class for
+    the sake of type checkers and of their place among the others; what is written there is nothing but that.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -43,6 +52,20 @@ class Section(BaseModel):
             warn_deprecated(f"{cls._place()}{key}", f"{cls._place()}{new}", since, stacklevel=4)
             read[new] = read.pop(key)
         return read
+
+    def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
+        """Give a section at `at` (dotted; empty for the config itself) its keys that name strategies. pydantic reads them next."""
+        super().__init_subclass__(**more)
+        inherited = cls.model_fields
+        for family, key in family_keys():
+            if key.section == at and key.name not in inherited:
+                cls.__annotations__[key.name], field = chosen_field(family, key)
+                setattr(cls, key.name, field)
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """A short way of writing this section as the mapping it stands for; anything else as it is."""
+        return value
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:

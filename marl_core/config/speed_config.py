@@ -36,7 +36,7 @@ def usual_tokens(device: str, dtype: str) -> int:
     return CUDA_TOKENS if device == "cuda" else CPU_TOKENS[dtype]
 
 
-class SpeedSection(Section):
+class SpeedSection(Section, at="speed"):
     """Fast paths. Each gives the plain path's numbers to rounding; all off is the plain path (docs/speed.md)."""
 
     renamed: ClassVar[Renamed] = {"fold": ("merge_for_sampling", "0.1")}

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from marl_core.config.choice import Choice
+from marl_core.config.fields import Place, dotted, models_in
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import MarlError, near_match
 from marl_core.registry.catalog import Catalog
 
-Path = tuple[str | int, ...]
-
 
 def problem_lines(
-    error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None, prefix: Path = ()
-) -> dict[Path, str]:
+    error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None, prefix: Place = ()
+) -> dict[Place, str]:
     """Each problem's place in `config` and its line. `prefix` is the place of the part that was validated."""
-    found: dict[Path, list[ErrorDetails]] = {}
+    found: dict[Place, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         found.setdefault(_place((*prefix, *details["loc"]), details["type"], config), []).append(details)
     return {place: _line(place, details, config, catalog) for place, details in found.items()}
 
 
-def dotted(place: Path) -> str:
-    """`("reward", 0, "weight")` as `reward.0.weight`."""
-    return ".".join(str(part) for part in place)
-
-
-def _place(location: Path, kind: str, config: Mapping[str, Any]) -> Path:
+def _place(location: Place, kind: str, config: Mapping[str, Any]) -> Place:
     """`location` without pydantic's tags for members of a union, which stand in no file."""
     place: list[str | int] = []
     here: Any = config
@@ -53,7 +47,7 @@ def _place(location: Path, kind: str, config: Mapping[str, Any]) -> Path:
     return tuple(place)
 
 
-def _line(place: Path, found: list[ErrorDetails], config: Mapping[str, Any], catalog: Catalog | None) -> str:
+def _line(place: Place, found: list[ErrorDetails], config: Mapping[str, Any], catalog: Catalog | None) -> str:
     first = found[0]
     path = dotted(place) or "config"
     if first["type"] == "extra_forbidden":
@@ -78,7 +72,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _near(place: Path, config: Mapping[str, Any], catalog: Catalog | None) -> str:
+def _near(place: Place, config: Mapping[str, Any], catalog: Catalog | None) -> str:
     known = _keys_at(place[:-1], config, catalog)
     key = str(place[-1])
     near = near_match(key, known)
@@ -90,13 +84,13 @@ def _near(place: Path, config: Mapping[str, Any], catalog: Catalog | None) -> st
     return f"Known here: {', '.join(sorted(known))}." if known else "Remove it."
 
 
-def _keys_at(path: Path, config: Mapping[str, Any], catalog: Catalog | None) -> list[str]:
+def _keys_at(path: Place, config: Mapping[str, Any], catalog: Catalog | None) -> list[str]:
     """The keys that are allowed at `path`, a strategy's options included."""
     model: type[BaseModel] | None = RunConfig
     here: Any = config
     for part in path:
         if isinstance(part, str) and model is not None and part in model.model_fields:
-            model = next(_models(model.model_fields[part].annotation), None)
+            model = next(models_in(model.model_fields[part].annotation), None)
         here = here.get(part) if isinstance(here, Mapping) else here[int(part)]
     if model is None:
         return []
@@ -116,13 +110,6 @@ def _options(model: type[Choice], value: Any, catalog: Catalog | None) -> list[s
         return []
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """All models inside an annotation such as `list[RewardChoice]` or `dict[str, RewardChoice]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return iter([annotation])
-    return iter([model for part in get_args(annotation) for model in _models(part)])
-
-
 def _sections() -> dict[str, list[str]]:
     """Every section's keys, nested ones by dotted name."""
     sections: dict[str, list[str]] = {}
@@ -130,7 +117,7 @@ def _sections() -> dict[str, list[str]]:
     while todo:
         prefix, model = todo.pop(0)
         for name, field in model.model_fields.items():
-            for inner in _models(field.annotation):
+            for inner in models_in(field.annotation):
                 if not issubclass(inner, Choice):
                     sections[f"{prefix}{name}"] = [part.alias or key for key, part in inner.model_fields.items()]
                     todo.append((f"{prefix}{name}.", inner))

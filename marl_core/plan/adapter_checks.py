@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import Use, head_beside, refusals, saved_embeddings, target_parameters
@@ -17,13 +16,11 @@ from marl_core.artifacts.architecture import (
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.errors import ConfigError, DataError, MarlError
-from marl_core.plan.describe import adapter_options
-
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
+from marl_core.plan.chosen import Chosen
+from marl_core.plan.named_paths import adapter_options
 
 
-def named_adapters(plan: Plan) -> Iterator[tuple[str, str, Use]]:
+def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
     """Every adapter folder that the config names: who names it, the folder, and what becomes of it."""
     policy = plan.config.policy
     mine = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
@@ -39,7 +36,7 @@ def named_adapters(plan: Plan) -> Iterator[tuple[str, str, Use]]:
         yield from ((key, path, use) for _, path in adapter_options(strategy))
 
 
-def adapter_findings(plan: Plan) -> Iterator[MarlError]:
+def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
     """Reasons why an adapter can't stand on the shared base, or can't be merged into it."""
     model = _model(plan)
     directly: dict[str, frozenset[str]] = dict(_trained_directly(plan))
@@ -57,7 +54,7 @@ def adapter_findings(plan: Plan) -> Iterator[MarlError]:
     yield from _experts(plan, directly)
 
 
-def adapter_warnings(plan: Plan) -> Iterator[str]:
+def adapter_warnings(plan: Chosen) -> Iterator[str]:
     """A head beside the adapter that the policy continues stays where it is."""
     source = plan.config.policy.source
     try:
@@ -115,13 +112,13 @@ def _one_by_one(files: AdapterFiles, why: str) -> str:
     )
 
 
-def _trained_directly(plan: Plan) -> Iterator[tuple[str, frozenset[str]]]:
+def _trained_directly(plan: Chosen) -> Iterator[tuple[str, frozenset[str]]]:
     parts = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
-    parts += [("value", plan.config.value)] if plan.config.value_on == "own" else []  # type: ignore[list-item]
+    parts += [("value", plan.config.value)] if plan.value_on == "own" else []  # type: ignore[list-item]
     yield from ((key, found) for key, part in parts if (found := target_parameters(part.lora)))
 
 
-def _experts(plan: Plan, directly: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
+def _experts(plan: Chosen, directly: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
     """PEFT's limits for adapters on single weights: all adapters of a base the same ones, no dropout."""
     if len(set(directly.values())) > 1:
         told = "; ".join(f"{key}: {', '.join(sorted(found))}" for key, found in directly.items())
@@ -141,7 +138,7 @@ def _experts(plan: Plan, directly: Mapping[str, frozenset[str]]) -> Iterator[Mar
             )
 
 
-def _model(plan: Plan) -> ModelFiles | None:
+def _model(plan: Chosen) -> ModelFiles | None:
     try:
         return read_model(plan.config.model.path, plan.config.model.revision)
     except DataError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marl_core.artifacts.architecture import Architecture
 from marl_core.artifacts.hub import cached_adapter
@@ -17,31 +16,32 @@ from marl_core.config.run_config import RunConfig
 from marl_core.config.section import Section
 from marl_core.errors import ConfigError, DataError, MarlError, PluginError
 from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
-from marl_core.plan.describe import mismatch, path_options
+from marl_core.plan.chosen import Chosen
+from marl_core.plan.describe import mismatch
+from marl_core.plan.estimator_checks import estimator_findings
 from marl_core.plan.fit import fit_findings
 from marl_core.plan.lora_checks import lora_findings
+from marl_core.plan.named_paths import path_options
 from marl_core.plan.stored_weights import stored_findings
 
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
 
-
-def core_findings(plan: Plan) -> list[MarlError]:
+def core_findings(plan: Chosen) -> list[MarlError]:
     """Reasons why the run can't work, as the errors that would be raised for each alone."""
     config = plan.config
     return [
+        *(ConfigError(sentence) for sentence in estimator_findings(plan)),
         *_model(plan),
         *_compile(plan),
         *_adapter(config),
         *adapter_findings(plan),
         *stored_findings(plan),
-        *(ConfigError(sentence) for sentence in lora_findings(config)),
+        *(ConfigError(sentence) for sentence in lora_findings(plan)),
         *_data(config),
         *_folder(plan),
     ]
 
 
-def core_warnings(plan: Plan) -> list[str]:
+def core_warnings(plan: Chosen) -> list[str]:
     """What will run and may not be what was meant, each with its consequence."""
     return [
         *_sampling_warnings(plan.config),
@@ -52,7 +52,7 @@ def core_warnings(plan: Plan) -> list[str]:
     ]
 
 
-def _model(plan: Plan) -> Iterator[MarlError]:
+def _model(plan: Chosen) -> Iterator[MarlError]:
     config, model = plan.config, plan.config.model
     unpinned = unpinned_code(model.path, model.revision, model.tokenizer) if model.trust_remote_code else None
     if unpinned:
@@ -67,7 +67,7 @@ def _model(plan: Plan) -> Iterator[MarlError]:
         yield from fit_findings(plan, files)
 
 
-def _compile(plan: Plan) -> Iterator[MarlError]:
+def _compile(plan: Chosen) -> Iterator[MarlError]:
     """Compiled layers are held against the plain ones on whole, unquantized bases; others are refused."""
     if not plan.config.speed.compile:
         return
@@ -132,7 +132,7 @@ def _data(config: RunConfig) -> Iterator[MarlError]:
         yield ConfigError("eval: judges and `every` need prompts to evaluate on. Set eval.prompts, or remove them.")
 
 
-def _folder(plan: Plan) -> Iterator[MarlError]:
+def _folder(plan: Chosen) -> Iterator[MarlError]:
     name = plan.config.run.folder
     if name is None:
         return
@@ -168,7 +168,7 @@ def _no_folder(name: str, folder: Path) -> str | None:
     return None if os.path.isdir(folder) else "there is a file of that name"
 
 
-def _inputs(plan: Plan) -> Iterator[tuple[str, str]]:
+def _inputs(plan: Chosen) -> Iterator[tuple[str, str]]:
     """Everything the run reads that may be a path, with its key."""
     config = plan.config
     named = [
@@ -226,7 +226,7 @@ def _changed(part: Section, name: str) -> bool:
     return bool(getattr(part, name) != default)
 
 
-def _reference_warnings(plan: Plan) -> Iterator[str]:
+def _reference_warnings(plan: Chosen) -> Iterator[str]:
     wrong = mismatch(plan)
     if wrong and plan.config.ppo.kl.coef > 0:
         ending = (

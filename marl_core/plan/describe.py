@@ -1,19 +1,18 @@
-"""Who is who in a run: each role, where its weights live, and which reference is the right one for this policy."""
+"""A plan in words: who is who, what is held in memory once and what twice, and which reference applies and why."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from marl_core.artifacts.adapter_files import CONFIG_FILE
-from marl_core.artifacts.hub import adapter_folder, is_hub_adapter
+from marl_core.artifacts.hub import is_hub_adapter
+from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import RewardChoice
+from marl_core.errors import DataError
+from marl_core.plan.chosen import Chosen
+from marl_core.plan.named_paths import adapter_options, own_model, path_options, where
 from marl_core.registry.strategy import Strategy
-
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Role:
     note: str
 
 
-def describe_roles(plan: Plan) -> list[Role]:
+def describe_roles(plan: Chosen) -> list[Role]:
     """Rows for base, policy, reference, rewards, value and judges."""
     config = plan.config
     model = config.model
@@ -48,7 +47,7 @@ def describe_roles(plan: Plan) -> list[Role]:
     ]
 
 
-def mismatch(plan: Plan) -> str | None:
+def mismatch(plan: Chosen) -> str | None:
     """Why the reference isn't the model the policy starts from, as far as options show; None if it is, or may be."""
     if plan.hooks.describe(plan.reference, plan) is not None:
         return None  # it speaks for itself
@@ -80,32 +79,6 @@ def mismatch(plan: Plan) -> str | None:
     return None
 
 
-WHERE = ("revision", "subfolder")
-"""Options that say where inside another option's repository or folder; no paths of their own."""
-
-
-def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
-    """The strategy's options that may be paths."""
-    for name in type(strategy).model_fields:
-        if name in WHERE:
-            continue
-        value = getattr(strategy, name)
-        if isinstance(value, str | os.PathLike):
-            yield name, os.path.expanduser(os.fspath(value))
-
-
-def where(strategy: Strategy) -> tuple[str | None, str | None]:
-    """Its revision and its subfolder, where it has such options."""
-    revision, subfolder = (getattr(strategy, name, None) for name in WHERE)
-    return revision if isinstance(revision, str) else None, subfolder if isinstance(subfolder, str) else None
-
-
-def adapter_options(strategy: Strategy) -> list[tuple[str, str]]:
-    """Those options that name an adapter on this machine, with its folder: of a hub name the snapshot in the cache."""
-    folders = [(name, adapter_folder(path, *where(strategy))) for name, path in path_options(strategy)]
-    return [(name, folder) for name, folder in folders if folder and os.path.isfile(os.path.join(folder, CONFIG_FILE))]
-
-
 def summary(strategy_class: type[Strategy]) -> str:
     """The first line of its docstring; empty when it has none of its own."""
     text = strategy_class.__doc__ if "__doc__" in vars(strategy_class) else None
@@ -116,7 +89,7 @@ def _same(one: str, other: str) -> bool:
     return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
-def _policy(plan: Plan) -> Role:
+def _policy(plan: Chosen) -> Role:
     policy = plan.config.policy
     if policy.source is not None:
         return Role("policy", f"LoRA on the base, a trainable copy of {policy.source}", "starts as that adapter")
@@ -124,7 +97,7 @@ def _policy(plan: Plan) -> Role:
     return Role("policy", f"LoRA on the base: r={policy.r}, alpha={policy.alpha:g}, {targets}", "starts as the base")
 
 
-def _reference_note(plan: Plan) -> str:
+def _reference_note(plan: Chosen) -> str:
     if plan.config.ppo.kl.coef == 0:
         return "not evaluated: ppo.kl.coef is 0"
     own_words = plan.hooks.describe(plan.reference, plan)
@@ -144,11 +117,94 @@ def _scorer(name: str, choice: RewardChoice, strategy: Strategy, own_words: str 
     return Role(name, own_words or summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
 
 
-def _value(plan: Plan) -> Role:
-    advantage = plan.config.ppo.advantage
+def _value(plan: Chosen) -> Role:
+    advantage = plan.config.ppo.advantage.label
     weights, note = {
         "policy": ("a head on the policy's trunk", "no forward pass of its own"),
         "own": (f"LoRA on the base and a head: r={plan.config.value.r}", "a forward and backward pass of its own"),
         "none": ("none", f"advantage {advantage} needs no value function"),
-    }[plan.config.value_on]
+    }[plan.value_on]
     return Role("value", weights, note)
+
+
+def explain(plan: Chosen) -> list[str]:
+    """A few sentences for `marl check`. Reads config files and headers at most."""
+    return [_once(plan), *_beside(plan), _reference(plan)]
+
+
+def unseen(plan: Chosen) -> str | None:
+    """What could not be checked because the hub model isn't on this machine, and how to have it; None when it is here."""
+    model = plan.config.model
+    if os.path.isdir(os.path.expanduser(model.path)):
+        return None
+    try:
+        files = read_model(model.path, model.revision)
+        if files is not None and files.shapes():
+            return None
+    except DataError:
+        pass  # a cache without the weights
+    revision = f" --revision {model.revision}" if model.revision else ""
+    return (
+        f"model.path: {model.path!r} isn't on this machine yet, so what needs the model's files was not checked: LoRA targets, shapes of "
+        f"adapters and heads, stop tokens, its length, memory. `marl run` downloads it; to check now, `hf download {model.path}{revision}` "
+        "first, or give a folder."
+    )
+
+
+def _once(plan: Chosen) -> str:
+    """Who looks through the one base."""
+    roles = ["policy"]
+    roles += ["reference"] if plan.config.ppo.kl.coef > 0 and not own_model(plan.reference) else []
+    scorers = [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
+    roles += [name for name, strategy in scorers if adapter_options(strategy)]
+    roles += ["value"] if plan.value_on != "none" else []
+    adapters = sum(bool(adapter_options(strategy)) for _, strategy in scorers) + 1 + (plan.value_on == "own")
+    how = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
+    return (
+        f"In memory once: {plan.config.model.path} ({how}). {_listed(roles)} look{'s' if len(roles) == 1 else ''} through it, "
+        f"told apart by {adapters} adapter{'s' if adapters > 1 else ''} and small heads, which are float32."
+    )
+
+
+def _beside(plan: Chosen) -> Iterator[str]:
+    """Whole models beside the base, and the base twice while it is prepared."""
+    named = [("the reference", plan.reference)] if plan.config.ppo.kl.coef > 0 else []
+    named += [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
+    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
+    models = [(name, path) for name, strategy in named if (path := own_model(strategy))]
+    if models:
+        yield "Beside it, whole models of their own: " + "; ".join(f"{name} ({path})" for name, path in models) + "."
+    else:
+        yield "Nothing is held twice: no role has a model of its own."
+    if plan.hooks.implements(plan.reference, "marl_prepare_base") and plan.config.model.dtype != "float32":
+        yield "While it is loaded, the base is there twice for a moment: it is prepared in float32, then cast or quantized."
+
+
+def _reference(plan: Chosen) -> str:
+    """Which weights the KL penalty pulls towards, and why these are right or not."""
+    label = plan.config.reference.label
+    if plan.config.ppo.kl.coef == 0:
+        return "No reference applies: ppo.kl.coef is 0, so nothing pulls the policy back."
+    wrong = mismatch(plan)
+    if wrong:
+        return f"The reference is {label}, which is not where the policy starts: {wrong}."
+    source = plan.config.policy.source
+    if source is not None:
+        return (
+            f"The reference is {label}: the policy starts as a trainable copy of {source}, and the reference is that adapter, "
+            "frozen, so step-0 KL is 0."
+        )
+    if plan.hooks.implements(plan.reference, "marl_prepare_base"):
+        merged = ", ".join(str(getattr(plan.reference, name)) for name, _ in adapter_options(plan.reference))
+        return (
+            f"The reference is {label}: the base with {merged or 'its preparation'} in it, seen with every adapter off. "
+            "The policy is a new LoRA on just that, which starts as the identity, so step-0 KL is 0."
+        )
+    return (
+        f"The reference is {label}: the policy is a new LoRA, which starts as the base itself; if this reference is the bare "
+        "base, step-0 KL is 0. The pre-flight check measures it."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import target_parameters
@@ -22,19 +21,17 @@ from marl_core.artifacts.model_files import ModelFiles
 from marl_core.config.run_config import LoraSection, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.adapter_checks import named_adapters
-
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
+from marl_core.plan.chosen import Chosen
 
 
-def fit_findings(plan: Plan, files: ModelFiles) -> Iterator[MarlError]:
+def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     """Reasons why adapters, targets or stop tokens don't fit the model in `files`. Nothing but headers is read."""
     try:
         shapes = dict(linear_layers(files.shapes()))
     except DataError:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
     yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
-    yield from _targets(plan.config.value, "value", shapes) if plan.config.value_on == "own" else ()
+    yield from _targets(plan.config.value, "value", shapes) if plan.value_on == "own" else ()
     for key, path, _ in named_adapters(plan):
         try:
             adapter = read_adapter(path, key)

@@ -8,18 +8,19 @@ from typing import Any
 
 from marl_core.artifacts.adapter_kinds import REWRITING, VARIANTS
 from marl_core.artifacts.architecture import is_embedding, is_output_layer
-from marl_core.config.run_config import LoraSection, RunConfig
+from marl_core.config.run_config import LoraSection
+from marl_core.plan.chosen import Chosen
 
 OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
 CHANGING = ("modules_to_save", "trainable_token_indices", "layer_replication")
 
 
-def lora_findings(config: RunConfig) -> Iterator[str]:
+def lora_findings(plan: Chosen) -> Iterator[str]:
     """A sentence for each option, of the policy's LoRA and of the value's own, that can't work."""
-    yield from _findings(config.policy, "policy")
-    if config.value_on == "own":
-        yield from _findings(config.value, "value")
+    yield from _findings(plan.config.policy, "policy")
+    if plan.value_on == "own":
+        yield from _findings(plan.config.value, "value")
 
 
 def _findings(part: LoraSection, key: str) -> Iterator[str]:

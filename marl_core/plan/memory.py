@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING
 
 from marl_core.artifacts.adapter_files import read_adapter
 from marl_core.artifacts.architecture import Architecture, Shapes, counted_once, linear_layers
@@ -23,11 +22,9 @@ from marl_core.config.device import device_of
 from marl_core.config.run_config import LoraSection
 from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
-from marl_core.plan.describe import adapter_options, path_options, where
+from marl_core.plan.chosen import Chosen
+from marl_core.plan.named_paths import adapter_options, path_options, where
 from marl_core.registry.strategy import Strategy
-
-if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
@@ -86,7 +83,7 @@ class MemoryEstimate:
         return sum(role.separate for role in self.roles)
 
 
-def estimate(plan: Plan) -> MemoryEstimate:
+def estimate(plan: Chosen) -> MemoryEstimate:
     """Per-role bytes from config.json and safetensors headers. DataError when the model isn't on this machine."""
     model = plan.config.model
     files = read_model(model.path, model.revision)
@@ -124,14 +121,14 @@ def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
     return counted_once(files.shapes(), Architecture.of(files.config).tied)
 
 
-def _base_bytes(plan: Plan, shapes: Shapes) -> float:
+def _base_bytes(plan: Chosen, shapes: Shapes) -> float:
     plain = DTYPE_BYTES[plan.config.model.dtype]
     linear = plan.quantization.bytes_per_weight or plain
     in_linears = sum(prod(shape) for _, shape in linear_layers(shapes))
     return in_linears * linear + (sum(prod(shape) for shape in shapes.values()) - in_linears) * plain
 
 
-def _base(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
+def _base(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
     what = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
         full = 4 * sum(prod(shape) for shape in shapes.values())
@@ -139,7 +136,7 @@ def _base(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
     return RoleMemory("base", base, 0.0, what)
 
 
-def _policy(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
+def _policy(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
     part = plan.config.policy
     count = lora_parameters(part, shapes)
     if part.source is not None:
@@ -156,7 +153,7 @@ def _policy(plan: Plan, shapes: Shapes, base: float) -> RoleMemory:
     )
 
 
-def _reference(plan: Plan, base: float) -> RoleMemory:
+def _reference(plan: Chosen, base: float) -> RoleMemory:
     if plan.config.ppo.kl.coef == 0:
         return RoleMemory("reference", 0.0, base, "not evaluated: ppo.kl.coef is 0")
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
@@ -182,10 +179,10 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
     return RoleMemory(name, 0.0, base if name == "reference" else 0.0, "no weights of its own that its options show")
 
 
-def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
-    where = plan.config.value_on
+def _value(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
+    where = plan.value_on
     if where == "none":
-        return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage} needs none")
+        return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage.label} needs none")
     head = Architecture.of(files.config).hidden_size + 1
     own = lora_parameters(plan.config.value, shapes) if where == "own" else 0
     separate = own or lora_parameters(plan.config.policy, shapes)
@@ -193,7 +190,7 @@ def _value(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMe
     return RoleMemory("value", (own + head) * TRAINED, base + (separate + head) * TRAINED, what)
 
 
-def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> float:
+def _loading(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> float:
     """The files' pages, and what is made of them beside: a cast, float32 for a base that is prepared, quantized weights.
 
     On CUDA that happens in the machine's own memory.
@@ -209,7 +206,7 @@ def _loading(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> floa
     return held + (base if plan.quantization.bytes_per_weight else 0)
 
 
-def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
+def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
     """KV cache: 2 L kv_heads head_dim values for each token of the rows sampled at once; and merged copies of adapted weights."""
     model = Architecture.of(files.config)
     rows = plan.config.sampling.at_once(plan.config.ppo.batch, plan.config.ppo.samples_per_prompt)
@@ -221,7 +218,7 @@ def _sampling(plan: Plan, files: ModelFiles, shapes: Shapes, base: float) -> Rol
     return RoleMemory("sampling", held, held, what, passing=True)
 
 
-def _merged_copies(plan: Plan, shapes: Shapes, base: float) -> float:
+def _merged_copies(plan: Chosen, shapes: Shapes, base: float) -> float:
     """Copies of the adapted weights with the policy merged in: float32 bases, where they stay small beside the base."""
     if (
         not plan.config.speed.merge_for_sampling
@@ -233,7 +230,7 @@ def _merged_copies(plan: Plan, shapes: Shapes, base: float) -> float:
     return copies if copies <= MERGED_COPIES_SHARE * base else 0.0
 
 
-def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
+def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     """What backward needs of N tokens.
 
     Kept for a token and layer (bank/speed/recompute.py): 6 h + 2 f values and the inputs of adapted layers; without `speed.recompute_cheap`
@@ -267,7 +264,7 @@ def _update(plan: Plan, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     return RoleMemory("update", held, held, what, passing=True)
 
 
-def _at_once(plan: Plan) -> tuple[int, int]:
+def _at_once(plan: Chosen) -> tuple[int, int]:
     """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of tokens."""
     config, length = plan.config, _sequence(plan)
     rows = config.ppo.microbatch
@@ -284,7 +281,7 @@ def _adapted(part: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int
     return ((name, shape) for name, shape in linear_layers(shapes) if matches(part.targets, name))
 
 
-def _sequence(plan: Plan) -> int:
+def _sequence(plan: Chosen) -> int:
     prompt = (plan.config.data.max_prompt_tokens or ASSUMED_PROMPT) if plan.config.data else 0
     return prompt + plan.config.sampling.max_new_tokens
 

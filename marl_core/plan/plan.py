@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Self
 
 from pydantic import ValidationError
 
-from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
+from marl_core.config.choice import Choice
+from marl_core.config.fields import Place, choices_in, dotted
 from marl_core.config.run_config import RunConfig
-from marl_core.config.validation_messages import dotted, problem_lines
+from marl_core.config.validation_messages import problem_lines
 from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.checks import core_findings, core_warnings
+from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import Role, describe_roles
 from marl_core.plan.stored_weights import as_stored
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
-from marl_core.registry.strategy import Quantization, Strategy
-
-Place = tuple[str | int, ...]
+from marl_core.registry.strategy import Strategy
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Chosen):
     """What will run: config and strategies. Immutable; holds no weights and imports nothing heavy."""
-
-    config: RunConfig
-    hooks: Hooks
-    reference: Strategy
-    rewards: tuple[tuple[RewardChoice, Strategy], ...]
-    judges: Mapping[str, tuple[RewardChoice, Strategy]]
-    quantization_strategy: Strategy
-    observers: tuple[Strategy, ...]
 
     @classmethod
     def of(cls, config: RunConfig, catalog: Catalog | None = None) -> Plan:
@@ -43,68 +35,41 @@ class Plan:
         """
         catalog = catalog or Catalog.installed()
         config = as_stored(config, catalog)
-        built = {place: _resolve(place, choice, config, catalog) for place, choice in _choices(config)}
-        return cls(
-            config=config,
-            hooks=Hooks((built[place], choice.origin) for place, choice in _choices(config)),
-            reference=built[("reference",)],
-            rewards=tuple((choice, built["reward", i]) for i, choice in enumerate(config.reward)),
-            judges={name: (choice, built["eval", "judges", name]) for name, choice in config.eval.judges.items()},
-            quantization_strategy=built[("quantization",)],
-            observers=tuple(built["observers", i] for i in range(len(config.observers))),
-        )
+        built = {place: _resolve(place, choice, config, catalog) for place, choice in choices_in(config)}
+        hooks = Hooks((built[place], choice.origin) for place, choice in choices_in(config))
+        return cls(config, hooks, built)
 
-    def without_observers(self) -> Plan:
+    def without_observers(self) -> Self:
         """The same run with nobody watching: what every rank but the first runs."""
-        kept = [(strategy, self.hooks.origin(strategy)) for strategy in self.hooks.strategies]
-        hooks = Hooks((strategy, origin) for strategy, origin in kept if strategy not in self.observers)
-        return replace(self, config=self.config.model_copy(update={"observers": []}), hooks=hooks, observers=())
+        kept = {place: strategy for place, strategy in self.strategies.items() if place[0] != "observers"}
+        hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in kept.values())
+        return self._again(hooks, kept, self.config.model_copy(update={"observers": []}))
 
-    def for_run(self, run: object) -> Plan:
+    def for_run(self, run: object) -> Self:
         """This plan for one run: strategies that serve another run already are replaced by fresh ones with their options.
 
         Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
         """
         mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
-        plan = replace(
-            self,
-            hooks=Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies),
-            reference=mine[self.reference],
-            rewards=tuple((choice, mine[strategy]) for choice, strategy in self.rewards),
-            judges={name: (choice, mine[strategy]) for name, (choice, strategy) in self.judges.items()},
-            quantization_strategy=mine[self.quantization_strategy],
-            observers=tuple(mine[strategy] for strategy in self.observers),
-        )
+        hooks = Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies)
+        return self._again(hooks, {place: mine[strategy] for place, strategy in self.strategies.items()}, self.config)
+
+    def _again(self, hooks: Hooks, strategies: Mapping[Place, Strategy], config: RunConfig) -> Self:
+        """This plan with other strategies; what a strategy that stays has said of the base is not asked again.
+
+        The estimator is, and at once: its calls are then looked after by the run that has these hooks, and asking for it isn't
+        one of the run's own calls of a plugin.
+        """
+        plan = replace(self, hooks=hooks, strategies=strategies, config=config)
         if "quantization" in vars(self) and plan.quantization_strategy is self.quantization_strategy:
-            vars(plan)["quantization"] = self.quantization  # the strategy is asked once
+            vars(plan)["quantization"] = self.quantization
+        vars(plan)["estimator"] = hooks.advantage(plan.advantage_strategy)
         return plan
 
     def release(self) -> None:
         """The run is over: its strategies may serve another."""
         for strategy in self.hooks.strategies:
             strategy.serve(None)
-
-    @property
-    def reference_choice(self) -> ReferenceChoice:
-        """The reference as the config names it."""
-        return self.config.reference
-
-    @cached_property
-    def quantization(self) -> Quantization:
-        """How the base is loaded. The first reading calls the strategy, which may import its backend."""
-        return self.hooks.quantization(self.quantization_strategy, self.config.model.dtype)
-
-    @cached_property
-    def places(self) -> Mapping[Strategy, str]:
-        """Each strategy's place in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
-        strategies = {
-            "reference": self.reference,
-            **{f"reward.{i}": strategy for i, (_, strategy) in enumerate(self.rewards)},
-            **{f"eval.judges.{name}": strategy for name, (_, strategy) in self.judges.items()},
-            "quantization": self.quantization_strategy,
-            **{f"observers.{i}": strategy for i, strategy in enumerate(self.observers)},
-        }
-        return {strategy: place for place, strategy in reversed(strategies.items())}
 
     def check(self) -> list[str]:
         """Every reason, known without weights, why this run can't work."""
@@ -128,15 +93,6 @@ class Plan:
     def describe(self) -> list[Role]:
         """Each role of the run, where its weights live, and what follows from it."""
         return describe_roles(self)
-
-
-def _choices(config: RunConfig) -> Iterator[tuple[Place, Choice]]:
-    """Every choice of a strategy with its place in the config."""
-    yield ("quantization",), config.quantization
-    yield ("reference",), config.reference
-    yield from ((("reward", i), choice) for i, choice in enumerate(config.reward))
-    yield from ((("eval", "judges", name), choice) for name, choice in config.eval.judges.items())
-    yield from ((("observers", i), choice) for i, choice in enumerate(config.observers))
 
 
 def _resolve(place: Place, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:

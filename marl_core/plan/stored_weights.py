@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from marl_core.artifacts.architecture import text_config
 from marl_core.artifacts.model_files import read_model
-from marl_core.config.choice import QuantizationChoice
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.plan.chosen import Chosen
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
 
 if TYPE_CHECKING:
-    from marl_core.plan.plan import Plan
     from marl_core.registry.catalog import Catalog
 
 UNQUANTIZED = "Give the unquantized model as model.path, and choose a quantization here if memory is short."
@@ -73,7 +72,7 @@ def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
     named = _label(config) == stored.strategy and not config.quantization.options
     if not named and not _asks_for_nothing(config, catalog):
         return config
-    choice = QuantizationChoice(use=stored.strategy, options=dict(stored.options))
+    choice = type(config.quantization)(use=stored.strategy, options=dict(stored.options))
     try:
         choice.resolve(catalog)
     except (MarlError, ValidationError):
@@ -81,7 +80,7 @@ def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
     return config.model_copy(update={"quantization": choice})
 
 
-def stored_findings(plan: Plan) -> Iterator[MarlError]:
+def stored_findings(plan: Chosen) -> Iterator[MarlError]:
     """Reasons why a folder's quantized weights can't be the base of this run."""
     from marl_core.registry.catalog import Catalog
 

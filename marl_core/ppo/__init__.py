@@ -1,6 +1,6 @@
 """The algorithm: data of a step, the mathematics, rollout, scoring, update."""
 
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.objectives import (
     adapt_kl_coef,
     aggregate,

@@ -11,9 +11,9 @@ from torch import Tensor
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.config.run_config import PPOSection
-from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.budget import Budget, PassLimits
 from marl_core.ppo.data_parallel import sample_sharded, score_sharded
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.policy_output import PolicyOutput
 from marl_core.ppo.ranks import ALONE, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
@@ -24,6 +24,7 @@ from marl_core.ppo.scoring import reference_logprobs, require_fit, view_output, 
 from marl_core.ppo.token_scores import Scores
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout, UpdateStats
 from marl_core.ppo.update import TrainingBatch, Update
+from marl_core.registry.strategy import Estimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Step:
     roles: Roles
     sampler: Sampler
     budget: Budget
+    estimator: Estimator
     ppo: PPOSection
     temperature: float
     ranks: Ranks = ALONE
@@ -79,7 +81,7 @@ class Step:
 
     def advantages(self, scored: ScoredRollout, kl_coef: float) -> Advantages:
         """What the update learns from: KL, token rewards, advantages, and returns where there are values."""
-        return estimate_advantages(scored, self.ppo, kl_coef)
+        return estimate_advantages(scored, self.ppo, kl_coef, self.estimator)
 
     def update(
         self,

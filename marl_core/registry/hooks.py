@@ -7,13 +7,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
 from marl_core.errors import MarlError, MarlWarning, PluginError, near_match
 from marl_core.registry.hookspecs import MarlSpecs
-from marl_core.registry.strategy import Quantization, Strategy
+from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.views import ScoreView, View
+    from marl_core.plan.chosen import Chosen
     from marl_core.plan.plan import Plan
     from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
@@ -66,7 +68,7 @@ class Hooks:
         """Whether this strategy has this hook, wrappers not counted."""
         return any(impl.plugin is strategy and not _wraps(impl) for impl in self._caller(hook).get_hookimpls())
 
-    def check(self, plan: Plan) -> list[Finding]:
+    def check(self, plan: Chosen) -> list[Finding]:
         """Every strategy's reasons why the run can't work, each with whose it is."""
         findings: list[Finding] = []
         for strategy in self._implementers("marl_check"):
@@ -78,7 +80,7 @@ class Hooks:
                     findings += [(self._origins[strategy], str(sentence)) for sentence in sentences]
         return findings
 
-    def describe(self, strategy: Strategy, plan: Plan) -> str | None:
+    def describe(self, strategy: Strategy, plan: Chosen) -> str | None:
         """What the strategy says of itself; None when it has no such hook or says nothing."""
         if not self.implements(strategy, "marl_describe"):
             return None
@@ -120,6 +122,18 @@ class Hooks:
         if not (callable(result) or hasattr(result, "head")):
             raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
         return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
+
+    def advantage(self, strategy: Strategy) -> Estimator:
+        """How rewards become advantages; what goes wrong when it estimates becomes a PluginError naming the strategy, too."""
+        result = self._choose(strategy, "marl_advantage")
+        if not isinstance(result, Estimator):
+            raise self._wrong(strategy, "marl_advantage", result, "a marl_core.Estimator")
+
+        def estimate(inputs: AdvantageInputs) -> Tensor | tuple[Tensor, Tensor]:
+            with self._blame(strategy, "marl_advantage"):
+                return result.estimate(inputs)
+
+        return replace(result, estimate=estimate, origin=self._origins[strategy])
 
     def update_end(self, step: int, bank: AdapterBank, policy: str) -> None:
         """Tell the strategies that an update ended."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from marl_core.registry.strategy import Quantization
+from marl_core.registry.strategy import Estimator, Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +150,25 @@ class MarlSpecs:
                 @hookimpl
                 def marl_reward(self) -> RewardFunction:
                     return lambda rollout: (self.target / rollout.mask.sum(dim=1)).clamp(max=1.0)
+        """
+
+    @hookspec(firstresult=True)
+    def marl_advantage(self) -> Estimator | None:
+        """Say how rewards become advantages, and what that needs.
+
+        Family: advantage, which must have it.
+        Called: when the plan's `estimator` is first read, before any weight is, and again for each run. Import nothing heavy
+        here; torch is there by the time `estimate` is called.
+
+        Arguments: none.
+
+        Result: an `Estimator`; its `estimate` gets `AdvantageInputs`. None is refused.
+
+        Example:
+            class Plain(Strategy):
+                @hookimpl
+                def marl_advantage(self) -> Estimator:
+                    return Estimator(lambda inputs: inputs.scores - inputs.scores.mean())
         """
 
     @hookspec

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import ReferenceType, ref
 
 import pluggy
 from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 hookimpl = pluggy.HookimplMarker("marl")
 """Mark a Strategy's method as the implementation of the hook with that name."""
@@ -91,3 +94,52 @@ class Quantization:
     """False when train mode and eval mode use different kernels, so that the core must stay in one mode."""
     bytes_per_weight: float | None = None
     """Bytes of one quantized linear weight, for the memory estimate; None means the compute dtype's."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageInputs:
+    """What an advantage estimator is given: B responses of T tokens, those of one prompt one after the other.
+
+    All tensors are on one device, without gradient, and copies: writing into them changes nothing else.
+    """
+
+    rewards: Tensor
+    """[B, T] float32: the shaped scores on their tokens, less the KL penalty where it is in the reward; 0 where the mask is false."""
+    mask: Tensor
+    """[B, T] bool: which tokens count."""
+    values: Tensor | None = None
+    """[B, T] float32, 0 where the mask is false: what the value function expected. None for an estimator that needs none."""
+    samples_per_prompt: int = 1
+    """How many responses in a row answer the same prompt."""
+    gamma: float = 1.0
+    """`ppo.gamma`, the discount."""
+    lam: float = 0.95
+    """`ppo.lam`, lambda of generalized advantage estimation."""
+    whiten: bool = True
+    """`ppo.whiten`: whether advantages are to have mean 0 and variance 1 over the batch."""
+
+    @property
+    def scores(self) -> Tensor:
+        """[B] float32: the sum of each response's rewards."""
+        return self.rewards.masked_fill(~self.mask, 0.0).sum(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """How rewards become advantages, and what that needs.
+
+    `estimate` gives advantages: a floating tensor [B, T], or [B], which then stands on each of a response's tokens. One that
+    needs values gives a pair: advantages and returns, [B, T], which the value function learns. The core checks shape, dtype and
+    finite numbers, and sets masked places to 0.
+    """
+
+    estimate: Callable[[AdvantageInputs], Tensor | tuple[Tensor, Tensor]]
+    """Called at each step, without gradient; the same inputs must give the same advantages."""
+    needs_values: bool = False
+    """Whether there must be a value function; without the need there is none."""
+    needs_groups: bool = False
+    """Whether it compares responses to one prompt: `ppo.samples_per_prompt` must then be 2 or more."""
+    uses_token_rewards: bool = False
+    """Whether it matters on which token a reward stands; else only their sum over a response does."""
+    origin: str = ""
+    """Who offers it, for messages; filled in by the core."""

@@ -167,7 +167,7 @@ def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
 
 def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, str | None]:
     """Names of the value's adapter and head; None for what it doesn't have."""
-    where = plan.config.value_on
+    where = plan.value_on
     if where == "none":
         return None, None
     adapter = None

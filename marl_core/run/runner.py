@@ -128,6 +128,7 @@ class Runner:
                 options=cast.options,
             ),
             budget=Budget.of(config, bank.trunk, cast.options, self.ranks.size),
+            estimator=self.plan.estimator,
             ppo=config.ppo,
             temperature=config.sampling.temperature,
             ranks=self.ranks,

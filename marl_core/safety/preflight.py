@@ -39,11 +39,11 @@ def preflight(plan: Plan, step: Step, prompts: Prompts, gradient: PreflightCheck
     and is not compared with the reference.
     """
     bank = step.bank
+    checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
     some = prompts.select(slice(0, plan.config.ppo.microbatch or plan.config.ppo.minibatch))
     limits = torch.full((len(some),), SAMPLED_TOKENS)
     rollout = step.sampler(some, derive_seed(plan.config.run.seed, "preflight"), limits=limits)
     rollout = replace(rollout, behavior=None)  # the passes are what is checked, not what sampling said
-    checks = [_trainable(step)]
     checks += [_reference(plan, step, rollout)] if fresh and plan.config.ppo.kl.coef > 0 else []
     checks += [_ratio(plan, step, rollout), gradient, _rows(plan, step, rollout)]
     step.rewards(rollout)  # a reward that can't be used should say so before anything is written

@@ -85,7 +85,7 @@ class StepChecks:
                 f"all {count} responses got the same score, {float(scores[0]):.6g}, from {_sources(step)}: such a batch teaches nothing "
                 "about what is better. Look at a few responses (samples.jsonl), and at the reward",
             )
-        elif ppo.advantage != "gae" and count % ppo.samples_per_prompt == 0:
+        elif step.estimator.needs_groups and count % ppo.samples_per_prompt == 0:
             groups = scores.reshape(-1, ppo.samples_per_prompt)
             if bool((groups.max(dim=1).values == groups.min(dim=1).values).all()):
                 self._warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from marl_core.config.fields import with_long_choices
 from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
@@ -51,4 +52,4 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
 
 def _flat(text: str, whose: str) -> dict[str, Any]:
     """A section without keys is as good as none."""
-    return {key: value for key, value in flatten(parse_yaml(text, whose)).items() if value != {}}
+    return {key: value for key, value in flatten(with_long_choices(parse_yaml(text, whose))).items() if value != {}}

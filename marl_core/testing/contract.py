@@ -1,15 +1,18 @@
-"""The contract every strategy must keep, as checks that say precisely what was broken, and how to mend it."""
+"""The contract every strategy must keep, as checks that say precisely what was broken, and how to mend it.
+
+One function for each family, named by the family's record: `check_reward(strategy, hooks, bank)` and so on.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 
 from marl_core.errors import MarlWarning
-from marl_core.registry.families import FAMILIES, FamilyName
+from marl_core.registry.families import Family, FamilyName, family_named
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Strategy, api_problem
 from marl_core.testing.tiny import add_policy, fake_rollout, tiny_bank
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from marl_core.bank.adapters import AdapterBank
+    from marl_core.ppo.types import Rollout
+    from marl_core.registry.strategy import Estimator
 
+Answer: TypeAlias = "Callable[[Rollout], Tensor]"
 POLICY = "policy"
 ALONE = 1e-3
 """Nats that a response's log-prob may differ alone and in its batch, float32 on the tiny model."""
@@ -35,17 +41,87 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
     bears being called without `marl_run_start`. Of a quantization: a `Quantization`. Of rewards and references, on a tiny
     model (or `bank`) and three responses: the right shape, finite, no gradient, the same answer twice, log-probs not above 0
     and the same for a response alone; after an update only adapters of its own moved; and everything else left as it was:
-    active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype.
+    active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype. Of an advantage estimator, on
+    four responses to two prompts: the right shape, finite, twice the same, what it says of itself true, and the rest left as it was.
     """
+    kind = family_named(family, "check_strategy")
     _check_options(strategy)
     hooks = Hooks([(strategy, type(strategy).__name__)])
-    _check_hooks(family, strategy, hooks)
-    if family == "quantization":
-        hooks.quantization(strategy, "float32")
-    elif family in ("reward", "reference"):
-        _check_numbers(family, strategy, hooks, bank or tiny_bank())
-    else:
-        _check_failure(strategy, hooks)
+    _check_hooks(kind, strategy, hooks)
+    contract: Callable[[Strategy, Hooks, AdapterBank | None], None] = globals()[kind.contract]
+    contract(strategy, hooks, bank)
+
+
+def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+    """Log-probs of each response, the same for a response alone."""
+    from marl_core.ppo.budget import PassLimits
+    from marl_core.ppo.scoring import reference_logprobs
+
+    bank = _with_policy(bank)
+
+    def opened() -> Answer:
+        reference = hooks.reference(strategy, bank, 1.0, POLICY)
+        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
+
+    answer, first, rollout = _check_numbers(strategy, hooks, bank, opened)
+    name = type(strategy).__name__
+    assert bool((first <= 0).all()), f"{name}: log-probs above 0: {float(first.max()):.3g}"
+    alone = [answer(rollout.select(slice(i, i + 1))) for i in range(len(rollout))]
+    gaps = [float((one - first[i]).abs().max()) for i, one in enumerate(alone)]
+    assert max(gaps) <= ALONE, (
+        f"{name}: response {gaps.index(max(gaps)) + 1} gets other log-probs alone than in its batch (by {max(gaps):.3g}): "
+        "padding or the other responses take part; look at rollout.sequence_mask"
+    )
+
+
+def check_reward(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+    """Finite scores of each response."""
+    from marl_core.ppo.budget import PassLimits
+    from marl_core.ppo.rewards import score_all
+    from marl_core.ppo.roles import RewardSource
+
+    bank = _with_policy(bank)
+
+    def opened() -> Answer:
+        source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
+        return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
+
+    _check_numbers(strategy, hooks, bank, opened)
+
+
+def check_quantization(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+    """A `Quantization`, for a dtype that every machine has."""
+    hooks.quantization(strategy, "float32")
+
+
+def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+    """Advantages of two responses to each of two prompts; whoever says that it needs nothing else, needs nothing else."""
+    import torch
+
+    name, bank = type(strategy).__name__, bank or tiny_bank()
+    before = Traces.of(bank)
+    estimator = hooks.advantage(strategy)
+    first, second = (_advantages(estimator, bank) for _ in range(2))
+    assert torch.equal(first, second), f"{name}: two calls on the same rewards gave different advantages"
+    _same(before, Traces.of(bank), f"{name}: it changed")
+    if not estimator.uses_token_rewards:
+        assert torch.equal(first, _advantages(estimator, bank, early=True)), (
+            f"{name}: its advantages depend on which token a reward stands on; say so: Estimator(..., uses_token_rewards=True)"
+        )
+    if not estimator.needs_groups:
+        _advantages(estimator, bank, samples_per_prompt=1)
+
+
+def check_observer(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+    """A run may fail while its observers are told of the start: then the end comes to those who heard of no beginning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", MarlWarning)
+            hooks.run_failed(0, RuntimeError("another observer failed"))
+    except MarlWarning as error:
+        raise AssertionError(
+            f"{type(strategy).__name__}: marl_run_failed must bear being called without marl_run_start: {error}"
+        ) from error
 
 
 def _check_options(strategy: Strategy) -> None:
@@ -69,10 +145,10 @@ def _check_options(strategy: Strategy) -> None:
     )
 
 
-def _check_hooks(family: FamilyName, strategy: Strategy, hooks: Hooks) -> None:
-    name, required = type(strategy).__name__, FAMILIES[family].required_hook
+def _check_hooks(family: Family, strategy: Strategy, hooks: Hooks) -> None:
+    name, required = type(strategy).__name__, family.required_hook
     assert required is None or hooks.implements(strategy, required), (
-        f"{name} has no {required} hook, which family {family} needs"
+        f"{name} has no {required} hook, which family {family.name} needs"
     )
     keeps, takes = (hooks.implements(strategy, hook) for hook in ("marl_state", "marl_restore"))
     assert keeps == takes, (
@@ -81,59 +157,49 @@ def _check_hooks(family: FamilyName, strategy: Strategy, hooks: Hooks) -> None:
     )
 
 
-def _check_failure(strategy: Strategy, hooks: Hooks) -> None:
-    """A run may fail while its observers are told of the start: then the end comes to those who heard of no beginning."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", MarlWarning)
-            hooks.run_failed(0, RuntimeError("another observer failed"))
-    except MarlWarning as error:
-        raise AssertionError(
-            f"{type(strategy).__name__}: marl_run_failed must bear being called without marl_run_start: {error}"
-        ) from error
-
-
-def _check_numbers(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
-    import torch
-
-    from marl_core.ppo.types import Rollout
-
+def _with_policy(bank: AdapterBank | None) -> AdapterBank:
+    bank = bank or tiny_bank()
     if POLICY not in bank.adapters:
         add_policy(bank, POLICY)
+    return bank
+
+
+def _check_numbers(
+    strategy: Strategy, hooks: Hooks, bank: AdapterBank, opened: Callable[[], Answer]
+) -> tuple[Answer, Tensor, Rollout]:
+    """What a reward and a reference have in common; its answer to a rollout, that rollout, and the function that gives it."""
+    import torch
+
     name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
-    others = {*bank.adapters}
-    opened = Traces.of(bank)
-    answer: Callable[[Rollout], Tensor] = _opened(family, strategy, hooks, bank)
-    _same(opened, Traces.of(bank), f"{name}: while it was built, it changed", MAY_BUILD)
+    others, before_all = {*bank.adapters}, Traces.of(bank)
+    answer = opened()
+    _same(before_all, Traces.of(bank), f"{name}: while it was built, it changed", MAY_BUILD)
     before = Traces.of(bank)
     first, second = answer(rollout), answer(rollout)
     assert torch.equal(first, second), f"{name}: two calls on the same rollout gave different numbers"
     assert not first.requires_grad, f"{name}: its result requires grad; compute it under torch.no_grad()"
     _same(before, Traces.of(bank), f"{name}: its call changed")
     assert bool(first.isfinite().all()), f"{name}: gave a number that isn't finite"
-    assert family == "reward" or bool((first <= 0).all()), f"{name}: log-probs above 0: {float(first.max()):.3g}"
-    if family == "reference":
-        alone = torch.cat([answer(rollout.select(slice(i, i + 1))) for i in range(len(rollout))])
-        gaps = (alone - first).abs().amax(dim=1)
-        assert float(gaps.max()) <= ALONE, (
-            f"{name}: response {int(gaps.argmax()) + 1} gets other log-probs alone than in its batch (by {float(gaps.max()):.3g}): "
-            "padding or the other responses take part; look at rollout.sequence_mask"
-        )
     _check_update_end(strategy, hooks, bank, {*bank.adapters} - others - {*bank.paths})
+    return answer, first, rollout
 
 
-def _opened(family: FamilyName, strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> Callable[[Any], Tensor]:
-    """The reward's or reference's answer to a rollout, as the core would ask for it."""
-    from marl_core.ppo.budget import PassLimits
-    from marl_core.ppo.rewards import score_all
-    from marl_core.ppo.roles import RewardSource
-    from marl_core.ppo.scoring import reference_logprobs
+def _advantages(estimator: Estimator, bank: AdapterBank, early: bool = False, samples_per_prompt: int = 2) -> Tensor:
+    """Advantages [4, T] as a step asks for them; `early`: half of each score stands on the response's first token."""
+    import torch
 
-    if family == "reference":
-        reference = hooks.reference(strategy, bank, 1.0, POLICY)
-        return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
-    source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
-    return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
+    from marl_core.config.run_config import PPOSection
+    from marl_core.ppo.estimators import estimate_advantages
+    from marl_core.ppo.types import ScoredRollout
+
+    rollout = fake_rollout([("A", " film"), ("A", "!"), ("B", " good one"), ("B", "")], tokenizer=bank.tokenizer)
+    scores, zeros = torch.tensor([1.0, -2.0, 4.0, 0.5]), torch.zeros(rollout.ids.shape)
+    on_tokens = zeros.clone()
+    on_tokens[:, 0] = scores / 2
+    values = zeros + 0.25 if estimator.needs_values else None
+    scored = ScoredRollout(rollout, zeros, None, values, scores, token_scores=on_tokens if early else None)
+    ppo = PPOSection(batch=4, minibatch=4, samples_per_prompt=samples_per_prompt)
+    return estimate_advantages(scored, ppo, estimator=estimator).advantages
 
 
 def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from marl_core import ConfigError, RunConfig
+from marl_core import ConfigError, Plan, RunConfig
 from marl_plugins.writing import MODELINE, render, write
 
 Memory = Literal["full", "8bit", "4bit"]
@@ -104,7 +104,7 @@ def compose(answers: dict[str, str], field: str = "prompt") -> str:
         "policy": _some(usual.policy, "start", "r", "alpha", "targets"),
         "reference": {"use": "merged-base", "adapter": answers["sft"]} if answers["sft"] else "disabled-adapter",
         "reward": _reward(answers["reward"]),
-        "value": {"on": usual.value_on},
+        "value": {"on": Plan.of(usual).value_on},
         "data": {"prompts": answers["data"], "field": field},
         "sampling": _some(usual.sampling, "max_new_tokens", "temperature"),
         "ppo": {
@@ -124,7 +124,8 @@ def compose(answers: dict[str, str], field: str = "prompt") -> str:
 
 def _defaults() -> RunConfig:
     """A config with nothing but what every run must name: its values are marl's defaults, and stand nowhere twice."""
-    return RunConfig.model_validate({"model": {"path": "-"}, "reference": "-", "reward": "-"})
+    reward = {"use": "function", "target": EXAMPLES["reward"]}
+    return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
 
 
 def _some(part: Any, *names: str) -> dict[str, Any]:

@@ -41,8 +41,9 @@ class ProcessReward(Strategy):
     def marl_describe(self, plan: Plan) -> str:
         """For `marl check`."""
         what = f"{self.target}: a score for each {self.per}"
-        advantage = plan.config.ppo.advantage
-        return what if advantage == "gae" else f"{what}; advantage {advantage} uses their sum only"
+        if plan.estimator.uses_token_rewards:
+            return what
+        return f"{what}; advantage {plan.config.ppo.advantage.label} uses their sum only"
 
     @hookimpl
     def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:

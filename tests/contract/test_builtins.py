@@ -14,7 +14,9 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from marl_core import (
     AdapterBank,
+    AdvantageInputs,
     Catalog,
+    Estimator,
     PluginError,
     Quantization,
     ReferenceFunction,
@@ -88,7 +90,7 @@ def options(
 
 def test_every_family_has_built_ins() -> None:
     assert {listing.family for listing in BUILT_IN} == set(FAMILIES)
-    assert len(BUILT_IN) == 19
+    assert len(BUILT_IN) == 22
 
 
 @pytest.mark.parametrize("listing", BUILT_IN, ids=lambda listing: f"{listing.family}-{listing.name}")
@@ -268,6 +270,26 @@ class Eager(Strategy):
         self._file.close()
 
 
+class Advantage(Strategy):
+    """An estimator that does what it is told to."""
+
+    give: Callable[[AdvantageInputs], Any] = Field(
+        lambda inputs: inputs.scores, description="What it gives.", exclude=True
+    )
+
+    @hookimpl
+    def marl_advantage(self) -> Estimator:
+        return Estimator(self.give)
+
+
+class HalfAdvantage(Strategy):
+    """An estimator that gives a function."""
+
+    @hookimpl
+    def marl_advantage(self) -> Estimator:
+        return lambda inputs: inputs.scores  # type: ignore[return-value]  # the point
+
+
 class NoDoc(Reward):
     __doc__ = None
 
@@ -356,6 +378,36 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
         lambda _: Reference(give=lambda rollout: torch.ones(rollout.ids.shape)),
         "Reference: log-probs above 0: 1",
     ),
+    "not an estimator": (
+        "advantage",
+        lambda _: HalfAdvantage(),
+        "marl_advantage gave a function, expected a marl_core.Estimator",
+    ),
+    "random advantages": (
+        "advantage",
+        lambda _: Advantage(give=lambda inputs: torch.rand_like(inputs.scores)),
+        "Advantage: two calls on the same rewards gave different advantages",
+    ),
+    "random state of an estimator": (
+        "advantage",
+        lambda _: Advantage(give=lambda inputs: inputs.scores + 0.0 * float(torch.rand(1))),
+        "Advantage: it changed torch's random state",
+    ),
+    "token rewards that it says it doesn't use": (
+        "advantage",
+        lambda _: Advantage(give=lambda inputs: inputs.rewards),
+        r"depend on which token a reward stands on; say so: Estimator\(..., uses_token_rewards=True\)",
+    ),
+    "groups that it says it doesn't need": (
+        "advantage",
+        lambda _: Advantage(give=lambda inputs: inputs.scores / (inputs.samples_per_prompt - 1)),
+        "gave advantages that aren't finite",
+    ),
+    "advantages of another shape": (
+        "advantage",
+        lambda _: Advantage(give=lambda inputs: inputs.scores[:1]),
+        r"Advantage gave advantages of shape \[1\], expected \[4, \d+\] or \[4\]",
+    ),
     "infinite log-probs": (
         "reference",
         lambda _: Reference(give=lambda rollout: torch.full(rollout.ids.shape, -torch.inf)),
@@ -374,7 +426,8 @@ def test_what_breaks_the_contract_is_named(what: str, sft_adapter: str, tiny_fol
 
 
 @pytest.mark.parametrize(
-    ("family", "strategy"), [("reward", Reward()), ("reference", Reference()), ("observer", NoHook())]
+    ("family", "strategy"),
+    [("reward", Reward()), ("reference", Reference()), ("advantage", Advantage()), ("observer", NoHook())],
 )
 def test_the_unbroken_ones_pass(family: FamilyName, strategy: Strategy) -> None:
     check_strategy(family, strategy)

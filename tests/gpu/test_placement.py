@@ -31,7 +31,7 @@ from marl_core import (
 from marl_core.bank import lora
 from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingSection, SpeedSection
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.report.publish import publish_adapter
 from marl_core.run.replay import replay

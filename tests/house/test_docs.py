@@ -41,6 +41,10 @@ def test_every_hook_has_its_section(hook: str) -> None:
     assert f"\n## {hook}\n" in (DOCS / "hooks.md").read_text(encoding="utf-8")
 
 
+def test_the_families_are_listed_where_one_is_asked_for() -> None:
+    assert (DOCS / "cli.md").read_text(encoding="utf-8").count(f"--family {'|'.join(FAMILIES)}") == 2
+
+
 def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """A model and all below it."""
 

@@ -68,7 +68,8 @@ def test_built_in_strategies_load_without_heavy_libraries(folder: Path) -> None:
     probe = (
         "import sys, marl_core\n"
         "catalog = marl_core.Catalog.installed()\n"
-        "for family in ('reference', 'reward', 'quantization', 'observer'):\n"
+        "from marl_core.registry.families import FAMILIES\n"
+        "for family in FAMILIES:\n"
         "    for listing in catalog.listings(family):\n"
         "        if listing.package == 'marl-core':\n"
         "            catalog.load(family, listing.qualified_name).strategy_class.model_json_schema()\n"

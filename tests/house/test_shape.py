@@ -147,8 +147,8 @@ def test_the_rule_can_fail(code: str) -> None:
     "code",
     [
         "if config.model.shard != 'none': pass",
-        "def f(plan):\n    where = plan.config.value_on\n    return where == 'none'",
-        "def f(self):\n    on, advantage = self.value.on, self.ppo.advantage\n    return on == 'none'",
+        "def f(plan):\n    where = plan.value_on\n    return where == 'none'",
+        "def f(self):\n    on, label = self.value.on, self.ppo.advantage.label\n    return on == 'none'",
         "if x.label == 'something': pass",
     ],
 )

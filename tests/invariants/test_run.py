@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Runner, View
-from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.scoring import view_output
 from marl_core.ppo.types import Prompts, Rollout, ScoredRollout
 

@@ -303,9 +303,27 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ),
     (
         "advantage not whitened",
-        "estimate_advantages",
-        text("masked_whiten(advantages, mask) if ppo.whiten else advantages", "advantages"),
+        "_gae",
+        text("masked_whiten(advantages, inputs.mask) if inputs.whiten else advantages", "advantages"),
         (ADVANTAGES,),
+    ),
+    (
+        "an estimator writes where the update reads",
+        "_inputs@marl_core.ppo.estimators",
+        text("rewards=rewards.clone()", "rewards=rewards"),
+        (ADVANTAGES,),
+    ),
+    (
+        "a stranger's NaN passes",
+        "_per_token",
+        text("if blame and not _finite(found, mask)", "if False"),
+        (ADVANTAGES,),
+    ),
+    (
+        "one response is a group",
+        "nothing_to_compare",
+        text("samples_per_prompt >= 2", "samples_per_prompt >= 1"),
+        (ADVANTAGES, "tests/unit/config/test_plan.py"),
     ),
     (
         "adaptive coefficient ignored",

@@ -27,7 +27,7 @@ from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.errors import RankError
 from marl_core.ppo import objectives, update
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.types import Prompts, Rollout
 
 RESPONSES = (

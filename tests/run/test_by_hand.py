@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from marl_core import ConfigError, DataError, NumericError, Prompts, Rollout, RunConfig, Runner, RunResult
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from marl_core import Catalog, Plan, Runner
 from marl_core.config.load import parse_config
-from marl_core.plan.explain import unseen
+from marl_core.plan.describe import unseen
 from marl_core.plan.memory import estimate
 from marl_core.testing import tiny_tokenizer, write_tiny_model
 

@@ -249,19 +249,21 @@ class TestQuantized:
             return SimpleNamespace(logprobs=found)
 
         monkeypatch.setattr(preflight, "forward", forward)
-        roles: Any = SimpleNamespace(
-            bank=SimpleNamespace(using=lambda _: nullcontext(), trunk=SimpleNamespace(precision_of=str)),
-            trained=SimpleNamespace(policy="policy"),
+        step: Any = SimpleNamespace(
+            bank=SimpleNamespace(using=lambda _, options: nullcontext(), trunk=SimpleNamespace(precision_of=str)),
+            roles=SimpleNamespace(trained=SimpleNamespace(policy="policy")),
+            budget=SimpleNamespace(train=PassLimits(4)),
+            temperature=1.0,
         )
         plan: Any = SimpleNamespace(
-            config=SimpleNamespace(sampling=SimpleNamespace(temperature=1.0), model=SimpleNamespace(dtype=dtype)),
+            config=SimpleNamespace(model=SimpleNamespace(dtype=dtype)),
             quantization=SimpleNamespace(batch_invariant=True, config=None),
         )
         if gap and dtype == "float32":
             with pytest.raises(NumericError, match=f"response {place + 1} differ by 0.25 nats .* rows see each other"):
-                preflight._rows(plan, roles, fake_rollout())
+                preflight._rows(plan, step, fake_rollout())
             return
-        said = preflight._rows(plan, roles, fake_rollout()).detail
+        said = preflight._rows(plan, step, fake_rollout()).detail
         assert said == f"each row alone and in its batch differ by at most {gap:g} nats"
 
     def test_batch_dependence_of_int8_outliers_is_said(self, make_config: MakeConfig, wide_folder: str) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from marl_core import DataError, NumericError, PluginError, RunConfig, Runner
 from marl_core.cli.app import main
 from marl_core.errors import MarlWarning
-from marl_core.ppo.advantages import estimate_advantages
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
 from marl_core.ppo.update import Update
 from marl_core.run.optimizer import make_optimizer

@@ -18,6 +18,7 @@ from typer.main import get_command
 from marl_core import Catalog, RunConfig, Strategy, dump_config
 from marl_core.cli.app import app, main
 from marl_core.config.choice import Choice
+from marl_core.config.fields import choices_in
 from marl_core.config.load import parse_config
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.plan.plan import Plan
@@ -99,6 +100,7 @@ def test_the_page_on_plugins(
         lines = (workplace / "runs" / name / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(lines) == 2
     assert re.search(r"^\[-?0\.0, -?\d+\.\d+\]$", out, flags=re.MULTILINE)  # the moving average's KL
+    assert "tensor([-1.,  1.,  2., -2.])\n" in out
     assert re.search(r"^2 \d+ '", out, flags=re.MULTILINE)  # the observer's second step
 
 
@@ -202,11 +204,9 @@ def shown_options() -> set[tuple[str, str, str]]:
         catalog = Catalog.installed()
         config = parse_config(written, "strategies.md", catalog)
         Plan.of(config, catalog)
-        named = [("reference", config.reference), ("quantization", config.quantization)]
-        named += [*(("reward", choice) for choice in config.reward), *(("observer", c) for c in config.observers)]
-        for family, choice in named:
+        for _, choice in choices_in(config):
             if isinstance(choice.use, str):
-                found |= {(family, choice.use, option) for option in ("", *choice.options)}
+                found |= {(choice.family, choice.use, option) for option in ("", *choice.options)}
     return found
 
 

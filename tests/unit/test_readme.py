@@ -16,6 +16,7 @@ from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.registry.catalog import Catalog
+from marl_core.registry.families import FAMILIES
 from marl_core.testing import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,13 @@ def test_the_classic_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with torch.no_grad():
             wanted = judge(input_ids=torch.tensor([names["bank"].tokenizer(text).input_ids])).logits[0, 0]
         assert float(score) == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_the_table_of_choices_has_every_family_with_what_is_built_in() -> None:
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", README, flags=re.MULTILINE))
+    for family in FAMILIES.values():
+        built_in = [found.name for found in Catalog.installed().listings(family.name) if found.package == "marl-core"]
+        assert set(built_in) == set(re.findall(r"`([\w-]+)`", rows[family.key.path])), family.name
 
 
 def test_run_config_is_public() -> None:

@@ -76,7 +76,7 @@ class TestArms:
         inputs = arms.Inputs("raw", "sft", "merged", "reward", "reward-model", "p.jsonl", "h.jsonl")
         for name, on in {"head": "policy", "adapter": "own", "four": "own", "rloo": "none", "grpo": "none"}.items():
             config = arms.read_arms()[name].config(inputs, 0, Path("runs/x"), {})
-            assert parse_config(config, name, Catalog.installed()).value_on == on
+            assert Plan.of(parse_config(config, name, Catalog.installed())).value_on == on
 
     def test_every_arm_is_a_valid_config(self, arms: Any, tmp_path: Path) -> None:
         inputs = arms.Inputs("raw", "sft", "merged", "reward", "reward-model", "p.jsonl", "h.jsonl")

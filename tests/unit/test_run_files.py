@@ -83,6 +83,17 @@ class TestChanges:
     def test_none(self, make_config: MakeConfig, tmp_path: Path) -> None:
         assert self.changes(make_config, tmp_path) == []
 
+    def test_a_strategy_named_by_a_word_is_the_same_choice(self, make_config: MakeConfig, tmp_path: Path) -> None:
+        """As runs wrote `ppo.advantage` before it was a strategy."""
+        file, written = tmp_path / "config.yaml", dump_config(make_config())
+        short = written.replace("  advantage:\n    use: gae\n", "  advantage: gae\n")
+        assert short != written
+        file.write_text(short, encoding="utf-8")
+        assert changed_keys(file, make_config()) == []
+        file.write_text(short.replace("advantage: gae", "advantage: rloo"), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"ppo\.advantage\.use: 'rloo' -> 'gae'"):
+            changed_keys(file, make_config())
+
     def test_harmless_ones_pass_and_are_said(self, make_config: MakeConfig, tmp_path: Path) -> None:
         found = self.changes(make_config, tmp_path, run={"keep": 3, "folder": "elsewhere"}, ppo={"steps": 9})
         assert found == ["config changed: ppo.steps: 2 -> 9", "config changed: run.keep: 2 -> 3"]

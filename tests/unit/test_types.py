@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core import DataError, Prompts, Rollout, ScoredRollout
+from marl_core import DataError, MarlDeprecationWarning, Prompts, Rollout, ScoredRollout
 from marl_core.ppo.types import StepStats, UpdateStats, pad_rows
 from marl_core.testing import fake_rollout, tiny_tokenizer
 
@@ -136,6 +136,42 @@ def test_scored_rollout_checks_each_tensor() -> None:
             ScoredRollout(rollout, **parts)
     with pytest.raises(DataError, match=r"ScoredRollout.scores: expected numbers of shape \[3\]"):
         ScoredRollout(rollout, good, None, None, torch.zeros(2))
+
+
+def test_what_ppo_sees_are_the_scores_unless_they_are_shaped() -> None:
+    rollout = fake_rollout()
+    logprobs, scores = torch.zeros(rollout.ids.shape), torch.tensor([1.0, 2.0, 3.0])
+    plain = ScoredRollout(rollout, logprobs, None, None, scores)
+    assert torch.equal(plain.shaped_scores, scores)
+    assert ScoredRollout(rollout, logprobs, None, None, scores, shaped_scores=2 * scores).scores.tolist() == [1, 2, 3]
+
+
+def test_selecting_scored_rows_keeps_everything_together() -> None:
+    rollout = fake_rollout()
+    numbers = torch.arange(rollout.ids.numel(), dtype=torch.float32).view(rollout.ids.shape)
+    scores = torch.tensor([1.0, 2.0, 3.0])
+    parts, shaped = {"judge": 10 * scores}, -scores
+    whole = ScoredRollout(rollout, numbers, numbers + 1, numbers + 2, scores, parts, numbers + 3, shaped, numbers + 4)
+    some = whole.select(torch.tensor([2, 0]))
+    assert list(some.rollout.texts) == [rollout.texts[2], rollout.texts[0]]
+    for name in ("logprobs", "ref_logprobs", "values", "scores", "entropy", "shaped_scores", "token_scores"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[[2, 0]]), name
+    assert some.parts["judge"].tolist() == [30.0, 10.0]
+
+
+def test_older_names_still_work_and_say_what_to_use() -> None:
+    """`raw_scores` became `scores`, and approxkl approx_kl, in the stats and among the metrics."""
+    rollout = fake_rollout()
+    scored = ScoredRollout(rollout, torch.zeros(rollout.ids.shape), None, None, torch.tensor([1.0, 2.0, 3.0]))
+    stats = UpdateStats(**{name: float(index) for index, name in enumerate(UpdateStats.__dataclass_fields__)})
+    with pytest.warns(MarlDeprecationWarning, match=r"ScoredRollout\.scores"):
+        assert scored.raw_scores is scored.scores
+    with pytest.warns(MarlDeprecationWarning, match=r"UpdateStats\.approx_kl"):
+        assert stats.approxkl == stats.approx_kl
+    with pytest.warns(MarlDeprecationWarning, match="policy/approx_kl"):
+        assert StepStats(1, {"policy/approx_kl": 0.5})["policy/approxkl"] == 0.5
+    with pytest.raises(AttributeError, match="no 'row_scores'"):
+        _ = scored.row_scores
 
 
 def test_stats_are_floats_by_name() -> None:

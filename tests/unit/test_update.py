@@ -11,8 +11,8 @@ from torch import Tensor
 from marl_core import AdapterBank, NumericError, View
 from marl_core.bank.lora import make_config
 from marl_core.config.run_config import PPOSection, RunConfig
-from marl_core.ppo.advantages import estimate_advantages
 from marl_core.ppo.budget import PassLimits
+from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.ranks import ALONE
 from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import view_output, view_values

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from marl_core import Catalog, Quantization, Strategy, hookimpl
+from marl_core import Catalog, Estimator, Quantization, Strategy, hookimpl
 from marl_core.registry.catalog import Listing
 
 
@@ -81,6 +81,22 @@ class Eight(Strategy):
         return Quantization(bytes_per_weight=1.0)
 
 
+class Critic(Strategy):
+    """Needs values."""
+
+    @hookimpl
+    def marl_advantage(self) -> Estimator:
+        return Estimator(lambda inputs: (inputs.rewards, inputs.rewards), needs_values=True, uses_token_rewards=True)
+
+
+class Compare(Strategy):
+    """Compares responses to one prompt."""
+
+    @hookimpl
+    def marl_advantage(self) -> Estimator:
+        return Estimator(lambda inputs: inputs.scores, needs_groups=True)
+
+
 class Quiet(Strategy):
     """Says nothing."""
 
@@ -89,6 +105,7 @@ ENTRIES: dict[Any, dict[str, type[Strategy]]] = {
     "reference": {"bare": Bare, "merged": Merged, "frozen": Frozen},
     "reward": {"short": Short},
     "quantization": {"none": Plain, "eight": Eight},
+    "advantage": {"gae": Critic, "rloo": Compare},
     "observer": {"quiet": Quiet},
 }
 

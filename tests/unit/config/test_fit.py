@@ -10,7 +10,7 @@ import pytest
 
 from marl_core import Catalog, Plan
 from marl_core.config.load import parse_config
-from marl_core.plan.explain import explain
+from marl_core.plan.describe import explain
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 

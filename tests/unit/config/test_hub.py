@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from marl_core import Catalog, DataError, Plan, RunConfig, Runner, cached_adapter, read_adapter
 from marl_core.artifacts.model_files import read_model
-from marl_core.plan.explain import explain, unseen
+from marl_core.plan.describe import explain, unseen
 from marl_core.plan.memory import estimate
 from marl_core.testing import tiny_tokenizer, write_tiny_model
 

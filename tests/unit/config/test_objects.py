@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marl_core import Catalog, Plan, Quantization, RunConfig, Strategy, hookimpl
-from marl_core.plan.explain import explain
+from marl_core.plan.describe import explain
 from marl_core.plan.memory import estimate
 from marl_core.testing import write_tiny_model
 from marl_plugins.observers import Console, JsonLines

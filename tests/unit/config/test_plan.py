@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from marl_core import Catalog, ConfigError, DataError, Quantization
+from marl_core import Catalog, ConfigError, DataError, Quantization, RunConfig, Runner
 from marl_core.config.load import parse_config
 from marl_core.plan.plan import Plan
 
@@ -29,7 +30,7 @@ def test_everything_the_config_names_is_built(written: dict[str, Any], catalog: 
     assert len(plan.observers) == 1
     assert plan.reference_choice is plan.config.reference
     assert plan.hooks.origin(plan.reference) == "bare of fake-marl 1.0 (marl_fakes:Bare)"
-    assert len(plan.hooks.strategies) == 6
+    assert len(plan.hooks.strategies) == 7
 
 
 def test_quantization_is_asked_once(written: dict[str, Any], catalog: Catalog) -> None:
@@ -56,6 +57,52 @@ def test_strategies_sentences_come_with_their_origin(written: dict[str, Any], ca
     assert plan.check() == ["reward.target: 666 is not a good number (says short of fake-marl 1.0 (marl_fakes:Short))"]
     with pytest.raises(ConfigError, match=r"this run can't work:\n  reward.target: 666"):
         plan.require()
+
+
+VALUE_GIVEN = (
+    "value: only an adapter of its own has alpha, and the value function is on 'policy'; write value: {on: own"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"value": "none"}, "value: none with ppo.advantage gae: gae needs a value function; write value: policy"),
+        (
+            {"value": "own", "ppo": {"advantage": "rloo", "samples_per_prompt": 2}},
+            "value: own is never used with ppo.advantage rloo; write value: none",
+        ),
+        (
+            {"value": {"r": 8}},
+            "value: only an adapter of its own has r, and the value function is on 'policy' where value.on is not given; write",
+        ),
+        ({"value": {"on": "policy", "alpha": 8}}, VALUE_GIVEN),
+        (
+            {"ppo": {"advantage": "rloo"}},
+            "ppo: advantage rloo compares responses to one prompt: samples_per_prompt must be 2 or more",
+        ),
+    ],
+)
+def test_what_the_estimator_needs_is_there(
+    written: dict[str, Any], catalog: Catalog, changes: dict[str, Any], sentence: str
+) -> None:
+    """Before a weight is read, and for a config of Python's too."""
+    for config in (
+        parse_config({**written, **changes}, "f", catalog),
+        RunConfig.model_validate({**written, **changes}),
+    ):
+        (found,) = Plan.of(config, catalog).check()
+        assert found.startswith(sentence)
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            Runner(config, catalog=catalog)
+
+
+def test_where_the_value_function_lives_follows_from_the_estimator(written: dict[str, Any], catalog: Catalog) -> None:
+    assert plan_of(written, catalog).value_on == "policy"
+    assert plan_of({**written, "value": "own"}, catalog).value_on == "own"
+    critic_free = {**written, "ppo": {"advantage": "rloo", "samples_per_prompt": 2}}
+    assert plan_of(critic_free, catalog).value_on == "none"
+    assert plan_of({**critic_free, "value": "none"}, catalog).check() == []
 
 
 def test_findings_that_are_all_about_files_are_a_data_error(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marl_core import Catalog, RunConfig, load_config
+from marl_core import Catalog, Plan, RunConfig, load_config
 from marl_core.cli.app import main
 from marl_core.config.flatten import flatten
 from marl_core.config.run_config import DataSection
@@ -132,7 +132,7 @@ def test_all_else_is_what_marl_does_without_a_config(folder: Path) -> None:
     written = parse_yaml((folder / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
     plain = {"model": {"path": "x"}, "reference": "disabled-adapter", "reward": {"use": "function", "target": "x:y"}}
     usual = RunConfig.model_validate(plain)
-    kept = usual.model_dump(by_alias=True) | {"value": {"on": usual.value_on}}
+    kept = usual.model_dump(by_alias=True) | {"value": {"on": Plan.of(usual).value_on}}
     for section in ("model", "policy", "value", "data", "sampling", "ppo", "run"):
         defaults = flatten(kept[section] or DataSection(prompts="x").model_dump(), section)
         for key, value in flatten(written[section], section).items():

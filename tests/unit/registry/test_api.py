@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from importlib.metadata import version
 from typing import ClassVar
 
 import pytest
@@ -15,7 +14,7 @@ from marl_core.config.section import Section
 from marl_core.config.speed_config import SpeedSection
 from marl_core.registry import strategy as strategy_module
 from marl_core.registry.catalog import Listing, LoadedStrategy, verify
-from marl_core.registry.deprecation import gone_in
+from marl_core.registry.deprecation import gone_in, warn_deprecated
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.hookspecs import MarlSpecs
 
@@ -56,21 +55,11 @@ def test_it_lasts_one_minor_version() -> None:
     assert gone_in("1.9.4") == "1.10"
 
 
-def test_nothing_outlives_its_time() -> None:
-    now = tuple(int(part) for part in version("marl-core").split(".")[:2])
-    for old, (new, since) in marl_core._RENAMED.items():
-        assert tuple(int(part) for part in gone_in(since).split(".")) > now, f"{old} had its time; remove it"
-        assert new in marl_core.__all__
-        assert old not in marl_core.__all__
-
-
-def test_a_renamed_name_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(marl_core._RENAMED, "AdapterStore", ("AdapterBank", "0.2"))
+def test_what_is_on_its_way_out_says_what_to_use_instead() -> None:
     with pytest.warns(
-        MarlDeprecationWarning,
-        match=r"marl_core.AdapterStore is deprecated since 0.2 and gone in 0.3: use marl_core.AdapterBank",
+        MarlDeprecationWarning, match=r"Rollout\.old is deprecated since 0\.2 and gone in 0\.3: use Rollout\.new"
     ) as said:
-        assert marl_core.AdapterStore is marl_core.AdapterBank
+        warn_deprecated("Rollout.old", "Rollout.new", "0.2", stacklevel=2)
     assert said[0].filename == __file__
 
 

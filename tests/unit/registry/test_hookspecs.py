@@ -68,7 +68,7 @@ def test_documented_in_full(hook: str) -> None:
 def test_example_runs(hook: str, capsys: pytest.CaptureFixture[str]) -> None:
     example = textwrap.dedent(doc(hook).split("Example:\n", 1)[1])
     assert len(example.splitlines()) <= 7
-    names = {name: getattr(marl_core, name) for name in ("Strategy", "hookimpl", "Quantization", "View")}
+    names = {name: getattr(marl_core, name) for name in ("Strategy", "hookimpl", "Estimator", "Quantization", "View")}
     exec(compile("from __future__ import annotations\n" + example, hook, "exec"), names)
     strategy_class: Any = next(reversed(names.values()))
     strategy: Strategy = strategy_class()

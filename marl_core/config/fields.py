@@ -1,0 +1,94 @@
+"""Where in a config what stands: the section at a place, the choices of strategies, and short forms written out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from marl_core.config.choice import Choice, choice_of
+from marl_core.config.run_config import RunConfig
+from marl_core.registry.families import family_keys
+
+Place = tuple[str | int, ...]
+"""Keys, list indices and names on the way to a value: `("reward", 0, "weight")`."""
+
+
+def dotted(place: Place) -> str:
+    """`("reward", 0, "weight")` as `reward.0.weight`."""
+    return ".".join(str(part) for part in place)
+
+
+def choices_in(config: RunConfig) -> Iterator[tuple[Place, Choice]]:
+    """Every choice of a strategy with its place in the config, in the order of the families."""
+    for _, key in family_keys():
+        value: Any = config
+        for part in key.path.split("."):
+            value = getattr(value, part)
+        place: Place = tuple(key.path.split("."))
+        if key.many == "one":
+            yield place, value
+        else:
+            named = value.items() if key.many == "named" else enumerate(value)
+            yield from (((*place, name), choice) for name, choice in named)
+
+
+def with_long_choices(written: Any) -> Any:
+    """A config as plain dicts and lists, every strategy that it names by one word written as `{use: name}`; what is none as it is."""
+    config = copy.deepcopy(written)
+    for family, key in family_keys():
+        holder: Any = config
+        for part in key.section.split(".") if key.section else ():
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and key.name in holder:
+            holder[key.name] = _long(holder[key.name], choice_of(family), key.many == "named")
+    return config
+
+
+def _long(value: Any, choice: type[Choice], named: bool) -> Any:
+    if isinstance(value, list):
+        return [choice.long_form(one) for one in value]
+    if named and isinstance(value, Mapping):
+        return {name: choice.long_form(one) for name, one in value.items()}
+    return choice.long_form(value)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All models inside an annotation such as `list[RewardChoice]`, `dict[str, RewardChoice]` or `DataSection | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return iter([annotation])
+    return iter([model for part in get_args(annotation) for model in models_in(part)])
+
+
+def field_named(model: type[BaseModel], key: str) -> FieldInfo | None:
+    """A model's field by its name, or by its name in a config (`from`)."""
+    fields = model.model_fields
+    return fields.get(key) or next((field for field in fields.values() if field.alias == key), None)
+
+
+def long_form(place: Sequence[str], value: Any, below: str) -> Any:
+    """What the short `value` at `place` stands for, so that its part `below` can be named; None when it stands for nothing longer.
+
+    A single entry where there may be a list becomes the list when `below` counts the entries.
+    """
+    model: type[BaseModel] = RunConfig
+    holds: Any = None
+    for part in place:
+        if holds is not None:  # this part counts or names an entry of what the one before it holds
+            holds = None
+            continue
+        field = field_named(model, part)
+        inside = next(models_in(field.annotation), None) if field else None
+        if field is None or inside is None:
+            return None
+        model, origin = inside, get_origin(field.annotation)
+        holds = origin if origin in (list, dict) else None
+    if holds is list and below.isdecimal():
+        return [value]
+    if holds is dict:
+        return None
+    found = model.long_form(value) if hasattr(model, "long_form") else value
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,79 @@
+"""What a config chose: its strategies, built and with their hooks registered, and what follows from them. No weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from marl_core.config.choice import ReferenceChoice, RewardChoice
+from marl_core.config.fields import Place, dotted
+from marl_core.config.run_config import RunConfig, ValueOn
+from marl_core.registry.hooks import Hooks
+from marl_core.registry.strategy import Estimator, Quantization, Strategy
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A config with its strategies. Immutable; holds no weights and imports nothing heavy."""
+
+    config: RunConfig
+    hooks: Hooks
+    strategies: Mapping[Place, Strategy]
+    """Each strategy by its place in the config: `("reward", 0)`."""
+
+    @property
+    def reference(self) -> Strategy:
+        """Which weights are the reference."""
+        return self.strategies["reference",]
+
+    @property
+    def rewards(self) -> tuple[tuple[RewardChoice, Strategy], ...]:
+        """The reward sources as the config names them, and as they were built."""
+        return tuple((choice, self.strategies["reward", i]) for i, choice in enumerate(self.config.reward))
+
+    @property
+    def judges(self) -> Mapping[str, tuple[RewardChoice, Strategy]]:
+        """The same of `eval.judges`, by name."""
+        named = self.config.eval.judges
+        return {name: (choice, self.strategies["eval", "judges", name]) for name, choice in named.items()}
+
+    @property
+    def quantization_strategy(self) -> Strategy:
+        """Who says how the base is loaded."""
+        return self.strategies["quantization",]
+
+    @property
+    def advantage_strategy(self) -> Strategy:
+        """Who says how rewards become advantages."""
+        return self.strategies["ppo", "advantage"]
+
+    @property
+    def observers(self) -> tuple[Strategy, ...]:
+        """Who watches, in the order of the config."""
+        return tuple(self.strategies["observers", i] for i in range(len(self.config.observers)))
+
+    @property
+    def reference_choice(self) -> ReferenceChoice:
+        """The reference as the config names it."""
+        return self.config.reference
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """How the base is loaded. The first reading calls the strategy, which may import its backend."""
+        return self.hooks.quantization(self.quantization_strategy, self.config.model.dtype)
+
+    @cached_property
+    def estimator(self) -> Estimator:
+        """How rewards become advantages, and what that needs."""
+        return self.hooks.advantage(self.advantage_strategy)
+
+    @property
+    def value_on(self) -> ValueOn:
+        """Where the value function lives, the default resolved."""
+        return self.config.value.on or ("policy" if self.estimator.needs_values else "none")
+
+    @cached_property
+    def places(self) -> Mapping[Strategy, str]:
+        """Each strategy's place in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
+        return {strategy: dotted(place) for place, strategy in reversed(list(self.strategies.items()))}

@@ -1,0 +1,51 @@
+"""What a strategy's options name on this machine: adapters, and models of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from marl_core.artifacts.adapter_files import CONFIG_FILE
+from marl_core.artifacts.hub import adapter_folder
+from marl_core.artifacts.model_files import read_model
+from marl_core.errors import DataError
+from marl_core.registry.strategy import Strategy
+
+WHERE = ("revision", "subfolder")
+"""Options that say where inside another option's repository or folder; no paths of their own."""
+
+
+def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
+    """The strategy's options that may be paths."""
+    for name in type(strategy).model_fields:
+        if name in WHERE:
+            continue
+        value = getattr(strategy, name)
+        if isinstance(value, str | os.PathLike):
+            yield name, os.path.expanduser(os.fspath(value))
+
+
+def where(strategy: Strategy) -> tuple[str | None, str | None]:
+    """Its revision and its subfolder, where it has such options."""
+    revision, subfolder = (getattr(strategy, name, None) for name in WHERE)
+    return revision if isinstance(revision, str) else None, subfolder if isinstance(subfolder, str) else None
+
+
+def adapter_options(strategy: Strategy) -> list[tuple[str, str]]:
+    """Those options that name an adapter on this machine, with its folder: of a hub name the snapshot in the cache."""
+    folders = [(name, adapter_folder(path, *where(strategy))) for name, path in path_options(strategy)]
+    return [(name, folder) for name, folder in folders if folder and os.path.isfile(os.path.join(folder, CONFIG_FILE))]
+
+
+def own_model(strategy: Strategy) -> str | None:
+    """The option of a strategy that names a whole model on this machine, with weights; None when none does."""
+    if adapter_options(strategy):
+        return None
+    for _, path in path_options(strategy):
+        try:
+            model = read_model(path, where(strategy)[0])
+            if model is not None and model.shapes():
+                return path
+        except DataError:
+            continue
+    return None

@@ -1,0 +1,136 @@
+"""ScoredRollout -> Advantages: the KL penalty, the token rewards, and the estimator that was chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from marl_core.config.choice import Choice, choice_of
+from marl_core.config.run_config import PPOSection
+from marl_core.errors import ConfigError, PluginError
+from marl_core.plan.estimator_checks import nothing_to_compare
+from marl_core.ppo.objectives import kl_estimate, token_rewards
+from marl_core.ppo.types import Advantages, ScoredRollout
+from marl_core.registry.families import FAMILIES
+from marl_core.registry.hooks import Hooks
+from marl_core.registry.strategy import AdvantageInputs, Estimator
+
+
+def estimate_advantages(
+    scored: ScoredRollout, ppo: PPOSection, kl_coef: float | None = None, estimator: Estimator | None = None
+) -> Advantages:
+    """Advantages of one rollout; `kl_coef` replaces the configured coefficient when it is adaptive.
+
+    `estimator` is the one that a plan has (`plan.estimator`); without it the one that `ppo.advantage` names is looked up among the
+    installed ones. ConfigError when the rollout lacks what it needs, values or whole groups; PluginError naming it when it
+    fails, or gives anything but finite advantages (and returns) of the right shape.
+    """
+    choice = _choice(ppo)
+    estimator = estimator or _installed(choice)
+    mask = scored.rollout.mask
+    coef = ppo.kl.coef if kl_coef is None else kl_coef
+    into_reward = coef if ppo.kl.into == "reward" else 0.0
+    kl = torch.zeros_like(scored.logprobs)
+    if scored.ref_logprobs is not None:
+        kl = kl_estimate(scored.logprobs, scored.ref_logprobs, ppo.kl.estimator).masked_fill(~mask, 0.0)
+    rewards = token_rewards(scored.shaped_scores, kl, mask, into_reward, scored.token_scores)
+    _require(estimator, choice.label, scored, ppo)
+    inputs = _inputs(estimator, rewards, scored, ppo)
+    with torch.no_grad():
+        found = estimator.estimate(inputs)
+    advantages, returns = _checked(found, estimator, estimator.origin or choice.label, rewards, scored)
+    return Advantages(kl, rewards, advantages, returns)
+
+
+def _choice(ppo: PPOSection) -> Choice:
+    """`ppo.advantage`; a section that was copied with another name holds just that name."""
+    kind, given = choice_of(FAMILIES["advantage"]), ppo.advantage
+    return given if isinstance(given, kind) else kind.model_validate(given)
+
+
+def _installed(choice: Choice) -> Estimator:
+    strategy = choice.resolve()
+    return Hooks([(strategy, choice.origin)]).advantage(strategy)
+
+
+def _require(estimator: Estimator, label: str, scored: ScoredRollout, ppo: PPOSection) -> None:
+    """ConfigError when the rollout hasn't what the estimator needs."""
+    if estimator.needs_values and scored.values is None:
+        raise ConfigError(
+            f"advantage {label} needs values; score with a value function, or choose an estimator that needs none (marl plugins "
+            "--family advantage)."
+        )
+    alone = nothing_to_compare(estimator, label, ppo.samples_per_prompt)
+    if alone is not None:
+        raise ConfigError(f"{alone}.")
+    count = len(scored.scores)
+    if estimator.needs_groups and count % ppo.samples_per_prompt:
+        raise ConfigError(
+            f"advantage {label}: {count} responses can't be grouped by samples_per_prompt {ppo.samples_per_prompt}; give each "
+            "prompt's responses one after the other, the same number for each."
+        )
+
+
+def _inputs(estimator: Estimator, rewards: Tensor, scored: ScoredRollout, ppo: PPOSection) -> AdvantageInputs:
+    """Copies, for an estimator may write where it reads, and metrics and the update read the originals."""
+    mask = scored.rollout.mask
+    values = scored.values.masked_fill(~mask, 0.0) if estimator.needs_values and scored.values is not None else None
+    return AdvantageInputs(
+        rewards=rewards.clone(),
+        mask=mask.clone(),
+        values=values,
+        samples_per_prompt=ppo.samples_per_prompt,
+        gamma=ppo.gamma,
+        lam=ppo.lam,
+        whiten=ppo.whiten,
+    )
+
+
+def _checked(
+    found: object, estimator: Estimator, whose: str, rewards: Tensor, scored: ScoredRollout
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages and returns [B, T] float32, 0 where the mask is false; PluginError naming who gave something else."""
+    mask = scored.rollout.mask
+    blame = _finite(rewards, mask) and (scored.values is None or _finite(scored.values, mask))
+    if not estimator.needs_values:
+        return _per_token(found, "advantages", whose, mask, blame, spread=True), None
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise _wrong(whose, f"gave {_told(found)}, expected a pair, advantages and returns, for it needs values")
+    advantages, returns = found
+    return (
+        _per_token(advantages, "advantages", whose, mask, blame, spread=True),
+        _per_token(returns, "returns", whose, mask, blame),
+    )
+
+
+def _per_token(found: object, what: str, whose: str, mask: Tensor, blame: bool, spread: bool = False) -> Tensor:
+    """`found` as a tensor [B, T] beside the mask; with `spread` a number for each response will do."""
+    wanted = f"{list(mask.shape)}" + (f" or [{len(mask)}]" if spread else "")
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise _wrong(whose, f"gave {_told(found)} as {what}, expected a floating tensor {wanted}")
+    if spread and found.shape == mask.shape[:1]:
+        found = found[:, None].expand(mask.shape)
+    if found.shape != mask.shape:
+        raise _wrong(whose, f"gave {what} of shape {list(found.shape)}, expected {wanted}")
+    found = found.detach().to(mask.device, torch.float32)
+    if blame and not _finite(found, mask):
+        rows = (~found.isfinite() & mask).any(dim=1).nonzero().flatten().tolist()
+        numbers = ", ".join(str(row + 1) for row in rows[:8])
+        raise _wrong(whose, f"gave {what} that aren't finite, from finite rewards (response {numbers})")
+    return torch.where(mask, found, torch.zeros_like(found))
+
+
+def _finite(values: Tensor, mask: Tensor) -> bool:
+    return bool((values.isfinite() | ~mask).all())
+
+
+def _told(found: object) -> str:
+    if isinstance(found, Tensor):
+        return f"a tensor of {str(found.dtype).removeprefix('torch.')}"
+    return f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, tuple) else "")
+
+
+def _wrong(whose: str, what: str) -> PluginError:
+    return PluginError(
+        f"advantage: {whose} {what}. Report it to its authors; docs/plugins.md says what an estimator gives."
+    )
