@@ -66,10 +66,10 @@ def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 
 def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Those of them that are the embedding or the output layer."""
-    whole = {name: shape for name, shape in saved_modules(files).items() if "trainable_tokens" not in name}
+    modules = {name: shape for name, shape in saved_modules(files).items() if "trainable_tokens" not in name}
     return {
         name: shape
-        for name, shape in whole.items()
+        for name, shape in modules.items()
         if is_embedding(_unwrapped(name)) or is_output_layer(_unwrapped(name))
     }
 
@@ -81,14 +81,14 @@ def brings_tokens(files: AdapterFiles) -> bool:
 
 def head_beside(files: AdapterFiles) -> str | None:
     """The file of a value head that lies beside the adapter, LLaMA-Factory's way."""
-    found = (name for name in (VALUE_HEAD_FILE, VALUE_HEAD_PICKLE) if (files.folder / name).is_file())
-    return next(found, None)
+    files_there = (name for name in (VALUE_HEAD_FILE, VALUE_HEAD_PICKLE) if (files.folder / name).is_file())
+    return next(files_there, None)
 
 
 def target_parameters(config: Mapping[str, Any]) -> frozenset[str]:
     """The weights that a LoRA adapts directly, experts that are one tensor for all."""
-    found = config.get("target_parameters")
-    return frozenset(map(str, found)) if isinstance(found, list | tuple | set | frozenset) else frozenset()
+    named = config.get("target_parameters")
+    return frozenset(map(str, named)) if isinstance(named, list | tuple | set | frozenset) else frozenset()
 
 
 def _options(files: AdapterFiles, use: Use) -> Iterator[str]:

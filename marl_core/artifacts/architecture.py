@@ -105,12 +105,12 @@ def window(config: Mapping[str, Any]) -> int:
 
 def special_tokens(config: Mapping[str, Any]) -> set[int]:
     """Ids of tokens that mean something to a model beside their embedding: ends, padding, places of pictures."""
-    found: set[int] = set()
+    tokens: set[int] = set()
     for key, value in config.items():
         if key.endswith(("token_id", "token_index", "token_ids")):
             ids = value if isinstance(value, list | tuple) else [value]
-            found |= {int(token) for token in ids if token is not None}
-    return found
+            tokens |= {int(token) for token in ids if token is not None}
+    return tokens
 
 
 def _size(config: Mapping[str, Any], keys: Iterable[str]) -> int:
@@ -209,8 +209,8 @@ def kind_and_depth(name: str) -> tuple[str, int | None]:
     """
     parts = name.removesuffix(".weight").split(".")
     depth = next((int(part) for part in parts if part.isdigit()), None)
-    whole = parts[-1] == "bias" or "experts" in parts[-2:-1]
-    return ".".join(parts[-2:]) if whole else parts[-1], depth
+    two_parts = parts[-1] == "bias" or "experts" in parts[-2:-1]
+    return ".".join(parts[-2:]) if two_parts else parts[-1], depth
 
 
 def chooses_experts(modules: Iterable[str]) -> bool:

@@ -24,8 +24,8 @@ class Place:
     @property
     def tensor(self) -> Tensor:
         """What is there now."""
-        found: Tensor = getattr(self.module, self.attribute)
-        return found
+        tensor: Tensor = getattr(self.module, self.attribute)
+        return tensor
 
 
 def base_places(model: nn.Module) -> dict[str, Place]:

@@ -261,13 +261,13 @@ def load_weights(peft: PeftModel, name: str, files: AdapterFiles, asked_by: str)
     mine = adapter_tensors(peft, name)
     tensors = _as_peft_reads(peft, name, _read(files, asked_by), files, asked_by)
     wanted = {key: tuple(tensor.shape) for key, tensor in mine.items()}
-    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    misfits = [key for key in wanted if key in given and wanted[key] != given[key]]
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
+    misfits = [key for key in wanted if key in shapes and wanted[key] != shapes[key]]
     if missing or extra or misfits:
         lines = [f"{len(missing)} tensors are missing (first: {missing[:3]})"] if missing else []
         lines += [f"{len(extra)} have no place in this base (first: {extra[:3]})"] if extra else []
-        lines += [f"{key} is {given[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
+        lines += [f"{key} is {shapes[key]}, this base needs {wanted[key]}" for key in misfits[:3]]
         base: Any = peft.get_base_model()
         single = unconverted(files, getattr(base.config, "model_type", None), extra)
         if single:

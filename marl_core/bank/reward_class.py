@@ -28,8 +28,8 @@ class _Head(nn.Module):
         self.weight = head.weight
 
     def forward(self, states: Tensor) -> Tensor:
-        found: Tensor = self.head(states.float())
-        return found
+        scores: Tensor = self.head(states.float())
+        return scores
 
 
 @torch.no_grad()
@@ -38,10 +38,10 @@ def refuse_other_reading(bank: RewardBank, view: ScoreView, files: AdapterFiles,
 
     The classifier is built without weights and gets the bank's trunk and head: what it lacks then isn't in the adapter's file.
     """
-    found = _classifier(bank, view, files)
-    if found is None:
+    classifier = _classifier(bank, view, files)
+    if classifier is None:
         return
-    name, judge = found
+    name, judge = classifier
     ids = torch.arange(4, 8, device=bank.device)[None] % bank.trunk.vocabulary
     ids = torch.where(ids == view.pad_id, ids + 1, ids) if view.pad_id is not None else ids
     mask = torch.ones_like(ids)
