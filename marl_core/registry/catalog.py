@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from marl_core.errors import ConfigError, MarlError, PluginError, PluginWarning, near_match, warn
 from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
-from marl_core.registry.importing import process_kept
+from marl_core.registry.importing import process_state_restored
 from marl_core.registry.metadata import unreadable
 from marl_core.registry.strategy import Strategy, api_problem
 
@@ -98,7 +98,7 @@ class Catalog:
             raise ConfigError(self._unknown(family, name))
         if len(offers) > 1:
             raise PluginError(
-                f"{family} strategy {name!r} is offered by {' and by '.join(_whose(offer) for offer in offers)}: "
+                f"{family} strategy {name!r} is offered by {' and by '.join(_provider(offer) for offer in offers)}: "
                 f"uninstall one, or write `use: {offers[0].qualified_name}`."
             )
         return offers[0]
@@ -107,10 +107,10 @@ class Catalog:
         """The listing that announces this class; None when nobody does. Nothing is imported: the class is there already."""
         for listing in self.listings(family):
             module, _, name = listing.target.partition(":")
-            found: Any = sys.modules.get(module.strip())
+            attribute: Any = sys.modules.get(module.strip())
             for part in name.split("[")[0].strip().split("."):
-                found = getattr(found, part, None)
-            if found is kind:
+                attribute = getattr(attribute, part, None)
+            if attribute is kind:
                 return listing
         return None
 
@@ -118,15 +118,15 @@ class Catalog:
         """Look up, import and verify one strategy. Raises as `lookup` does, and PluginError for a broken plugin."""
         listing = self.lookup(family, name)
         if listing not in self._loaded:
-            found = _import(listing)
-            whose = f"{family} strategy {listing.display_name}"
-            self._loaded[listing] = LoadedStrategy(listing, verify(found, family, whose))
+            imported = _import(listing)
+            label = f"{family} strategy {listing.display_name}"
+            self._loaded[listing] = LoadedStrategy(listing, verify(imported, family, label))
         return self._loaded[listing]
 
     def _unknown(self, family: FamilyName, name: str) -> str:
         names = sorted({listing.name for listing in self.listings(family)})
-        known = names + [listing.qualified_name for listing in self.listings(family)]
-        near = near_match(name, known)
+        candidates = names + [listing.qualified_name for listing in self.listings(family)]
+        near = near_match(name, candidates)
         hint = f"; did you mean {near!r}?" if near else "."
         others = sorted({listing.family for listing in self._listings if listing.name == name})
         if others and not near:
@@ -134,49 +134,49 @@ class Catalog:
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
 
 
-def verify(found: object, family: FamilyName, whose: str) -> type[Strategy]:
-    """`found` as a strategy class that has its family's required hook; PluginError naming `whose` otherwise."""
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
-        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+def verify(candidate: object, family: FamilyName, label: str) -> type[Strategy]:
+    """`candidate` as a strategy class that has its family's required hook; PluginError naming `label` otherwise."""
+    if not (isinstance(candidate, type) and issubclass(candidate, Strategy)):
+        kind = f"the class {candidate.__name__}" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
         raise PluginError(
-            f"{whose} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy."
+            f"{label} is {kind}, not a subclass of marl_core.Strategy. Its authors must derive it from Strategy."
         )
-    problem = api_problem(found)
+    problem = api_problem(candidate)
     if problem is not None:
-        raise PluginError(f"{whose}: {problem}.")
+        raise PluginError(f"{label}: {problem}.")
     hook = FAMILIES[family].required_hook
     if hook is None:
-        return found
-    method = getattr(found, hook, None)
+        return candidate
+    method = getattr(candidate, hook, None)
     if method is None:
-        near = near_match(hook, (name for name in vars(found) if name.startswith("marl_")))
+        near = near_match(hook, (name for name in vars(candidate) if name.startswith("marl_")))
         hint = f"It has {near!r}: is that a slip of the pen?" if near else f"Every {family} strategy needs one."
-        raise PluginError(f"{whose} has no {hook} hook. {hint} See docs/hooks.md.")
+        raise PluginError(f"{label} has no {hook} hook. {hint} See docs/hooks.md.")
     if not hasattr(method, "marl_impl"):
-        raise PluginError(f"{whose} has a method {hook} that isn't marked. Put @hookimpl (from marl_core) above it.")
-    return found
+        raise PluginError(f"{label} has a method {hook} that isn't marked. Put @hookimpl (from marl_core) above it.")
+    return candidate
 
 
 def _import(listing: Listing) -> object:
     """Import a listing's target. Whatever goes wrong is the plugin's, and named so; only Ctrl-C passes."""
-    whose = f"{listing.family} strategy {listing.display_name}"
+    label = f"{listing.family} strategy {listing.display_name}"
     printed = StringIO()
     try:
-        with redirect_stdout(printed), process_kept() as undone:
-            found: object = metadata.EntryPoint(listing.name, listing.target, f"marl.{listing.family}").load()
+        with redirect_stdout(printed), process_state_restored() as restored:
+            imported: object = metadata.EntryPoint(listing.name, listing.target, f"marl.{listing.family}").load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise PluginError(
-            f"{whose} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another "
+            f"{label} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another "
             f"{listing.family}."
         ) from error
     if printed.getvalue():
         first_line = printed.getvalue().strip().splitlines()[:1]
-        warn(f"{whose} printed on import; dropped: {' '.join(first_line)[:80]!r}", PluginWarning)
-    if undone:
-        warn(f"{whose} changed on import: {', '.join(undone)}; put back", PluginWarning)
-    return found
+        warn(f"{label} printed on import; dropped: {' '.join(first_line)[:80]!r}", PluginWarning)
+    if restored:
+        warn(f"{label} changed on import: {', '.join(restored)}; put back", PluginWarning)
+    return imported
 
 
 def _find_installed() -> Iterator[Listing]:
@@ -209,5 +209,5 @@ def _same_package(one: str, other: str) -> bool:
     return _normal(one) == _normal(other)
 
 
-def _whose(listing: Listing) -> str:
+def _provider(listing: Listing) -> str:
     return f"{listing.package} {listing.version} ({listing.target})"

@@ -252,11 +252,11 @@ def _wraps(impl: pluggy.HookImpl) -> bool:
 def _explain(message: str) -> str:
     """pluggy's message on one line, with the near match or the arguments that the hook has."""
     text = " ".join(message.split())
-    named = re.search(r"hook '(\w+)'", text)
+    match = re.search(r"hook '(\w+)'", text)
     specs = [name for name in vars(MarlSpecs) if name.startswith("marl_")]
-    hook = named.group(1) if named else ""
+    hook = match.group(1) if match else ""
     if hook in specs:
-        known = [name for name in inspect.signature(getattr(MarlSpecs, hook)).parameters if name != "self"]
-        return f"{text}. {hook} may take: {', '.join(known)}."
+        parameters = [name for name in inspect.signature(getattr(MarlSpecs, hook)).parameters if name != "self"]
+        return f"{text}. {hook} may take: {', '.join(parameters)}."
     near = near_match(hook, specs)
     return f"{text}. {f'Did you mean {near}?' if near else 'Known: ' + ', '.join(specs) + '.'} See docs/hooks.md."

@@ -9,11 +9,11 @@ from marl_core.registry.snapshot import Snapshot, random_states, torch_modes, wo
 
 
 @contextmanager
-def process_kept() -> Iterator[list[str]]:
+def process_state_restored() -> Iterator[list[str]]:
     """A block that leaves the process as it was; what had to be put back is in the list, in words, once it has ended."""
-    undone: list[str] = []
+    restored: list[str] = []
     before = Snapshot.of([*random_states(), working_folder(), *torch_modes()])
     try:
-        yield undone
+        yield restored
     finally:
-        undone += [change.setting.name for change in before.put_back()]
+        restored += [change.setting.name for change in before.put_back()]

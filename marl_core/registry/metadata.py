@@ -15,32 +15,32 @@ from importlib import metadata
 
 def unreadable(distribution: metadata.Distribution, error: Exception) -> str:
     """The line about a package whose entry points can't be read."""
-    place = getattr(distribution, "_path", "a package")
+    path = getattr(distribution, "_path", "a package")
     reason = " ".join(str(error).split())[:120]
-    return f"{place}: its entry points can't be read ({type(error).__name__}: {reason}), so its plugins are passed over; reinstall it"
+    return f"{path}: its entry points can't be read ({type(error).__name__}: {reason}), so its plugins are passed over; reinstall it"
 
 
-_said: set[str] = set()  # one line a process
+_reported: set[str] = set()  # one line a process
 
 
 @contextmanager
 def damaged_metadata_passed_over() -> Iterator[None]:
     """For the command line: while the block runs, a package with damaged entry points has none, and one line says so."""
-    kept = metadata.Distribution.__dict__["entry_points"]
+    original = metadata.Distribution.__dict__["entry_points"]
 
     def entry_points(self: metadata.Distribution) -> metadata.EntryPoints:
         try:
-            found: metadata.EntryPoints = kept.fget(self)
+            entry_points_read: metadata.EntryPoints = original.fget(self)
         except Exception as error:
             line = unreadable(self, error)
-            if line not in _said:
-                _said.add(line)
+            if line not in _reported:
+                _reported.add(line)
                 print(f"marl: {line}", file=sys.stderr)
             return metadata.EntryPoints(())
-        return found
+        return entry_points_read
 
     metadata.Distribution.entry_points = property(entry_points)  # type: ignore[method-assign,assignment]  # for this block
     try:
         yield
     finally:
-        metadata.Distribution.entry_points = kept  # type: ignore[method-assign]  # as it was
+        metadata.Distribution.entry_points = original  # type: ignore[method-assign]  # as it was

@@ -124,10 +124,10 @@ def _change_folder(folder: str) -> None:
         os.chdir(folder)
 
 
-def _loaded(module: str, last: str) -> Any:
-    """A module that was imported, as far as its attribute `last`: one that is being imported may have half of what it will."""
-    found = sys.modules.get(module)
-    return found if found is not None and hasattr(found, last) else None
+def _loaded(module: str, attribute: str) -> Any:
+    """A module that was imported, as far as its attribute `attribute`: one that is being imported may have half of what it will."""
+    imported = sys.modules.get(module)
+    return imported if imported is not None and hasattr(imported, attribute) else None
 
 
 def _plain(state: Any) -> tuple[Any, ...]:

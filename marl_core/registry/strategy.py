@@ -68,13 +68,13 @@ class Strategy(BaseModel):
 
 def api_problem(strategy_class: type[Strategy]) -> str | None:
     """Why a strategy's `api` doesn't fit this marl, None when it does."""
-    wanted: object = strategy_class.api
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-        return f"its api is {wanted!r}; write the version it was made for, e.g. `api: ClassVar[int] = {API}`"
-    if wanted > API:
-        return f"it was made for api {wanted}, this marl-core offers {API}: upgrade marl-core, or install an older version of it"
-    if wanted < API:
-        return f"it was made for api {wanted}, this marl-core offers {API} (docs/api.md says what changed): ask for a newer version of it"
+    version: object = strategy_class.api
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        return f"its api is {version!r}; write the version it was made for, e.g. `api: ClassVar[int] = {API}`"
+    if version > API:
+        return f"it was made for api {version}, this marl-core offers {API}: upgrade marl-core, or install an older version of it"
+    if version < API:
+        return f"it was made for api {version}, this marl-core offers {API} (docs/api.md says what changed): ask for a newer version of it"
     return None
 
 

@@ -12,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from marl_core.registry.importing import process_kept
+from marl_core.registry.importing import process_state_restored
 from marl_core.registry.snapshot import Setting, Snapshot, random_states, torch_modes, working_folder
 
 
@@ -50,13 +50,13 @@ def test_everything_is_put_back_and_named(tmp_path: Path) -> None:
 
 
 def test_nothing_changed_is_nothing_said() -> None:
-    with process_kept() as undone:
+    with process_state_restored() as undone:
         pass
     assert undone == []
 
 
 def test_what_an_import_changed(tmp_path: Path) -> None:
-    with process_kept() as undone:
+    with process_state_restored() as undone:
         change_all(tmp_path)
     assert "numpy's random state" in undone
     assert "the number of threads" in undone
