@@ -55,10 +55,10 @@ class Choice(BaseModel):
     def _short_forms(cls, value: Any) -> Any:
         value = cls.long_form(value)
         if isinstance(value, Mapping) and "use" in value:
-            own = {key: value[key] for key in value if key in cls.model_fields}
-            beside = {key: value[key] for key in value if key not in cls.model_fields}
-            options = own.get("options", {})
-            return {**own, "options": {**options, **beside} if isinstance(options, Mapping) else options}
+            own_keys = {key: value[key] for key in value if key in cls.model_fields}
+            inline_options = {key: value[key] for key in value if key not in cls.model_fields}
+            options = own_keys.get("options", {})
+            return {**own_keys, "options": {**options, **inline_options} if isinstance(options, Mapping) else options}
         if not isinstance(value, Mapping | Choice):
             raise ValueError(f"give a strategy's name, or {{use: name, option: value}}; this is {value!r:.60}")
         return value
@@ -146,11 +146,11 @@ class RewardChoice(Choice):
 @cache
 def choice_of(family: Family) -> type[Choice]:
     """The class of a family's choices: the one above that its record names, or a Choice of that family and nothing more."""
-    named: type[Choice] = globals()[family.choice]
-    if named is not Choice:
-        return named
-    body = {"__module__": __name__, "__doc__": family.about, "family": family.name}
-    return type(f"{family.name.capitalize()}Choice", (Choice,), body)
+    choice_class: type[Choice] = globals()[family.choice]
+    if choice_class is not Choice:
+        return choice_class
+    namespace = {"__module__": __name__, "__doc__": family.about, "family": family.name}
+    return type(f"{family.name.capitalize()}Choice", (Choice,), namespace)
 
 
 def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
@@ -159,9 +159,9 @@ def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
     if key.many == "named":
         return dict[str, choice], _field(key, default_factory=dict)
     if key.many == "list":
-        several = Annotated[list[choice], Field(min_length=key.at_least or None)]
-        listed = Annotated[several, BeforeValidator(_listed, json_schema_input_type=several | choice)]
-        return listed, _field(key) if key.at_least else _field(key, default_factory=list)
+        list_type = Annotated[list[choice], Field(min_length=key.at_least or None)]
+        single_or_list = Annotated[list_type, BeforeValidator(_as_list, json_schema_input_type=list_type | choice)]
+        return single_or_list, _field(key) if key.at_least else _field(key, default_factory=list)
     if key.default is None:
         return choice, _field(key)
     return choice, _field(key, default_factory=lambda: choice(use=key.default), validate_default=True)
@@ -172,6 +172,6 @@ def _field(key: Key, **more: Any) -> FieldInfo:
     return field
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """A single choice as a list of one."""
     return value if isinstance(value, list) else [value]

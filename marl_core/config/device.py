@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
 
-NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
-ON_CPU_ONLY = ("merge_for_sampling", "capture", "recompute_cheap", "short_attention", "trim_memory", "compile")
+NVIDIA_DEVICE_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+MEASURED_ON_CPU_ONLY = ("merge_for_sampling", "capture", "recompute_cheap", "short_attention", "trim_memory", "compile")
 """Keys of `speed` whose fast path was measured on CPUs only: on CUDA each is off unless the config asks for it."""
 
 
@@ -21,20 +21,20 @@ def device_of(config: RunConfig) -> str:
 def machine_device() -> str:
     """What `run.device: auto` will be taken for here, as far as that shows without torch: `cuda` where there is an NVIDIA device."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if not hidden and any(os.path.exists(file) for file in NVIDIA) else "cpu"
+    return "cuda" if not hidden and any(os.path.exists(file) for file in NVIDIA_DEVICE_FILES) else "cpu"
 
 
 def device_warnings(config: RunConfig) -> list[str]:
     """What isn't known of this run on its device."""
     if device_of(config) == "cpu":
         return []
-    asked = [f"speed.{key}" for key in ON_CPU_ONLY if getattr(config.speed, key)]
+    keys = [f"speed.{key}" for key in MEASURED_ON_CPU_ONLY if getattr(config.speed, key)]
     return [
         "run.device: cuda is not measured on a GPU yet: everything that marl says of speed and memory was measured on CPUs. "
         + (
-            f"{' and '.join(asked)}, which this config asks for, {'was' if len(asked) == 1 else 'were'} never held against the plain path "
+            f"{' and '.join(keys)}, which this config asks for, {'was' if len(keys) == 1 else 'were'} never held against the plain path "
             "on a GPU. "
-            if asked
+            if keys
             else "Fast paths that only a CPU has proven are off there. "
         )
         + "The checks of each run (reference, first ratio, base unchanged) hold there as anywhere; docs/gpu.md says more."

@@ -13,46 +13,46 @@ from marl_core.config.choice import Choice, choice_of
 from marl_core.config.run_config import RunConfig
 from marl_core.registry.families import family_keys
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys, list indices and names on the way to a value: `("reward", 0, "weight")`."""
 
 
-def dotted(place: Place) -> str:
+def dotted(path: KeyPath) -> str:
     """`("reward", 0, "weight")` as `reward.0.weight`."""
-    return ".".join(str(part) for part in place)
+    return ".".join(str(part) for part in path)
 
 
-def choices_in(config: RunConfig) -> Iterator[tuple[Place, Choice]]:
+def choices_in(config: RunConfig) -> Iterator[tuple[KeyPath, Choice]]:
     """Every choice of a strategy with its place in the config, in the order of the families."""
     for _, key in family_keys():
         value: Any = config
         for part in key.path.split("."):
             value = getattr(value, part)
-        place: Place = tuple(key.path.split("."))
+        path: KeyPath = tuple(key.path.split("."))
         if key.many == "one":
-            yield place, value
+            yield path, value
         else:
             named = value.items() if key.many == "named" else enumerate(value)
-            yield from (((*place, name), choice) for name, choice in named)
+            yield from (((*path, name), choice) for name, choice in named)
 
 
 def with_long_choices(written: Any) -> Any:
     """A config as plain dicts and lists, every strategy that it names by one word written as `{use: name}`; what is none as it is."""
     config = copy.deepcopy(written)
     for family, key in family_keys():
-        holder: Any = config
+        container: Any = config
         for part in key.section.split(".") if key.section else ():
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and key.name in holder:
-            holder[key.name] = _long(holder[key.name], choice_of(family), key.many == "named")
+            container = container.get(part) if isinstance(container, dict) else None
+        if isinstance(container, dict) and key.name in container:
+            container[key.name] = _long(container[key.name], choice_of(family), key.many == "named")
     return config
 
 
 def _long(value: Any, choice: type[Choice], named: bool) -> Any:
     if isinstance(value, list):
-        return [choice.long_form(one) for one in value]
+        return [choice.long_form(entry) for entry in value]
     if named and isinstance(value, Mapping):
-        return {name: choice.long_form(one) for name, one in value.items()}
+        return {name: choice.long_form(entry) for name, entry in value.items()}
     return choice.long_form(value)
 
 
@@ -69,26 +69,26 @@ def field_named(model: type[BaseModel], key: str) -> FieldInfo | None:
     return fields.get(key) or next((field for field in fields.values() if field.alias == key), None)
 
 
-def long_form(place: Sequence[str], value: Any, below: str) -> Any:
-    """What the short `value` at `place` stands for, so that its part `below` can be named; None when it stands for nothing longer.
+def long_form(path: Sequence[str], value: Any, child: str) -> Any:
+    """What the short `value` at `path` stands for, so that its part `child` can be named; None when it stands for nothing longer.
 
-    A single entry where there may be a list becomes the list when `below` counts the entries.
+    A single entry where there may be a list becomes the list when `child` counts the entries.
     """
     model: type[BaseModel] = RunConfig
-    holds: Any = None
-    for part in place:
-        if holds is not None:  # this part counts or names an entry of what the one before it holds
-            holds = None
+    container_type: Any = None
+    for part in path:
+        if container_type is not None:  # this part counts or names an entry of what the one before it holds
+            container_type = None
             continue
         field = field_named(model, part)
-        inside = next(models_in(field.annotation), None) if field else None
-        if field is None or inside is None:
+        section = next(models_in(field.annotation), None) if field else None
+        if field is None or section is None:
             return None
-        model, origin = inside, get_origin(field.annotation)
-        holds = origin if origin in (list, dict) else None
-    if holds is list and below.isdecimal():
+        model, origin = section, get_origin(field.annotation)
+        container_type = origin if origin in (list, dict) else None
+    if container_type is list and child.isdecimal():
         return [value]
-    if holds is dict:
+    if container_type is dict:
         return None
-    found = model.long_form(value) if hasattr(model, "long_form") else value
-    return found if isinstance(found, dict) else None
+    mapping = model.long_form(value) if hasattr(model, "long_form") else value
+    return mapping if isinstance(mapping, dict) else None

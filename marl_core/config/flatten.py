@@ -12,10 +12,10 @@ def flatten(value: Any, place: str = "") -> dict[str, Any]:
     Entries of a list count from 0 (`reward.0.use`), but a list of texts and numbers stays one value, as does what is empty.
     """
     if isinstance(value, Mapping) and value:
-        inside = [(str(key), part) for key, part in value.items()]
+        children = [(str(key), part) for key, part in value.items()]
     elif isinstance(value, list) and any(isinstance(part, Mapping | list) for part in value):
-        inside = [(str(index), part) for index, part in enumerate(value)]
+        children = [(str(index), part) for index, part in enumerate(value)]
     else:
         return {place: value}
-    start = f"{place}." if place else ""
-    return {leaf: found for key, part in inside for leaf, found in flatten(part, start + key).items()}
+    prefix = f"{place}." if place else ""
+    return {path: leaf for key, part in children for path, leaf in flatten(part, prefix + key).items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from marl_core.errors import ConfigError
 
-LLAMAFACTORY = (
+LLAMAFACTORY_KEYS = (
     "stage",
     "finetuning_type",
     "reward_model_type",
@@ -18,7 +18,7 @@ LLAMAFACTORY = (
     "dataset_dir",
     "template",
 )
-TRL = (
+TRL_KEYS = (
     "model_name_or_path",
     "model_name",
     "reward_model_path",
@@ -37,22 +37,22 @@ TRL = (
     "per_device_train_batch_size",
     "learning_rate",
 )
-ENOUGH = 2
+MIN_FOREIGN_KEYS = 2
 """Keys of another trainer that tell its config: one alone may be a slip of the pen."""
 
 
 def refuse_foreign(written: Mapping[str, Any], path: str) -> None:
     """ConfigError naming the command that carries the file over, when its keys are LLaMA-Factory's or TRL's."""
-    theirs = [key for key in (*LLAMAFACTORY, *TRL) if key in written]
-    if "model" in written or len(theirs) < ENOUGH:
+    matches = [key for key in (*LLAMAFACTORY_KEYS, *TRL_KEYS) if key in written]
+    if "model" in written or len(matches) < MIN_FOREIGN_KEYS:
         return
-    factory = any(key in LLAMAFACTORY for key in theirs)
-    whose, command = (
+    is_llamafactory = any(key in LLAMAFACTORY_KEYS for key in matches)
+    trainer, command = (
         ("LLaMA-Factory", f"marl import llamafactory {path}")
-        if factory
+        if is_llamafactory
         else ("a TRL script", f"marl import trl-args --config {path}")
     )
     raise ConfigError(
-        f"{path}: a config of {whose}, by its keys {', '.join(theirs[:4])}; marl's has sections such as model, reference and reward. "
+        f"{path}: a config of {trainer}, by its keys {', '.join(matches[:4])}; marl's has sections such as model, reference and reward. "
         f"Carry it over: {command} --to marl.yaml"
     )

@@ -34,20 +34,20 @@ def load_config(
     Raises ConfigError with one line per problem, PluginError for a plugin that is named and broken.
     """
     settings = settings_from_environment(os.environ if env is None else env) + settings_from_options(sets)
-    read = _read(Path(path))
-    refuse_foreign(read.value, str(path))
-    written = apply_settings({**(defaults or {}), **read.value}, settings)
-    return parse_config(written, str(path), catalog or Catalog.installed(), settings, read)
+    document = _read(Path(path))
+    refuse_foreign(document.value, str(path))
+    written = apply_settings({**(defaults or {}), **document.value}, settings)
+    return parse_config(written, str(path), catalog or Catalog.installed(), settings, document)
 
 
 def parse_config(
     written: Mapping[str, Any],
-    whose: str,
+    source: str,
     catalog: Catalog,
     settings: Iterable[Setting] = (),
     document: Document | None = None,
 ) -> RunConfig:
-    """Validate a config given as plain dicts and lists; ConfigError naming `whose`, with one line per problem.
+    """Validate a config given as plain dicts and lists; ConfigError naming `source`, with one line per problem.
 
     Each names where it comes from: the setting, or the line of the `document` that `written` was read from.
     """
@@ -55,11 +55,11 @@ def parse_config(
         return RunConfig.model_validate(written, context={"catalog": catalog})
     except ValidationError as error:
         lines = problem_lines(error, written, catalog)
-        marked = [f"  {_marked(line, place, whose, settings, document)}" for place, line in lines.items()]
-        count = f"{len(marked)} problem{'s' if len(marked) > 1 else ''}"
-        raise ConfigError("\n".join([f"{whose}: {count} in the config:", *marked])) from error
+        located = [f"  {_with_location(line, path, source, settings, document)}" for path, line in lines.items()]
+        count = f"{len(located)} problem{'s' if len(located) > 1 else ''}"
+        raise ConfigError("\n".join([f"{source}: {count} in the config:", *located])) from error
     except RecursionError as error:
-        raise ConfigError(f"{whose}: nested too deeply; a config has a few levels.") from error
+        raise ConfigError(f"{source}: nested too deeply; a config has a few levels.") from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -99,13 +99,15 @@ def _read(path: Path) -> Document:
     return document
 
 
-def _marked(
-    line: str, place: tuple[str | int, ...], whose: str, settings: Iterable[Setting], document: Document | None
+def _with_location(
+    line: str, path: tuple[str | int, ...], source: str, settings: Iterable[Setting], document: Document | None
 ) -> str:
-    parts = tuple(str(part) for part in place)
-    sources = [setting.source for setting in settings if parts[: len(setting.path)] == setting.path]
-    if sources:
-        return f"{line} (given by {sources[-1]})"
-    named = place or line.removeprefix("config: ").partition(":")[0].split(".")  # between sections: the one told first
-    number = document.line(named) if document is not None else None
-    return line if number is None else f"{whose}:{number}: {line}"
+    parts = tuple(str(part) for part in path)
+    setting_sources = [setting.source for setting in settings if parts[: len(setting.path)] == setting.path]
+    if setting_sources:
+        return f"{line} (given by {setting_sources[-1]})"
+    line_path = path or line.removeprefix("config: ").partition(":")[0].split(
+        "."
+    )  # between sections: the one told first
+    number = document.line(line_path) if document is not None else None
+    return line if number is None else f"{source}:{number}: {line}"

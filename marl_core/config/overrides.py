@@ -59,28 +59,28 @@ def _setting(parts: list[str], value: str, source: str) -> Setting:
 
 def _write(root: dict[str, Any], setting: Setting) -> None:
     """Walk to the setting's place, turning short forms on the way into sections, and put the value there."""
-    holder: Any = root
+    container: Any = root
     for depth, part in enumerate(setting.path):
-        key = _key(holder, part, setting)
+        key = _key(container, part, setting)
         if depth == len(setting.path) - 1:
-            if isinstance(holder, list) and key == len(holder):
-                holder.append(setting.value)
+            if isinstance(container, list) and key == len(container):
+                container.append(setting.value)
             else:
-                holder[key] = setting.value
+                container[key] = setting.value
             return
-        below = holder[key] if isinstance(holder, list) else holder.get(key)
-        holder[key] = _section(setting.path[: depth + 1], below, setting.path[depth + 1], setting)
-        holder = holder[key]
+        child = container[key] if isinstance(container, list) else container.get(key)
+        container[key] = _section(setting.path[: depth + 1], child, setting.path[depth + 1], setting)
+        container = container[key]
 
 
-def _key(holder: Any, part: str, setting: Setting) -> Any:
-    if isinstance(holder, dict):
+def _key(container: Any, part: str, setting: Setting) -> Any:
+    if isinstance(container, dict):
         return part
     is_last = part == setting.path[-1]
-    if part.isdecimal() and int(part) < len(holder) + is_last:
+    if part.isdecimal() and int(part) < len(container) + is_last:
         return int(part)
     raise ConfigError(
-        f"{setting.source}: the list has {len(holder)} entries, so {part!r} names none of them; count from 0."
+        f"{setting.source}: the list has {len(container)} entries, so {part!r} names none of them; count from 0."
     )
 
 
@@ -90,9 +90,9 @@ def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
         return value
     if value is None:
         return {}
-    found = long_form(path, value, next_part)
-    if found is None and not isinstance(value, dict):
+    section = long_form(path, value, next_part)
+    if section is None and not isinstance(value, dict):
         raise ConfigError(
             f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}."
         )
-    return value if found is None else found
+    return value if section is None else section

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from marl_core.config.choice import Choice
-from marl_core.config.section import BY_RECORD, Section, UnitInterval
+from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
 
 
 class KLSection(Section, at="ppo.kl"):
@@ -86,7 +86,7 @@ class PPOSection(Section, at="ppo"):
     """AdamW epsilon."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient clipping, for each role by itself."""
-    advantage: Choice = BY_RECORD
+    advantage: Choice = FROM_FAMILY_RECORD
     gamma: UnitInterval = 1.0
     """Discount."""
     lam: UnitInterval = 0.95
@@ -115,10 +115,10 @@ class PPOSection(Section, at="ppo"):
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
         pairs = (("batch", "minibatch"), ("batch", "samples_per_prompt"), ("minibatch", "microbatch"))
-        for whole, piece in pairs:
-            a, b = getattr(self, whole), getattr(self, piece)
+        for larger, smaller in pairs:
+            a, b = getattr(self, larger), getattr(self, smaller)
             if b is not None and a % b:
-                raise ValueError(f"{piece} {b} does not divide {whole} {a} (remainder {a % b})")
+                raise ValueError(f"{smaller} {b} does not divide {larger} {a} (remainder {a % b})")
         if self.kl.target is not None and self.kl.horizon <= 0.2 * self.batch:
             raise ValueError(
                 f"kl.horizon {self.kl.horizon:g} is too short for batch {self.batch}: the adaptive coefficient could turn "

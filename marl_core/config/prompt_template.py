@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from string import Formatter
 from typing import Any
 
-EXAMPLE = "write column names in braces, e.g. 'Question: {question}\\nAnswer:', and a literal brace doubled, {{ or }}"
+HOW_TO_WRITE = (
+    "write column names in braces, e.g. 'Question: {question}\\nAnswer:', and a literal brace doubled, {{ or }}"
+)
 
 NOT_A_TEMPLATES = frozenset(
     (
@@ -31,11 +33,11 @@ def pieces(template: str) -> Iterator[tuple[str, str | None]]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"prompt_template {template!r} is no template ({error}); {EXAMPLE}") from error
-    for literal, name, form, conversion in parsed:
-        if name is not None and (not name or form or conversion):
+        raise ValueError(f"prompt_template {template!r} is no template ({error}); {HOW_TO_WRITE}") from error
+    for literal, name, format_spec, conversion in parsed:
+        if name is not None and (not name or format_spec or conversion):
             raise ValueError(
-                f"prompt_template {template!r} holds {{{_shown(name, form, conversion)}}}, not a column; {EXAMPLE}"
+                f"prompt_template {template!r} holds {{{_shown(name, format_spec, conversion)}}}, not a column; {HOW_TO_WRITE}"
             )
         yield literal, name
 
@@ -44,7 +46,9 @@ def columns_of(template: str) -> list[str]:
     """The columns a template names. ValueError when there is none, or when it is no template."""
     names = [name for _, name in pieces(template) if name is not None]
     if not names:
-        raise ValueError(f"prompt_template {template!r} names no column, so all prompts would be the same; {EXAMPLE}")
+        raise ValueError(
+            f"prompt_template {template!r} names no column, so all prompts would be the same; {HOW_TO_WRITE}"
+        )
     return names
 
 
@@ -53,5 +57,5 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     return "".join(literal + ("" if name is None else str(row[name])) for literal, name in pieces(template))
 
 
-def _shown(name: str, form: str | None, conversion: str | None) -> str:
-    return name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+def _shown(name: str, format_spec: str | None, conversion: str | None) -> str:
+    return name + (f"!{conversion}" if conversion else "") + (f":{format_spec}" if format_spec else "")

@@ -16,7 +16,7 @@ SHORTEST_SECRET = 8
 """Characters below which an environment variable's value is no secret: it would strike out common words."""
 
 _NAMED_LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
-_SHAPES = (
+_SECRET_PATTERNS = (
     (re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), rf"\1{REDACTED}@"),
     (
         re.compile(r"([?&][\w.-]*(?:token|key|secret|passw|signature|credential)[\w.-]*=)[^&\s'\"#]+", re.IGNORECASE),
@@ -34,14 +34,16 @@ _SHAPES = (
 
 def redact(text: str, env: Mapping[str, str] | None = None) -> str:
     """`text` with every secret struck out; `env` defaults to the process's environment."""
-    known = os.environ if env is None else env
+    environment = os.environ if env is None else env
     values = {
-        value for name, value in known.items() if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= SHORTEST_SECRET
+        value
+        for name, value in environment.items()
+        if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= SHORTEST_SECRET
     }
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, REDACTED)
-    for shape, instead in _SHAPES:
-        text = shape.sub(instead, text)
+    for pattern, replacement in _SECRET_PATTERNS:
+        text = pattern.sub(replacement, text)
     return text
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
-from marl_core.config.section import BY_RECORD, Section, UnitInterval
+from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
 from marl_core.config.speed_config import SpeedSection
 
 __all__ = [
@@ -98,8 +98,8 @@ class PolicySection(LoraSection, at="policy"):
             raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
         if self.start == "new" and (self.revision or self.subfolder):
             raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
-        plain = LoraSection()
-        ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(plain, name)]
+        defaults = LoraSection()
+        ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(defaults, name)]
         if self.start == "continue" and ignored:
             raise ValueError(f"start: continue takes {', '.join(ignored)} from the adapter; remove them here")
         return self
@@ -166,9 +166,9 @@ class DataSection(Section, at="data"):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _not_marls_own(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(value.keys() & NOT_A_TEMPLATES)
-        if taken:
-            raise ValueError(f"{', '.join(taken)}: marl sets this itself; remove it")
+        reserved = sorted(value.keys() & NOT_A_TEMPLATES)
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)}: marl sets this itself; remove it")
         return value
 
 
@@ -220,7 +220,7 @@ class EvalSection(Section, at="eval"):
     """Use only the first prompts."""
     seeds: PositiveInt = 1
     """Sampling seeds; the spread over them is reported."""
-    judges: dict[str, RewardChoice] = BY_RECORD
+    judges: dict[str, RewardChoice] = FROM_FAMILY_RECORD
     samples: NonNegativeInt = 3
     """Responses kept with their texts."""
 
@@ -249,7 +249,7 @@ class RunConfig(Section, at=""):
 
     model: ModelSection
     """The one base model."""
-    quantization: Choice = BY_RECORD
+    quantization: Choice = FROM_FAMILY_RECORD
     policy: PolicySection = Field(default_factory=PolicySection)
     """The trained adapter."""
     reference: ReferenceChoice
@@ -270,6 +270,6 @@ class RunConfig(Section, at=""):
     """Fast paths."""
     eval: EvalSection = Field(default_factory=EvalSection)
     """Evaluation on held-out prompts."""
-    observers: list[Choice] = BY_RECORD
+    observers: list[Choice] = FROM_FAMILY_RECORD
     run: RunSection = Field(default_factory=RunSection)
     """Where and how."""

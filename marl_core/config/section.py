@@ -14,7 +14,7 @@ from marl_core.registry.families import family_keys
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Renamed: TypeAlias = Mapping[str, tuple[str, str]]
 """Old keys of a section: what each is called now, and the version that began to warn."""
-BY_RECORD: Any = None
+FROM_FAMILY_RECORD: Any = None
 """Stands for the default of a key that names strategies, which its family's record says."""
 
 
@@ -44,14 +44,14 @@ class Section(BaseModel):
         old = [key for key in cls.renamed if key in written] if isinstance(written, Mapping) else []
         if not old:
             return written
-        read = dict(written)
+        result = dict(written)
         for key in old:
             new, since = cls.renamed[key]
-            if new in read:
+            if new in result:
                 raise ValueError(f"{key} is the old name of {new}, and both are given; remove {key}")
             warn_deprecated(f"{cls._place()}{key}", f"{cls._place()}{new}", since, stacklevel=4)
-            read[new] = read.pop(key)
-        return read
+            result[new] = result.pop(key)
+        return result
 
     def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
         """Give a section at `at` (dotted; empty for the config itself) its keys that name strategies. pydantic reads them next."""
@@ -87,10 +87,10 @@ class Section(BaseModel):
         """What stands before a key of this section in messages: `speed.`."""
         return f"{cls.__name__.removesuffix('Section').lower()}."
 
-    def old_keys(self, place: str = "") -> dict[str, str]:
-        """What keys of this section, and of those in it, were called, and are called now; dotted, from `place` on."""
-        keys = {f"{place}{old}": f"{place}{new}" for old, (new, _) in self.renamed.items()}
+    def old_keys(self, prefix: str = "") -> dict[str, str]:
+        """What keys of this section, and of those in it, were called, and are called now; dotted, from `prefix` on."""
+        keys = {f"{prefix}{old}": f"{prefix}{new}" for old, (new, _) in self.renamed.items()}
         for name in type(self).model_fields:
-            inner = getattr(self, name)
-            keys |= inner.old_keys(f"{place}{name}.") if isinstance(inner, Section) else {}
+            section = getattr(self, name)
+            keys |= section.old_keys(f"{prefix}{name}.") if isinstance(section, Section) else {}
         return keys

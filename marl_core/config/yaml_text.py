@@ -78,28 +78,28 @@ class Document:
     value: Any
     node: yaml.Node | None
 
-    def line(self, place: Iterable[str | int]) -> int | None:
-        """The line, from 1, of the key or list entry at `place`, or of the nearest one around it; None outside of the text."""
-        here, line = self.node, None
-        for part in place:
-            inside = (
-                {key.value: (key, value) for key, value in here.value} if isinstance(here, yaml.MappingNode) else {}
+    def line(self, path: Iterable[str | int]) -> int | None:
+        """The line, from 1, of the key or list entry at `path`, or of the nearest one around it; None outside of the text."""
+        node, line = self.node, None
+        for part in path:
+            children = (
+                {key.value: (key, value) for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
             )
-            if isinstance(here, yaml.SequenceNode):
-                inside = {index: (entry, entry) for index, entry in enumerate(here.value)}
-            if part not in inside:
+            if isinstance(node, yaml.SequenceNode):
+                children = {index: (entry, entry) for index, entry in enumerate(node.value)}
+            if part not in children:
                 break
-            key, here = inside[part]
+            key, node = children[part]
             line = key.start_mark.line + 1
         return line
 
 
-def parse_yaml(text: str, whose: str) -> Any:
-    """The value that `text` means; ConfigError naming `whose` (a file, an option) when it isn't plain, modest YAML."""
-    return parse_document(text, whose).value
+def parse_yaml(text: str, source: str) -> Any:
+    """The value that `text` means; ConfigError naming `source` (a file, an option) when it isn't plain, modest YAML."""
+    return parse_document(text, source).value
 
 
-def parse_document(text: str, whose: str) -> Document:
+def parse_document(text: str, source: str) -> Document:
     """`parse_yaml`, with the lines kept."""
     try:
         loader = _Loader(text)
@@ -113,12 +113,12 @@ def parse_document(text: str, whose: str) -> Document:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{whose}: not a valid config{place}: {error.problem or error.context}.") from error
+        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}: not a valid config{position}: {error.problem or error.context}.") from error
     except RecursionError as error:
-        raise ConfigError(f"{whose}: nested too deeply; a config has a few levels.") from error
+        raise ConfigError(f"{source}: nested too deeply; a config has a few levels.") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{whose}: not a valid config: {' '.join(str(error).split())[:200]}.") from error
+        raise ConfigError(f"{source}: not a valid config: {' '.join(str(error).split())[:200]}.") from error
 
 
 def dump_yaml(value: Any) -> str:
@@ -127,17 +127,17 @@ def dump_yaml(value: Any) -> str:
     return text
 
 
-def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+def _expanded_size(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
     """Nodes once all aliases are written out: a bomb of a few lines has billions. A loop is infinitely deep."""
     if depth > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} levels deep, or an anchor inside itself")
-    if id(node) not in known:
+    if id(node) not in sizes:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
-        known[id(node)] = 1 + sum(_expanded_size(child, known, depth + 1) for child in children)
-    if known[id(node)] > MAX_NODES:
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes, depth + 1) for child in children)
+    if sizes[id(node)] > MAX_NODES:
         raise ValueError(f"its anchors expand to more than {MAX_NODES:,} values")
-    return known[id(node)]
+    return sizes[id(node)]

@@ -181,7 +181,7 @@ def test_auto_is_what_this_machine_looks_like(
 ) -> None:
     auto = {**config, "run": {"device": "auto"}}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("marl_core.config.device.NVIDIA", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr("marl_core.config.device.NVIDIA_DEVICE_FILES", (str(tmp_path / "nvidia0"),))
     assert estimate_of(auto, catalog).device == "cpu"
     (tmp_path / "nvidia0").touch()
     found = estimate_of(auto, catalog)
