@@ -23,15 +23,15 @@ from marl_core.plan.named_paths import adapter_options
 def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
     """Every adapter folder that the config names: who names it, the folder, and what becomes of it."""
     policy = plan.config.policy
-    mine = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
-    if mine is not None:
-        yield "policy.from", mine, "shared"
-    named = [
+    policy_folder = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
+    if policy_folder is not None:
+        yield "policy.from", policy_folder, "shared"
+    strategies = [
         ("reference", plan.reference),
         *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),
     ]
-    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
-    for key, strategy in named:
+    strategies += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
+    for key, strategy in strategies:
         use: Use = "merged" if plan.hooks.implements(strategy, "marl_prepare_base") else "shared"
         yield from ((key, path, use) for _, path in adapter_options(strategy))
 
@@ -39,7 +39,7 @@ def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
 def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
     """Reasons why an adapter can't stand on the shared base, or can't be merged into it."""
     model = _model(plan)
-    directly: dict[str, frozenset[str]] = dict(_trained_directly(plan))
+    by_role: dict[str, frozenset[str]] = dict(_trained_directly(plan))
     for key, path, use in named_adapters(plan):
         try:
             files = read_adapter(path, key)
@@ -47,23 +47,23 @@ def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
             continue  # told by whoever names it
         yield from (ConfigError(f"{key}: {sentence}") for sentence in refusals(files, use))
         if use == "merged":
-            yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _rows(model)))
+            yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _token_rows(model)))
         elif target_parameters(files.config):
-            directly[key] = target_parameters(files.config)
-        yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _kind(model)))
-    yield from _experts(plan, directly)
+            by_role[key] = target_parameters(files.config)
+        yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _model_type(model)))
+    yield from _experts(plan, by_role)
 
 
 def adapter_warnings(plan: Chosen) -> Iterator[str]:
     """A head beside the adapter that the policy continues stays where it is."""
     source = plan.config.policy.source
     try:
-        beside = head_beside(read_adapter(source, "policy.from")) if source else None
+        head_file = head_beside(read_adapter(source, "policy.from")) if source else None
     except DataError:
         return
-    if beside:
+    if head_file:
         yield (
-            f"policy.from: {source} has a value head beside it ({beside}), which isn't taken over: the policy is the adapter alone, and "
+            f"policy.from: {source} has a value head beside it ({head_file}), which isn't taken over: the policy is the adapter alone, and "
             "its value function starts new. If this is a reward adapter, name it in reward.path."
         )
 
@@ -71,12 +71,12 @@ def adapter_warnings(plan: Chosen) -> Iterator[str]:
 def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
     """Saved embeddings for another vocabulary than the base's: new tokens need their tokenizer too."""
     for name, shape in saved_embeddings(files).items():
-        have = rows.get(name.replace(".base_layer", "")) or max(rows.values(), default=shape[0])
-        if shape[0] != have:
+        base_rows = rows.get(name.replace(".base_layer", "")) or max(rows.values(), default=shape[0])
+        if shape[0] != base_rows:
             yield (
-                f"{files.folder} brings embeddings for {shape[0]} tokens ({name}), the base has {have}: it was trained with added tokens, "
-                f"which the base's tokenizer hasn't. Merge it first: marl merge --model BASE --adapter {files.folder} --out NEW writes "
-                "model and tokenizer with these tokens; then model.path: NEW."
+                f"{files.folder} brings embeddings for {shape[0]} tokens ({name}), the base has {base_rows}: it was trained with added "
+                f"tokens, which the base's tokenizer hasn't. Merge it first: marl merge --model BASE --adapter {files.folder} --out NEW "
+                "writes model and tokenizer with these tokens; then model.path: NEW."
             )
             return
 
@@ -86,13 +86,13 @@ def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
     experts = {layer for layer in map(layer_of_one_expert, files.shapes) if layer is not None}
     if not experts or kind not in CONVERTED_EXPERTS:
         return
-    whole = {name for name in files.shapes if ".lora_" in name and layer_of_one_expert(name) is None}
-    lost = sorted(name for name in whole if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
+    outside_experts = {name for name in files.shapes if ".lora_" in name and layer_of_one_expert(name) is None}
+    lost_names = sorted(name for name in outside_experts if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
     halves = [pair for pair in HALVES_OF_ONE_TENSOR if len(experts & set(pair)) == 1]
-    if lost:
+    if lost_names:
         yield _one_by_one(
             files,
-            f"layers of the same name outside the experts are adapted too (first: {lost[0]}), whose LoRA peft's conversion loses",
+            f"layers of the same name outside the experts are adapted too (first: {lost_names[0]}), whose LoRA peft's conversion loses",
         )
     elif halves:
         yield _one_by_one(files, f"only one of {' and '.join(halves[0])} is adapted, which are one tensor now")
@@ -113,28 +113,28 @@ def _one_by_one(files: AdapterFiles, why: str) -> str:
 
 
 def _trained_directly(plan: Chosen) -> Iterator[tuple[str, frozenset[str]]]:
-    parts = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
-    parts += [("value", plan.config.value)] if plan.value_on == "own" else []  # type: ignore[list-item]
-    yield from ((key, found) for key, part in parts if (found := target_parameters(part.lora)))
+    sections = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
+    sections += [("value", plan.config.value)] if plan.value_on == "own" else []  # type: ignore[list-item]
+    yield from ((key, parameters) for key, section in sections if (parameters := target_parameters(section.lora)))
 
 
-def _experts(plan: Chosen, directly: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
+def _experts(plan: Chosen, by_role: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
     """PEFT's limits for adapters on single weights: all adapters of a base the same ones, no dropout."""
-    if len(set(directly.values())) > 1:
-        told = "; ".join(f"{key}: {', '.join(sorted(found))}" for key, found in directly.items())
+    if len(set(by_role.values())) > 1:
+        details = "; ".join(f"{key}: {', '.join(sorted(parameters))}" for key, parameters in by_role.items())
         yield ConfigError(
-            f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({told}). Give "
+            f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({details}). Give "
             "policy and value the same list, and merge adapters of other weights first (marl merge)."
         )
-    if directly and plan.config.model.shard != "none":
+    if by_role and plan.config.model.shard != "none":
         yield ConfigError(
-            f"target_parameters ({next(iter(directly))}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
+            f"target_parameters ({next(iter(by_role))}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
             "plain ones' numbers. Set model.shard: none, or adapt layers (targets) only."
         )
-    for key, part in (("policy", plan.config.policy), ("value", plan.config.value)):
-        if key in directly and part.dropout > 0:
+    for key, section in (("policy", plan.config.policy), ("value", plan.config.value)):
+        if key in by_role and section.dropout > 0:
             yield ConfigError(
-                f"{key}.dropout: {part.dropout}, but peft has no dropout for target_parameters. Set it to 0."
+                f"{key}.dropout: {section.dropout}, but peft has no dropout for target_parameters. Set it to 0."
             )
 
 
@@ -145,13 +145,13 @@ def _model(plan: Chosen) -> ModelFiles | None:
         return None  # told elsewhere
 
 
-def _kind(model: ModelFiles | None) -> str | None:
-    return Architecture.of(model.config).model_type if model else None
+def _model_type(files: ModelFiles | None) -> str | None:
+    return Architecture.of(files.config).model_type if files else None
 
 
-def _rows(model: ModelFiles | None) -> dict[str, int]:
+def _token_rows(files: ModelFiles | None) -> dict[str, int]:
     """Rows of the base's embedding and output layer by name."""
     try:
-        return token_rows(model.shapes()) if model else {}
+        return token_rows(files.shapes()) if files else {}
     except DataError:
         return {}

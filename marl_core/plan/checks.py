@@ -73,34 +73,34 @@ def _compile(plan: Chosen) -> Iterator[MarlError]:
         return
     shard = plan.config.model.shard != "none"
     try:
-        held = plan.quantization
+        quantization = plan.quantization
     except PluginError as error:  # its backend isn't there, and compiled layers would need to know
         yield error
         return
-    if shard or held.config is not None or held.after_load is not None:
-        what = "model.shard" if shard else f"quantization: {plan.config.quantization.label}"
+    if shard or quantization.config is not None or quantization.after_load is not None:
+        conflict = "model.shard" if shard else f"quantization: {plan.config.quantization.label}"
         yield ConfigError(
-            f"speed.compile: compiled layers don't go with {what}: nobody has measured that they give the plain layers' numbers there. "
+            f"speed.compile: compiled layers don't go with {conflict}: nobody has measured that they give the plain layers' numbers there. "
             "Set speed.compile: false."
         )
 
 
 def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
-    name, known = config.model.path, files.config
-    if known.get("auto_map") and not config.model.trust_remote_code:
+    name, model_config = config.model.path, files.config
+    if model_config.get("auto_map") and not config.model.trust_remote_code:
         yield ConfigError(
             f"model.path: {name!r} brings its own code (auto_map in config.json). "
             "Read it, then set model.trust_remote_code: true, or use a model that transformers knows."
         )
-    if known.get("is_encoder_decoder"):
+    if model_config.get("is_encoder_decoder"):
         yield ConfigError(
             f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models."
         )
-    limit = Architecture.of(known).positions
-    asked = ((config.data.max_prompt_tokens or 0) if config.data else 0) + config.sampling.max_new_tokens
-    if limit is not None and asked > limit:
+    limit = Architecture.of(model_config).positions
+    tokens = ((config.data.max_prompt_tokens or 0) if config.data else 0) + config.sampling.max_new_tokens
+    if limit is not None and tokens > limit:
         yield ConfigError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens: {asked} tokens are more than the {limit} positions "
+            f"data.max_prompt_tokens + sampling.max_new_tokens: {tokens} tokens are more than the {limit} positions "
             f"of {name!r}. Lower one of them."
         )
     try:
@@ -111,21 +111,21 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
 
 
 def _adapter(config: RunConfig) -> Iterator[MarlError]:
-    part = config.policy
-    if part.source is None:
+    policy = config.policy
+    if policy.source is None:
         return
     try:
-        cached_adapter(part.source, "policy.from", part.revision, part.subfolder)
+        cached_adapter(policy.source, "policy.from", policy.revision, policy.subfolder)
     except DataError as error:
         yield error
 
 
 def _data(config: RunConfig) -> Iterator[MarlError]:
-    part = config.data
-    template = part.prompt_template if part is not None else None
-    columns = [part.field if part is not None else "prompt"] if template is None else columns_of(template)
+    data = config.data
+    template = data.prompt_template if data is not None else None
+    columns = [data.field if data is not None else "prompt"] if template is None else columns_of(template)
     named_by = "data.field" if template is None else "data.prompt_template"
-    for name, key in ((part and part.prompts, "data.prompts"), (config.eval.prompts, "eval.prompts")):
+    for name, key in ((data and data.prompts, "data.prompts"), (config.eval.prompts, "eval.prompts")):
         errors = (look_at_prompts(name, column, key, named_by) for column in columns) if name else ()
         yield from [error for error in errors if error is not None][:1]
     if config.eval.prompts is None and (config.eval.judges or config.eval.every):
@@ -137,23 +137,23 @@ def _folder(plan: Chosen) -> Iterator[MarlError]:
     if name is None:
         return
     folder = Path(os.path.abspath(os.path.expanduser(name)))
-    wrong = _no_folder(name, folder)
-    if wrong:
-        yield ConfigError(f"run.folder: {name!r:.200} can't be a run's folder: {wrong}. Choose another.")
+    problem = _folder_problem(name, folder)
+    if problem:
+        yield ConfigError(f"run.folder: {name!r:.200} can't be a run's folder: {problem}. Choose another.")
         return
     for key, path in _inputs(plan):
         if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(folder):
             yield ConfigError(
                 f"run.folder: {name!r} is also {key}, which the run reads. Choose another folder to write to."
             )
-    standing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-    if not os.path.isdir(standing) or not os.access(standing, os.W_OK | os.X_OK):
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         yield ConfigError(
-            f"run.folder: {name!r} can't be written: no permission to write in {standing}. Choose another folder."
+            f"run.folder: {name!r} can't be written: no permission to write in {existing}. Choose another folder."
         )
 
 
-def _no_folder(name: str, folder: Path) -> str | None:
+def _folder_problem(name: str, folder: Path) -> str | None:
     """Why no folder can be made or written under this name; None when one can."""
     if os.path.expanduser(name).startswith("~"):
         return "there is no user of that name"
@@ -213,25 +213,25 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     for key, every in (("run.checkpoint_every", config.run.checkpoint_every), ("eval.every", config.eval.every)):
         if every > steps:
             yield f"{key}: {every} is more than the {steps} steps of the run, so it never happens in between."
-    if _changed(config.ppo.kl, "horizon") and config.ppo.kl.target is None:
+    if _is_changed(config.ppo.kl, "horizon") and config.ppo.kl.target is None:
         yield "ppo.kl.horizon has no effect without ppo.kl.target: the coefficient is fixed."
     for index, choice in enumerate(config.reward):
         if choice.weight == 0:
             yield f"reward.{index}.weight: 0: this source is measured and never trained on."
 
 
-def _changed(part: Section, name: str) -> bool:
+def _is_changed(section: Section, name: str) -> bool:
     """Whether a key has another value than its default; a config that was written out names them all."""
-    default: object = type(part).model_fields[name].get_default(call_default_factory=True, validated_data={})
-    return bool(getattr(part, name) != default)
+    default: object = type(section).model_fields[name].get_default(call_default_factory=True, validated_data={})
+    return bool(getattr(section, name) != default)
 
 
 def _reference_warnings(plan: Chosen) -> Iterator[str]:
-    wrong = mismatch(plan)
-    if wrong and plan.config.ppo.kl.coef > 0:
-        ending = (
+    problem = mismatch(plan)
+    if problem and plan.config.ppo.kl.coef > 0:
+        consequence = (
             "allowed by allow_mismatch"
             if plan.reference_choice.allow_mismatch
             else "refused at step 0 unless allow_mismatch: true"
         )
-        yield f"reference: {wrong} ({ending})."
+        yield f"reference: {problem} ({consequence})."

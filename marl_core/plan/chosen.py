@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from marl_core.config.choice import ReferenceChoice, RewardChoice
-from marl_core.config.fields import Place, dotted
+from marl_core.config.fields import KeyPath, dotted
 from marl_core.config.run_config import RunConfig, ValueOn
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Estimator, Quantization, Strategy
@@ -19,7 +19,7 @@ class Chosen:
 
     config: RunConfig
     hooks: Hooks
-    strategies: Mapping[Place, Strategy]
+    strategies: Mapping[KeyPath, Strategy]
     """Each strategy by its place in the config: `("reward", 0)`."""
 
     @property
@@ -35,8 +35,8 @@ class Chosen:
     @property
     def judges(self) -> Mapping[str, tuple[RewardChoice, Strategy]]:
         """The same of `eval.judges`, by name."""
-        named = self.config.eval.judges
-        return {name: (choice, self.strategies["eval", "judges", name]) for name, choice in named.items()}
+        choices = self.config.eval.judges
+        return {name: (choice, self.strategies["eval", "judges", name]) for name, choice in choices.items()}
 
     @property
     def quantization_strategy(self) -> Strategy:
@@ -76,4 +76,4 @@ class Chosen:
     @cached_property
     def places(self) -> Mapping[Strategy, str]:
         """Each strategy's place in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
-        return {strategy: dotted(place) for place, strategy in reversed(list(self.strategies.items()))}
+        return {strategy: dotted(path) for path, strategy in reversed(list(self.strategies.items()))}

@@ -11,7 +11,7 @@ from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import RewardChoice
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
-from marl_core.plan.named_paths import adapter_options, own_model, path_options, where
+from marl_core.plan.named_paths import adapter_options, own_model, path_options, revision_and_subfolder
 from marl_core.registry.strategy import Strategy
 
 
@@ -65,7 +65,7 @@ def mismatch(plan: Chosen) -> str | None:
         return (
             f"the policy continues {source} on a base that already has {adapters[0]} merged in. Start a new one there"
         )
-    revision, _ = where(plan.reference)
+    revision, _ = revision_and_subfolder(plan.reference)
     if is_hub_adapter(source) and adapters and revision != plan.config.policy.revision:
         return (
             f"the policy continues {source} at revision {plan.config.policy.revision or 'main'}, the reference is at revision "
@@ -100,12 +100,12 @@ def _policy(plan: Chosen) -> Role:
 def _reference_note(plan: Chosen) -> str:
     if plan.config.ppo.kl.coef == 0:
         return "not evaluated: ppo.kl.coef is 0"
-    own_words = plan.hooks.describe(plan.reference, plan)
-    if own_words is not None:
-        return own_words
-    wrong = mismatch(plan)
-    if wrong:
-        return f"not where the policy starts: {wrong}"
+    description = plan.hooks.describe(plan.reference, plan)
+    if description is not None:
+        return description
+    problem = mismatch(plan)
+    if problem:
+        return f"not where the policy starts: {problem}"
     if plan.config.policy.source is not None:
         return "the frozen adapter that the policy continues: step-0 KL is 0"
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
@@ -113,8 +113,8 @@ def _reference_note(plan: Chosen) -> str:
     return "right if it is the bare base, where the new policy starts; the pre-flight check measures it"
 
 
-def _scorer(name: str, choice: RewardChoice, strategy: Strategy, own_words: str | None) -> Role:
-    return Role(name, own_words or summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
+def _scorer(name: str, choice: RewardChoice, strategy: Strategy, description: str | None) -> Role:
+    return Role(name, description or summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
 
 
 def _value(plan: Chosen) -> Role:
@@ -159,19 +159,19 @@ def _once(plan: Chosen) -> str:
     roles += [name for name, strategy in scorers if adapter_options(strategy)]
     roles += ["value"] if plan.value_on != "none" else []
     adapters = sum(bool(adapter_options(strategy)) for _, strategy in scorers) + 1 + (plan.value_on == "own")
-    how = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
+    storage = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     return (
-        f"In memory once: {plan.config.model.path} ({how}). {_listed(roles)} look{'s' if len(roles) == 1 else ''} through it, "
+        f"In memory once: {plan.config.model.path} ({storage}). {_listed(roles)} look{'s' if len(roles) == 1 else ''} through it, "
         f"told apart by {adapters} adapter{'s' if adapters > 1 else ''} and small heads, which are float32."
     )
 
 
 def _beside(plan: Chosen) -> Iterator[str]:
     """Whole models beside the base, and the base twice while it is prepared."""
-    named = [("the reference", plan.reference)] if plan.config.ppo.kl.coef > 0 else []
-    named += [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
-    named += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
-    models = [(name, path) for name, strategy in named if (path := own_model(strategy))]
+    strategies = [("the reference", plan.reference)] if plan.config.ppo.kl.coef > 0 else []
+    strategies += [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
+    strategies += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
+    models = [(name, path) for name, strategy in strategies if (path := own_model(strategy))]
     if models:
         yield "Beside it, whole models of their own: " + "; ".join(f"{name} ({path})" for name, path in models) + "."
     else:
@@ -185,9 +185,9 @@ def _reference(plan: Chosen) -> str:
     label = plan.config.reference.label
     if plan.config.ppo.kl.coef == 0:
         return "No reference applies: ppo.kl.coef is 0, so nothing pulls the policy back."
-    wrong = mismatch(plan)
-    if wrong:
-        return f"The reference is {label}, which is not where the policy starts: {wrong}."
+    problem = mismatch(plan)
+    if problem:
+        return f"The reference is {label}, which is not where the policy starts: {problem}."
     source = plan.config.policy.source
     if source is not None:
         return (

@@ -8,7 +8,7 @@ from marl_core.config.run_config import LoraSection
 from marl_core.plan.chosen import Chosen
 from marl_core.registry.strategy import Estimator
 
-SAY_OWN = "write value: {on: own, ...}, or take them out"
+OWN_ADAPTER_HINT = "write value: {on: own, ...}, or take them out"
 
 
 def estimator_findings(plan: Chosen) -> Iterator[str]:
@@ -18,13 +18,13 @@ def estimator_findings(plan: Chosen) -> Iterator[str]:
         yield f"value: none with ppo.advantage {label}: {label} needs a value function; write value: policy"
     elif on in ("policy", "own") and not plan.estimator.needs_values:
         yield f"value: {on} is never used with ppo.advantage {label}; write value: none"
-    unread = _adapter_keys(plan) if plan.value_on != "own" else []
-    if unread:
-        where = f"{plan.value_on!r}{'' if on else ' where value.on is not given'}"
-        yield f"value: only an adapter of its own has {', '.join(unread)}, and the value function is on {where}; {SAY_OWN}"
-    alone = nothing_to_compare(plan.estimator, label, plan.config.ppo.samples_per_prompt)
-    if alone is not None:
-        yield f"ppo: {alone}"
+    unused_keys = _adapter_keys(plan) if plan.value_on != "own" else []
+    if unused_keys:
+        location = f"{plan.value_on!r}{'' if on else ' where value.on is not given'}"
+        yield f"value: only an adapter of its own has {', '.join(unused_keys)}, and the value function is on {location}; {OWN_ADAPTER_HINT}"
+    problem = nothing_to_compare(plan.estimator, label, plan.config.ppo.samples_per_prompt)
+    if problem is not None:
+        yield f"ppo: {problem}"
 
 
 def nothing_to_compare(estimator: Estimator, label: str, samples_per_prompt: int) -> str | None:
@@ -36,5 +36,5 @@ def nothing_to_compare(estimator: Estimator, label: str, samples_per_prompt: int
 
 def _adapter_keys(plan: Chosen) -> list[str]:
     """Keys of the value's LoRA with other values than the defaults: a config that was written out names them all."""
-    usual, value = LoraSection(), plan.config.value
-    return [name for name in LoraSection.model_fields if getattr(value, name) != getattr(usual, name)]
+    defaults, value = LoraSection(), plan.config.value
+    return [name for name in LoraSection.model_fields if getattr(value, name) != getattr(defaults, name)]

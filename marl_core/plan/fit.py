@@ -42,16 +42,16 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     yield from _stops(plan.config, files)
 
 
-def _targets(part: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
+def _targets(section: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
     """Each module that a LoRA names must be there."""
     try:
-        lost = unmatched(part.targets, shapes) if part.targets != ALL_LINEAR else []
+        unmatched_targets = unmatched(section.targets, shapes) if section.targets != ALL_LINEAR else []
     except ConfigError as error:
         yield ConfigError(f"{key}.targets: {error}")
         return
-    if lost:
+    if unmatched_targets:
         yield ConfigError(
-            f"{key}.targets: {', '.join(map(repr, lost))}: no such layer in this model; it has {', '.join(leaves(shapes))}."
+            f"{key}.targets: {', '.join(map(repr, unmatched_targets))}: no such layer in this model; it has {', '.join(leaves(shapes))}."
         )
 
 
@@ -72,18 +72,23 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
             f"{', '.join(leaves(shapes))}. It says it was trained on {adapter.base_name!r}: use that base, or another adapter."
         )
         return
-    for name, found in adapter.shapes.items():
-        layer, _, kind = name.partition(".lora_")
-        own = layer.removeprefix(PEFT_PREFIX)
-        base = shapes.get(own) or next(
-            (shape for known, shape in shapes.items() if known.endswith("." + own) or own.endswith("." + known)), None
+    for name, lora_shape in adapter.shapes.items():
+        layer, _, factor = name.partition(".lora_")
+        layer_path = layer.removeprefix(PEFT_PREFIX)
+        layer_shape = shapes.get(layer_path) or next(
+            (
+                shape
+                for layer_name, shape in shapes.items()
+                if layer_name.endswith("." + layer_path) or layer_path.endswith("." + layer_name)
+            ),
+            None,
         )
-        if not kind.startswith(("A.", "B.")) or base is None or len(found) != 2:
+        if not factor.startswith(("A.", "B.")) or layer_shape is None or len(lora_shape) != 2:
             continue
-        place, wanted = (1, base[1]) if kind.startswith("A.") else (0, base[0])
-        if found[place] != wanted and found[place] not in base:  # some models store [in, out]
+        axis, size = (1, layer_shape[1]) if factor.startswith("A.") else (0, layer_shape[0])
+        if lora_shape[axis] != size and lora_shape[axis] not in layer_shape:  # some models store [in, out]
             yield DataError(
-                f"{key}: {adapter.folder} doesn't fit this model: {name} is {list(found)}, the layer {list(base)}. "
+                f"{key}: {adapter.folder} doesn't fit this model: {name} is {list(lora_shape)}, the layer {list(layer_shape)}. "
                 f"It says it was trained on {adapter.base_name!r}."
             )
             return
@@ -114,22 +119,24 @@ def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
     if not folder.is_dir():
         return
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    given = config.model.tokenizer is not None
-    if given and not any((folder / name).is_file() for name in names):
+    is_named = config.model.tokenizer is not None
+    if is_named and not any((folder / name).is_file() for name in names):
         yield DataError(
             f"model.tokenizer: {folder} holds no tokenizer ({', '.join(names)}). Copy it there, or set model.tokenizer."
         )
-    special = _added_tokens(folder)
+    tokens = _added_tokens(folder)
     for stop in config.sampling.stop:
-        if special and stop.startswith("<") and stop.endswith(">") and stop not in special:
+        if tokens and stop.startswith("<") and stop.endswith(">") and stop not in tokens:
             yield ConfigError(
-                f"sampling.stop: {stop!r} is no token of {folder}; its special tokens are {', '.join(sorted(special)[:12])}."
+                f"sampling.stop: {stop!r} is no token of {folder}; its special tokens are {', '.join(sorted(tokens)[:12])}."
             )
 
 
 def _added_tokens(folder: Path) -> set[str]:
     try:
-        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        return {str(token["content"]) for token in found.get("added_tokens", [])} | set(found["model"].get("vocab", ()))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return {str(token["content"]) for token in tokenizer.get("added_tokens", [])} | set(
+            tokenizer["model"].get("vocab", ())
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()

@@ -11,9 +11,9 @@ from marl_core.artifacts.architecture import is_embedding, is_output_layer
 from marl_core.config.run_config import LoraSection
 from marl_core.plan.chosen import Chosen
 
-OWN_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
+CONFIG_KEYS = {"r": "r", "lora_alpha": "alpha", "target_modules": "targets", "lora_dropout": "dropout"}
 SET_BY_MARL = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path")
-CHANGING = ("modules_to_save", "trainable_token_indices", "layer_replication")
+BASE_CHANGING_OPTIONS = ("modules_to_save", "trainable_token_indices", "layer_replication")
 
 
 def lora_findings(plan: Chosen) -> Iterator[str]:
@@ -23,11 +23,11 @@ def lora_findings(plan: Chosen) -> Iterator[str]:
         yield from _findings(plan.config.value, "value")
 
 
-def _findings(part: LoraSection, key: str) -> Iterator[str]:
-    lora = part.lora
+def _findings(section: LoraSection, key: str) -> Iterator[str]:
+    lora = section.lora
     for name in lora:
-        if name in OWN_KEYS:
-            yield f"{key}.lora.{name}: write {key}.{OWN_KEYS[name]} instead; it would be given twice."
+        if name in CONFIG_KEYS:
+            yield f"{key}.lora.{name}: write {key}.{CONFIG_KEYS[name]} instead; it would be given twice."
         elif name in SET_BY_MARL:
             yield f"{key}.lora.{name}: marl sets this itself. Remove it."
         elif isinstance(lora[name], float) and not isfinite(lora[name]):
@@ -35,13 +35,13 @@ def _findings(part: LoraSection, key: str) -> Iterator[str]:
     yield from _initialization(lora, key)
     if lora.get("bias", "none") != "none":
         yield f"{key}.lora.bias: {lora['bias']!r} trains biases of the base, which all roles share. Use bias: none."
-    for name in CHANGING:
+    for name in BASE_CHANGING_OPTIONS:
         if lora.get(name):
             yield f"{key}.lora.{name}: changes modules of the base, which all roles share. Remove it."
-    for name in sorted(set(VARIANTS) - set(CHANGING)):
+    for name in sorted(set(VARIANTS) - set(BASE_CHANGING_OPTIONS)):
         if lora.get(name) not in (None, False):  # an empty section asks for the variant too
             yield f"{key}.lora.{name}: such a LoRA {VARIANTS[name]}. Remove it."
-    targets = [part.targets] if isinstance(part.targets, str) else part.targets
+    targets = [section.targets] if isinstance(section.targets, str) else section.targets
     for target in targets:
         if is_embedding(target) or is_output_layer(target):
             yield (

@@ -23,13 +23,13 @@ from marl_core.config.run_config import LoraSection
 from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
-from marl_core.plan.named_paths import adapter_options, path_options, where
+from marl_core.plan.named_paths import adapter_options, path_options, revision_and_subfolder
 from marl_core.registry.strategy import Strategy
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TRAINED = 4 * 4  # float32 weight, gradient, and AdamW's two moments
-FROZEN = 4  # adapters and heads stay float32
-ASSUMED_PROMPT = 512  # tokens, where the config sets no limit
+TRAINED_BYTES = 4 * 4  # float32 weight, gradient, and AdamW's two moments
+FROZEN_BYTES = 4  # adapters and heads stay float32
+ASSUMED_PROMPT_TOKENS = 512  # tokens, where the config sets no limit
 ON_TOP = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
 
@@ -42,7 +42,7 @@ class RoleMemory:
     shared: float
     separate: float
     what: str
-    passing: bool = False
+    transient: bool = False
     """Whether it is held only for a phase of the step."""
 
 
@@ -62,15 +62,15 @@ class MemoryEstimate:
     def caution(self) -> str:
         """What the numbers leave out, and how much that has been."""
         least, most = (round(100 * share) for share in ON_TOP)
-        left_out = f"by shapes alone. What the allocator and kernels hold comes on top, a guess: {least} to {most} % in nine runs on a CPU"
-        which = f"{self.device}{', which run.device: auto will be taken for here' if self.assumed else ''}"
-        return f"estimate for {which}, {left_out}{', never measured on a GPU' if self.device == 'cuda' else ''}."
+        basis = f"by shapes alone. What the allocator and kernels hold comes on top, a guess: {least} to {most} % in nine runs on a CPU"
+        label = f"{self.device}{', which run.device: auto will be taken for here' if self.assumed else ''}"
+        return f"estimate for {label}, {basis}{', never measured on a GPU' if self.device == 'cuda' else ''}."
 
     @property
     def peak(self) -> float:
         """Bytes at the worst moment: all that stays, and the larger of what passes; or loading, if that is more."""
-        stays = sum(role.shared for role in self.roles if not role.passing)
-        return max(stays + max((role.shared for role in self.roles if role.passing), default=0.0), self.loading)
+        resident = sum(role.shared for role in self.roles if not role.transient)
+        return max(resident + max((role.shared for role in self.roles if role.transient), default=0.0), self.loading)
 
     @property
     def shared(self) -> float:
@@ -111,9 +111,9 @@ def estimate(plan: Chosen) -> MemoryEstimate:
     )
 
 
-def lora_parameters(part: LoraSection, shapes: Shapes) -> int:
+def lora_parameters(section: LoraSection, shapes: Shapes) -> int:
     """Parameters of a LoRA: r (in + out) for each linear weight that its targets match."""
-    return sum(part.r * sum(shape) for _, shape in _adapted(part, shapes))
+    return sum(section.r * sum(shape) for _, shape in _adapted(section, shapes))
 
 
 def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
@@ -122,34 +122,36 @@ def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
 
 
 def _base_bytes(plan: Chosen, shapes: Shapes) -> float:
-    plain = DTYPE_BYTES[plan.config.model.dtype]
-    linear = plan.quantization.bytes_per_weight or plain
-    in_linears = sum(prod(shape) for _, shape in linear_layers(shapes))
-    return in_linears * linear + (sum(prod(shape) for shape in shapes.values()) - in_linears) * plain
+    dtype_bytes = DTYPE_BYTES[plan.config.model.dtype]
+    linear_bytes = plan.quantization.bytes_per_weight or dtype_bytes
+    linear_weights = sum(prod(shape) for _, shape in linear_layers(shapes))
+    return (
+        linear_weights * linear_bytes + (sum(prod(shape) for shape in shapes.values()) - linear_weights) * dtype_bytes
+    )
 
 
 def _base(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
     what = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
-        full = 4 * sum(prod(shape) for shape in shapes.values())
-        what += f"; while it is prepared in float32, {full / 2**20:,.0f} MiB"
+        float32_bytes = 4 * sum(prod(shape) for shape in shapes.values())
+        what += f"; while it is prepared in float32, {float32_bytes / 2**20:,.0f} MiB"
     return RoleMemory("base", base, 0.0, what)
 
 
 def _policy(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
-    part = plan.config.policy
-    count = lora_parameters(part, shapes)
-    if part.source is not None:
-        folder = adapter_folder(part.source, part.revision, part.subfolder)
+    policy = plan.config.policy
+    count = lora_parameters(policy, shapes)
+    if policy.source is not None:
+        folder = adapter_folder(policy.source, policy.revision, policy.subfolder)
         if folder is None:
             raise DataError(
-                f"policy.from: {part.source!r} isn't on this machine, so its shapes aren't known. "
-                f"Download it first (`hf download {part.source}`), or give a folder, to estimate memory."
+                f"policy.from: {policy.source!r} isn't on this machine, so its shapes aren't known. "
+                f"Download it first (`hf download {policy.source}`), or give a folder, to estimate memory."
             )
         count = _adapter_parameters(folder)
-    trained = count * TRAINED
+    trained_bytes = count * TRAINED_BYTES
     return RoleMemory(
-        "policy", trained, base + trained, f"{count:,} trained parameters, gradients and AdamW in float32"
+        "policy", trained_bytes, base + trained_bytes, f"{count:,} trained parameters, gradients and AdamW in float32"
     )
 
 
@@ -165,29 +167,29 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
     """What a strategy's weights take, by the folders its options name: an adapter, a model, or neither."""
     adapters = [path for _, path in adapter_options(strategy)]
     if adapters:
-        held = sum(_adapter_parameters(path) for path in adapters) * FROZEN
-        return RoleMemory(name, held, base + held, "an adapter on the base, frozen, float32")
+        weight_bytes = sum(_adapter_parameters(path) for path in adapters) * FROZEN_BYTES
+        return RoleMemory(name, weight_bytes, base + weight_bytes, "an adapter on the base, frozen, float32")
     for _, path in path_options(strategy):
         try:
-            model = read_model(path, where(strategy)[0])
+            model = read_model(path, revision_and_subfolder(strategy)[0])
             count = sum(prod(shape) for shape in model.shapes().values()) if model else 0
         except DataError:
             continue
         if count:
-            held = count * DTYPE_BYTES.get(getattr(strategy, "dtype", "float32"), 4)
-            return RoleMemory(name, held, held, f"a model of its own, {count:,} parameters")
+            weight_bytes = count * DTYPE_BYTES.get(getattr(strategy, "dtype", "float32"), 4)
+            return RoleMemory(name, weight_bytes, weight_bytes, f"a model of its own, {count:,} parameters")
     return RoleMemory(name, 0.0, base if name == "reference" else 0.0, "no weights of its own that its options show")
 
 
 def _value(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
-    where = plan.value_on
-    if where == "none":
+    value_on = plan.value_on
+    if value_on == "none":
         return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage.label} needs none")
     head = Architecture.of(files.config).hidden_size + 1
-    own = lora_parameters(plan.config.value, shapes) if where == "own" else 0
+    own = lora_parameters(plan.config.value, shapes) if value_on == "own" else 0
     separate = own or lora_parameters(plan.config.policy, shapes)
-    what = "a head on the policy's trunk" if where == "policy" else f"{own:,} trained parameters and a head"
-    return RoleMemory("value", (own + head) * TRAINED, base + (separate + head) * TRAINED, what)
+    what = "a head on the policy's trunk" if value_on == "policy" else f"{own:,} trained parameters and a head"
+    return RoleMemory("value", (own + head) * TRAINED_BYTES, base + (separate + head) * TRAINED_BYTES, what)
 
 
 def _loading(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> float:
@@ -198,12 +200,12 @@ def _loading(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> fl
     if device_of(plan.config) == "cuda":
         return base
     prepared = plan.hooks.implements(plan.reference, "marl_prepare_base")
-    count, plain = sum(prod(shape) for shape in shapes.values()), DTYPE_BYTES[plan.config.model.dtype]
-    stored, width = float(files.stored_bytes()), 4 if prepared else plain
-    cast = stored != width * sum(prod(shape) for shape in files.shapes().values())
-    held = stored + (width * count if cast else 0)
-    held += plain * count if plain < width else 0
-    return held + (base if plan.quantization.bytes_per_weight else 0)
+    count, dtype_bytes = sum(prod(shape) for shape in shapes.values()), DTYPE_BYTES[plan.config.model.dtype]
+    stored_bytes, width = float(files.stored_bytes()), 4 if prepared else dtype_bytes
+    cast = stored_bytes != width * sum(prod(shape) for shape in files.shapes().values())
+    total = stored_bytes + (width * count if cast else 0)
+    total += dtype_bytes * count if dtype_bytes < width else 0
+    return total + (base if plan.quantization.bytes_per_weight else 0)
 
 
 def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
@@ -212,10 +214,10 @@ def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> R
     rows = plan.config.sampling.at_once(plan.config.ppo.batch, plan.config.ppo.samples_per_prompt)
     tokens = rows * _sequence(plan)
     width = model.key_value_heads * model.head_dim
-    held = float(2 * model.layers * width * tokens * DTYPE_BYTES[plan.config.model.dtype])
-    held += _merged_copies(plan, shapes, base)
+    total = float(2 * model.layers * width * tokens * DTYPE_BYTES[plan.config.model.dtype])
+    total += _merged_copies(plan, shapes, base)
     what = f"KV cache of {rows} responses; gone before the update"
-    return RoleMemory("sampling", held, held, what, passing=True)
+    return RoleMemory("sampling", total, total, what, transient=True)
 
 
 def _merged_copies(plan: Chosen, shapes: Shapes, base: float) -> float:
@@ -241,48 +243,48 @@ def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     model = Architecture.of(files.config)
     hidden, layers, feed_forward = model.hidden_size, max(model.layers, 1), model.feed_forward
     width = DTYPE_BYTES[plan.config.model.dtype]
-    asked, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
-    recomputes = is_on(asked, device_of(plan.config))
+    setting, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
+    recomputes = is_on(setting, device_of(plan.config))
     shared = {(name.rpartition(".")[0], shape[1]) for name, shape in linear}
     rows, tokens = _at_once(plan)
-    kept = tokens * width * (6 * hidden + (2 if recomputes else 3) * feed_forward)  # of one layer
-    copies = (
+    layer_activations = tokens * width * (6 * hidden + (2 if recomputes else 3) * feed_forward)  # of one layer
+    input_bytes = (
         4 * sum(shape[1] for _, shape in linear)
         if width < 4 and not recomputes
         else width * sum(size for _, size in shared)
     )
-    adapted = tokens * copies  # of all layers
-    activations: float = layers * kept + adapted
+    adapted_activations = tokens * input_bytes  # of all layers
+    activations: float = layers * layer_activations + adapted_activations
     if plan.config.model.gradient_checkpointing:
-        activations = layers * hidden * width * tokens + kept + adapted / layers
+        activations = layers * hidden * width * tokens + layer_activations + adapted_activations / layers
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
     logits = 3 * 4 * min(TILE_TOKENS * TILE_VOCABULARY, responses * model.vocabulary)
     dequantized = max((prod(shape) for _, shape in linear_layers(shapes)), default=0) * width
-    held = activations + logits + 4 * FROZEN * responses * hidden
-    held += dequantized if plan.quantization.bytes_per_weight else 0
+    total = activations + logits + 4 * FROZEN_BYTES * responses * hidden
+    total += dequantized if plan.quantization.bytes_per_weight else 0
     what = f"activations and logits of {tokens:,} tokens, a pass on {device_of(plan.config)}"
-    return RoleMemory("update", held, held, what, passing=True)
+    return RoleMemory("update", total, total, what, transient=True)
 
 
 def _at_once(plan: Chosen) -> tuple[int, int]:
     """Rows and tokens of one forward and backward: `ppo.microbatch`, or even parts of a minibatch within the budget of tokens."""
-    config, length = plan.config, _sequence(plan)
+    config, sequence_tokens = plan.config, _sequence(plan)
     rows = config.ppo.microbatch
     if not rows:
-        usual = usual_tokens(device_of(plan.config), config.model.dtype)
-        budget = max(config.speed.microbatch_tokens or usual, length)
-        parts = ceil(config.ppo.minibatch * length / budget)
+        default_tokens = usual_tokens(device_of(plan.config), config.model.dtype)
+        budget = max(config.speed.microbatch_tokens or default_tokens, sequence_tokens)
+        parts = ceil(config.ppo.minibatch * sequence_tokens / budget)
         rows = ceil(config.ppo.minibatch / parts)
-    return rows, rows * length
+    return rows, rows * sequence_tokens
 
 
-def _adapted(part: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _adapted(section: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The linear weights that a LoRA's targets match."""
-    return ((name, shape) for name, shape in linear_layers(shapes) if matches(part.targets, name))
+    return ((name, shape) for name, shape in linear_layers(shapes) if matches(section.targets, name))
 
 
 def _sequence(plan: Chosen) -> int:
-    prompt = (plan.config.data.max_prompt_tokens or ASSUMED_PROMPT) if plan.config.data else 0
+    prompt = (plan.config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS) if plan.config.data else 0
     return prompt + plan.config.sampling.max_new_tokens
 
 

@@ -11,29 +11,29 @@ from marl_core.artifacts.model_files import read_model
 from marl_core.errors import DataError
 from marl_core.registry.strategy import Strategy
 
-WHERE = ("revision", "subfolder")
+LOCATION_OPTIONS = ("revision", "subfolder")
 """Options that say where inside another option's repository or folder; no paths of their own."""
 
 
 def path_options(strategy: Strategy) -> Iterator[tuple[str, str]]:
     """The strategy's options that may be paths."""
     for name in type(strategy).model_fields:
-        if name in WHERE:
+        if name in LOCATION_OPTIONS:
             continue
         value = getattr(strategy, name)
         if isinstance(value, str | os.PathLike):
             yield name, os.path.expanduser(os.fspath(value))
 
 
-def where(strategy: Strategy) -> tuple[str | None, str | None]:
+def revision_and_subfolder(strategy: Strategy) -> tuple[str | None, str | None]:
     """Its revision and its subfolder, where it has such options."""
-    revision, subfolder = (getattr(strategy, name, None) for name in WHERE)
+    revision, subfolder = (getattr(strategy, name, None) for name in LOCATION_OPTIONS)
     return revision if isinstance(revision, str) else None, subfolder if isinstance(subfolder, str) else None
 
 
 def adapter_options(strategy: Strategy) -> list[tuple[str, str]]:
     """Those options that name an adapter on this machine, with its folder: of a hub name the snapshot in the cache."""
-    folders = [(name, adapter_folder(path, *where(strategy))) for name, path in path_options(strategy)]
+    folders = [(name, adapter_folder(path, *revision_and_subfolder(strategy))) for name, path in path_options(strategy)]
     return [(name, folder) for name, folder in folders if folder and os.path.isfile(os.path.join(folder, CONFIG_FILE))]
 
 
@@ -43,7 +43,7 @@ def own_model(strategy: Strategy) -> str | None:
         return None
     for _, path in path_options(strategy):
         try:
-            model = read_model(path, where(strategy)[0])
+            model = read_model(path, revision_and_subfolder(strategy)[0])
             if model is not None and model.shapes():
                 return path
         except DataError:

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from marl_core.config.choice import Choice
-from marl_core.config.fields import Place, choices_in, dotted
+from marl_core.config.fields import KeyPath, choices_in, dotted
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
 from marl_core.errors import ConfigError, DataError, MarlError
@@ -35,26 +35,28 @@ class Plan(Chosen):
         """
         catalog = catalog or Catalog.installed()
         config = as_stored(config, catalog)
-        built = {place: _resolve(place, choice, config, catalog) for place, choice in choices_in(config)}
-        hooks = Hooks((built[place], choice.origin) for place, choice in choices_in(config))
+        built = {path: _resolve(path, choice, config, catalog) for path, choice in choices_in(config)}
+        hooks = Hooks((built[path], choice.origin) for path, choice in choices_in(config))
         return cls(config, hooks, built)
 
     def without_observers(self) -> Self:
         """The same run with nobody watching: what every rank but the first runs."""
-        kept = {place: strategy for place, strategy in self.strategies.items() if place[0] != "observers"}
-        hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in kept.values())
-        return self._again(hooks, kept, self.config.model_copy(update={"observers": []}))
+        remaining = {path: strategy for path, strategy in self.strategies.items() if path[0] != "observers"}
+        hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in remaining.values())
+        return self._with_strategies(hooks, remaining, self.config.model_copy(update={"observers": []}))
 
     def for_run(self, run: object) -> Self:
         """This plan for one run: strategies that serve another run already are replaced by fresh ones with their options.
 
         Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
         """
-        mine = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
-        hooks = Hooks((mine[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies)
-        return self._again(hooks, {place: mine[strategy] for place, strategy in self.strategies.items()}, self.config)
+        serving = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
+        hooks = Hooks((serving[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies)
+        return self._with_strategies(
+            hooks, {path: serving[strategy] for path, strategy in self.strategies.items()}, self.config
+        )
 
-    def _again(self, hooks: Hooks, strategies: Mapping[Place, Strategy], config: RunConfig) -> Self:
+    def _with_strategies(self, hooks: Hooks, strategies: Mapping[KeyPath, Strategy], config: RunConfig) -> Self:
         """This plan with other strategies; what a strategy that stays has said of the base is not asked again.
 
         The estimator is, and at once: its calls are then looked after by the run that has these hooks, and asking for it isn't
@@ -87,19 +89,19 @@ class Plan(Chosen):
             raise kind("\n".join(["this run can't work:", *(f"  {finding}" for finding in findings)]))
 
     def _findings(self) -> list[MarlError]:
-        said = [ConfigError(f"{sentence} (says {origin})") for origin, sentence in self.hooks.check(self)]
-        return [*core_findings(self), *said]
+        plugin_findings = [ConfigError(f"{sentence} (says {origin})") for origin, sentence in self.hooks.check(self)]
+        return [*core_findings(self), *plugin_findings]
 
     def describe(self) -> list[Role]:
         """Each role of the run, where its weights live, and what follows from it."""
         return describe_roles(self)
 
 
-def _resolve(place: Place, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:
+def _resolve(path: KeyPath, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:
     try:
         return choice.build(catalog)
     except ValidationError as error:
-        lines = problem_lines(error, config.model_dump(by_alias=True), catalog, place)
+        lines = problem_lines(error, config.model_dump(by_alias=True), catalog, path)
         raise ConfigError("\n".join(lines.values())) from error
     except ConfigError as error:
-        raise ConfigError(f"{dotted(place)}: {error}") from error
+        raise ConfigError(f"{dotted(path)}: {error}") from error

@@ -19,49 +19,53 @@ from marl_core.registry.strategy import Quantization, Strategy
 if TYPE_CHECKING:
     from marl_core.registry.catalog import Catalog
 
-UNQUANTIZED = "Give the unquantized model as model.path, and choose a quantization here if memory is short."
+UNQUANTIZED_HINT = "Give the unquantized model as model.path, and choose a quantization here if memory is short."
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How a folder's weights are stored, and which strategy holds them."""
 
-    told: str
+    label: str
     strategy: str | None = None
     """None: no installed strategy can hold them."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def said_of_weights(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def stored_quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a model's config.json says of its quantized weights; None for plain ones."""
-    found = (
-        place.get(key)
-        for place in (config, text_config(config))
+    entries = (
+        section.get(key)
+        for section in (config, text_config(config))
         for key in ("quantization_config", "compression_config")
     )
-    return next((entry for entry in found if isinstance(entry, Mapping) and entry), None)
+    return next((entry for entry in entries if isinstance(entry, Mapping) and entry), None)
 
 
 def stored_quantization(config: Mapping[str, Any], catalog: Catalog) -> Stored | None:
     """The first of the installed quantizations that holds the folder's weights as they are; None for plain weights."""
-    said = said_of_weights(config)
-    if said is None:
+    quantization_config = stored_quantization_config(config)
+    if quantization_config is None:
         return None
     for listing in catalog.listings("quantization"):
         try:
-            options = catalog.load("quantization", listing.qualified_name).strategy_class.options_for_stored(said)
+            options = catalog.load("quantization", listing.qualified_name).strategy_class.options_for_stored(
+                quantization_config
+            )
         except MarlError:
             continue  # a package that can't be imported holds nothing
         if options is not None:
-            return Stored(_told(said), listing.name, options)
-    return Stored(_told(said))
+            return Stored(_describe_storage(quantization_config), listing.name, options)
+    return Stored(_describe_storage(quantization_config))
 
 
-def _told(said: Mapping[str, Any]) -> str:
-    method = str(said.get("quant_method") or "by an unnamed method")
-    named = [bits for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)) if said.get(key)]
-    named += [said[key] for key in ("bits", "w_bit") if isinstance(said.get(key), int)]
-    return f"{method}, {named[0]} bits" if named else method
+def _describe_storage(quantization_config: Mapping[str, Any]) -> str:
+    method = str(quantization_config.get("quant_method") or "by an unnamed method")
+    stored_bits = [bits for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)) if quantization_config.get(key)]
+    stored_bits += [
+        quantization_config[key] for key in ("bits", "w_bit") if isinstance(quantization_config.get(key), int)
+    ]
+    return f"{method}, {stored_bits[0]} bits" if stored_bits else method
 
 
 def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
@@ -69,8 +73,8 @@ def as_stored(config: RunConfig, catalog: Catalog) -> RunConfig:
     stored = _stored(config, catalog)
     if stored is None or stored.strategy is None:
         return config
-    named = _label(config) == stored.strategy and not config.quantization.options
-    if not named and not _asks_for_nothing(config, catalog):
+    is_named = _label(config) == stored.strategy and not config.quantization.options
+    if not is_named and not _is_unquantized(config, catalog):
         return config
     choice = type(config.quantization)(use=stored.strategy, options=dict(stored.options))
     try:
@@ -87,32 +91,32 @@ def stored_findings(plan: Chosen) -> Iterator[MarlError]:
     config, stored = plan.config, _stored(plan.config, Catalog.installed())
     if stored is None:
         return
-    told = f"{config.model.path} holds weights that are quantized already ({stored.told})"
-    other = [
+    clause = f"{config.model.path} holds weights that are quantized already ({stored.label})"
+    differing = [
         f"{name}: {getattr(plan.quantization_strategy, name)}"
         for name, value in stored.options.items()
         if getattr(plan.quantization_strategy, name, value) != value
     ]
     label = _label(config)
     if stored.strategy is None:
-        yield ConfigError(f"model.path: {told}, and no quantization of marl's holds such weights. {UNQUANTIZED}")
+        yield ConfigError(f"model.path: {clause}, and no quantization of marl's holds such weights. {UNQUANTIZED_HINT}")
     elif label != stored.strategy:
         yield ConfigError(
-            f"quantization: {label}, but {told}. Leave quantization out, and they are held as they are ({stored.strategy}); or give the "
+            f"quantization: {label}, but {clause}. Leave quantization out, and they are held as they are ({stored.strategy}); or give the "
             "unquantized model."
         )
-    elif other:
+    elif differing:
         yield ConfigError(
-            f"quantization: {', '.join(other)}, but {told}, and was written with other settings. Leave quantization out, and its own "
+            f"quantization: {', '.join(differing)}, but {clause}, and was written with other settings. Leave quantization out, and its own "
             "hold; or give the unquantized model."
         )
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
         yield ConfigError(
-            f"reference: {config.reference.label} prepares the base in full precision, but {told}: merging into them would round. Merge "
+            f"reference: {config.reference.label} prepares the base in full precision, but {clause}: merging into them would round. Merge "
             "into the unquantized model first (marl merge), and quantize the result."
         )
     if config.model.shard != "none":
-        yield ConfigError(f"model.shard: {told}, and packed weights can't be sharded. Set model.shard: none.")
+        yield ConfigError(f"model.shard: {clause}, and packed weights can't be sharded. Set model.shard: none.")
 
 
 def quantization_of_folder(path: str, revision: str | None, dtype: str) -> Quantization | None:
@@ -131,9 +135,11 @@ def quantization_of_folder(path: str, revision: str | None, dtype: str) -> Quant
     if stored is None:
         return None
     if stored.strategy is None:
-        raise ConfigError(f"model.path: {path} holds weights that are quantized already ({stored.told}). {UNQUANTIZED}")
+        raise ConfigError(
+            f"model.path: {path} holds weights that are quantized already ({stored.label}). {UNQUANTIZED_HINT}"
+        )
     strategy = catalog.load("quantization", stored.strategy).build(stored.options)
-    return _asked(strategy, dtype)
+    return _quantization_of(strategy, dtype)
 
 
 def quantized_already(path: str, revision: str | None) -> bool:
@@ -142,7 +148,7 @@ def quantized_already(path: str, revision: str | None) -> bool:
         files = read_model(path, revision)
     except DataError:
         return False
-    return files is not None and said_of_weights(files.config) is not None
+    return files is not None and stored_quantization_config(files.config) is not None
 
 
 def _label(config: RunConfig) -> str:
@@ -157,12 +163,12 @@ def _stored(config: RunConfig, catalog: Catalog) -> Stored | None:
     return stored_quantization(files.config, catalog) if files else None
 
 
-def _asks_for_nothing(config: RunConfig, catalog: Catalog) -> bool:
+def _is_unquantized(config: RunConfig, catalog: Catalog) -> bool:
     try:
-        return _asked(config.quantization.resolve(catalog), config.model.dtype) == Quantization()
+        return _quantization_of(config.quantization.resolve(catalog), config.model.dtype) == Quantization()
     except (MarlError, ValidationError):
         return False  # told where the strategy is built, or where its backend is missing
 
 
-def _asked(strategy: Strategy, dtype: str) -> Quantization:
+def _quantization_of(strategy: Strategy, dtype: str) -> Quantization:
     return Hooks([(strategy, type(strategy).__name__)]).quantization(strategy, dtype)

@@ -18,7 +18,7 @@ from marl_core import AdapterBank, Catalog, ConfigError, Plan, Runner
 from marl_core.artifacts.model_files import ModelFiles
 from marl_core.bank.lora import make_config as lora_config
 from marl_core.plan.memory import estimate
-from marl_core.plan.stored_weights import said_of_weights, stored_quantization
+from marl_core.plan.stored_weights import stored_quantization, stored_quantization_config
 from marl_plugins.quantization import keep_unpacked
 
 MakeConfig = Callable[..., Any]
@@ -184,5 +184,5 @@ def test_others_are_refused_before_weights_are_read(
 def test_plain_folders_say_nothing() -> None:
     nothing: list[dict[str, Any]] = [{}, {"quantization_config": None}, {"text_config": {"hidden_size": 8}}]
     for config in [*nothing, {"quantization_config": {}}]:
-        assert said_of_weights(config) is None
+        assert stored_quantization_config(config) is None
         assert stored_quantization(config, Catalog.installed()) is None
