@@ -39,13 +39,13 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable."),
 ]
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 Dtype = Literal["float32", "bfloat16", "float16"]
-OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
+DEFAULT_OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show: bool) -> None:
+    if show:
         from marl_core import __version__
 
         typer.echo(f"marl-core {__version__}")
@@ -86,21 +86,21 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     plan = Plan.of(config, catalog)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     _set_up_process(device_of(config), config.speed.trim_memory)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
     if resume:
         from marl_core.store.finished import finished
 
-        nothing_left = finished(config)
-        if nothing_left is not None:
-            if first:
-                typer.echo(nothing_left)
+        message = finished(config)
+        if message is not None:
+            if is_first_rank:
+                typer.echo(message)
             return
     from marl_core.run.runner import Runner
 
     runner = Runner(plan, resume=resume, override=override)
-    found = runner.prepare()
-    if first:
-        show_start(plan, found, runner.folder.notes if runner.folder else [])
+    preflight = runner.prepare()
+    if is_first_rank:
+        show_start(plan, preflight, runner.folder.notes if runner.folder else [])
     runner.train()
 
 
@@ -139,11 +139,11 @@ def plugins(
     ] = None,
 ) -> None:
     """List the strategies installed here; broken ones in red."""
-    chosen = list(FAMILIES.values()) if family is None else [family_named(family)]
+    families = list(FAMILIES.values()) if family is None else [family_named(family)]
     from marl_core.cli.tables import show_plugins
     from marl_core.registry.catalog import Catalog
 
-    show_plugins(Catalog.installed(), chosen)
+    show_plugins(Catalog.installed(), families)
 
 
 @app.command()
@@ -196,13 +196,13 @@ def replay(
 ) -> None:
     """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
     _set_up_process(machine_device())
-    from marl_core.run.replay import replay as again
+    from marl_core.run.replay import replay as replay_dump
 
-    found = again(dump, sets=sets or ())
-    typer.echo(f"{dump}: step {found.step}, {found.phase}. Then: {found.then}")
-    if found.now is not None:
-        raise found.now
-    typer.echo(f"Now it passes: {found.detail}.")
+    outcome = replay_dump(dump, sets=sets or ())
+    typer.echo(f"{dump}: step {outcome.step}, {outcome.phase}. Then: {outcome.then}")
+    if outcome.now is not None:
+        raise outcome.now
+    typer.echo(f"Now it passes: {outcome.detail}.")
 
 
 app.command("new-plugin")(new_plugin)
@@ -226,7 +226,7 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
     from marl_core.config.load import load_config
 
-    config = load_config(file, sets or (), catalog, defaults=OBSERVERS)
+    config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
     return config
@@ -238,16 +238,19 @@ with damaged_metadata_passed_over():
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Errors of the user's making are shown without a traceback."""
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
+    argv = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in argv
     try:
         with damaged_metadata_passed_over(), warnings_in_one_line():
-            code = int(app([text for text in given if text != "--debug"], prog_name="marl", standalone_mode=False) or 0)
-        return _fail("marl: interrupted", code, debug) if code == INTERRUPTED else code  # typer swallows Ctrl-C
+            code = int(
+                app([argument for argument in argv if argument != "--debug"], prog_name="marl", standalone_mode=False)
+                or 0
+            )
+        return _fail("marl: interrupted", code, debug) if code == EXIT_INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
         return _fail(f"marl: {error}", error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("marl: interrupted", INTERRUPTED, debug)
+        return _fail("marl: interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, in whichever click typer carries
             error.show()
@@ -259,11 +262,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     from marl_core.config.redact import redact
 
-    said: str | None = (traceback.format_exc() if debug else "") + message
+    text: str | None = (traceback.format_exc() if debug else "") + message
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of several processes: the first cause is said once
         from marl_core.parallel.process_group import ending
 
-        said, code = ending(sys.exc_info()[1], redact(str(said)), code)
-    if said is not None:
-        print(redact(said).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
+        text, code = ending(sys.exc_info()[1], redact(str(text)), code)
+    if text is not None:
+        print(redact(text).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
     return code

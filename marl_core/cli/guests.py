@@ -26,14 +26,14 @@ GROUP = "marl.command"
 
 def add_commands(app: typer.Typer, points: Iterable[metadata.EntryPoint] | None = None) -> None:
     """Add every installed command. One that is broken, doubled, or called like one of ours says so when it is called."""
-    taken = {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
+    own_names = {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
     offered: dict[str, list[metadata.EntryPoint]] = defaultdict(list)
     for point in metadata.entry_points(group=GROUP) if points is None else points:
         offered[point.name].append(point)
-    for name, mine in sorted(offered.items()):
-        if name not in taken:
-            kind = type("Guest", (GuestCommand,), {"points": tuple(mine)})
-            app.command(name, cls=kind, add_help_option=False)(_nothing)
+    for name, owned_points in sorted(offered.items()):
+        if name not in own_names:
+            command_class = type("Guest", (GuestCommand,), {"points": tuple(owned_points)})
+            app.command(name, cls=command_class, add_help_option=False)(_nothing)
 
 
 class GuestCommand(TyperCommand):
@@ -64,12 +64,12 @@ class GuestCommand(TyperCommand):
     def get_short_help_str(self, limit: int = 45) -> str:
         """For `marl --help`: the first line of what the source says, which is read and not run; else whose it is."""
         owners = sorted({_owner(point) for point in self.points})
-        told = _first_line(self.points[0].value) if len(owners) == 1 else ""
-        self.help = told or f"From {' and '.join(owners)}."
+        summary = _first_line(self.points[0].value) if len(owners) == 1 else ""
+        self.help = summary or f"From {' and '.join(owners)}."
         return super().get_short_help_str(limit)
 
 
-def _blaming(invoke: Callable[[Any], Any], whose: str) -> Callable[[Any], Any]:
+def _blaming(invoke: Callable[[Any], Any], label: str) -> Callable[[Any], Any]:
     """Run a guest's command; what goes wrong there isn't marl's."""
 
     def call(context: Any) -> Any:
@@ -82,7 +82,7 @@ def _blaming(invoke: Callable[[Any], Any], whose: str) -> Callable[[Any], Any]:
                 error, "exit_code"
             ):  # wrong usage, or an end that was asked for, in whichever click typer carries
                 raise
-            raise PluginError(f"{whose} failed: {error!r}. Report it to its authors (--debug shows where).") from error
+            raise PluginError(f"{label} failed: {error!r}. Report it to its authors (--debug shows where).") from error
 
     return call
 
@@ -91,34 +91,36 @@ def _nothing() -> None:
     """A command of an installed package."""
 
 
-def _command(name: str, found: object, target: str) -> Any:
+def _command(name: str, target_object: object, target: str) -> Any:
     """The command as typer makes it, by itself."""
-    if not (isinstance(found, typer.Typer) or callable(found)):
-        raise TypeError(f"{target} is a {type(found).__name__}, neither a function nor a typer app")
-    around = typer.Typer(rich_markup_mode=None)
-    around.callback()(_nothing)  # so that a single command keeps its name
-    if isinstance(found, typer.Typer):
-        around.add_typer(found, name=name)
+    if not (isinstance(target_object, typer.Typer) or callable(target_object)):
+        raise TypeError(f"{target} is a {type(target_object).__name__}, neither a function nor a typer app")
+    wrapper = typer.Typer(rich_markup_mode=None)
+    wrapper.callback()(_nothing)  # so that a single command keeps its name
+    if isinstance(target_object, typer.Typer):
+        wrapper.add_typer(target_object, name=name)
     else:
-        around.command(name)(found)
-    group: Any = get_command(around)
+        wrapper.command(name)(target_object)
+    group: Any = get_command(wrapper)
     return group.commands[name]
 
 
 def _first_line(target: str) -> str:
     """The first line of a function's docstring, or of its module's, found in the source; empty when it can't be."""
     module, _, name = target.partition(":")
-    top, *below = module.strip().split(".")
+    package, *submodules = module.strip().split(".")
     try:
-        spec: Any = find_spec(top)  # of a top package: finding one inside it would import it
-        inside = [Path(folder, *below) for folder in spec.submodule_search_locations or ()]
-        places = [place for file in inside for place in (file.with_name(f"{file.name}.py"), file / "__init__.py")]
-        places = places if below else [Path(spec.origin)]
-        tree = ast.parse(next(place for place in places if place.is_file()).read_text(encoding="utf-8"))
+        spec: Any = find_spec(package)  # of a top package: finding one inside it would import it
+        paths = [Path(folder, *submodules) for folder in spec.submodule_search_locations or ()]
+        candidates = [
+            candidate for path in paths for candidate in (path.with_name(f"{path.name}.py"), path / "__init__.py")
+        ]
+        candidates = candidates if submodules else [Path(spec.origin)]
+        tree = ast.parse(next(candidate for candidate in candidates if candidate.is_file()).read_text(encoding="utf-8"))
     except Exception:  # a stranger's source, or none: a zip, a compiled module
         return ""
-    named = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name.strip()]
-    text = ast.get_docstring(named[0] if named else tree) or ""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name.strip()]
+    text = ast.get_docstring(functions[0] if functions else tree) or ""
     return text.strip().split("\n", 1)[0]
 
 

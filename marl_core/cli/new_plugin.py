@@ -14,7 +14,7 @@ from marl_core.errors import ConfigError
 from marl_core.registry.families import FAMILIES, Family, Key, family_named
 
 PREFIX = "marl-"
-TAKEN = ("core", "plugins")  # their modules would be ours
+RESERVED_NAMES = ("core", "plugins")  # their modules would be ours
 TEMPLATES = "plugin_template"
 
 
@@ -50,8 +50,8 @@ def write_plugin(name: str, family: Family, folder: Path) -> list[Path]:
     }
     written = []
     try:
-        for place, text in contents.items():
-            file = folder / place
+        for path, text in contents.items():
+            file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(_fill(text, name, family), encoding="utf-8")
             written.append(file)
@@ -65,10 +65,10 @@ def _plain(name: str, family: Family) -> str:
     from marl_core.registry.catalog import Catalog
 
     plain = name.removeprefix(PREFIX)
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", plain) or plain in TAKEN or len(plain) > 50:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", plain) or plain in RESERVED_NAMES or len(plain) > 50:
         raise ConfigError(
             f"NAME: {name!r} can't name a plugin: use small letters, digits and single dashes, a letter first, at most 50, and not "
-            f"{' or '.join(TAKEN)}; e.g. politeness, or length-limit."
+            f"{' or '.join(RESERVED_NAMES)}; e.g. politeness, or length-limit."
         )
     for listing in Catalog.installed().listings(family.name):
         if listing.name == plain:
@@ -89,27 +89,27 @@ def _template(name: str) -> str:
 def _fill(text: str, name: str, family: Family) -> str:
     from marl_core import __version__
 
-    words = name.replace("-", " ")
-    chosen = Template(family.example).substitute(name=name)
+    title = name.replace("-", " ")
+    value = Template(family.example).substitute(name=name)
     values = {
         "name": name,
         "family": family.name,
         "package": PREFIX + name,
         "module": _module(name),
         "class_name": "".join(part.capitalize() for part in name.split("-")),
-        "title": words[0].upper() + words[1:],
+        "title": title[0].upper() + title[1:],
         "version": ".".join(__version__.split(".")[:2]),
-        "use": _in_a_config(family.key, chosen),
-        "setting": f"{family.key.path}={chosen}",
+        "use": _in_a_config(family.key, value),
+        "setting": f"{family.key.path}={value}",
         "settings": "\n".join(_in_a_config(each.key, each.trial) for each in FAMILIES.values() if each.trial),
     }
     return Template(text).substitute(values)
 
 
-def _in_a_config(key: Key, chosen: str) -> str:
+def _in_a_config(key: Key, value: str) -> str:
     """A line of YAML that gives a key this value, with its section around it."""
     *sections, name = key.path.split(".")
-    line = f"{name}: {chosen}"
+    line = f"{name}: {value}"
     for section in reversed(sections):
         line = f"{section}: {{{line}}}"
     return line

@@ -10,19 +10,19 @@ from typing import Any
 
 from marl_core.errors import MarlDeprecationWarning, MarlWarning
 
-OURS = (MarlWarning, MarlDeprecationWarning)
+MARL_WARNINGS = (MarlWarning, MarlDeprecationWarning)
 
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
     """While the block runs, `marl: warning: ...` and no file and no source line; a live progress bar stays below it."""
-    kept = warnings.showwarning
+    original = warnings.showwarning
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
-        if file is not None or not issubclass(category, OURS):
-            kept(message, category, filename, lineno, file, line)
+        if file is not None or not issubclass(category, MARL_WARNINGS):
+            original(message, category, filename, lineno, file, line)
             return
         from marl_core.config.redact import redact
 
@@ -34,4 +34,4 @@ def warnings_in_one_line() -> Iterator[None]:
     try:
         yield
     finally:
-        warnings.showwarning = kept
+        warnings.showwarning = original

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from marl_core.ppo.types import Rollout
     from marl_core.registry.strategy import Estimator
 
-Answer: TypeAlias = "Callable[[Rollout], Tensor]"
+RolloutFunction: TypeAlias = "Callable[[Rollout], Tensor]"
 POLICY = "policy"
-ALONE = 1e-3
+ALONE_TOLERANCE_NATS = 1e-3
 """Nats that a response's log-prob may differ alone and in its batch, float32 on the tiny model."""
-MAY_BUILD = ("the adapters in the bank", "torch's random state", "Python's random state", "numpy's random state")
+MAY_CHANGE_WHILE_BUILT = (
+    "the adapters in the bank",
+    "torch's random state",
+    "Python's random state",
+    "numpy's random state",
+)
 """What building a reward or reference may change: it loads adapters, and libraries draw numbers while they load."""
 
 
@@ -59,16 +64,16 @@ def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
 
     bank = _with_policy(bank)
 
-    def opened() -> Answer:
+    def build() -> RolloutFunction:
         reference = hooks.reference(strategy, bank, 1.0, POLICY)
         return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
 
-    answer, first, rollout = _check_numbers(strategy, hooks, bank, opened)
+    evaluate, first, rollout = _check_numbers(strategy, hooks, bank, build)
     name = type(strategy).__name__
     assert bool((first <= 0).all()), f"{name}: log-probs above 0: {float(first.max()):.3g}"
-    alone = [answer(rollout.select(slice(i, i + 1))) for i in range(len(rollout))]
-    gaps = [float((one - first[i]).abs().max()) for i, one in enumerate(alone)]
-    assert max(gaps) <= ALONE, (
+    alone = [evaluate(rollout.select(slice(i, i + 1))) for i in range(len(rollout))]
+    gaps = [float((row - first[i]).abs().max()) for i, row in enumerate(alone)]
+    assert max(gaps) <= ALONE_TOLERANCE_NATS, (
         f"{name}: response {gaps.index(max(gaps)) + 1} gets other log-probs alone than in its batch (by {max(gaps):.3g}): "
         "padding or the other responses take part; look at rollout.sequence_mask"
     )
@@ -82,11 +87,11 @@ def check_reward(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> 
 
     bank = _with_policy(bank)
 
-    def opened() -> Answer:
+    def build() -> RolloutFunction:
         source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
         return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
 
-    _check_numbers(strategy, hooks, bank, opened)
+    _check_numbers(strategy, hooks, bank, build)
 
 
 def check_quantization(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
@@ -103,7 +108,7 @@ def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
     estimator = hooks.advantage(strategy)
     first, second = (_advantages(estimator, bank) for _ in range(2))
     assert torch.equal(first, second), f"{name}: two calls on the same rewards gave different advantages"
-    _same(before, Traces.of(bank), f"{name}: it changed")
+    _assert_unchanged(before, Traces.of(bank), f"{name}: it changed")
     if not estimator.uses_token_rewards:
         assert torch.equal(first, _advantages(estimator, bank, early=True)), (
             f"{name}: its advantages depend on which token a reward stands on; say so: Estimator(..., uses_token_rewards=True)"
@@ -132,9 +137,9 @@ def _check_options(strategy: Strategy) -> None:
     for name, option in kind.model_fields.items():
         assert option.description, f"{kind.__name__}.{name} needs a description: Field(..., description='...')"
     written = strategy.model_dump_json()
-    again = kind.model_validate_json(written)
-    assert again.model_dump() == strategy.model_dump(), (
-        f"{kind.__name__}: its options change when written to JSON and read back: {written} became {again.model_dump_json()}"
+    restored = kind.model_validate_json(written)
+    assert restored.model_dump() == strategy.model_dump(), (
+        f"{kind.__name__}: its options change when written to JSON and read back: {written} became {restored.model_dump_json()}"
     )
     try:
         kind.model_validate({**strategy.model_dump(), "no_such_option": 1})
@@ -165,23 +170,23 @@ def _with_policy(bank: AdapterBank | None) -> AdapterBank:
 
 
 def _check_numbers(
-    strategy: Strategy, hooks: Hooks, bank: AdapterBank, opened: Callable[[], Answer]
-) -> tuple[Answer, Tensor, Rollout]:
+    strategy: Strategy, hooks: Hooks, bank: AdapterBank, build: Callable[[], RolloutFunction]
+) -> tuple[RolloutFunction, Tensor, Rollout]:
     """What a reward and a reference have in common; its answer to a rollout, that rollout, and the function that gives it."""
     import torch
 
     name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
     others, before_all = {*bank.adapters}, Traces.of(bank)
-    answer = opened()
-    _same(before_all, Traces.of(bank), f"{name}: while it was built, it changed", MAY_BUILD)
+    evaluate = build()
+    _assert_unchanged(before_all, Traces.of(bank), f"{name}: while it was built, it changed", MAY_CHANGE_WHILE_BUILT)
     before = Traces.of(bank)
-    first, second = answer(rollout), answer(rollout)
+    first, second = evaluate(rollout), evaluate(rollout)
     assert torch.equal(first, second), f"{name}: two calls on the same rollout gave different numbers"
     assert not first.requires_grad, f"{name}: its result requires grad; compute it under torch.no_grad()"
-    _same(before, Traces.of(bank), f"{name}: its call changed")
+    _assert_unchanged(before, Traces.of(bank), f"{name}: its call changed")
     assert bool(first.isfinite().all()), f"{name}: gave a number that isn't finite"
     _check_update_end(strategy, hooks, bank, {*bank.adapters} - others - {*bank.paths})
-    return answer, first, rollout
+    return evaluate, first, rollout
 
 
 def _advantages(estimator: Estimator, bank: AdapterBank, early: bool = False, samples_per_prompt: int = 2) -> Tensor:
@@ -193,11 +198,11 @@ def _advantages(estimator: Estimator, bank: AdapterBank, early: bool = False, sa
     from marl_core.ppo.types import ScoredRollout
 
     rollout = fake_rollout([("A", " film"), ("A", "!"), ("B", " good one"), ("B", "")], tokenizer=bank.tokenizer)
-    scores, zeros = torch.tensor([1.0, -2.0, 4.0, 0.5]), torch.zeros(rollout.ids.shape)
-    on_tokens = zeros.clone()
+    scores, zero = torch.tensor([1.0, -2.0, 4.0, 0.5]), torch.zeros(rollout.ids.shape)
+    on_tokens = zero.clone()
     on_tokens[:, 0] = scores / 2
-    values = zeros + 0.25 if estimator.needs_values else None
-    scored = ScoredRollout(rollout, zeros, None, values, scores, token_scores=on_tokens if early else None)
+    values = zero + 0.25 if estimator.needs_values else None
+    scored = ScoredRollout(rollout, zero, None, values, scores, token_scores=on_tokens if early else None)
     ppo = PPOSection(batch=4, minibatch=4, samples_per_prompt=samples_per_prompt)
     return estimate_advantages(scored, ppo, estimator=estimator).advantages
 
@@ -207,7 +212,7 @@ def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: 
     before = Traces.of(bank, without=own)
     hooks.update_end(1, bank, POLICY)
     after = Traces.of(bank, without=own)
-    _same(
+    _assert_unchanged(
         before, after, f"{type(strategy).__name__}: marl_update_end may write to adapters of its own only, it changed"
     )
     _check_state(strategy, hooks, bank)
@@ -217,18 +222,18 @@ def _check_state(strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
     """What it gives to a checkpoint is what it has after taking it back."""
     import torch
 
-    kept = {name: tensor.detach().clone() for name, tensor in hooks.state(strategy, bank, POLICY).items()}
-    if not kept:
+    state = {name: tensor.detach().clone() for name, tensor in hooks.state(strategy, bank, POLICY).items()}
+    if not state:
         return
     hooks.update_end(1, bank, POLICY)
-    hooks.restore(strategy, kept, bank, POLICY)
-    again = hooks.state(strategy, bank, POLICY)
-    wrong = [name for name in kept if name not in again or not torch.equal(again[name], kept[name])]
-    assert not wrong, (
-        f"{type(strategy).__name__}: after marl_restore, marl_state gives another {wrong[0]!r} than was restored"
+    hooks.restore(strategy, state, bank, POLICY)
+    restored = hooks.state(strategy, bank, POLICY)
+    differing = [name for name in state if name not in restored or not torch.equal(restored[name], state[name])]
+    assert not differing, (
+        f"{type(strategy).__name__}: after marl_restore, marl_state gives another {differing[0]!r} than was restored"
     )
 
 
-def _same(before: Traces, after: Traces, sentence: str, allowed: tuple[str, ...] = ()) -> None:
+def _assert_unchanged(before: Traces, after: Traces, sentence: str, allowed: tuple[str, ...] = ()) -> None:
     changed = [what for what in before.changed(after) if not what.startswith(allowed)]
     assert not changed, f"{sentence} {'; '.join(changed)}"

@@ -96,10 +96,13 @@ def fake_rollout(
     """A rollout of (prompt, response) texts; each response but the last ends with EOS."""
     from marl_core.ppo.types import Prompts, Rollout
 
-    words = tokenizer or tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     prompts = Prompts.of(
-        [words(prompt).input_ids for prompt, _ in texts], words.pad_token_id, rows, [prompt for prompt, _ in texts]
+        [tokenizer(prompt).input_ids for prompt, _ in texts],
+        tokenizer.pad_token_id,
+        rows,
+        [prompt for prompt, _ in texts],
     )
-    responses = [[*words(response).input_ids, words.eos_token_id] for _, response in texts]
+    responses = [[*tokenizer(response).input_ids, tokenizer.eos_token_id] for _, response in texts]
     responses[-1] = responses[-1][:-1] or responses[-1]
-    return Rollout.from_responses(prompts, responses, words)
+    return Rollout.from_responses(prompts, responses, tokenizer)

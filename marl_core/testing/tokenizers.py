@@ -17,27 +17,31 @@ LETTERS = [*"abcdefghijklmnopqrstuvwxyz", ".", ",", "!", "?"]
 
 def framed(tokenizer: Any, before: Sequence[str] = (), after: Sequence[str] = ()) -> Any:
     """The tokenizer, putting these special tokens around every text."""
-    named = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys([*before, *after])]
+    special_ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys([*before, *after])]
     single = " ".join([*before, "$A", *after])
-    made = processors.TemplateProcessing(single=single, special_tokens=named)
+    template = processors.TemplateProcessing(single=single, special_tokens=special_ids)
     inner = tokenizer.backend_tokenizer
-    inner.post_processor = made if inner.post_processor is None else processors.Sequence([inner.post_processor, made])
+    inner.post_processor = (
+        template if inner.post_processor is None else processors.Sequence([inner.post_processor, template])
+    )
     return tokenizer
 
 
 def metaspace(scheme: str = "first", **options: Any) -> Any:
     """Unigram over sentencepiece's words, as T5, Gemma and XLM-R have it."""
     pieces = [*SPECIAL, *("▁" + word for word in WORDS), *LETTERS, "▁"]
-    made = Tokenizer(models.Unigram([(piece, -1.0 if at > 3 else -10.0) for at, piece in enumerate(pieces)], unk_id=3))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    made.decoder = decoders.Metaspace(prepend_scheme=scheme)
-    return _wrapped(made, **options)
+    backend = Tokenizer(
+        models.Unigram([(piece, -1.0 if index > 3 else -10.0) for index, piece in enumerate(pieces)], unk_id=3)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return _wrapped(backend, **options)
 
 
 def byte_fallback() -> Any:
     """BPE with a byte for what it has no piece for, and the decoder of Llama 2 and Mistral."""
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS]
-    vocabulary = {piece: at for at, piece in enumerate(pieces)}
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         for end in range(1, len(word) + 1):
@@ -45,37 +49,39 @@ def byte_fallback() -> Any:
             if merged not in vocabulary:
                 vocabulary[merged] = len(vocabulary)
                 merges.append(("▁" + word[: end - 1], word[end - 1]))
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence(
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return framed(_wrapped(made), ["<bos>"])
+    return framed(_wrapped(backend), ["<bos>"])
 
 
 def wordpiece() -> Any:
     """BERT's: words, their endings, and a decoder that closes up the space before punctuation."""
     pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS, *LETTERS, *("##" + letter for letter in LETTERS)]
-    made = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece(cleanup=True)
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=made,
+    backend = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
         pad_token="[PAD]",
         cls_token="[CLS]",
         sep_token="[SEP]",
         unk_token="[UNK]",
         clean_up_tokenization_spaces=True,
     )
-    return framed(words, ["[CLS]"], ["[SEP]"])
+    return framed(tokenizer, ["[CLS]"], ["[SEP]"])
 
 
 def byte_level(**options: Any) -> Any:
     """GPT-2's: every byte a token; nothing is lost in decoding."""
-    words = tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
     for name, value in options.items():
-        setattr(words, name, value)
-    return words
+        setattr(tokenizer, name, value)
+    return tokenizer
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -91,8 +97,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 """A maker for each, by name."""
 
 
-def _wrapped(made: Tokenizer, **options: Any) -> Any:
+def _wrapped(backend: Tokenizer, **options: Any) -> Any:
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=backend,
         **{"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", **options},
     )

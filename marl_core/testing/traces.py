@@ -30,16 +30,18 @@ class Traces:
         left_out = {key for name in without for key in bank.parameters(name)}
         gradients = {name: parameter.requires_grad for name, parameter in parameters.items()}
         heads = {f"{name}.{key}": p for name, head in bank.heads.items() for key, p in head.named_parameters()}
-        kept = {name: tensor for name, tensor in {**parameters, **heads}.items() if name not in left_out}
-        weights = {name: tensor.detach().clone() for name, tensor in kept.items()}
+        tensors = {name: tensor for name, tensor in {**parameters, **heads}.items() if name not in left_out}
+        weights = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         return cls(settings, gradients, weights)
 
     def changed(self, after: Traces) -> list[str]:
         """A clause for everything that is different afterwards, the most telling first."""
-        found = [change.setting.name + _values(change) for change in self.settings.changes(after.settings)]
-        found += _first("requires_grad of", [n for n, flag in self.gradients.items() if after.gradients.get(n) != flag])
-        kept = {name for name, old in self.weights.items() if _equal(old, after.weights.get(name))}
-        return found + _first("the weights of", [name for name in self.weights if name not in kept])
+        changes = [change.setting.name + _values(change) for change in self.settings.changes(after.settings)]
+        changes += _first(
+            "requires_grad of", [n for n, flag in self.gradients.items() if after.gradients.get(n) != flag]
+        )
+        unchanged = {name for name, old in self.weights.items() if _equal(old, after.weights.get(name))}
+        return changes + _first("the weights of", [name for name in self.weights if name not in unchanged])
 
 
 def _equal(old: Tensor, new: Tensor | None) -> bool:

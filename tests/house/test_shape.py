@@ -117,7 +117,7 @@ def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> No
         if isinstance(node, ast.Constant) and node.value in names
         if not (
             source.path == "marl_core/cli/app.py"
-            and source.text.splitlines()[node.lineno - 1].startswith("OBSERVERS =")
+            and source.text.splitlines()[node.lineno - 1].startswith("DEFAULT_OBSERVERS =")
         )
     ]
     assert not wrong
