@@ -50,8 +50,8 @@ class AdapterFiles:
     def score_keys(self) -> list[str]:
         """Names of the score head's tensors (weight, and bias if there is one)."""
         heads = [f"{PEFT_PREFIX}{head}." for head in SCORE_KEYS]
-        kept = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
-        return [key for key in kept if any(key.startswith(head) for head in heads)]
+        trained = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
+        return [key for key in trained if any(key.startswith(head) for head in heads)]
 
     @property
     def pickled_head(self) -> str:
@@ -127,9 +127,9 @@ def unpacked_shapes(file: Path, asked_by: str) -> dict[str, tuple[int, ...]]:
         first, last = header[state]["data_offsets"]
         with file.open("rb") as stream:
             stream.seek(start + first)
-            said = stream.read(last - first)
+            raw = stream.read(last - first)
         try:
-            shapes[weight] = tuple(int(size) for size in json.loads(said)["shape"])
+            shapes[weight] = tuple(int(size) for size in json.loads(raw)["shape"])
         except (ValueError, KeyError, TypeError):
             continue  # another way of packing: the packed shape is what is known
         for name in [name for name in shapes if name.startswith(f"{weight}.")]:

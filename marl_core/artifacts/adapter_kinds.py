@@ -36,7 +36,7 @@ VARIANTS: Mapping[str, str] = {
     "megatron_config": "needs Megatron's layers",
 }
 """Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
-UNMERGEABLE = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
+UNMERGEABLE_OPTIONS = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
 PLAIN = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
 _PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
 _ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
@@ -81,14 +81,14 @@ def brings_tokens(files: AdapterFiles) -> bool:
 
 def head_beside(files: AdapterFiles) -> str | None:
     """The file of a value head that lies beside the adapter, LLaMA-Factory's way."""
-    files_there = (name for name in (VALUE_HEAD_FILE, VALUE_HEAD_PICKLE) if (files.folder / name).is_file())
-    return next(files_there, None)
+    present = (name for name in (VALUE_HEAD_FILE, VALUE_HEAD_PICKLE) if (files.folder / name).is_file())
+    return next(present, None)
 
 
 def target_parameters(config: Mapping[str, Any]) -> frozenset[str]:
     """The weights that a LoRA adapts directly, experts that are one tensor for all."""
-    named = config.get("target_parameters")
-    return frozenset(map(str, named)) if isinstance(named, list | tuple | set | frozenset) else frozenset()
+    targets = config.get("target_parameters")
+    return frozenset(map(str, targets)) if isinstance(targets, list | tuple | set | frozenset) else frozenset()
 
 
 def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
@@ -100,9 +100,9 @@ def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
             f"{_way_out(files)}"
         )
     for option, what in VARIANTS.items():
-        if not config.get(option) or (use == "merged" and option not in UNMERGEABLE):
+        if not config.get(option) or (use == "merged" and option not in UNMERGEABLE_OPTIONS):
             continue
-        yield f"{what} ({option} in its adapter_config.json). {_way_out(files) if option not in UNMERGEABLE else PLAIN + '.'}"
+        yield f"{what} ({option} in its adapter_config.json). {_way_out(files) if option not in UNMERGEABLE_OPTIONS else PLAIN + '.'}"
     start = config.get("init_lora_weights")
     if use == "shared" and isinstance(start, str) and start.startswith(REWRITING):
         yield (
@@ -119,7 +119,7 @@ def _tensors(files: AdapterFiles, use: Use) -> Iterator[str]:
         return
     saved = saved_modules(files)
     if saved and not files.config.get("trainable_token_indices") and files.config.get("bias", "none") == "none":
-        yield f"brings whole weights of {_told(saved)} beside its LoRA, which all roles would share. {_way_out(files)}"
+        yield f"brings whole weights of {_list_modules(saved)} beside its LoRA, which all roles would share. {_way_out(files)}"
     layers = {leaf(_unwrapped(match["layer"])) for match in _parts(files)}
     adapted = sorted(layer for layer in layers if is_output_layer(layer))
     if adapted:
@@ -182,12 +182,16 @@ def _way_out(files: AdapterFiles) -> str:
     return f"Merge it into a base of its own first: marl merge --model BASE --adapter {files.folder} --out NEW, then model.path: NEW."
 
 
-def _told(saved: Iterable[str]) -> str:
+def _list_modules(saved: Iterable[str]) -> str:
     names = sorted({name.removesuffix(".weight").removesuffix(".bias") for name in saved})
     kinds = {"embeddings": is_embedding, "output layer": is_output_layer}
-    what = [kind for kind, is_one in kinds.items() if any(is_one(_unwrapped(name)) for name in names)]
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{shown} ({', '.join(what)}; saved embeddings, added tokens)" if what else f"{shown} (modules_to_save)"
+    kinds_present = [kind for kind, is_one in kinds.items() if any(is_one(_unwrapped(name)) for name in names)]
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return (
+        f"{listed} ({', '.join(kinds_present)}; saved embeddings, added tokens)"
+        if kinds_present
+        else f"{listed} (modules_to_save)"
+    )
 
 
 def _parts(files: AdapterFiles) -> Iterator[re.Match[str]]:

@@ -34,7 +34,7 @@ def matches(targets: str | Iterable[str], name: str) -> bool:
 
 def unmatched(targets: str | Iterable[str], names: Iterable[str]) -> list[str]:
     """The targets that name no layer among `names`, each once, in their order; ConfigError as in `matches`."""
-    known = list(names)
+    layers = list(names)
     if isinstance(targets, str):
-        return [] if any(matches(targets, name) for name in known) else [targets]
-    return [target for target in dict.fromkeys(targets) if not any(is_called(name, target) for name in known)]
+        return [] if any(matches(targets, name) for name in layers) else [targets]
+    return [target for target in dict.fromkeys(targets) if not any(is_called(name, target) for name in layers)]

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-FIRST_ROWS = 20
+PREVIEW_ROWS = 20
 MAX_JSON_BYTES = 20_000_000
 
 
@@ -74,7 +74,7 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
             return _no_rows(name, asked_by)
         if suffix not in _READERS or (suffix == ".json" and os.path.getsize(path) > MAX_JSON_BYTES):
             return None
-        rows = _read(path, name, asked_by, lambda rows: list(islice(rows, FIRST_ROWS)))
+        rows = _read(path, name, asked_by, lambda rows: list(islice(rows, PREVIEW_ROWS)))
     except OSError as error:
         return _unreadable(name, asked_by, error)
     except DataError as error:
@@ -108,14 +108,14 @@ def _jsonl(stream: TextIO) -> Iterator[Any]:
 
 def _json(stream: TextIO) -> Iterator[Any]:
     try:
-        found = json.load(stream)
+        data = json.load(stream)
     except json.JSONDecodeError:  # JSON lines are often called .json
         stream.seek(0)
         yield from _jsonl(stream)
         return
-    if not isinstance(found, list):
-        raise ValueError(f"it holds a {type(found).__name__}, not a list of rows")
-    yield from found
+    if not isinstance(data, list):
+        raise ValueError(f"it holds a {type(data).__name__}, not a list of rows")
+    yield from data
 
 
 def _csv(stream: TextIO) -> Iterator[Any]:
@@ -134,10 +134,10 @@ def _from_datasets(source: str, split: str, subset: str | None, revision: str | 
     try:
         return list(datasets.load_dataset(source, subset, split=split, revision=revision))
     except Exception as error:
-        asked = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
+        selection = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{asked_by}: {source!r} is no {KINDS} file, and datasets could not load it with {asked} "
+            f"{asked_by}: {source!r} is no {KINDS} file, and datasets could not load it with {selection} "
             f"({type(error).__name__}: {first}). Check the name, data.split and data.subset."
         ) from error
 

@@ -37,15 +37,15 @@ def estimate_advantages(
     _require(estimator, choice.label, scored, ppo)
     inputs = _inputs(estimator, rewards, scored, ppo)
     with torch.no_grad():
-        found = estimator.estimate(inputs)
-    advantages, returns = _checked(found, estimator, estimator.origin or choice.label, rewards, scored)
+        result = estimator.estimate(inputs)
+    advantages, returns = _checked(result, estimator, estimator.origin or choice.label, rewards, scored)
     return Advantages(kl, rewards, advantages, returns)
 
 
 def _choice(ppo: PPOSection) -> Choice:
     """`ppo.advantage`; a section that was copied with another name holds just that name."""
-    kind, given = choice_of(FAMILIES["advantage"]), ppo.advantage
-    return given if isinstance(given, kind) else kind.model_validate(given)
+    choice_class, choice = choice_of(FAMILIES["advantage"]), ppo.advantage
+    return choice if isinstance(choice, choice_class) else choice_class.model_validate(choice)
 
 
 def _installed(choice: Choice) -> Estimator:
@@ -60,9 +60,9 @@ def _require(estimator: Estimator, label: str, scored: ScoredRollout, ppo: PPOSe
             f"advantage {label} needs values; score with a value function, or choose an estimator that needs none (marl plugins "
             "--family advantage)."
         )
-    alone = nothing_to_compare(estimator, label, ppo.samples_per_prompt)
-    if alone is not None:
-        raise ConfigError(f"{alone}.")
+    problem = nothing_to_compare(estimator, label, ppo.samples_per_prompt)
+    if problem is not None:
+        raise ConfigError(f"{problem}.")
     count = len(scored.scores)
     if estimator.needs_groups and count % ppo.samples_per_prompt:
         raise ConfigError(
@@ -87,50 +87,54 @@ def _inputs(estimator: Estimator, rewards: Tensor, scored: ScoredRollout, ppo: P
 
 
 def _checked(
-    found: object, estimator: Estimator, whose: str, rewards: Tensor, scored: ScoredRollout
+    result: object, estimator: Estimator, origin: str, rewards: Tensor, scored: ScoredRollout
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages and returns [B, T] float32, 0 where the mask is false; PluginError naming who gave something else."""
     mask = scored.rollout.mask
-    blame = _finite(rewards, mask) and (scored.values is None or _finite(scored.values, mask))
+    inputs_are_finite = _finite(rewards, mask) and (scored.values is None or _finite(scored.values, mask))
     if not estimator.needs_values:
-        return _per_token(found, "advantages", whose, mask, blame, spread=True), None
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise _wrong(whose, f"gave {_told(found)}, expected a pair, advantages and returns, for it needs values")
-    advantages, returns = found
+        return _per_token(result, "advantages", origin, mask, inputs_are_finite, per_response=True), None
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise _wrong_result(
+            origin, f"gave {_type_text(result)}, expected a pair, advantages and returns, for it needs values"
+        )
+    advantages, returns = result
     return (
-        _per_token(advantages, "advantages", whose, mask, blame, spread=True),
-        _per_token(returns, "returns", whose, mask, blame),
+        _per_token(advantages, "advantages", origin, mask, inputs_are_finite, per_response=True),
+        _per_token(returns, "returns", origin, mask, inputs_are_finite),
     )
 
 
-def _per_token(found: object, what: str, whose: str, mask: Tensor, blame: bool, spread: bool = False) -> Tensor:
-    """`found` as a tensor [B, T] beside the mask; with `spread` a number for each response will do."""
-    wanted = f"{list(mask.shape)}" + (f" or [{len(mask)}]" if spread else "")
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise _wrong(whose, f"gave {_told(found)} as {what}, expected a floating tensor {wanted}")
-    if spread and found.shape == mask.shape[:1]:
-        found = found[:, None].expand(mask.shape)
-    if found.shape != mask.shape:
-        raise _wrong(whose, f"gave {what} of shape {list(found.shape)}, expected {wanted}")
-    found = found.detach().to(mask.device, torch.float32)
-    if blame and not _finite(found, mask):
-        rows = (~found.isfinite() & mask).any(dim=1).nonzero().flatten().tolist()
+def _per_token(
+    result: object, what: str, origin: str, mask: Tensor, inputs_are_finite: bool, per_response: bool = False
+) -> Tensor:
+    """`result` as a tensor [B, T] beside the mask; with `per_response` a number for each response will do."""
+    expected = f"{list(mask.shape)}" + (f" or [{len(mask)}]" if per_response else "")
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        raise _wrong_result(origin, f"gave {_type_text(result)} as {what}, expected a floating tensor {expected}")
+    if per_response and result.shape == mask.shape[:1]:
+        result = result[:, None].expand(mask.shape)
+    if result.shape != mask.shape:
+        raise _wrong_result(origin, f"gave {what} of shape {list(result.shape)}, expected {expected}")
+    result = result.detach().to(mask.device, torch.float32)
+    if inputs_are_finite and not _finite(result, mask):
+        rows = (~result.isfinite() & mask).any(dim=1).nonzero().flatten().tolist()
         numbers = ", ".join(str(row + 1) for row in rows[:8])
-        raise _wrong(whose, f"gave {what} that aren't finite, from finite rewards (response {numbers})")
-    return torch.where(mask, found, torch.zeros_like(found))
+        raise _wrong_result(origin, f"gave {what} that aren't finite, from finite rewards (response {numbers})")
+    return torch.where(mask, result, torch.zeros_like(result))
 
 
 def _finite(values: Tensor, mask: Tensor) -> bool:
     return bool((values.isfinite() | ~mask).all())
 
 
-def _told(found: object) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor of {str(found.dtype).removeprefix('torch.')}"
-    return f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, tuple) else "")
+def _type_text(result: object) -> str:
+    if isinstance(result, Tensor):
+        return f"a tensor of {str(result.dtype).removeprefix('torch.')}"
+    return f"a {type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple) else "")
 
 
-def _wrong(whose: str, what: str) -> PluginError:
+def _wrong_result(origin: str, problem: str) -> PluginError:
     return PluginError(
-        f"advantage: {whose} {what}. Report it to its authors; docs/plugins.md says what an estimator gives."
+        f"advantage: {origin} {problem}. Report it to its authors; docs/plugins.md says what an estimator gives."
     )

@@ -11,7 +11,7 @@ from marl_core.report.run_data import RunData
 
 WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 8, 8, HEIGHT - 22
-MOST_POINTS = 400
+MAX_POINTS = 400
 COLORS = 6
 
 GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -92,7 +92,7 @@ def _card(runs: Sequence[RunData], metric: str, label: str) -> Card | None:
     ys = [y for curve in curves for _, y in curve]
     if not xs or (metric == "objective/kl_coef" and len(set(ys)) == 1):
         return None
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 5, integers=True), ticks(min(ys), max(ys), 4)
     low_x, high_x = min(xs), max(max(xs), min(xs) + 1)
     low_y, high_y = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
@@ -121,18 +121,18 @@ def _card(runs: Sequence[RunData], metric: str, label: str) -> Card | None:
 
 
 def _thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    thin = curve[:: max(1, ceil(len(curve) / MOST_POINTS))]
+    thin = curve[:: max(1, ceil(len(curve) / MAX_POINTS))]
     return thin if thin[-1] == curve[-1] else [*thin, curve[-1]]
 
 
-def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, count: int, integers: bool = False) -> list[float]:
     """Round numbers that cover [low, high] in about `count` steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
         low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
     raw = (high - low) / count
     power = 10.0 ** floor(log10(raw))
     step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * 0.999)
-    step = max(1.0, step) if whole else step
+    step = max(1.0, step) if integers else step
     first, last = floor(low / step), ceil(high / step - 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 

@@ -28,8 +28,8 @@ def write_curves(folder: Path) -> Path | None:
     if not steps:
         return None
     figure = Figure(figsize=(12, 6.4), layout="constrained")
-    for place, (name, title) in enumerate(CURVES):
-        axes = figure.add_subplot(2, 3, place + 1)
+    for index, (name, title) in enumerate(CURVES):
+        axes = figure.add_subplot(2, 3, index + 1)
         points = [(line["step"], line[name]) for line in steps if line.get(name) is not None]
         axes.plot([x for x, _ in points], [y for _, y in points], color="#2563eb", linewidth=1.6)
         axes.set_title(title, fontsize=10)

@@ -14,9 +14,9 @@ from marl_core.config.yaml_text import dump_yaml
 from marl_core.report.run_data import RunData
 
 """OWNER/NAME."""
-CHOICES = ("reference", "reward", "sampling")
+SHOWN_SECTIONS = ("reference", "reward", "sampling")
 """Sections of the config that the card shows as they are."""
-KL = "KL to the reference, nats per response"
+KL_LABEL = "KL to the reference, nats per response"
 
 
 def model_card(run: RunData, hub: str | None = None) -> str:
@@ -39,8 +39,8 @@ def model_card(run: RunData, hub: str | None = None) -> str:
         base=run.provenance.get("base", {}),
         quantization=quantization.get("use") if isinstance(quantization, Mapping) else quantization or "none",
         lines=_load(run, hub),
-        means=[*_means(run, "objective/scores", "mean reward of a step"), *_means(run, "objective/kl", KL)],
-        choices=dump_yaml(redacted({name: run.config[name] for name in CHOICES if name in run.config})),
+        means=[*_means(run, "objective/scores", "mean reward of a step"), *_means(run, "objective/kl", KL_LABEL)],
+        choices=dump_yaml(redacted({name: run.config[name] for name in SHOWN_SECTIONS if name in run.config})),
         shown=[*run.evaluations[:1], *run.evaluations[1:][-1:]],
         code=code,
         fenced=fenced,
@@ -90,13 +90,13 @@ def _means(run: RunData, metric: str, title: str) -> Iterator[str]:
     first, last = run.ends(metric)
     if first is None or last is None:
         return
-    few = run.tenth(metric)
+    count = run.tenth(metric)
     if len(run.curve(metric)) == 1:
         yield f"{title}: {first:.4g} (one step)"
-    elif few == 1:
+    elif count == 1:
         yield f"{title}: {first:.4g} in the first step, {last:.4g} in the last"
     else:
-        yield f"{title}: {first:.4g} in the first {few} steps, {last:.4g} in the last {few}"
+        yield f"{title}: {first:.4g} in the first {count} steps, {last:.4g} in the last {count}"
 
 
 def _spread(mean: float | None, std: float | None, digits: int = 4) -> str:

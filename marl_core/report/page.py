@@ -25,17 +25,17 @@ def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | N
     By default RUN/report.html, for several runs comparison.html in the first one's folder. DataError when a folder holds no
     run, or a file in it is damaged.
     """
-    many = [folders] if isinstance(folders, str | Path) else list(folders)
+    paths = [folders] if isinstance(folders, str | Path) else list(folders)
     try:
-        runs = read_runs(many)
+        runs = read_runs(paths)
         target = Path(out) if out else runs[0].folder / ("report.html" if len(runs) == 1 else "comparison.html")
         write_text(target, page(runs))
     except MarlError:
         raise
     except Exception as error:  # damaged numbers may break the drawing anywhere
-        where = ", ".join(str(folder) for folder in many)
+        places = ", ".join(str(folder) for folder in paths)
         raise DataError(
-            f"report: a file in {where} is damaged or can't be written ({type(error).__name__}: {error}). "
+            f"report: a file in {places} is damaged or can't be written ({type(error).__name__}: {error}). "
             "Each line of steps.jsonl, evals.jsonl and samples.jsonl is one JSON object; preflight.json and provenance.json are one each."
         ) from error
     return target
@@ -76,16 +76,16 @@ class Phases:
     @classmethod
     def of(cls, runs: Sequence[RunData]) -> Phases:
         """Of all runs."""
-        found = [run.phases() for run in runs]
-        names = list(dict.fromkeys(name for spent in found for name in spent))
-        return cls(found, names, max(sum(spent.values()) for spent in found))
+        seconds_by_phase = [run.phases() for run in runs]
+        names = list(dict.fromkeys(name for seconds in seconds_by_phase for name in seconds))
+        return cls(seconds_by_phase, names, max(sum(seconds.values()) for seconds in seconds_by_phase))
 
 
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
     """Config keys that differ between the runs, each with its value in every run."""
     flat = [flatten(run.config) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [(key, [one.get(key) for one in flat]) for key in keys]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, [config.get(key) for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len({repr(value) for value in values}) > 1]
 
 

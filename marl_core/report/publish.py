@@ -14,7 +14,7 @@ from marl_core.report.model_card import model_card, on_a_hub
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.store.files import new_folder, write_text
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "marl.json")
 
 
 def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, base: str | None = None) -> Path:
@@ -29,7 +29,7 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, 
     source, target = Path(run).expanduser() / "final" / "policy", Path(to).expanduser()
     if not (source.parent.parent / "config.yaml").is_file():
         raise DataError(f"publish: {run} holds no run (no config.yaml). Give the run.folder of a run.")
-    missing = [name for name in FILES[:2] if not (source / name).is_file()]
+    missing = [name for name in ADAPTER_FILES[:2] if not (source / name).is_file()]
     if missing:
         raise DataError(
             f"publish: {source} has no {' and no '.join(missing)}: the run hasn't ended. Go on with it by marl run --resume."
@@ -45,7 +45,7 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, 
         ) from error
     try:
         with new_folder(target) as temporary:
-            for name in FILES:
+            for name in ADAPTER_FILES:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, temporary / name)
             write_text(temporary / "README.md", redact(card))

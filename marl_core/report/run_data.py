@@ -14,9 +14,9 @@ from marl_core.store.files import read_lines
 
 Line = Mapping[str, Any]
 
-RENAMED = {"policy/approxkl": "policy/approx_kl"}
+RENAMED_METRICS = {"policy/approxkl": "policy/approx_kl"}
 """Metrics that runs before called otherwise; read under the name they have now."""
-PHASE = "perf/seconds_"
+PHASE_PREFIX = "perf/seconds_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class RunData:
         values = [value for _, value in self.curve(metric)]
         if not values:
             return None, None
-        few = self.tenth(metric)
-        return sum(values[:few]) / few, sum(values[-few:]) / few
+        count = self.tenth(metric)
+        return sum(values[:count]) / count, sum(values[-count:]) / count
 
     def tenth(self, metric: str) -> int:
         """Steps that `ends` takes the means over."""
@@ -62,8 +62,8 @@ class RunData:
 
     def phases(self) -> dict[str, float]:
         """Mean seconds of a step by phase, in the order they were written."""
-        names = dict.fromkeys(name for line in self.steps for name in line if name.startswith(PHASE))
-        return {name.removeprefix(PHASE): self.mean(name) or 0.0 for name in names}
+        names = dict.fromkeys(name for line in self.steps for name in line if name.startswith(PHASE_PREFIX))
+        return {name.removeprefix(PHASE_PREFIX): self.mean(name) or 0.0 for name in names}
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
@@ -98,7 +98,8 @@ def _read(path: Path, name: str) -> RunData:
 def read_steps(folder: Path) -> list[dict[str, Any]]:
     """The lines of steps.jsonl, every metric under the name it has now."""
     return [
-        {RENAMED.get(name, name): value for name, value in line.items()} for line in read_lines(folder / "steps.jsonl")
+        {RENAMED_METRICS.get(name, name): value for name, value in line.items()}
+        for line in read_lines(folder / "steps.jsonl")
     ]
 
 

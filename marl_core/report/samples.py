@@ -10,8 +10,8 @@ from typing import Any
 from marl_core.artifacts.messages import message_text
 from marl_core.report.run_data import Line, RunData
 
-MOST_ROWS = 240
-FULL_COLOR = 2.0  # nats: a token whose log-probs differ by this much is fully coloured
+MAX_ROWS = 240
+FULL_COLOR_NATS = 2.0  # nats: a token whose log-probs differ by this much is fully coloured
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Token:
     @property
     def strength(self) -> float:
         """How strongly it is coloured, from 0 to 1."""
-        return min(1.0, abs(self.nats or 0.0) / FULL_COLOR)
+        return min(1.0, abs(self.nats or 0.0) / FULL_COLOR_NATS)
 
 
 def turns(prompt: Any) -> list[tuple[str | None, str]]:
@@ -65,6 +65,6 @@ def tokens(line: Mapping[str, Any]) -> Iterator[Token]:
 
 
 def _thinned(lines: Sequence[Line]) -> Sequence[Line]:
-    if len(lines) <= MOST_ROWS:
+    if len(lines) <= MAX_ROWS:
         return lines
-    return [lines[round(place * (len(lines) - 1) / (MOST_ROWS - 1))] for place in range(MOST_ROWS)]
+    return [lines[round(index * (len(lines) - 1) / (MAX_ROWS - 1))] for index in range(MAX_ROWS)]

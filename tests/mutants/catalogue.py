@@ -316,7 +316,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "a stranger's NaN passes",
         "_per_token",
-        text("if blame and not _finite(found, mask)", "if False"),
+        text("if inputs_are_finite and not _finite(result, mask)", "if False"),
         (ADVANTAGES,),
     ),
     (
