@@ -17,17 +17,17 @@ def answered(prompt: Sequence[Message], response: str) -> tuple[list[Message], M
     before = list(prompt)
     if not before or before[-1].get("role") != "assistant":
         return before, {"role": "assistant", "content": response}
-    *before, begun = before
-    content = begun.get("content") or ""
+    *before, opening = before
+    content = opening.get("content") or ""
     if isinstance(content, str):
-        return before, {**begun, "content": content + response}
-    *parts, last = content
-    if isinstance(last, Mapping) and "text" in last:
-        return before, {**begun, "content": [*parts, {**last, "text": last["text"] + response}]}
-    return before, {**begun, "content": [*content, {"type": "text", "text": response}]}
+        return before, {**opening, "content": content + response}
+    *parts, last_part = content
+    if isinstance(last_part, Mapping) and "text" in last_part:
+        return before, {**opening, "content": [*parts, {**last_part, "text": last_part["text"] + response}]}
+    return before, {**opening, "content": [*content, {"type": "text", "text": response}]}
 
 
-def said(message: Message) -> str:
+def text_of(message: Message) -> str:
     """A message's text; of parts the texts one after the other."""
     content = message.get("content") or ""
     if isinstance(content, str):

@@ -15,7 +15,7 @@ from marl_plugins.writing import MODELINE, render, write
 
 Memory = Literal["full", "8bit", "4bit"]
 QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
-FUNCTION = re.compile(r".+:[A-Za-z_]\w*")
+FUNCTION_PATTERN = re.compile(r".+:[A-Za-z_]\w*")
 EXAMPLES = {"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "reward": "rewards.py:score", "data": "prompts.jsonl"}
 QUESTIONS = {
     "base": "1 of 5. Base model (folder or hub name)",
@@ -50,21 +50,21 @@ def init(
     typer.echo(f"{file}: written. Next: marl check {file}, then marl run {file}")
 
 
-def _answers(given: dict[str, str | None]) -> dict[str, str]:
+def _answers(options: dict[str, str | None]) -> dict[str, str]:
     """The options, then what is asked for the rest: on a terminal only."""
-    missing = [name for name in ("base", "reward", "data") if given[name] is None]
-    asks = sys.stdin is not None and sys.stdin.isatty()
-    if missing and not asks:
+    missing = [name for name in ("base", "reward", "data") if options[name] is None]
+    is_interactive = sys.stdin is not None and sys.stdin.isatty()
+    if missing and not is_interactive:
         raise ConfigError(
             f"marl init: no terminal to ask on, and no answer for {', '.join('--' + name for name in missing)}. "
             "Give them as options, e.g. marl init run.yaml --base my-model --reward rewards.py:score --data prompts.jsonl."
         )
-    usual = {"sft": "", "memory": "full"}
+    defaults = {"sft": "", "memory": "full"}
     answers = {}
     for name, question in QUESTIONS.items():
-        value = given[name]
+        value = options[name]
         if value is None:
-            answers[name] = _ask(name, question, usual.get(name, "")) if asks else usual[name]
+            answers[name] = _ask(name, question, defaults.get(name, "")) if is_interactive else defaults[name]
             continue
         answers[name] = value.strip()
         problem = _problem(name, answers[name])
@@ -73,10 +73,10 @@ def _answers(given: dict[str, str | None]) -> dict[str, str]:
     return answers
 
 
-def _ask(name: str, question: str, usual: str) -> str:
+def _ask(name: str, question: str, default: str) -> str:
     """Ask until the answer can stand in a config; an empty one is the usual one, where there is one."""
     while True:
-        answer = str(typer.prompt(question, default=usual, show_default=name == "memory")).strip() or usual
+        answer = str(typer.prompt(question, default=default, show_default=name == "memory")).strip() or default
         problem = _problem(name, answer)
         if problem is None:
             return answer
@@ -89,7 +89,7 @@ def _problem(name: str, answer: str) -> str | None:
         return None if answer in QUANTIZATION else f"{answer!r} is none of {', '.join(QUANTIZATION)}"
     if not answer:
         return None if name == "sft" else f"an answer is needed, e.g. {EXAMPLES[name]}"
-    if name == "reward" and ":" in answer and not os.path.isdir(answer) and not FUNCTION.fullmatch(answer):
+    if name == "reward" and ":" in answer and not os.path.isdir(answer) and not FUNCTION_PATTERN.fullmatch(answer):
         return f"{answer!r} names no function; write {EXAMPLES[name]}"
     return None
 
@@ -97,23 +97,23 @@ def _problem(name: str, answer: str) -> str | None:
 def compose(answers: dict[str, str], field: str = "prompt") -> str:
     """The config's text."""
     quantization = QUANTIZATION[answers["memory"]]
-    usual = _defaults()
+    defaults = _defaults()
     config: dict[str, Any] = {
-        "model": {"path": answers["base"], **_some(usual.model, "dtype")},
+        "model": {"path": answers["base"], **_values(defaults.model, "dtype")},
         **({"quantization": quantization} if quantization else {}),
-        "policy": _some(usual.policy, "start", "r", "alpha", "targets"),
+        "policy": _values(defaults.policy, "start", "r", "alpha", "targets"),
         "reference": {"use": "merged-base", "adapter": answers["sft"]} if answers["sft"] else "disabled-adapter",
         "reward": _reward(answers["reward"]),
-        "value": {"on": Plan.of(usual).value_on},
+        "value": {"on": Plan.of(defaults).value_on},
         "data": {"prompts": answers["data"], "field": field},
-        "sampling": _some(usual.sampling, "max_new_tokens", "temperature"),
+        "sampling": _values(defaults.sampling, "max_new_tokens", "temperature"),
         "ppo": {
-            **_some(usual.ppo, "steps", "batch", "minibatch", "epochs", "learning_rate"),
-            "kl": _some(usual.ppo.kl, "coef"),
-            "clip": _some(usual.ppo.clip, "low", "high"),
+            **_values(defaults.ppo, "steps", "batch", "minibatch", "epochs", "learning_rate"),
+            "kl": _values(defaults.ppo.kl, "coef"),
+            "clip": _values(defaults.ppo.clip, "low", "high"),
         },
         "observers": ["console", "json-lines"],
-        "run": {"folder": "runs/first", **_some(usual.run, "seed"), "checkpoint_every": 10},
+        "run": {"folder": "runs/first", **_values(defaults.run, "seed"), "checkpoint_every": 10},
     }
     return render(
         config,
@@ -128,9 +128,9 @@ def _defaults() -> RunConfig:
     return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
 
 
-def _some(part: Any, *names: str) -> dict[str, Any]:
+def _values(section: Any, *names: str) -> dict[str, Any]:
     """Some of a section's values: those worth seeing in a first config."""
-    return {name: getattr(part, name) for name in names}
+    return {name: getattr(section, name) for name in names}
 
 
 def _reward(answer: str) -> dict[str, Any]:

@@ -18,11 +18,11 @@ class Lines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> OSError | None:
         """Write these rows after those that still wait; the error if the disk doesn't take them, and then all of them wait."""
-        due = [*self.waiting, *rows]
+        pending = [*self.waiting, *rows]
         try:
-            append_lines(self.file, due)
+            append_lines(self.file, pending)
         except OSError as error:
-            self.waiting = due
+            self.waiting = pending
             return error
         self.waiting = []
         return None

@@ -92,9 +92,9 @@ class JsonLines(Strategy):
 
     def _append(self, *parts: list[dict[str, Any]]) -> None:
         for lines, rows in zip(self._files or (), parts, strict=False):
-            waited = bool(lines.waiting)
+            was_waiting = bool(lines.waiting)
             error = lines.append(rows)
-            if error is not None and (not waited or not rows):  # said once, and again at the end
+            if error is not None and (not was_waiting or not rows):  # said once, and again at the end
                 warnings.warn(
                     f"observers: json-lines can't write {lines.file} ({error.strerror or error}). Training goes on; "
                     f"{len(lines.waiting)} line(s) wait in memory and are written as soon as there is room, "
@@ -128,9 +128,9 @@ class Trackers(Strategy):
     @hookimpl
     def marl_run_start(self, plan: Plan, done: int) -> None:
         """Open the trackers, and tell them the config."""
-        from marl_plugins.trackers import Opened
+        from marl_plugins.trackers import OpenTrackers
 
-        self._trackers = Opened(plan, self, done)
+        self._trackers = OpenTrackers(plan, self, done)
 
     @hookimpl
     def marl_step_end(self, stats: StepStats) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from marl_core import message_text
 
-MOST = 300
+MAX_CHARACTERS = 300
 """Characters shown of a text, or of each message."""
 INDENT = "\n           "
 
@@ -16,11 +16,13 @@ def readable(prompt: Any) -> str:
     """A text's end, which the response goes on with; of a chat each message's beginning, and who answers."""
     if not isinstance(prompt, list):
         text = str(prompt)
-        return text if len(text) <= MOST else f"... {text[-MOST:]}"
-    goes_on = bool(prompt) and _role(prompt[-1]) == "assistant"
-    lines = [f"{_role(message)}: {_beginning(message_text(message))}" for message in prompt[: -1 if goes_on else None]]
-    opened = readable(message_text(prompt[-1])) if goes_on else ""
-    return INDENT + INDENT.join([*lines, f"assistant: {opened}"])
+        return text if len(text) <= MAX_CHARACTERS else f"... {text[-MAX_CHARACTERS:]}"
+    continues = bool(prompt) and _role(prompt[-1]) == "assistant"
+    lines = [
+        f"{_role(message)}: {_beginning(message_text(message))}" for message in prompt[: -1 if continues else None]
+    ]
+    opening = readable(message_text(prompt[-1])) if continues else ""
+    return INDENT + INDENT.join([*lines, f"assistant: {opening}"])
 
 
 def _role(message: Any) -> str:
@@ -29,4 +31,4 @@ def _role(message: Any) -> str:
 
 def _beginning(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= MOST else f"{line[:MOST]} ..."
+    return line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]} ..."

@@ -14,7 +14,7 @@ from marl_core import PluginError, Quantization, Strategy, hookimpl
 if TYPE_CHECKING:
     from marl_core import Plan
 
-INSTALL = "install it with: pip install 'marl-core[torchao]'"
+INSTALL_HINT = "install it with: pip install 'marl-core[torchao]'"
 
 
 class TorchaoInt8(Strategy):
@@ -32,7 +32,7 @@ class TorchaoInt8(Strategy):
     def marl_check(self, plan: Plan) -> Iterable[str]:
         """The backend must be installed."""
         if find_spec("torchao") is None:
-            yield f"quantization: {plan.config.quantization.label} needs torchao; {INSTALL}"
+            yield f"quantization: {plan.config.quantization.label} needs torchao; {INSTALL_HINT}"
 
     @hookimpl
     def marl_quantization(self) -> Quantization:
@@ -42,10 +42,10 @@ class TorchaoInt8(Strategy):
 
 
 def _config(group_size: int | None) -> Any:
-    speakers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [speaker.level for speaker in speakers]
-    for speaker in speakers:  # they tell of kernels for other machines, line by line
-        speaker.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:  # they tell of kernels for other machines, line by line
+        logger.setLevel(logging.ERROR)
     try:
         from torchao.quantization import Int8WeightOnlyConfig, PerGroup, PerRow
         from transformers import TorchAoConfig
@@ -54,8 +54,8 @@ def _config(group_size: int | None) -> Any:
         return TorchAoConfig(Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False))
     except Exception as error:  # a half-installed or mismatched torchao fails in many ways
         raise PluginError(
-            f"quantization: torchao can't be used ({type(error).__name__}: {error}); {INSTALL}, or choose another quantization"
+            f"quantization: torchao can't be used ({type(error).__name__}: {error}); {INSTALL_HINT}, or choose another quantization"
         ) from error
     finally:
-        for speaker, level in zip(speakers, levels, strict=True):
-            speaker.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -45,14 +45,14 @@ class ModelReference(Strategy):
         from marl_core import AdapterBank, response_logprobs
 
         try:
-            own = AdapterBank.from_pretrained(
+            own_bank = AdapterBank.from_pretrained(
                 self.path, dtype=self.dtype, device=str(bank.device), revision=self.revision
             )
         except DataError as error:
             raise DataError(f"reference.path: {self.path!r} can't be the reference: {error}") from error
-        if own.tokenizer.get_vocab() != bank.tokenizer.get_vocab():
+        if own_bank.tokenizer.get_vocab() != bank.tokenizer.get_vocab():
             raise DataError(
                 f"reference.path: the tokenizer of {self.path!r} isn't the base's, and log-probs of the same tokens are compared. "
                 "Use a reference with the base's tokenizer."
             )
-        return lambda rollout: response_logprobs(own, rollout, temperature, self.batch)
+        return lambda rollout: response_logprobs(own_bank, rollout, temperature, self.batch)

@@ -41,10 +41,10 @@ class AdapterReward(Strategy):
                 f"reward.path: {files.weights} holds no score weights; train the adapter with LoraConfig(task_type='SEQ_CLS'), "
                 f"or modules_to_save=['score'], and save it again.{files.pickled_head}"
             )
-        policy, mine = plan.config.policy, None
+        policy, policy_files = plan.config.policy, None
         with suppress(DataError):  # told where it is named
-            mine = cached_adapter(policy.source or "", "policy.from", policy.revision, policy.subfolder)
-        if mine is not None and mine.folder.resolve() == files.folder.resolve():
+            policy_files = cached_adapter(policy.source or "", "policy.from", policy.revision, policy.subfolder)
+        if policy_files is not None and policy_files.folder.resolve() == files.folder.resolve():
             yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
 
     @hookimpl

@@ -18,37 +18,37 @@ from typing import TYPE_CHECKING, Any
 
 from marl_core import ConfigError, PluginError
 from marl_plugins.conversation import answered
-from marl_plugins.time_limit import carried
-from marl_plugins.user_code import blamed, raised_from
+from marl_plugins.time_limit import with_caller_state
+from marl_plugins.user_code import noting_origin, raised_from
 
 if TYPE_CHECKING:
     from marl_core import RewardFunction, Rollout
 
 
-TRAINERS = ("trainer_state", "log_metric", "log_extra")
+TRAINER_ARGUMENTS = ("trainer_state", "log_metric", "log_extra")
 """What TRL passes beside prompts, completions and columns: where the run is, and two ways to log."""
-RESERVED = {"prompts", "completions", "completion_ids", *TRAINERS}
+RESERVED_ARGUMENTS = {"prompts", "completions", "completion_ids", *TRAINER_ARGUMENTS}
 
 
 def problems(target: str) -> Iterable[str]:
     """Why `target` can't be imported, found without importing it."""
-    place, name = target.rsplit(":", 1)
-    if place.endswith(".py"):
-        file = Path(os.path.expanduser(place))
+    location, name = target.rsplit(":", 1)
+    if location.endswith(".py"):
+        file = Path(os.path.expanduser(location))
         if not os.path.isfile(file):
-            yield f"reward.target: there is no file {place!r} (looked in {Path.cwd()})"
+            yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()})"
             return
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-            yield f"reward.target: {place} is not Python: {error}"
+            yield f"reward.target: {location} is not Python: {error}"
             return
         names = _defined(tree)
         computed = any(isinstance(node, ast.If | ast.Try | ast.For | ast.With | ast.AnnAssign) for node in tree.body)
         if name not in names and not computed and "*" not in names:
-            yield f"reward.target: {place} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
-    elif not _module_exists(place):
-        yield f"reward.target: there is no module {place!r} in this environment; for a file write {place}.py:{name}"
+            yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
+    elif not _module_exists(location):
+        yield f"reward.target: there is no module {location!r} in this environment; for a file write {location}.py:{name}"
 
 
 def _defined(tree: ast.Module) -> set[str]:
@@ -72,37 +72,39 @@ def _module_exists(module: str) -> bool:
 
 def load(target: str) -> Callable[..., Any]:
     """Import the function; ConfigError when it isn't there, PluginError when its module fails."""
-    place, name = target.rsplit(":", 1)
+    location, name = target.rsplit(":", 1)
     try:
         module = (
-            _load_file(Path(os.path.expanduser(place))) if place.endswith(".py") else importlib.import_module(place)
+            _load_file(Path(os.path.expanduser(location)))
+            if location.endswith(".py")
+            else importlib.import_module(location)
         )
     except FileNotFoundError as error:
-        raise ConfigError(f"reward.target: there is no file {place!r} (looked in {Path.cwd()}).") from error
+        raise ConfigError(f"reward.target: there is no file {location!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"reward.target: {place} could not be imported: {type(error).__name__}: {error}. {raised_from(error)}".rstrip()
+            f"reward.target: {location} could not be imported: {type(error).__name__}: {error}. {raised_from(error)}".rstrip()
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"reward.target: {place} has no function {name!r}.")
+        raise ConfigError(f"reward.target: {location} has no function {name!r}.")
     return _instance(function, target) if inspect.isclass(function) else function
 
 
-def _instance(made: type, target: str) -> Callable[..., Any]:
+def _instance(function_class: type, target: str) -> Callable[..., Any]:
     """A class is asked for an instance, which is the function."""
     try:
-        found: Callable[..., Any] = made()
+        instance: Callable[..., Any] = function_class()
     except Exception as error:
         raise ConfigError(
             f"reward.target: {target} is a class, and can't be made without arguments ({error}). Make an instance in that module, "
             "and name it."
         ) from error
-    if not callable(found):
+    if not callable(instance):
         raise ConfigError(
             f"reward.target: {target} is a class without __call__; a reward is a function or a callable instance."
         )
-    return found
+    return instance
 
 
 def _load_file(file: Path) -> Any:
@@ -127,9 +129,11 @@ def wrap(
     """
     function = load(target)
     accepted = _accepted(function)
-    by_place = [each.name for each in _parameters(function) if each.kind is inspect.Parameter.POSITIONAL_ONLY]
+    positional_only = [
+        parameter.name for parameter in _parameters(function) if parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+    ]
     unknown = sorted(set(arguments) - accepted) if accepted is not None else []
-    reserved = sorted(set(arguments) & RESERVED)
+    reserved = sorted(set(arguments) & RESERVED_ARGUMENTS)
     if unknown or reserved:
         raise ConfigError(
             f"reward.arguments: {target} can't be given {', '.join(unknown or reserved)}: "
@@ -138,20 +142,22 @@ def wrap(
 
     def score(rollout: Rollout) -> Any:
         extra = more(rollout) if more else {}
-        given = {**columns(rollout), **extra, **arguments, **_of_the_trainer(accepted)}
-        passed = {key: value for key, value in given.items() if accepted is None or key in accepted}
-        with blamed(function, passed.keys() - {*arguments, *extra, *TRAINERS}):
-            placed = [passed.pop(name) for name in takewhile(passed.__contains__, by_place)]
-            found = function(*placed, **passed)
-            return _wait(found) if inspect.isawaitable(found) else found
+        keywords = {**columns(rollout), **extra, **arguments, **_trainer_arguments(accepted)}
+        accepted_keywords = {key: value for key, value in keywords.items() if accepted is None or key in accepted}
+        with noting_origin(function, accepted_keywords.keys() - {*arguments, *extra, *TRAINER_ARGUMENTS}):
+            positional = [
+                accepted_keywords.pop(name) for name in takewhile(accepted_keywords.__contains__, positional_only)
+            ]
+            result = function(*positional, **accepted_keywords)
+            return _wait(result) if inspect.isawaitable(result) else result
 
     vars(score)["label"] = target  # errors name it
     return score
 
 
-def _of_the_trainer(accepted: set[str] | None) -> dict[str, Any]:
+def _trainer_arguments(accepted: set[str] | None) -> dict[str, Any]:
     """TRL's further arguments, where the function takes them."""
-    if accepted is not None and accepted.isdisjoint(TRAINERS):
+    if accepted is not None and accepted.isdisjoint(TRAINER_ARGUMENTS):
         return {}
     from transformers import TrainerState
 
@@ -166,7 +172,7 @@ def _of_the_trainer(accepted: set[str] | None) -> dict[str, Any]:
         is_local_process_zero=context.first,
         is_world_process_zero=context.first,
     )
-    return dict(zip(TRAINERS, (state, context.log_metric, context.log_extra), strict=True))
+    return dict(zip(TRAINER_ARGUMENTS, (state, context.log_metric, context.log_extra), strict=True))
 
 
 def columns(rollout: Rollout) -> dict[str, Any]:
@@ -175,10 +181,10 @@ def columns(rollout: Rollout) -> dict[str, Any]:
     An answer that a chat's own assistant message began is one completion, and its prompt ends before it.
     """
     prompts, completions = list(rollout.prompts.texts), list[Any](rollout.texts)
-    for at, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            prompts[at], answer = answered(prompt, completions[at])
-            completions[at] = [answer]
+            prompts[index], answer = answered(prompt, completions[index])
+            completions[index] = [answer]
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
     names = {name for row in rollout.prompts.rows for name in row} - {
         "prompt",
@@ -215,4 +221,4 @@ def _wait(awaitable: Any) -> Any:
     except RuntimeError:
         return asyncio.run(run())
     with ThreadPoolExecutor(1) as pool:  # a loop is running already, as in a notebook
-        return pool.submit(carried(lambda: asyncio.run(run()))).result()
+        return pool.submit(with_caller_state(lambda: asyncio.run(run()))).result()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from marl_core import RewardFunction, Rollout
 
-ANSWERS = {"marl": "rewards", "llama-factory": "scores"}
-BUSY = (429, 500, 502, 503, 504)
+ANSWER_KEYS = {"marl": "rewards", "llama-factory": "scores"}
+RETRY_STATUS_CODES = (429, 500, 502, 503, 504)
 """Status codes worth another try."""
 
 
@@ -69,7 +69,7 @@ class Service:
         retry = Retry(
             total=options.retries,
             backoff_factor=options.backoff_seconds,
-            status_forcelist=BUSY,
+            status_forcelist=RETRY_STATUS_CODES,
             allowed_methods=None,  # POST too: a service that scores texts changes nothing
             raise_on_status=False,
         )
@@ -83,12 +83,12 @@ class Service:
     def __call__(self, rollout: Rollout) -> list[Any]:
         """Scores of all responses, in their order."""
         body, size = self._body(rollout), self._options.batch
-        pieces = [slice(start, start + size) for start in range(0, len(rollout), size)]
-        asked = [
-            ({key: value[piece] for key, value in body.items()}, len(range(len(rollout))[piece])) for piece in pieces
+        slices = [slice(start, start + size) for start in range(0, len(rollout), size)]
+        batches = [
+            ({key: value[rows] for key, value in body.items()}, len(range(len(rollout))[rows])) for rows in slices
         ]
         with ThreadPoolExecutor(self._options.workers) as pool:
-            return [score for scores in pool.map(lambda each: self._ask(*each), asked) for score in scores]
+            return [score for scores in pool.map(lambda batch: self._ask(*batch), batches) for score in scores]
 
     def _body(self, rollout: Rollout) -> dict[str, list[Any]]:
         if self._options.format == "llama-factory":
@@ -104,16 +104,16 @@ class Service:
         from requests import RequestException
 
         extra = {"model": "model"} if self._options.format == "llama-factory" else {}
-        whole = strict_json({**extra, **body}, default=str, ensure_ascii=True)  # halves of surrogate pairs too
+        payload = strict_json({**extra, **body}, default=str, ensure_ascii=True)  # halves of surrogate pairs too
         try:
-            answer = self._session.post(self._options.url, data=whole, timeout=self._options.timeout_seconds)
+            answer = self._session.post(self._options.url, data=payload, timeout=self._options.timeout_seconds)
         except RequestException as error:
             raise self._failed(
                 f"{type(error).__name__}: {error}. Is the service up? reward.timeout_seconds and reward.retries say how patient marl is"
             ) from error
         if not answer.ok:
             raise self._failed(f"status {answer.status_code} {answer.reason}: {answer.text[:200]!r}")
-        key = ANSWERS[self._options.format]
+        key = ANSWER_KEYS[self._options.format]
         try:
             scores = answer.json()[key]
         except (ValueError, KeyError, TypeError) as error:

@@ -56,25 +56,29 @@ class ProcessReward(Strategy):
 
         @functools.wraps(judge)
         def score(rollout: Rollout) -> Any:
-            return self._place(judge(rollout), rollout, tokenizer)
+            return self._to_token_scores(judge(rollout), rollout, tokenizer)
 
         return score
 
     def _steps(self, rollout: Rollout) -> list[list[str]]:
         return [split(text, self.separator) for text in rollout.texts]
 
-    def _place(self, found: Any, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[list[float] | None]:
+    def _to_token_scores(
+        self, step_scores: Any, rollout: Rollout, tokenizer: PreTrainedTokenizerBase
+    ) -> list[list[float] | None]:
         """Scores of steps as scores of tokens."""
         from marl_core import ResponseDecoder
 
         steps, decoders = self._steps(rollout), ResponseDecoder.of(tokenizer, rollout.prompts)
-        if not isinstance(found, Sequence) or len(found) != len(rollout):
-            what = f"{len(found)}" if isinstance(found, Sequence) else f"a {type(found).__name__}, not"
+        if not isinstance(step_scores, Sequence) or len(step_scores) != len(rollout):
+            what = (
+                f"{len(step_scores)}" if isinstance(step_scores, Sequence) else f"a {type(step_scores).__name__}, not"
+            )
             raise PluginError(f"reward.target: {self.target} gave {what} lists of scores for {len(rollout)} responses.")
-        placed: list[list[float] | None] = []
-        for i, scores in enumerate(found):
+        token_scores: list[list[float] | None] = []
+        for i, scores in enumerate(step_scores):
             if scores is None:
-                placed.append(None)
+                token_scores.append(None)
                 continue
             if not isinstance(scores, Sequence) or len(scores) != len(steps[i]):
                 what = f"{len(scores)} numbers" if isinstance(scores, Sequence) else repr(scores)[:80]
@@ -85,15 +89,15 @@ class ProcessReward(Strategy):
             row = [0.0] * len(ids)
             for end, score in zip(step_ends(ids, steps[i], decoders[i].text), scores, strict=True):
                 row[end] += score
-            placed.append(row)
-        return placed
+            token_scores.append(row)
+        return token_scores
 
 
 def split(text: str, separator: str) -> list[str]:
     """The steps of a text, each with the separator that ends it; at least one, though it be empty."""
     pieces = text.split(separator)
-    whole = [piece + separator for piece in pieces[:-1]] + pieces[-1:]
-    return [piece for piece in whole if piece] or [""]
+    steps = [piece + separator for piece in pieces[:-1]] + pieces[-1:]
+    return [piece for piece in steps if piece] or [""]
 
 
 def step_ends(ids: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]) -> list[int]:
@@ -102,13 +106,13 @@ def step_ends(ids: Sequence[int], steps: Sequence[str], decode: Callable[[Sequen
     `decode` gives the text of the response's first tokens. The last step ends with the response, its stop token included.
     """
     ends: list[int] = []
-    reached = 0
+    characters = 0
     for step in steps[:-1]:
-        reached += len(step)
+        characters += len(step)
         low, high = ends[-1] if ends else 0, len(ids) - 1
         while low < high:
             middle = (low + high) // 2
-            if len(decode(ids[: middle + 1])) >= reached:
+            if len(decode(ids[: middle + 1])) >= characters:
                 high = middle
             else:
                 low = middle + 1

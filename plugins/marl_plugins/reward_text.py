@@ -58,8 +58,8 @@ class LengthFormat(Strategy):
         ]
 
     def _format(self, text: str) -> float:
-        found = self.pattern is not None and re.search(self.pattern, text, flags=re.DOTALL) is not None
-        return self.points if found else 0.0
+        matches = self.pattern is not None and re.search(self.pattern, text, flags=re.DOTALL) is not None
+        return self.points if matches else 0.0
 
     def _length(self, tokens: int) -> float:
         if self.max_tokens is None:

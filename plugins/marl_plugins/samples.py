@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from marl_core import ResponseDecoder, ScoredRollout, StepStats
 
-CONTEXT = 6  # tokens before one that are decoded with it: enough for spaces and split characters
-BROKEN = "\N{REPLACEMENT CHARACTER}"
+CONTEXT_TOKENS = 6  # tokens before one that are decoded with it: enough for spaces and split characters
+REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: Any = None) -> list[dict[str, Any]]:
@@ -58,16 +58,16 @@ def token_ends(ids: Sequence[int], length: int, tokenizer: Any, decoder: Respons
     """
     from marl_core import ResponseDecoder
 
-    whole_text = (decoder or ResponseDecoder(tokenizer)).text
+    decode_response = (decoder or ResponseDecoder(tokenizer)).text
     ends: list[int] = []
-    start, base = 0, 0  # the window's first token, and the characters before it
+    start, characters_before = 0, 0  # the window's first token, and the characters before it
     for i in range(len(ids)):
         window = ids[start : i + 1]
-        text: str = tokenizer.decode(window, skip_special_tokens=True) if start else whole_text(window)
-        whole = len(text.rstrip(BROKEN))
-        ends.append(min(length, max(ends[-1] if ends else 0, base + whole)))
-        if i + 1 - start >= 2 * CONTEXT and whole == len(text):
-            tail: str = tokenizer.decode(ids[i + 1 - CONTEXT : i + 1], skip_special_tokens=True)
+        text: str = tokenizer.decode(window, skip_special_tokens=True) if start else decode_response(window)
+        complete = len(text.rstrip(REPLACEMENT_CHARACTER))
+        ends.append(min(length, max(ends[-1] if ends else 0, characters_before + complete)))
+        if i + 1 - start >= 2 * CONTEXT_TOKENS and complete == len(text):
+            tail: str = tokenizer.decode(ids[i + 1 - CONTEXT_TOKENS : i + 1], skip_special_tokens=True)
             if tail and text.endswith(tail):
-                start, base = i + 1 - CONTEXT, base + len(text) - len(tail)
+                start, characters_before = i + 1 - CONTEXT_TOKENS, characters_before + len(text) - len(tail)
     return ends

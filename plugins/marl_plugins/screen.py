@@ -27,7 +27,7 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     """All values in at most `width` characters, from the lowest to the highest; neighbours are averaged."""
     finite = [value for value in values if math.isfinite(value)]
     count = min(width, len(finite))
-    cuts = [round(place * len(finite) / count) for place in range(count + 1)] if count else []
+    cuts = [round(index * len(finite) / count) for index in range(count + 1)] if count else []
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high = min(means, default=0.0), max(means, default=0.0)
     return "".join(SPARKS[round((mean - low) / (high - low) * 7) if high > low else 3] for mean in means)
@@ -88,9 +88,9 @@ class Screen:
         if stats.step >= self._steps:
             self.stop()
 
-    def evaluation(self, found: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation) -> None:
         """A line with the held-out numbers."""
-        line = f"held out at step {found.step}: reward {found.reward:.3f}, KL {found.kl:.2f} nats per response"
+        line = f"held out at step {evaluation.step}: reward {evaluation.reward:.3f}, KL {evaluation.kl:.2f} nats per response"
         self._console.print(line, highlight=False)
 
     def stop(self) -> None:

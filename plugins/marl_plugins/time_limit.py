@@ -11,7 +11,7 @@ from typing import Any
 from marl_core import PluginError
 
 
-def carried(function: Callable[[], Any]) -> Callable[[], Any]:
+def with_caller_state(function: Callable[[], Any]) -> Callable[[], Any]:
     """`function` for another thread, under what holds in this one: gradient mode and inference mode, which torch keeps by thread,
     and context variables.
     """
@@ -30,7 +30,7 @@ def carried(function: Callable[[], Any]) -> Callable[[], Any]:
     return call
 
 
-def limited(function: Callable[[Any], Any], seconds: float | None, whose: str) -> Callable[[Any], Any]:
+def limited(function: Callable[[Any], Any], seconds: float | None, label: str) -> Callable[[Any], Any]:
     """`function` of one argument, given up with a PluginError when it hasn't answered after `seconds`; None: no limit.
 
     It runs in a thread of its own, which nothing can end from outside: one that hangs stays until the process ends.
@@ -43,20 +43,20 @@ def limited(function: Callable[[Any], Any], seconds: float | None, whose: str) -
         answer: list[Any] = []
         failure: list[BaseException] = []
 
-        under_our_conditions = carried(lambda: function(argument))
+        in_caller_state = with_caller_state(lambda: function(argument))
 
         def work() -> None:
             try:
-                answer.append(under_our_conditions())
+                answer.append(in_caller_state())
             except BaseException as error:
                 failure.append(error)
 
-        thread = threading.Thread(target=work, daemon=True, name=f"marl reward {whose}")
+        thread = threading.Thread(target=work, daemon=True, name=f"marl reward {label}")
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
             raise PluginError(
-                f"reward.target: {whose} gave no answer within {seconds:g} seconds. It may wait for a server, or loop. Repair it, "
+                f"reward.target: {label} gave no answer within {seconds:g} seconds. It may wait for a server, or loop. Repair it, "
                 "or raise reward.timeout_seconds."
             )
         if failure:

@@ -39,13 +39,13 @@ def problems(names: Iterable[str], settings: Mapping[str, Any]) -> Iterable[str]
         yield f"observers: trackers: settings are given for {name!r}, which isn't in `to`"
 
 
-class Opened:
+class OpenTrackers:
     """The trackers of one run, from its first step to its end: accelerate's classes, without its Accelerator.
 
     That one's `end_training` would take the process group away, which belongs to the run and to those after it.
     """
 
-    def __init__(self, plan: Plan, asked: Trackers, done: int) -> None:
+    def __init__(self, plan: Plan, options: Trackers, done: int) -> None:
         """Open them and tell them the config, as dotted keys."""
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
@@ -53,13 +53,14 @@ class Opened:
         PartialState(cpu=plan.config.run.device == "cpu")  # accelerate's classes ask it who is the first process
         folder = os.path.expanduser(plan.config.run.folder or ".")
         self._trackers: list[Any] = []
-        for name in map(str, filter_trackers(list(asked.to), folder)):
-            kind = LOGGER_TYPE_TO_CLASS[name]
-            place = (folder,) if kind.requires_logging_directory else ()
-            self._trackers.append(kind(asked.project, *place, **asked.settings.get(name, {})))
-        written = flatten(plan.config.model_dump(mode="json", by_alias=True))
+        for name in map(str, filter_trackers(list(options.to), folder)):
+            tracker_class = LOGGER_TYPE_TO_CLASS[name]
+            location = (folder,) if tracker_class.requires_logging_directory else ()
+            self._trackers.append(tracker_class(options.project, *location, **options.settings.get(name, {})))
+        config_keys = flatten(plan.config.model_dump(mode="json", by_alias=True))
         plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in written.items()
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in config_keys.items()
         }
         config = {**plain, "resumed_at": done}
         for tracker in self._trackers:
@@ -71,11 +72,16 @@ class Opened:
         """A step's numbers."""
         self._log(stats.metrics, stats.step)
 
-    def evaluation(self, found: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation) -> None:
         """Held-out numbers under eval/."""
-        judged = {f"eval/{name}": judge["mean"] for name, judge in found.judges.items()}
-        numbers = {"reward": found.reward, "kl": found.kl, "length": found.length, "finished": found.finished}
-        self._log({**{f"eval/{name}": value for name, value in numbers.items()}, **judged}, found.step)
+        judge_means = {f"eval/{name}": judge["mean"] for name, judge in evaluation.judges.items()}
+        numbers = {
+            "reward": evaluation.reward,
+            "kl": evaluation.kl,
+            "length": evaluation.length,
+            "finished": evaluation.finished,
+        }
+        self._log({**{f"eval/{name}": value for name, value in numbers.items()}, **judge_means}, evaluation.step)
 
     def close(self, error: BaseException | None = None) -> None:
         """The end. A run that failed or was stopped is marked so where the tracker has a word for it."""
@@ -101,10 +107,10 @@ def _wandb(tracker: Any, error: BaseException) -> None:
 def _mlflow(tracker: Any, error: BaseException) -> None:
     import mlflow
 
-    stopped = isinstance(error, KeyboardInterrupt | GeneratorExit) or getattr(error, "exit_code", 0) > SIGNAL
+    stopped = isinstance(error, KeyboardInterrupt | GeneratorExit) or getattr(error, "exit_code", 0) > SIGNAL_EXIT_CODE
     mlflow.end_run(status="KILLED" if stopped else "FAILED")
 
 
 _UNFINISHED = {"wandb": _wandb, "mlflow": _mlflow}
-SIGNAL = 128
+SIGNAL_EXIT_CODE = 128
 """Exit codes above it are those of runs that a signal ended."""

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STANDARD = ("prompts", "completions", "completion_ids")
+STANDARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
 
 
 @contextmanager
-def blamed(function: Callable[..., Any], given: Iterable[str]) -> Iterator[None]:
+def noting_origin(function: Callable[..., Any], arguments: Iterable[str]) -> Iterator[None]:
     """Around a call of `function` with these keywords: an error that comes out gets a note, and goes on as it is."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        error.add_note(raised_from(error, function) + _given(list(given)))
+        error.add_note(raised_from(error, function) + _arguments_sentence(list(arguments)))
         raise
 
 
@@ -42,11 +42,11 @@ def raised_from(error: BaseException, function: Callable[..., Any] | None = None
 def _is_library(file: str) -> bool:
     """Whether a file is Python's, an installed package's, or of this package."""
     path = Path(file)
-    homes = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    library_folders = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
     return (
         file.startswith("<")
         or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        or any(path.is_relative_to(home) for home in homes)
+        or any(path.is_relative_to(folder) for folder in library_folders)
     )
 
 
@@ -55,8 +55,8 @@ def _short(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def _given(names: list[str]) -> str:
-    columns = sorted(set(names) - set(STANDARD))
-    standard = ", ".join(name for name in STANDARD if name in names)
+def _arguments_sentence(names: list[str]) -> str:
+    columns = sorted(set(names) - set(STANDARD_ARGUMENTS))
+    standard = ", ".join(name for name in STANDARD_ARGUMENTS if name in names)
     of_data = f"the data's columns {', '.join(columns)}" if columns else "no columns of the data"
     return f"The function was given {' and '.join(filter(None, (standard, of_data)))}."

@@ -16,7 +16,7 @@ from marl_core.ppo.reward_context import Logged, asking, logged, reward_context
 from marl_core.testing import fake_rollout
 from marl_plugins.reward_function import wrap
 from marl_plugins.samples import sample_rows
-from marl_plugins.time_limit import carried
+from marl_plugins.time_limit import with_caller_state
 
 MakeConfig = Callable[..., Any]
 
@@ -245,7 +245,7 @@ def test_another_thread_has_the_callers_modes(mode: Any) -> None:
         return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), reward_context().step
 
     with mode(), asking(RewardContext(step=7)), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(carried(seen)).result() == seen()
+        assert pool.submit(with_caller_state(seen)).result() == seen()
         assert seen()[2] == 7
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from marl_core import Catalog, ConfigError
 
-NO_SUCH = "marl has no such setting"
+NO_SUCH_SETTING = "marl has no such setting"
 
 
 @dataclass
@@ -24,8 +24,8 @@ class ForeignConfig:
 
     def take(self, *names: str, default: Any = None) -> Any:
         """The value of the first of these keys that is there; all of them count as taken over."""
-        found = [self.remaining.pop(name) for name in names if name in self.remaining]
-        return next((value for value in found if value is not None), default)
+        values = [self.remaining.pop(name) for name in names if name in self.remaining]
+        return next((value for value in values if value is not None), default)
 
     def number(self, *names: str, default: float | None = None) -> Any:
         """The same as a number; whole ones as int. YAML reads 1e-5 as a text."""
@@ -44,8 +44,8 @@ class ForeignConfig:
 
     def refused(self, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
         """All notes, and every key that nobody took, with its reason; those that change nothing stand last."""
-        found = [*self.notes, *((key, reasons.get(key, NO_SUCH)) for key in self.remaining)]
-        return sorted(found, key=lambda pair: pair[1].startswith("not needed"))
+        key_reasons = [*self.notes, *((key, reasons.get(key, NO_SUCH_SETTING)) for key in self.remaining)]
+        return sorted(key_reasons, key=lambda pair: pair[1].startswith("not needed"))
 
 
 def offers(family: Any, name: str) -> bool:
@@ -105,8 +105,8 @@ def without_none(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_sections(foreign: ForeignConfig, trackers: Collection[str], seed: int) -> dict[str, Any]:
     """Sections observers and run: trackers where some were named, folder, seed and how often to save."""
-    asked = foreign.take("report_to", "log_with", default=[])
-    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in trackers]
+    reporters = foreign.take("report_to", "log_with", default=[])
+    names = [name for name in ([reporters] if isinstance(reporters, str) else reporters) if name in trackers]
     observers: list[Any] = ["console", "json-lines"]
     run = {
         "folder": foreign.take("output_dir", default="runs/imported"),

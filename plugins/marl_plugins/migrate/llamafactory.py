@@ -116,26 +116,26 @@ def _policy(foreign: ForeignConfig, base: str) -> tuple[dict[str, Any], Any]:
     return policy, _own_reference(foreign, base, reference)
 
 
-def _own_reference(foreign: ForeignConfig, base: str, usual: Any) -> Any:
+def _own_reference(foreign: ForeignConfig, base: str, default: Any) -> Any:
     model, adapter = foreign.take("ref_model"), _last_adapter(foreign, "ref_model_adapters")
     if model is None:
         if adapter:
             foreign.note("ref_model_adapters", "without ref_model LLaMA-Factory doesn't read them")
-        return usual
+        return default
     if model == base:
-        return {"use": "peft-adapter", "adapter": adapter} if adapter else usual
+        return {"use": "peft-adapter", "adapter": adapter} if adapter else default
     if adapter:
         foreign.note("ref_model_adapters", "merge them into ref_model first (marl merge)")
     if offers("reference", "model"):
         return {"use": "model", "path": model}
     foreign.note("ref_model", "no strategy for a reference that is a model of its own is installed")
-    return usual
+    return default
 
 
 def _last_adapter(foreign: ForeignConfig, key: str) -> str | None:
     """The adapter that LLaMA-Factory leaves on: it merges all of a list but the last."""
-    given = foreign.take(key)
-    names = [str(name).strip() for name in (given if isinstance(given, list) else str(given or "").split(","))]
+    value = foreign.take(key)
+    names = [str(name).strip() for name in (value if isinstance(value, list) else str(value or "").split(","))]
     names = [name for name in names if name]
     if len(names) > 1:
         foreign.note(key, f"merge all but the last first (marl merge): {', '.join(names[:-1])}")
@@ -202,8 +202,8 @@ def _ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
     micro = foreign.number("per_device_train_batch_size", default=8)
     mini = micro * foreign.number("gradient_accumulation_steps", default=1)
     batch = mini * foreign.number("ppo_buffer_size", default=1)
-    given, epochs = foreign.number("max_steps", default=-1), foreign.number("num_train_epochs", default=3.0)
-    steps = given if given > 0 else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
+    max_steps, epochs = foreign.number("max_steps", default=-1), foreign.number("num_train_epochs", default=3.0)
+    steps = max_steps if max_steps > 0 else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
     schedule = str(foreign.take("lr_scheduler_type", default="linear"))
     if schedule not in SCHEDULES:
         foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")

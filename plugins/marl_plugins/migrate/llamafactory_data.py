@@ -75,38 +75,38 @@ def _entry(folder: Path, name: str) -> Mapping[str, Any] | None:
 def _prompts(foreign: ForeignConfig, folder: Path, entry: Mapping[str, Any]) -> Part:
     """File (or hub name) and the prompt's column or template."""
     columns = entry.get("columns", {})
-    place = str(entry.get("hf_hub_url") or os.path.join(folder, str(entry.get("file_name"))))
+    source = str(entry.get("hf_hub_url") or os.path.join(folder, str(entry.get("file_name"))))
     if entry.get("formatting") == "sharegpt":
         column = str(columns.get("messages", "conversations"))
         foreign.note(
             "dataset",
-            f"{place}: sharegpt chats have to be converted before the run: each {column!r} to a list of {{role, content}} (human is user, "
+            f"{source}: sharegpt chats have to be converted before the run: each {column!r} to a list of {{role, content}} (human is user, "
             "gpt is assistant), the last answer cut off",
         )
-        return {"prompts": place, "field": column}
+        return {"prompts": source, "field": column}
     first, second = str(columns.get("prompt", "instruction")), str(columns.get("query", "input"))
     template = f"{{{first}}}\n{{{second}}}"
-    filled, rows = _filled(place, second)
+    filled, rows = _filled(source, second)
     if rows is None:
         foreign.note(
             "dataset",
-            f"{place} can't be read here: LLaMA-Factory joins {first!r} and {second!r} with a newline; where rows have both, set "
+            f"{source} can't be read here: LLaMA-Factory joins {first!r} and {second!r} with a newline; where rows have both, set "
             f"data.prompt_template: {json.dumps(template)}",
         )
     if not filled:
-        return {"prompts": place, "field": first}
+        return {"prompts": source, "field": first}
     if rows is not None and filled < rows:
         foreign.note(
             "dataset",
             f"{filled} of {rows} rows have a {second!r}; in the others data.prompt_template leaves a newline at the prompt's end, which "
             "LLaMA-Factory doesn't: make one column of the two to be exact",
         )
-    return {"prompts": place, "prompt_template": template}
+    return {"prompts": source, "prompt_template": template}
 
 
-def _filled(place: str, column: str) -> tuple[int, int | None]:
+def _filled(source: str, column: str) -> tuple[int, int | None]:
     """Rows whose column isn't empty, and all rows (None: not a json or json-lines file that can be read here)."""
-    path = Path(place).expanduser()
+    path = Path(source).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig") if path.suffix in (".json", ".jsonl") else None
         if text is None:

@@ -13,7 +13,7 @@ from marl_core import ConfigError
 from marl_plugins.migrate.foreign_config import ForeignConfig, rows_of, run_sections, steps_of, warm_up, without_none
 from marl_plugins.migrate.reasons import TRL
 
-CLASSIC = {
+CLASSIC_KEYS = {
     "ppo_epochs",
     "init_kl_coef",
     "adap_kl_ctrl",
@@ -26,49 +26,49 @@ CLASSIC = {
     "log_with",
 }
 """Keys that only the classic trainer and its scripts had."""
-KL = {"kl": "k1", "mse": "k2"}
+KL_ESTIMATORS = {"kl": "k1", "mse": "k2"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
-def read_arguments(words: Sequence[str]) -> dict[str, Any]:
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value` and `--flag` as a mapping; `--config FILE` is read first, and a key given beside it wins."""
-    given: dict[str, Any] = {}
-    at = 0
-    while at < len(words):
-        word = words[at]
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r}: expected --key value, as a TRL script takes them.")
-        name, _, value = word[2:].partition("=")
-        at += 1
-        parts = [value] if "=" in word else []
-        while "=" not in word and at < len(words) and not words[at].startswith("--"):
-            parts.append(words[at])
-            at += 1
+    options: dict[str, Any] = {}
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
+        if not argument.startswith("--"):
+            raise ConfigError(f"{argument!r}: expected --key value, as a TRL script takes them.")
+        name, _, value = argument[2:].partition("=")
+        index += 1
+        parts = [value] if "=" in argument else []
+        while "=" not in argument and index < len(arguments) and not arguments[index].startswith("--"):
+            parts.append(arguments[index])
+            index += 1
         try:
-            read = [yaml.safe_load(part) for part in parts]
+            parsed = [yaml.safe_load(part) for part in parts]
         except yaml.YAMLError:
-            read = list(parts)  # a text that YAML can't take stays a text
-        given[name.replace("-", "_")] = True if not read else read[0] if len(read) == 1 else read
-    file = given.pop("config", None)
-    return {**(read_mapping(Path(str(file))) if file else {}), **given}
+            parsed = list(parts)  # a text that YAML can't take stays a text
+        options[name.replace("-", "_")] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+    file = options.pop("config", None)
+    return {**(read_mapping(Path(str(file))) if file else {}), **options}
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds keys; ConfigError when it doesn't."""
     try:
-        found = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+        mapping = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: can't be read: {error}. Give a YAML file of keys.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: holds a {type(found).__name__}, not keys with values.")
-    return found
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{file}: holds a {type(mapping).__name__}, not keys with values.")
+    return mapping
 
 
 def migrate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The marl config, and each key that was not carried over with the reason."""
     foreign = ForeignConfig(dict(written))
-    classic = bool(CLASSIC & set(written))
+    classic = bool(CLASSIC_KEYS & set(written))
     model, quantization = _model(foreign)
     data, rows = _data(foreign)
     reward, value = _reward(foreign, classic)
@@ -189,11 +189,11 @@ def _classic_ppo(foreign: ForeignConfig) -> dict[str, Any]:
     adaptive = foreign.take("adap_kl_ctrl", default=True)
     target, horizon = foreign.number("target", default=6.0), foreign.number("horizon", default=10000.0)
     penalty = str(foreign.take("kl_penalty", default="kl"))
-    if penalty not in KL:
+    if penalty not in KL_ESTIMATORS:
         foreign.note("kl_penalty", f"{penalty!r}: marl has k1 (kl), k2 (mse) and k3; k1 is taken")
     stops, limit = foreign.take("early_stopping", default=False), foreign.number("target_kl", default=1.0)
     kl = {
-        "estimator": KL.get(penalty, "k1"),
+        "estimator": KL_ESTIMATORS.get(penalty, "k1"),
         "into": "reward",
         "coef": float(foreign.number("init_kl_coef", default=0.2)),
     }
@@ -218,12 +218,12 @@ def _last_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
     mini = micro * foreign.number("gradient_accumulation_steps", default=1)
     batch = mini * foreign.number("num_mini_batches", default=1)
     episodes, epochs = foreign.number("total_episodes"), foreign.number("num_train_epochs", default=3.0)
-    given = foreign.number("max_steps", default=-1)
+    max_steps = foreign.number("max_steps", default=-1)
     steps = (
         ceil(episodes / batch)
         if episodes
-        else given
-        if given > 0
+        else max_steps
+        if max_steps > 0
         else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
     )
     schedule = str(foreign.take("lr_scheduler_type", default="linear"))
@@ -270,11 +270,11 @@ def _shaping(foreign: ForeignConfig) -> dict[str, Any] | None:
             "use_score_scaling",
             "without use_score_norm it divided by the running deviation only; shaping.normalize also subtracts the mean",
         )
-    part = without_none(
+    section = without_none(
         {
             "missing_eos_penalty": foreign.number("missing_eos_penalty"),
             "normalize": True if scaled else None,
             "clip": foreign.number("score_clip"),
         }
     )
-    return part or None
+    return section or None
