@@ -1,6 +1,6 @@
 """What an adapter's config and its tensors' names say that a shared base, or a merge, can't take: found without weights.
 
-`marl check` and whoever loads or merges an adapter ask here, so that both say the same. Wherever nothing is said, the adapter's
+`marl check` and whoever loads or merges an adapter ask here, so that both say the same. Where neither refuses, the adapter's
 numbers are those of plain peft.
 """
 
@@ -14,7 +14,7 @@ from marl_core.artifacts.adapter_files import PEFT_PREFIX, VALUE_HEAD_FILE, VALU
 from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
 
 Use = Literal["shared", "merged"]
-"""`shared`: it stands on the base that all roles share. `merged`: it is folded into a base of its own."""
+"""`shared`: it stands on the base that all roles share. `merged`: it is merged into a base of its own."""
 
 REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How init_lora_weights begins where it rewrites the base's weights."""

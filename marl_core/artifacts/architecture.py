@@ -134,7 +134,8 @@ OUTPUT_LAYERS = ("lm_head", "embed_out", "output_layer", "output_embeddings")
 POSITION_TABLES = ("wpe",)
 """Embeddings of positions, beside those that have `pos` in their name."""
 LAYER_LISTS = (".layers.", ".h.", ".blocks.")
-"""How names of weights inside of decoder layers go. Fingerprints of the first version depend on it: a further one makes them others."""
+"""Parts of the names of weights inside decoder layers. Fingerprints of the first version depend on this list: a further entry would
+change them."""
 
 
 def leaf(name: str) -> str:

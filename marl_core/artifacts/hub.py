@@ -23,7 +23,7 @@ def cached_file(name: str, file: str, revision: str | None = None) -> Path | Non
 def is_repo_name(text: str, *, owner: bool = True) -> bool:
     """Whether a repository of the hub can have this name: `owner/name`, and without `owner` a lone `name`, too.
 
-    By huggingface_hub's own rules. Nothing is looked up, here or there.
+    By huggingface_hub's own rules. Neither the disk nor the hub is asked.
     """
     if "/" not in text and owner:
         return False

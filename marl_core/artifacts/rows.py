@@ -31,7 +31,7 @@ def read_rows(
     revision: str | None = None,
     asked_by: str = "data.prompts",
 ) -> list[Row]:
-    """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name (or in a folder), which `split` and so on pick from.
+    """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name or folder, with `split`, `subset` and `revision`.
 
     DataError naming `asked_by` and, where there is one, the row or line.
     """
@@ -83,7 +83,7 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
 
 
 def _read(path: Path, source: str, asked_by: str, take: Callable[[Iterable[Any]], list[Any]]) -> list[Any]:
-    """What `take` takes of a file's rows."""
+    """The rows that `take` selects from those of a file."""
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet

@@ -69,12 +69,16 @@ class Choice(BaseModel):
         if catalog is not None:
             try:
                 self.resolve(catalog)
-            except ConfigError as error:  # so that pydantic adds the place and goes on to the next problem
+            except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
                 raise ValueError(str(error)) from error
         return self
 
     def resolve(self, catalog: Catalog | None = None) -> Strategy:
-        """The strategy object: the one given, or the named one built from the options. Looked up once, by default among the installed."""
+        """The strategy object: the one given, or the named one built from the options. Cached after the first call.
+
+        `catalog` is by default what is installed. Raises ConfigError for an unknown name or options beside an object, pydantic's
+        ValidationError for wrong options, PluginError for a broken plugin.
+        """
         if self._strategy is None:
             catalog = catalog or Catalog.installed()
             if isinstance(self.use, Strategy):
@@ -95,7 +99,7 @@ class Choice(BaseModel):
         return self._strategy
 
     def build(self, catalog: Catalog) -> Strategy:
-        """A strategy for one plan: a new one for a name, however often the config was copied; the object that was given."""
+        """The strategy for one plan: a new one where the config gives a name, else the object that it holds. Raises as `resolve`."""
         strategy = self.resolve(catalog)
         return strategy if strategy is self.use else strategy.fresh()
 
@@ -145,7 +149,7 @@ class RewardChoice(Choice):
 
 @cache
 def choice_of(family: Family) -> type[Choice]:
-    """The class of a family's choices: the one above that its record names, or a Choice of that family and nothing more."""
+    """The Choice class of a family: the one above that its record names, or a plain Choice of that family."""
     choice_class: type[Choice] = globals()[family.choice]
     if choice_class is not Choice:
         return choice_class

@@ -1,4 +1,4 @@
-"""Where in a config what stands: the section at a place, the choices of strategies, and short forms written out."""
+"""Finding things in a config: the section at a path, the choices of strategies, and what short forms stand for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def choices_in(config: RunConfig) -> Iterator[tuple[KeyPath, Choice]]:
-    """Every choice of a strategy with its place in the config, in the order of the families."""
+    """Every choice of a strategy with its path in the config, in the order of the families."""
     for _, key in family_keys():
         value: Any = config
         for part in key.path.split("."):
@@ -37,7 +37,7 @@ def choices_in(config: RunConfig) -> Iterator[tuple[KeyPath, Choice]]:
 
 
 def with_long_choices(written: Any) -> Any:
-    """A config as plain dicts and lists, every strategy that it names by one word written as `{use: name}`; what is none as it is."""
+    """A copy of a config of plain dicts and lists, in which a strategy named by one word is written as `{use: name}`."""
     config = copy.deepcopy(written)
     for family, key in family_keys():
         container: Any = config
@@ -70,14 +70,14 @@ def field_named(model: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def long_form(path: Sequence[str], value: Any, child: str) -> Any:
-    """What the short `value` at `path` stands for, so that its part `child` can be named; None when it stands for nothing longer.
+    """The section or list that the short `value` at `path` stands for, so that its key `child` can be set; None when there is none.
 
-    A single entry where there may be a list becomes the list when `child` counts the entries.
+    A single entry where a list is allowed becomes a list of one when `child` is an index.
     """
     model: type[BaseModel] = RunConfig
     container_type: Any = None
     for part in path:
-        if container_type is not None:  # this part counts or names an entry of what the one before it holds
+        if container_type is not None:  # this part is the index or the name of an entry
             container_type = None
             continue
         field = field_named(model, part)

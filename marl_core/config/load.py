@@ -49,7 +49,7 @@ def parse_config(
 ) -> RunConfig:
     """Validate a config given as plain dicts and lists; ConfigError naming `source`, with one line per problem.
 
-    Each names where it comes from: the setting, or the line of the `document` that `written` was read from.
+    Each problem names its source: the setting, or the line of the `document` that `written` was read from.
     """
     try:
         return RunConfig.model_validate(written, context={"catalog": catalog})
@@ -65,7 +65,8 @@ def parse_config(
 def dump_config(config: RunConfig) -> str:
     """The config as YAML, every default written out, secrets struck out.
 
-    Loads back to an equal config if its strategies are named and it holds no secret.
+    Loads back to an equal config if its strategies are named and it holds no secret. ConfigError when an option can't be written
+    as YAML.
     """
     try:
         return dump_yaml(redacted(config.model_dump(mode="json", by_alias=True)))

@@ -17,7 +17,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value for one place, and where it was given (for messages)."""
+    """One value for one config key, and where it was given (for messages)."""
 
     path: Path
     value: Any
@@ -25,7 +25,7 @@ class Setting:
 
 
 def settings_from_environment(env: Mapping[str, str]) -> list[Setting]:
-    """Variables called MARL__SECTION__KEY, in order of name; values are YAML."""
+    """Variables called MARL__SECTION__KEY, in order of name; values are YAML. ConfigError for what isn't."""
     names = sorted(name for name in env if name.upper().startswith(PREFIX))
     return [
         _setting(name[len(PREFIX) :].lower().split("__"), env[name], f"environment variable {name}") for name in names
@@ -33,7 +33,7 @@ def settings_from_environment(env: Mapping[str, str]) -> list[Setting]:
 
 
 def settings_from_options(sets: Iterable[str]) -> list[Setting]:
-    """`a.b=c` as given to --set, in order; values are YAML."""
+    """`a.b=c` as given to --set, in order; values are YAML. ConfigError for what isn't of this form."""
     settings = []
     for text in sets:
         key, equals, value = text.partition("=")
@@ -44,7 +44,7 @@ def settings_from_options(sets: Iterable[str]) -> list[Setting]:
 
 
 def apply_settings(config: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
-    """A copy of `config` with the settings written into it, the later over the earlier."""
+    """A copy of `config` with the settings written into it, the later over the earlier. ConfigError for a path through a plain value."""
     result = copy.deepcopy(dict(config))
     for setting in settings:
         _write(result, setting)
@@ -58,7 +58,7 @@ def _setting(parts: list[str], value: str, source: str) -> Setting:
 
 
 def _write(root: dict[str, Any], setting: Setting) -> None:
-    """Walk to the setting's place, turning short forms on the way into sections, and put the value there."""
+    """Write the setting's value at its path, turning short forms on the way into sections."""
     container: Any = root
     for depth, part in enumerate(setting.path):
         key = _key(container, part, setting)

@@ -118,7 +118,7 @@ class ValueSection(LoraSection, at="value"):
 
     @classmethod
     def long_form(cls, value: Any) -> Any:
-        """A word is where it lives."""
+        """A single word stands for `{on: word}`."""
         return {"on": value} if isinstance(value, str) else value
 
 

@@ -13,17 +13,17 @@ from marl_core.registry.families import family_keys
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Renamed: TypeAlias = Mapping[str, tuple[str, str]]
-"""Old keys of a section: what each is called now, and the version that began to warn."""
+"""Old keys of a section: the new name of each, and the version that deprecated the old one."""
 FROM_FAMILY_RECORD: Any = None
-"""Stands for the default of a key that names strategies, which its family's record says."""
+"""Placeholder for the default of a key that names strategies: the real one is in its family's record (registry/families.py)."""
 
 
 class Section(BaseModel):
     """Base of all sections.
 
-    One that says where it stands (`class PPOSection(Section, at="ppo")`) has every key that the records of registry/families.py
-    place there, with type, default and description as they say. Those that the core reads itself are written out in the class for
-    the sake of type checkers and of their place among the others; what is written there is nothing but that.
+    A section that gives its path (`class PPOSection(Section, at="ppo")`) gets every key that the records of registry/families.py
+    name at that path, with the record's type, default and description. A class repeats such a key (`= FROM_FAMILY_RECORD`) only for
+    type checkers and for the order of the keys.
     """
 
     model_config = ConfigDict(
@@ -54,7 +54,7 @@ class Section(BaseModel):
         return result
 
     def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
-        """Give a section at `at` (dotted; empty for the config itself) its keys that name strategies. pydantic reads them next."""
+        """Add the keys that name strategies to the section at path `at` (dotted; empty for the config itself), before pydantic reads it."""
         super().__init_subclass__(**more)
         inherited = cls.model_fields
         for family, key in family_keys():
@@ -88,7 +88,7 @@ class Section(BaseModel):
         return f"{cls.__name__.removesuffix('Section').lower()}."
 
     def old_keys(self, prefix: str = "") -> dict[str, str]:
-        """What keys of this section, and of those in it, were called, and are called now; dotted, from `prefix` on."""
+        """Old names of keys, of this section and of those in it, with their new names; dotted, each with `prefix` before it."""
         keys = {f"{prefix}{old}": f"{prefix}{new}" for old, (new, _) in self.renamed.items()}
         for name in type(self).model_fields:
             section = getattr(self, name)

@@ -17,7 +17,7 @@ CUDA_TOKENS = 2_048
 MERGED_COPIES_SHARE = 0.25
 """Share of the base's bytes that merged copies may take (bank/speed/merged_copies.py)."""
 TILE_TOKENS, TILE_VOCABULARY = 1024, 2048
-"""Tokens and rows of the head's weight whose logits are there at once (ppo/logprobs.py): 8 MiB of float32, the best of those measured in
+"""Tokens and rows of the head's weight whose logits are computed at once (ppo/logprobs.py): 8 MiB of float32, the best of those measured in
 benchmarks/NOTES.md."""
 
 

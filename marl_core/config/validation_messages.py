@@ -19,7 +19,7 @@ from marl_core.registry.catalog import Catalog
 def problem_lines(
     error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None, prefix: KeyPath = ()
 ) -> dict[KeyPath, str]:
-    """Each problem's place in `config` and its line. `prefix` is the place of the part that was validated."""
+    """Each problem's path in `config` and its line. `prefix` is the path of the part that was validated."""
     errors_by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         errors_by_path.setdefault(_config_path((*prefix, *details["loc"]), details["type"], config), []).append(details)
@@ -27,7 +27,7 @@ def problem_lines(
 
 
 def _config_path(location: KeyPath, kind: str, config: Mapping[str, Any]) -> KeyPath:
-    """`location` without pydantic's tags for members of a union, which stand in no file."""
+    """pydantic's `location` without its tags for members of a union, which are no keys of the config."""
     path: list[str | int] = []
     value: Any = config
     for index, part in enumerate(location):

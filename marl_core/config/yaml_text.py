@@ -73,7 +73,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a text means, and in which line each part of it stands."""
+    """The value that a text means, and the line of each part of it."""
 
     value: Any
     node: yaml.Node | None
@@ -95,12 +95,12 @@ class Document:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value that `text` means; ConfigError naming `source` (a file, an option) when it isn't plain, modest YAML."""
+    """The value that `text` means; ConfigError naming `source` (a file, an option) when it isn't plain YAML within the limits above."""
     return parse_document(text, source).value
 
 
 def parse_document(text: str, source: str) -> Document:
-    """`parse_yaml`, with the lines kept."""
+    """As `parse_yaml`, with the lines of the text."""
     try:
         loader = _Loader(text)
         try:

@@ -68,7 +68,7 @@ def _model(plan: Chosen) -> Iterator[MarlError]:
 
 
 def _compile(plan: Chosen) -> Iterator[MarlError]:
-    """Compiled layers are held against the plain ones on whole, unquantized bases; others are refused."""
+    """Compiled layers were compared with the plain ones on unsharded, unquantized bases only; on others they are refused."""
     if not plan.config.speed.compile:
         return
     shard = plan.config.model.shard != "none"

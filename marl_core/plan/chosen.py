@@ -20,7 +20,7 @@ class Chosen:
     config: RunConfig
     hooks: Hooks
     strategies: Mapping[KeyPath, Strategy]
-    """Each strategy by its place in the config: `("reward", 0)`."""
+    """Each strategy by its path in the config: `("reward", 0)`."""
 
     @property
     def reference(self) -> Strategy:
@@ -75,5 +75,5 @@ class Chosen:
 
     @cached_property
     def places(self) -> Mapping[Strategy, str]:
-        """Each strategy's place in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
+        """Each strategy's path in the config: `reference`, `reward.0`, `eval.judges.vader`, `observers.1`."""
         return {strategy: dotted(path) for path, strategy in reversed(list(self.strategies.items()))}

@@ -1,4 +1,4 @@
-"""What the advantage estimator needs, held against the rest of the config: values, and responses to compare."""
+"""What the advantage estimator needs, compared with the rest of the config: values, and responses to compare."""
 
 from __future__ import annotations
 

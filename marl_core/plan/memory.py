@@ -2,7 +2,7 @@
 
 Only what follows from the shapes is counted: weights, gradients, optimizer states, the cache of keys and values, and activations by the
 formulas below. What an allocator loses between blocks and what a backend's kernels hold for themselves depends on the machine and
-comes on top; `ON_TOP` says how much that was where it was measured.
+comes on top; `OVERHEAD_SHARES` says how much that was where it was measured.
 Letters: h hidden size, f feed-forward size, V vocabulary, L layers, N tokens of a microbatch (prompt and response),
 T response tokens of a microbatch.
 """
@@ -30,7 +30,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN_BYTES = 4  # adapters and heads stay float32
 ASSUMED_PROMPT_TOKENS = 512  # tokens, where the config sets no limit
-ON_TOP = (0.09, 0.69)
+OVERHEAD_SHARES = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
 
 
@@ -61,7 +61,7 @@ class MemoryEstimate:
     @property
     def caution(self) -> str:
         """What the numbers leave out, and how much that has been."""
-        least, most = (round(100 * share) for share in ON_TOP)
+        least, most = (round(100 * share) for share in OVERHEAD_SHARES)
         basis = f"by shapes alone. What the allocator and kernels hold comes on top, a guess: {least} to {most} % in nine runs on a CPU"
         label = f"{self.device}{', which run.device: auto will be taken for here' if self.assumed else ''}"
         return f"estimate for {label}, {basis}{', never measured on a GPU' if self.device == 'cuda' else ''}."

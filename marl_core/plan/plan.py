@@ -40,7 +40,7 @@ class Plan(Chosen):
         return cls(config, hooks, built)
 
     def without_observers(self) -> Self:
-        """The same run with nobody watching: what every rank but the first runs."""
+        """The same run without observers: what every rank but the first runs."""
         remaining = {path: strategy for path, strategy in self.strategies.items() if path[0] != "observers"}
         hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in remaining.values())
         return self._with_strategies(hooks, remaining, self.config.model_copy(update={"observers": []}))
@@ -57,10 +57,10 @@ class Plan(Chosen):
         )
 
     def _with_strategies(self, hooks: Hooks, strategies: Mapping[KeyPath, Strategy], config: RunConfig) -> Self:
-        """This plan with other strategies; what a strategy that stays has said of the base is not asked again.
+        """This plan with other strategies; the quantization is taken over where its strategy stays.
 
-        The estimator is, and at once: its calls are then looked after by the run that has these hooks, and asking for it isn't
-        one of the run's own calls of a plugin.
+        The estimator is asked for anew, so that its calls go through these hooks and their guard; and at once, before a run sets
+        that guard.
         """
         plan = replace(self, hooks=hooks, strategies=strategies, config=config)
         if "quantization" in vars(self) and plan.quantization_strategy is self.quantization_strategy:

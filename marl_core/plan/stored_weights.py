@@ -143,7 +143,7 @@ def quantization_of_folder(path: str, revision: str | None, dtype: str) -> Quant
 
 
 def quantized_already(path: str, revision: str | None) -> bool:
-    """Whether a model folder's weights are quantized: then its own config.json says how, and nobody need tell the loader."""
+    """Whether a model folder's weights are quantized: then its own config.json tells transformers how."""
     try:
         files = read_model(path, revision)
     except DataError:

@@ -21,9 +21,10 @@ def estimate_advantages(
 ) -> Advantages:
     """Advantages of one rollout; `kl_coef` replaces the configured coefficient when it is adaptive.
 
-    `estimator` is the one that a plan has (`plan.estimator`); without it the one that `ppo.advantage` names is looked up among the
-    installed ones. ConfigError when the rollout lacks what it needs, values or whole groups; PluginError naming it when it
-    fails, or gives anything but finite advantages (and returns) of the right shape.
+    The result's tensors are [B, T] float32, 0 where the rollout's mask is false. `estimator` is a plan's (`plan.estimator`); without it
+    the one that `ppo.advantage` names is looked up among the installed ones. Raises ConfigError when the rollout lacks values or
+    complete groups that the estimator needs; PluginError naming the estimator when it fails, or gives anything but finite
+    advantages (and returns) of the right shape.
     """
     choice = _choice(ppo)
     estimator = estimator or _installed(choice)

@@ -49,7 +49,10 @@ class LoadedStrategy:
     strategy_class: type[Strategy]
 
     def build(self, options: Mapping[str, Any]) -> Strategy:
-        """The strategy with these options. pydantic's ValidationError passes through, with the options' places."""
+        """The strategy with these options.
+
+        Raises pydantic's ValidationError for wrong options, PluginError when the class fails in another way.
+        """
         try:
             strategy = self.strategy_class.model_validate(dict(options))
             warn_options(strategy, f"{self.listing.family} {self.listing.name}: option ")
@@ -104,7 +107,7 @@ class Catalog:
         return offers[0]
 
     def listing_of(self, family: FamilyName, kind: type) -> Listing | None:
-        """The listing that announces this class; None when nobody does. Nothing is imported: the class is there already."""
+        """The listing that announces this class; None when nobody does. Nothing is imported."""
         for listing in self.listings(family):
             module, _, name = listing.target.partition(":")
             attribute: Any = sys.modules.get(module.strip())
@@ -190,7 +193,7 @@ def _find_installed() -> Iterator[Listing]:
             continue
         try:
             package, version = (distribution.metadata["Name"], distribution.version) if points else ("", "")
-        except Exception:  # unreadable metadata of some other package is not this run's business
+        except Exception:  # unreadable metadata of a package without strategies doesn't matter here
             continue
         if points and not package:  # damaged metadata: named, so that the listing can show it
             package, version = str(getattr(distribution, "_path", "a package without a name")), version or "unknown"

@@ -1,4 +1,4 @@
-"""Things on their way out: they still work for one minor version, and say what to use instead."""
+"""Deprecation warnings: what is deprecated still works for one minor version, and says what to use instead."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from marl_core.errors import MarlDeprecationWarning
 
 
 def gone_in(since: str) -> str:
-    """The version in which something deprecated in version `since` is gone: `0.2` -> `0.3`."""
+    """The version that removes what version `since` deprecated: `0.2` -> `0.3`."""
     major, minor = (int(part) for part in since.split(".")[:2])
     return f"{major}.{minor + 1}"
 
 
 def warn_deprecated(what: str, instead: str, since: str, stacklevel: int = 3) -> None:
-    """Say once per place that `what` will go."""
+    """Warn (MarlDeprecationWarning) that `what` will be removed, and name what replaces it."""
     message = f"{what} is deprecated since {since} and gone in {gone_in(since)}: use {instead}"
     warnings.warn(message, MarlDeprecationWarning, stacklevel=stacklevel)
 

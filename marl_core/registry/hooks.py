@@ -31,7 +31,7 @@ WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_en
 """Hooks that may change weights: they build what the run then stands on."""
 
 Finding: TypeAlias = tuple[str, str]
-"""Whose finding it is, and the sentence."""
+"""The origin of the strategy that found it, and the sentence."""
 
 
 class _Manager(pluggy.PluginManager):
@@ -47,7 +47,7 @@ class Hooks:
     def __init__(self, strategies: Iterable[tuple[Strategy, str]]) -> None:
         """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit."""
         self.around: Callable[..., AbstractContextManager[None]] = lambda origin, *, writes: nullcontext()
-        """What surrounds each call: a run puts its watch here, to see what a plugin changes."""
+        """A context manager around each call: a run puts its plugin guard here, which sees what a plugin changes."""
         self._manager = _Manager("marl")
         self._manager.add_hookspecs(MarlSpecs)
         self._origins: dict[Strategy, str] = {}
@@ -69,7 +69,7 @@ class Hooks:
         return any(impl.plugin is strategy and not _wraps(impl) for impl in self._caller(hook).get_hookimpls())
 
     def check(self, plan: Chosen) -> list[Finding]:
-        """Every strategy's reasons why the run can't work, each with whose it is."""
+        """Every strategy's reasons why the run can't work, each with the strategy's origin."""
         findings: list[Finding] = []
         for strategy in self._implementers("marl_check"):
             with self._blame(strategy, "marl_check"):
@@ -112,7 +112,7 @@ class Hooks:
         result = self._choose(strategy, "marl_reference", bank=bank, temperature=temperature, policy=policy)
         if not (callable(result) or hasattr(result, "adapter")):
             raise self._wrong(strategy, "marl_reference", result, "a View or a function of a Rollout")
-        return result  # type: ignore[no-any-return]  # checked by duck: View lives in a heavier storey
+        return result  # type: ignore[no-any-return]  # checked by duck: View's module imports torch
 
     def reward(
         self, strategy: Strategy, bank: AdapterBank, tokenizer: PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ class Hooks:
         result = self._choose(strategy, "marl_reward", bank=bank, tokenizer=tokenizer)
         if not (callable(result) or hasattr(result, "head")):
             raise self._wrong(strategy, "marl_reward", result, "a ScoreView or a function of a Rollout")
-        return result  # type: ignore[no-any-return]  # checked by duck: ScoreView lives in a heavier storey
+        return result  # type: ignore[no-any-return]  # checked by duck: ScoreView's module imports torch
 
     def advantage(self, strategy: Strategy) -> Estimator:
         """How rewards become advantages; what goes wrong when it estimates becomes a PluginError naming the strategy, too."""
@@ -219,7 +219,7 @@ class Hooks:
             self._first(strategy, hook, **arguments)
 
     def _tell_all(self, hook: str, **arguments: Any) -> list[MarlError]:
-        """Tell each one, whatever the others do; what they raised."""
+        """Tell every strategy, even when others raise; returns what they raised."""
         errors: list[MarlError] = []
         for strategy in self._implementers(hook):
             try:

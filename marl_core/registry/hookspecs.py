@@ -60,7 +60,7 @@ class MarlSpecs:
         Arguments:
             plan: the whole config with its strategies; no model exists yet.
 
-        Result: a clause without a full stop; None leaves the core's own words.
+        Result: a clause without a full stop; None: the core describes it from its options.
 
         Example:
             class Echo(Strategy):
@@ -173,7 +173,7 @@ class MarlSpecs:
 
     @hookspec
     def marl_update_end(self, step: int, bank: AdapterBank, policy: str) -> None:
-        """Act on the weights that an update left, e.g. move a reference after the policy.
+        """Act on the weights after an update, e.g. move a reference after the policy.
 
         Family: any.
         Called: after every PPO update, before its metrics, evaluation and checkpoint; also in loops of one's own. What is

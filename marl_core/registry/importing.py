@@ -10,7 +10,7 @@ from marl_core.registry.snapshot import Snapshot, random_states, torch_modes, wo
 
 @contextmanager
 def process_state_restored() -> Iterator[list[str]]:
-    """A block that leaves the process as it was; what had to be put back is in the list, in words, once it has ended."""
+    """Restore the process's state at the end of the block. The list that it yields then names what was restored."""
     restored: list[str] = []
     before = Snapshot.of([*random_states(), working_folder(), *torch_modes()])
     try:

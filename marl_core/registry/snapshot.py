@@ -1,8 +1,8 @@
 """What a process or a bank is set to at one moment: read, compared later, put back.
 
 Three look after code that isn't marl's: the import of a plugin (registry/importing.py), each call of one (safety/plugin_guard.py), and
-the contract for plugin authors (testing/traces.py). What they look at stands here once; torch and numpy are asked only where
-somebody has imported them.
+the contract for plugin authors (testing/traces.py). The settings that they compare are defined here once. torch and numpy are
+read only where they are imported already.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Snapshot:
         return cls(listed, tuple(setting.read() for setting in listed))
 
     def changes(self, later: Snapshot | None = None) -> list[Change]:
-        """What is different in a `later` snapshot, or now; what the later one doesn't hold is left out."""
+        """What is different in a `later` snapshot, or now; settings that the later one lacks are left out."""
         after = Snapshot.of(self.settings) if later is None else later
         now = {setting.name: value for setting, value in zip(after.settings, after.values, strict=True)}
         return [
@@ -66,7 +66,7 @@ class Snapshot:
         ]
 
     def put_back(self) -> list[Change]:
-        """Set what has changed to what it was; what that is."""
+        """Restore what has changed; returns those changes."""
         changes = self.changes()
         for change in changes:
             if change.setting.write is not None:
@@ -125,7 +125,7 @@ def _change_folder(folder: str) -> None:
 
 
 def _loaded(module: str, attribute: str) -> Any:
-    """A module that was imported, as far as its attribute `attribute`: one that is being imported may have half of what it will."""
+    """An imported module that already has this attribute; a module that is still being imported may lack it."""
     imported = sys.modules.get(module)
     return imported if imported is not None and hasattr(imported, attribute) else None
 

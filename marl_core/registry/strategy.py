@@ -35,14 +35,14 @@ class Strategy(BaseModel):
     """The run that this strategy serves."""
 
     def fresh(self) -> Self:
-        """A strategy with the same options, and nothing of what a run has made of this one."""
+        """A new strategy with the same options, and none of the state that a run has given to this one."""
         copy = self.model_copy()
         object.__setattr__(copy, "__pydantic_private__", None)
         copy.model_post_init(None)  # pydantic's own: private attributes as at the start
         return copy
 
     def serve(self, run: object | None) -> Self:
-        """This strategy, serving `run` from now on (None: nobody); a fresh one where another run has it already."""
+        """This strategy, serving `run` from now on (None: no run); a fresh one where this one serves another run already."""
         other = self._run() if self._run is not None else None
         if run is not None and other is not None and other is not run:
             return self.fresh().serve(run)
@@ -51,9 +51,9 @@ class Strategy(BaseModel):
 
     @classmethod
     def options_for_stored(cls, said: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Of a quantization: the options with which it holds weights that a model folder keeps quantized already.
+        """For a quantization: the options with which it loads a model folder whose weights are quantized already.
 
-        `said` is the quantization_config of the folder's config.json. None: it doesn't hold such weights.
+        `said` is the quantization_config of the folder's config.json. None: it can't load such weights.
         """
         return None
 
@@ -83,7 +83,7 @@ class Quantization:
     """How transformers loads the base, and what the loaded base can do.
 
     `config` is handed to `from_pretrained(quantization_config=...)`; None loads unquantized.
-    `after_load` is called once with the loaded model, for settings the backend needs to be right.
+    `after_load` is called once with the loaded model, for settings without which the backend computes wrong numbers.
     """
 
     config: Any = None
@@ -108,7 +108,7 @@ class AdvantageInputs:
     mask: Tensor
     """[B, T] bool: which tokens count."""
     values: Tensor | None = None
-    """[B, T] float32, 0 where the mask is false: what the value function expected. None for an estimator that needs none."""
+    """[B, T] float32, 0 where the mask is false: the value function's estimates. None for an estimator that needs none."""
     samples_per_prompt: int = 1
     """How many responses in a row answer the same prompt."""
     gamma: float = 1.0

@@ -46,7 +46,7 @@ Tick = tuple[float, str]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One run's curve: its places in the picture, the numbers as JSON [[step, value], ...], and the last value."""
+    """One run's curve: its points in pixels, the numbers as JSON [[step, value], ...], and the last value."""
 
     name: str
     ink: int
@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A metric's picture: curves, and what is written at which place beside the axes. Steps run from `low` to `high`."""
+    """A metric's picture: curves, and the ticks of the axes as (pixels, label). Steps run from `low` to `high`."""
 
     metric: str
     label: str

@@ -1,4 +1,4 @@
-"""The model card of a published adapter: what it rests on, what pulled at it, what was measured, how to load it."""
+"""The model card of a published adapter: its base, reference and rewards, what was measured, how to load it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from marl_core.config.redact import redacted
 from marl_core.config.yaml_text import dump_yaml
 from marl_core.report.run_data import RunData
 
-"""OWNER/NAME."""
 SHOWN_SECTIONS = ("reference", "reward", "sampling")
 """Sections of the config that the card shows as they are."""
 KL_LABEL = "KL to the reference, nats per response"

@@ -15,7 +15,7 @@ from marl_core.store.files import read_lines
 Line = Mapping[str, Any]
 
 RENAMED_METRICS = {"policy/approxkl": "policy/approx_kl"}
-"""Metrics that runs before called otherwise; read under the name they have now."""
+"""Old names of metrics, in folders of earlier versions, and their names now."""
 PHASE_PREFIX = "perf/seconds_"
 
 

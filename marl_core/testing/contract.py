@@ -100,7 +100,7 @@ def check_quantization(strategy: Strategy, hooks: Hooks, bank: AdapterBank | Non
 
 
 def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
-    """Advantages of two responses to each of two prompts; whoever says that it needs nothing else, needs nothing else."""
+    """Advantages of two responses to each of two prompts; an estimator that declares no need has none."""
     import torch
 
     name, bank = type(strategy).__name__, bank or tiny_bank()
@@ -118,7 +118,7 @@ def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
 
 
 def check_observer(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
-    """A run may fail while its observers are told of the start: then the end comes to those who heard of no beginning."""
+    """`marl_run_failed` works without `marl_run_start` before it: a run may fail while its observers are told of the start."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", MarlWarning)
@@ -172,7 +172,7 @@ def _with_policy(bank: AdapterBank | None) -> AdapterBank:
 def _check_numbers(
     strategy: Strategy, hooks: Hooks, bank: AdapterBank, build: Callable[[], RolloutFunction]
 ) -> tuple[RolloutFunction, Tensor, Rollout]:
-    """What a reward and a reference have in common; its answer to a rollout, that rollout, and the function that gives it."""
+    """What a reward and a reference have in common. Returns the function, what it gives for a rollout, and that rollout."""
     import torch
 
     name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
@@ -208,7 +208,7 @@ def _advantages(estimator: Estimator, bank: AdapterBank, early: bool = False, sa
 
 
 def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:
-    """What follows an update writes to no weights but those of the adapters that the strategy added for itself."""
+    """`marl_update_end` writes to no weights but those of the adapters `own`, which the strategy added for itself."""
     before = Traces.of(bank, without=own)
     hooks.update_end(1, bank, POLICY)
     after = Traces.of(bank, without=own)
@@ -219,7 +219,7 @@ def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: 
 
 
 def _check_state(strategy: Strategy, hooks: Hooks, bank: AdapterBank) -> None:
-    """What it gives to a checkpoint is what it has after taking it back."""
+    """`marl_state` gives what `marl_restore` was given."""
     import torch
 
     state = {name: tensor.detach().clone() for name, tensor in hooks.state(strategy, bank, POLICY).items()}

@@ -1,4 +1,4 @@
-"""What code that was called left behind: everything a strategy must leave as it was, and the names of what it didn't."""
+"""What a call changed: a snapshot of everything that a strategy must leave as it was, and the names of what differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Traces:
 
     @classmethod
     def of(cls, bank: AdapterBank, without: Iterable[str] = ()) -> Traces:
-        """Take everything down, but for the weights of the adapters `without`."""
+        """The state now, except the weights of the adapters `without`."""
         settings = Snapshot.of([*_of_bank(bank), *random_states(), *torch_modes()])
         parameters = dict(bank.base.named_parameters())
         left_out = {key for name in without for key in bank.parameters(name)}

@@ -11,8 +11,8 @@ Message = Mapping[str, Any]
 def answered(prompt: Sequence[Message], response: str) -> tuple[list[Message], Message]:
     """The messages before the answer, and the answer.
 
-    A prompt whose last message is the assistant's is gone on with: its words and the response are one answer, as TRL's GRPO
-    joined them.
+    A prompt that ends with an assistant's message is continued: that message's text and the response are one answer, as TRL's
+    GRPO joins them.
     """
     before = list(prompt)
     if not before or before[-1].get("role") != "assistant":

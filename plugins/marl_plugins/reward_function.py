@@ -92,7 +92,7 @@ def load(target: str) -> Callable[..., Any]:
 
 
 def _instance(function_class: type, target: str) -> Callable[..., Any]:
-    """A class is asked for an instance, which is the function."""
+    """An instance of a class, which is the reward function."""
     try:
         instance: Callable[..., Any] = function_class()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Calls in another thread: under the caller's conditions, and within a time limit."""
+"""Calls in another thread: with the caller's thread state, and within a time limit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from marl_core import PluginError
 
 
 def with_caller_state(function: Callable[[], Any]) -> Callable[[], Any]:
-    """`function` for another thread, under what holds in this one: gradient mode and inference mode, which torch keeps by thread,
-    and context variables.
+    """`function` to call in another thread with this one's state: torch's gradient and inference mode, which are kept by thread, and
+    context variables.
     """
     import torch
 

@@ -42,7 +42,7 @@ def problems(names: Iterable[str], settings: Mapping[str, Any]) -> Iterable[str]
 class OpenTrackers:
     """The trackers of one run, from its first step to its end: accelerate's classes, without its Accelerator.
 
-    That one's `end_training` would take the process group away, which belongs to the run and to those after it.
+    Accelerator's `end_training` would destroy the process group, which belongs to the run and to those after it.
     """
 
     def __init__(self, plan: Plan, options: Trackers, done: int) -> None:

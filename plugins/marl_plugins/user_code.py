@@ -15,7 +15,7 @@ STANDARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
 
 @contextmanager
 def noting_origin(function: Callable[..., Any], arguments: Iterable[str]) -> Iterator[None]:
-    """Around a call of `function` with these keywords: an error that comes out gets a note, and goes on as it is."""
+    """Add a note to an error of `function`, called with these keyword `arguments`: where it was raised, and what was given."""
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -10,7 +10,7 @@ import pytest
 
 from marl_core import Catalog, Plan
 from marl_core.config.load import load_config
-from marl_core.plan.memory import ON_TOP, estimate
+from marl_core.plan.memory import OVERHEAD_SHARES, estimate
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +38,6 @@ def test_the_configs_fit_with_what_comes_on_top(page: Any, tmp_path: Path, name:
     sets = [f"model.path={model}", f"reward.path={model}/reward"]
     plan = Plan.of(load_config(ROOT / "docs" / f"gpu-{name}.yaml", sets, Catalog.installed()))
     peak = estimate(plan).peak
-    assert peak * (1 + ON_TOP[1]) < card
+    assert peak * (1 + OVERHEAD_SHARES[1]) < card
     assert f"{peak / 2**30:.1f} of {card / 2**30:.0f}" == said
     assert f"{said} GiB" in " ".join((ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").split())
