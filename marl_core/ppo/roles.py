@@ -26,6 +26,12 @@ class TrainableRoles:
     policy: str
     value_head: str | None
     value_adapter: str | None
+    value_bank: AdapterBank | None = None
+    """The bank that holds the value's own adapter and its head, where that isn't the policy's."""
+
+    def value_home(self, bank: AdapterBank) -> AdapterBank:
+        """Where the value's adapter and head are, `bank` being the policy's."""
+        return bank if self.value_bank is None else self.value_bank
 
     @property
     def value_on_policy(self) -> bool:
@@ -41,8 +47,9 @@ class TrainableRoles:
         """Explicit parameters by role: never "all that require grad"."""
         roles = {"policy": bank.parameters(self.policy)}
         if self.value_head is not None:
-            own = bank.parameters(self.value_adapter) if self.value_adapter else {}
-            roles["value"] = {**own, **bank.parameters(self.value_head)}
+            home = self.value_home(bank)
+            own = home.parameters(self.value_adapter) if self.value_adapter else {}
+            roles["value"] = {**own, **home.parameters(self.value_head)}
         return roles
 
 
