@@ -12,10 +12,10 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import ScoreView, View
 from marl_core.ppo.types import Rollout
 
-ReferenceFunction: TypeAlias = Callable[[Rollout], Tensor]
+ReferenceFunction: TypeAlias = "Callable[[Rollout], Tensor]"
 """A reference whose weights live elsewhere: Rollout -> log-probs [B, T] float32 of the response tokens."""
 
-RewardFunction: TypeAlias = Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]
+RewardFunction: TypeAlias = "Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]"
 """A reward: Rollout -> scores [B], or for tokens [B, T] (a list: one number for each token of a response); None abstains."""
 
 
