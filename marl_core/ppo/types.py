@@ -114,7 +114,7 @@ class Prompts:
         return Prompts(self.ids, self.mask, self.rows, tokenizer.batch_decode(rows, skip_special_tokens=True))
 
     def repeat(self, times: int) -> Prompts:
-        """Each prompt `times` times in a row: groups for rloo and grpo."""
+        """Each prompt `times` times in a row: groups for estimators that compare responses."""
         return self if times == 1 else self.select(torch.arange(len(self)).repeat_interleave(times))
 
     def select(self, rows: Tensor | slice) -> Prompts:

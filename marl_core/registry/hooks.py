@@ -176,10 +176,6 @@ class Hooks:
         for failure in self._tell_all("marl_run_failed", step=step, error=error):
             warnings.warn(str(failure), MarlWarning, stacklevel=2)
 
-    def again(self) -> Hooks:
-        """The same strategies with hooks of their own: what surrounds the calls of one run doesn't surround another's."""
-        return Hooks(self._origins.items())
-
     def _register(self, strategy: Strategy, origin: str) -> None:
         name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
         try:
