@@ -64,11 +64,11 @@ class AdapterFiles:
     @property
     def reward_head(self) -> tuple[Path, dict[str, tuple[int, ...]]]:
         """The file with the head of a reward adapter, and the head's tensors in it; none when there is no head."""
-        inside = {key: self.shapes[key] for key in self.score_keys}
-        if inside or not self.value_head:
-            return self.weights, inside
-        beside = {key: self.value_head[key] for key in VALUE_HEAD_KEYS if key in self.value_head}
-        return self.folder / VALUE_HEAD_FILE, beside
+        score_head = {key: self.shapes[key] for key in self.score_keys}
+        if score_head or not self.value_head:
+            return self.weights, score_head
+        head = {key: self.value_head[key] for key in VALUE_HEAD_KEYS if key in self.value_head}
+        return self.folder / VALUE_HEAD_FILE, head
 
 
 def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
@@ -82,8 +82,8 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
             f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}."
         )
     if not (path / CONFIG_FILE).is_file():
-        inside = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
-        hint = f"Did you mean {path / inside[0]}?" if inside else "Save it with PEFT's save_pretrained."
+        subfolders = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
+        hint = f"Did you mean {path / subfolders[0]}?" if subfolders else "Save it with PEFT's save_pretrained."
         raise DataError(f"{asked_by}: {path} holds no {CONFIG_FILE}, so it isn't a PEFT adapter. {hint}")
     if not (path / WEIGHTS_FILE).is_file():
         if (path / PICKLE_FILE).is_file():
@@ -94,8 +94,8 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
         raise DataError(f"{asked_by}: {path} has a config but no {WEIGHTS_FILE}. Copy the whole adapter folder.")
     config = _read_config(path / CONFIG_FILE, asked_by)
     head = path / VALUE_HEAD_FILE
-    beside = read_shapes(head, asked_by) if head.is_file() else {}
-    return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by), beside)
+    head_shapes = read_shapes(head, asked_by) if head.is_file() else {}
+    return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by), head_shapes)
 
 
 def _read_config(file: Path, asked_by: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ VARIANTS: Mapping[str, str] = {
 }
 """Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
 UNMERGEABLE_OPTIONS = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
-PLAIN = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
+PLAIN_LORA_HINT = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
 _PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
 _ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
 """What wrappers put before a name, inside of peft's own or outside."""
@@ -102,7 +102,7 @@ def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
     for option, what in VARIANTS.items():
         if not config.get(option) or (use == "merged" and option not in UNMERGEABLE_OPTIONS):
             continue
-        yield f"{what} ({option} in its adapter_config.json). {_way_out(files) if option not in UNMERGEABLE_OPTIONS else PLAIN + '.'}"
+        yield f"{what} ({option} in its adapter_config.json). {_way_out(files) if option not in UNMERGEABLE_OPTIONS else PLAIN_LORA_HINT + '.'}"
     start = config.get("init_lora_weights")
     if use == "shared" and isinstance(start, str) and start.startswith(REWRITING):
         yield (
@@ -133,18 +133,20 @@ def _names(files: AdapterFiles) -> Iterator[str]:
     """Files that peft itself would load without a word and without a tensor."""
     names = sorted(files.shapes)
     empty = [name for name in names if ".lora_" in name and 0 in files.shapes[name]]
-    flat = [name for name in names if re.search(r"\.lora_[AB]\.(.+\.)?weight$", name) and len(files.shapes[name]) < 2]
-    if empty or flat:
-        bad = [*empty, *flat]
+    one_dimensional = [
+        name for name in names if re.search(r"\.lora_[AB]\.(.+\.)?weight$", name) and len(files.shapes[name]) < 2
+    ]
+    if empty or one_dimensional:
+        bad = [*empty, *one_dimensional]
         yield (
             f"holds {len(bad)} LoRA tensors without their numbers (first: {bad[0]} is {list(files.shapes[bad[0]])}): DeepSpeed ZeRO-3 or "
             "FSDP saved one process's share. Gather the weights (DeepSpeed: stage3_gather_16bit_weights_on_model_save, or "
             "zero_to_fp32.py) and save the adapter again."
         )
-    inside = [name for name in names if _is_value_head(name)]
-    if inside:
+    value_heads = [name for name in names if _is_value_head(name)]
+    if value_heads:
         yield (
-            f"holds a value head among its tensors (first: {inside[0]}), which peft drops without a word. Save the head beside it, "
+            f"holds a value head among its tensors (first: {value_heads[0]}), which peft drops without a word. Save the head beside it, "
             f"as {VALUE_HEAD_FILE}, if it is a reward adapter; take it out if the head isn't needed."
         )
     lora = [name for name in names if ".lora_" in name]
@@ -168,10 +170,10 @@ def _names(files: AdapterFiles) -> Iterator[str]:
 def _lost_heads(files: AdapterFiles) -> Iterator[str]:
     if files.score_keys:
         yield "is a reward adapter (it has a score head); merging it would lose the head. Name it in reward.path instead."
-    beside = head_beside(files)
-    if beside is not None:
+    head_file = head_beside(files)
+    if head_file is not None:
         yield (
-            f"has a value head beside it ({beside}, as LLaMA-Factory saves reward adapters); merging it would lose the head. Name it in "
+            f"has a value head beside it ({head_file}, as LLaMA-Factory saves reward adapters); merging it would lose the head. Name it in "
             "reward.path if it is a reward adapter, or take that file away if the head isn't needed."
         )
 

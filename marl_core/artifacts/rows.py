@@ -19,7 +19,7 @@ from marl_core.errors import DataError, near_match
 Row = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 PREVIEW_ROWS = 20
 MAX_JSON_BYTES = 20_000_000
 
@@ -68,7 +68,7 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
     if os.path.isdir(path):
         return DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.") if name.startswith(".") else None
     if suffix not in SUFFIXES:
-        return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {KINDS} file.")
+        return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {SUFFIX_LIST} file.")
     try:
         if os.path.getsize(path) == 0:
             return _no_rows(name, asked_by)
@@ -137,7 +137,7 @@ def _from_datasets(source: str, split: str, subset: str | None, revision: str | 
         selection = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
         first = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{asked_by}: {source!r} is no {KINDS} file, and datasets could not load it with {selection} "
+            f"{asked_by}: {source!r} is no {SUFFIX_LIST} file, and datasets could not load it with {selection} "
             f"({type(error).__name__}: {first}). Check the name, data.split and data.subset."
         ) from error
 

@@ -11,7 +11,7 @@ from marl_core.config.fields import long_form
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.errors import ConfigError
 
-PREFIX = "MARL__"
+ENVIRONMENT_PREFIX = "MARL__"
 Path = tuple[str, ...]
 
 
@@ -26,9 +26,10 @@ class Setting:
 
 def settings_from_environment(env: Mapping[str, str]) -> list[Setting]:
     """Variables called MARL__SECTION__KEY, in order of name; values are YAML. ConfigError for what isn't."""
-    names = sorted(name for name in env if name.upper().startswith(PREFIX))
+    names = sorted(name for name in env if name.upper().startswith(ENVIRONMENT_PREFIX))
     return [
-        _setting(name[len(PREFIX) :].lower().split("__"), env[name], f"environment variable {name}") for name in names
+        _setting(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"), env[name], f"environment variable {name}")
+        for name in names
     ]
 
 

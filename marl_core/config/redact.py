@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "[redacted]"
-SHORTEST_SECRET = 8
+MIN_SECRET_CHARACTERS = 8
 """Characters below which an environment variable's value is no secret: it would strike out common words."""
 
 _NAMED_LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
@@ -38,7 +38,7 @@ def redact(text: str, env: Mapping[str, str] | None = None) -> str:
     values = {
         value
         for name, value in environment.items()
-        if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= SHORTEST_SECRET
+        if _NAMED_LIKE_A_SECRET.search(name) and len(value) >= MIN_SECRET_CHARACTERS
     }
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, REDACTED)

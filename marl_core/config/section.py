@@ -49,7 +49,7 @@ class Section(BaseModel):
             new, since = cls.renamed[key]
             if new in result:
                 raise ValueError(f"{key} is the old name of {new}, and both are given; remove {key}")
-            warn_deprecated(f"{cls._place()}{key}", f"{cls._place()}{new}", since, stacklevel=4)
+            warn_deprecated(f"{cls._prefix()}{key}", f"{cls._prefix()}{new}", since, stacklevel=4)
             result[new] = result.pop(key)
         return result
 
@@ -69,7 +69,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:
-        warn_options(self, self._place())
+        warn_options(self, self._prefix())
         return self
 
     if not TYPE_CHECKING:  # to a type checker an old name is an error
@@ -79,11 +79,11 @@ class Section(BaseModel):
             if name not in type(self).renamed:
                 return super().__getattr__(name)
             new, since = type(self).renamed[name]
-            warn_deprecated(f"{self._place()}{name}", f"{self._place()}{new}", since)
+            warn_deprecated(f"{self._prefix()}{name}", f"{self._prefix()}{new}", since)
             return getattr(self, new)
 
     @classmethod
-    def _place(cls) -> str:
+    def _prefix(cls) -> str:
         """What stands before a key of this section in messages: `speed.`."""
         return f"{cls.__name__.removesuffix('Section').lower()}."
 

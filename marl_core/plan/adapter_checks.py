@@ -99,7 +99,7 @@ def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
 
 
 def unconverted(files: AdapterFiles, kind: str | None, names: Iterable[str]) -> str | None:
-    """Why tensors of single experts, `names`, found no place; None when there are none among them."""
+    """Why the tensors `names` could not be loaded, where single experts' are among them; None where none are."""
     if not any(layer_of_one_expert(name) for name in names):
         return None
     return _one_by_one(files, f"peft has no conversion for the experts of a {kind}")

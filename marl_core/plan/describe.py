@@ -129,7 +129,7 @@ def _value(plan: Chosen) -> Role:
 
 def explain(plan: Chosen) -> list[str]:
     """A few sentences for `marl check`. Reads config files and headers at most."""
-    return [_once(plan), *_beside(plan), _reference(plan)]
+    return [_shared_base(plan), *_separate_models(plan), _reference(plan)]
 
 
 def unseen(plan: Chosen) -> str | None:
@@ -151,7 +151,7 @@ def unseen(plan: Chosen) -> str | None:
     )
 
 
-def _once(plan: Chosen) -> str:
+def _shared_base(plan: Chosen) -> str:
     """Who looks through the one base."""
     roles = ["policy"]
     roles += ["reference"] if plan.config.ppo.kl.coef > 0 and not own_model(plan.reference) else []
@@ -166,7 +166,7 @@ def _once(plan: Chosen) -> str:
     )
 
 
-def _beside(plan: Chosen) -> Iterator[str]:
+def _separate_models(plan: Chosen) -> Iterator[str]:
     """Whole models beside the base, and the base twice while it is prepared."""
     strategies = [("the reference", plan.reference)] if plan.config.ppo.kl.coef > 0 else []
     strategies += [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.types import Evaluation, RunResult, ScoredRollout, StepStats
 
-WRITERS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
+WEIGHT_WRITING_HOOKS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
 
 Finding: TypeAlias = tuple[str, str]
@@ -231,7 +231,7 @@ class Hooks:
     @contextmanager
     def _blame(self, strategy: Strategy, hook: str) -> Iterator[None]:
         try:
-            with self.around(self._origins[strategy], writes=hook in WRITERS):
+            with self.around(self._origins[strategy], writes=hook in WEIGHT_WRITING_HOOKS):
                 yield
         except (MarlError, KeyboardInterrupt):
             raise

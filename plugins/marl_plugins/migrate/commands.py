@@ -16,7 +16,7 @@ app = typer.Typer(
 To = Annotated[Path | None, typer.Option("--to", help="File to write; printed when absent.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
-ABOUT = {
+SECTION_COMMENTS = {
     "model": "The one base that policy, reference, reward and value share.",
     "policy": "The trained adapter.",
     "reference": "Which weights the KL penalty pulls towards; measured before the first update.",
@@ -51,7 +51,7 @@ def trl_args(context: typer.Context, to: To = None, force: Force = False) -> Non
 def _finish(config: dict[str, Any], refused: list[tuple[str, str]], origin: str, to: Path | None, force: bool) -> None:
     """The config to the file or to stdout; what was not carried over as comments in it, and to stderr."""
     lines = [f"{key}: {why}" for key, why in refused]
-    text = render(config, ABOUT, [MODELINE.removeprefix("# "), origin])
+    text = render(config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), origin])
     if lines:
         text += "\n# Not carried over, or not as it was:\n" + "".join(f"#   {line}\n" for line in lines)
     if write(text, to, force):
