@@ -102,7 +102,8 @@ def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
     for option, what in VARIANTS.items():
         if not config.get(option) or (use == "merged" and option not in UNMERGEABLE_OPTIONS):
             continue
-        yield f"{what} ({option} in its adapter_config.json). {_way_out(files) if option not in UNMERGEABLE_OPTIONS else PLAIN_LORA_HINT + '.'}"
+        advice = _way_out(files) if option not in UNMERGEABLE_OPTIONS else f"{PLAIN_LORA_HINT}."
+        yield f"{what} ({option} in its adapter_config.json). {advice}"
     start = config.get("init_lora_weights")
     if use == "shared" and isinstance(start, str) and start.startswith(REWRITING):
         yield (
