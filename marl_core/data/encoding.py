@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from marl_core.data.rendering import SYSTEM, Rendered
 from marl_core.errors import DataError
-from marl_core.ppo.texts import is_gone_on_with
+from marl_core.ppo.texts import continues_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ class Encoder:
         a response then begins with its own.
         """
         messages = prompt.prompt
-        if isinstance(messages, str) or not is_gone_on_with(messages):
+        if isinstance(messages, str) or not continues_prompt(messages):
             return messages
         *before, last = messages
         content = last.get("content")
@@ -94,7 +94,7 @@ class Encoder:
                 "data: the prompts are chat messages, but this model's tokenizer has no chat template. "
                 "Use plain texts (data.prompt_template writes one), or give a tokenizer that has a template as model.tokenizer."
             )
-        goes_on = is_gone_on_with(messages)
+        goes_on = continues_prompt(messages)
         render: Callable[..., Any] = self._tokenizer.apply_chat_template
         try:
             return render(
@@ -149,7 +149,7 @@ def _without(messages: Messages, letters: float) -> tuple[Messages, int]:
             }
         return message
 
-    last = len(messages) - 1 if is_gone_on_with(messages) else len(messages)
+    last = len(messages) - 1 if continues_prompt(messages) else len(messages)
     found = [
         shortened(message) if place < last and message["role"] not in SYSTEM else message
         for place, message in enumerate(messages)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, RankError, Stopped
-from marl_core.ppo.ranks import ALONE, Ranks, checksum
+from marl_core.ppo.ranks import ONE_PROCESS, Ranks, checksum
 
 FAILURE_KEY, CALLS_KEY = "marl/failed", "marl/at"
 FAILURE_WAIT_SECONDS = 1.0
@@ -31,7 +31,7 @@ FAILURE_WAIT_SECONDS = 1.0
 
 
 def join(config: RunConfig) -> Ranks:
-    """The run's processes: ALONE unless a launcher started several. ConfigError when the batch can't be shared out."""
+    """The run's processes: ONE_PROCESS unless a launcher started several. ConfigError when the batch can't be shared out."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
         if config.model.shard != "none":
@@ -39,7 +39,7 @@ def join(config: RunConfig) -> Ranks:
                 f"model.shard: {config.model.shard} shares the base out over several processes, and this is one. "
                 "Start the run by torchrun or accelerate launch, or set model.shard: none."
             )
-        return ALONE
+        return ONE_PROCESS
     _require_equal_shares(config, size)
     if not dist.is_initialized():
         on_cuda = config.run.device != "cpu" and torch.cuda.is_available()

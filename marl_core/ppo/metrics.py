@@ -49,14 +49,17 @@ def step_stats(
     return StepStats(step, {**metrics, **_logged(scored, metrics)})
 
 
-TAKEN = frozenset(("step", "time"))
-"""Names beside the metrics in the run's files."""
+RESERVED_NAMES = frozenset(("step", "time"))
+"""Keys of the run's files that stand beside the metrics."""
 
 
 def _logged(scored: ScoredRollout, metrics: Mapping[str, float]) -> dict[str, float]:
     """What reward functions logged, under their names; under `logged/` where marl has a number of that name."""
-    found = {} if scored.logged is None else scored.logged.metrics
-    return {name if name not in metrics.keys() | TAKEN else f"logged/{name}": value for name, value in found.items()}
+    numbers = {} if scored.logged is None else scored.logged.metrics
+    return {
+        name if name not in metrics.keys() | RESERVED_NAMES else f"logged/{name}": value
+        for name, value in numbers.items()
+    }
 
 
 def _mean(values: Tensor | None, mask: Tensor) -> float:
@@ -68,13 +71,13 @@ def _kl(scored: ScoredRollout) -> dict[str, float]:
     if scored.ref_logprobs is None:
         return {"objective/kl": 0.0}
     mask = scored.rollout.mask
-    each = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in ("k1", "k2", "k3")}
-    sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in each.items()}
+    estimates = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in ("k1", "k2", "k3")}
+    sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in estimates.items()}
     return {
         "objective/kl": sums["k1"],
         "objective/kl_k2": sums["k2"],
         "objective/kl_k3": sums["k3"],
-        "objective/kl_per_token": _mean(each["k1"], mask),
+        "objective/kl_per_token": _mean(estimates["k1"], mask),
     }
 
 
