@@ -317,7 +317,7 @@ def _each_tensor(scored: ScoredRollout, change: Callable[[Tensor], Tensor], roll
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """What the update learns from: kl, rewards, advantages [B, T] float32, and returns [B, T] (None without values)."""
+    """What the update learns from, [B, T] float32: kl in nats, rewards, advantages, and returns (None without values)."""
 
     kl: Tensor
     rewards: Tensor
@@ -413,7 +413,10 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out numbers at one step: means, with the standard deviation over sampling seeds (0 for one seed)."""
+    """Held-out numbers at one step: means, with the standard deviation over sampling seeds (0 for one seed).
+
+    Rewards are before shaping, lengths in tokens, `finished` is the share of responses that ended with a stop token.
+    """
 
     step: int
     reward: float
@@ -433,7 +436,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run gave."""
+    """The result of a run: its folder, steps done, the last step's numbers, and the evaluations before and after training."""
 
     folder: str | None
     steps: int
