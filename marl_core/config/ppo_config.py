@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BeforeValidator,
@@ -17,11 +17,14 @@ from pydantic import (
 from marl_core.config.choice import Choice
 from marl_core.config.section import BY_RECORD, Section, UnitInterval
 
+KLKind: TypeAlias = Literal["k1", "k2", "k3"]
+"""Per-token estimators of the KL: see `marl_core.ppo.kl_estimate`."""
+
 
 class KLSection(Section, at="ppo.kl"):
     """The KL penalty to the reference."""
 
-    estimator: Literal["k1", "k2", "k3"] = "k1"
+    estimator: KLKind = "k1"
     """Per-token estimator (Schulman 2020)."""
     into: Literal["reward", "loss"] = "reward"
     """Subtract it from the token rewards, or add it to the loss."""

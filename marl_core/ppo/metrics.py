@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from torch import Tensor
 
+from marl_core.config.ppo_config import KLKind
 from marl_core.ppo.objectives import explained_variance, kl_estimate, masked_mean, masked_sum
 from marl_core.ppo.types import Advantages, ScoredRollout, StepStats, UpdateStats
 
@@ -71,12 +73,10 @@ def _kl(scored: ScoredRollout) -> dict[str, float]:
     if scored.ref_logprobs is None:
         return {"objective/kl": 0.0}
     mask = scored.rollout.mask
-    estimates = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in ("k1", "k2", "k3")}
+    estimates = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in get_args(KLKind)}
     sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in estimates.items()}
     return {
-        "objective/kl": sums["k1"],
-        "objective/kl_k2": sums["k2"],
-        "objective/kl_k3": sums["k3"],
+        **{"objective/kl" if kind == "k1" else f"objective/kl_{kind}": value for kind, value in sums.items()},
         "objective/kl_per_token": _mean(estimates["k1"], mask),
     }
 

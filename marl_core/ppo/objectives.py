@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-KLKind = Literal["k1", "k2", "k3"]
+from marl_core.config.ppo_config import KLKind
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:

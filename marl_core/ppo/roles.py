@@ -12,10 +12,10 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import ScoreView, View
 from marl_core.ppo.types import Rollout
 
-ReferenceFunction: TypeAlias = Callable[[Rollout], Tensor]
+ReferenceFunction: TypeAlias = "Callable[[Rollout], Tensor]"
 """A reference whose weights live elsewhere: Rollout -> log-probs [B, T] float32 of the response tokens."""
 
-RewardFunction: TypeAlias = Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]
+RewardFunction: TypeAlias = "Callable[[Rollout], Tensor | Sequence[float | None] | Sequence[Sequence[float] | None]]"
 """A reward: Rollout -> scores [B], or for tokens [B, T] (a list: one number for each token of a response); None abstains."""
 
 
@@ -26,6 +26,12 @@ class TrainableRoles:
     policy: str
     value_head: str | None
     value_adapter: str | None
+    value_bank: AdapterBank | None = None
+    """The bank that holds the value's own adapter and its head, where that isn't the policy's."""
+
+    def value_home(self, bank: AdapterBank) -> AdapterBank:
+        """Where the value's adapter and head are, `bank` being the policy's."""
+        return bank if self.value_bank is None else self.value_bank
 
     @property
     def value_on_policy(self) -> bool:
@@ -41,8 +47,9 @@ class TrainableRoles:
         """Explicit parameters by role: never "all that require grad"."""
         roles = {"policy": bank.parameters(self.policy)}
         if self.value_head is not None:
-            own = bank.parameters(self.value_adapter) if self.value_adapter else {}
-            roles["value"] = {**own, **bank.parameters(self.value_head)}
+            home = self.value_home(bank)
+            own = home.parameters(self.value_adapter) if self.value_adapter else {}
+            roles["value"] = {**own, **home.parameters(self.value_head)}
         return roles
 
 

@@ -114,7 +114,8 @@ class Step:
         trained, limits = self.roles.trained, self.budget.train
         policy = self.policy_output(rollout, limits, entropy=True)
         if trained.value_adapter and trained.value_head:
-            values = view_values(self.bank, trained.value_adapter, trained.value_head, rollout, limits)
+            home = trained.value_home(self.bank)
+            values = view_values(home, trained.value_adapter, trained.value_head, rollout, limits)
             policy = replace(policy, values=values)
         return RoleOutputs(policy, self.ref_logprobs(rollout, limits))
 

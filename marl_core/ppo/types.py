@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -384,7 +384,17 @@ class UpdateStats(_Floats):
         return self.approx_kl
 
 
-OLD_APPROX_KL = "policy/approxkl"
+class Metrics(dict[str, float]):
+    """Numbers by the field's names. A name of before is understood for one version, with a warning."""
+
+    OLD: ClassVar[Mapping[str, str]] = {"policy/approxkl": "policy/approx_kl"}
+
+    def __missing__(self, name: str) -> float:
+        """The number under its present name."""
+        if name not in self.OLD:
+            raise KeyError(name)
+        warn_deprecated(f"the metric {name}", self.OLD[name], "0.1")
+        return self[self.OLD[name]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,10 +404,10 @@ class StepStats:
     step: int
     metrics: Mapping[str, float]
 
+    def __post_init__(self) -> None:
+        _convert(self, metrics=Metrics(self.metrics))
+
     def __getitem__(self, name: str) -> float:
-        if name == OLD_APPROX_KL:
-            warn_deprecated(f"the metric {OLD_APPROX_KL}", "policy/approx_kl", "0.1")
-            name = "policy/approx_kl"
         return self.metrics[name]
 
     @property

@@ -157,8 +157,9 @@ class Update:
 
     def _own_value(self, piece: TrainingBatch, adapter: str, head: str, total: float) -> None:
         """Forward and backward through a value adapter of its own."""
-        with self.bank.using(adapter, train=True, options=self.limits.options):
-            values = apply_head(self.bank.heads[head], response_hidden(self.bank, piece.rollout))
+        bank = self.trained.value_home(self.bank)
+        with bank.using(adapter, train=True, options=self.limits.options):
+            values = apply_head(bank.heads[head], response_hidden(bank, piece.rollout))
             _backward(self._value_loss(values, piece, total))
 
     def _policy_loss(self, output: PolicyOutput, piece: TrainingBatch, total: float) -> Tensor:

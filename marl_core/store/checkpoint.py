@@ -91,10 +91,11 @@ def set_aside(folder: Path, step: int) -> list[Path]:
 def save_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> None:
     """Write the weights that learn: policy/, value/ and heads.safetensors."""
     bank.save(trained.policy, folder / "policy")
+    home = trained.value_home(bank)
     if trained.value_adapter:
-        bank.save(trained.value_adapter, folder / "value")
+        home.save(trained.value_adapter, folder / "value")
     if trained.value_head:
-        save_file(_head_tensors(bank, trained.value_head), folder / "heads.safetensors")
+        save_file(_head_tensors(home, trained.value_head), folder / "heads.safetensors")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -147,10 +148,11 @@ def load_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> No
     """Read the weights that `save_weights` wrote into the bank. DataError when they don't fit these roles."""
     try:
         _fill(bank.tensors(trained.policy), load_file(folder / "policy" / "adapter_model.safetensors"))
+        home = trained.value_home(bank)
         if trained.value_adapter:
-            _fill(bank.tensors(trained.value_adapter), load_file(folder / "value" / "adapter_model.safetensors"))
+            _fill(home.tensors(trained.value_adapter), load_file(folder / "value" / "adapter_model.safetensors"))
         if trained.value_head:
-            _fill(_head_tensors(bank, trained.value_head), load_file(folder / "heads.safetensors"))
+            _fill(_head_tensors(home, trained.value_head), load_file(folder / "heads.safetensors"))
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(
             f"resume: {folder} doesn't fit this config ({error}). Resume with the config the run was started with."

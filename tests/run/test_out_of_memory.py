@@ -165,7 +165,7 @@ def test_the_command_line_ends_with_a_code_of_its_own(
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(make_config(run={"folder": str(tmp_path / "run")})), encoding="utf-8")
     monkeypatch.setattr("marl_core.ppo.update.Update.run", too_much)
-    monkeypatch.setattr("marl_core.cli.app._set_up_process", lambda device: None)
+    monkeypatch.setattr("marl_core.cli.app._set_up_process", lambda *asked: None)
     assert main(["run", str(file)]) == 6
     said = capsys.readouterr().err
     assert "a bug in marl" not in said

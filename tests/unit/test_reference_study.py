@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core import Catalog, MarlError, Plan, load_config
+from marl_core import Catalog, MarlError, Plan, Runner, load_config
 from marl_core.config.load import parse_config
 from marl_core.ppo import generalized_advantage_estimation
 from marl_core.testing import tiny_model, tiny_tokenizer, write_tiny_model
@@ -155,6 +155,24 @@ class TestJudging:
 
 
 class TestYardstick:
+    def test_four_models_step_as_views_of_one_base_do(
+        self, make_config: Any, tiny_folder: str, write_reward_adapter: Any, tmp_path: Path
+    ) -> None:
+        """The same step with every role on a copy of the base of its own: bitwise the same numbers, over two updates."""
+        reward = write_reward_adapter(tiny_folder, tmp_path / "reward")
+        config = make_config(
+            reward={"use": "adapter", "path": reward},
+            value={"on": "own", "r": 2},
+            ppo={"batch": 4, "minibatch": 2, "epochs": 2, "learning_rate": 1e-3},
+        )
+        one, four = Runner(config), study("four_models_step").spread(Runner(config), reward)
+        assert four.bank.adapters == ["policy"]
+        for _ in range(2):
+            mine, theirs = (runner.step(runner.prompts()) for runner in (one, four))
+            for name, value in mine.metrics.items():
+                assert name.startswith("perf/") or theirs.metrics[name] == value, name
+        assert mine["val/grad_norm"] > 0
+
     def test_its_advantages_are_marls(self) -> None:
         rewards, values = torch.randn(4, 7), torch.randn(4, 7)
         mine = study("four_models").gae(rewards, values, 0.98, 0.9)

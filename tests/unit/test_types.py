@@ -170,6 +170,7 @@ def test_older_names_still_work_and_say_what_to_use() -> None:
         assert stats.approxkl == stats.approx_kl
     with pytest.warns(MarlDeprecationWarning, match="policy/approx_kl"):
         assert StepStats(1, {"policy/approx_kl": 0.5})["policy/approxkl"] == 0.5
+        assert StepStats(1, {"policy/approx_kl": 0.5}).metrics["policy/approxkl"] == 0.5
     with pytest.raises(AttributeError, match="no 'row_scores'"):
         _ = scored.row_scores
 

@@ -163,7 +163,11 @@ SHORT = "model: {path: x}\nreference: bare\nreward: short\n"
     [
         (BAD, [], [":6: reward.0.wieght: ", ":7: reward.1: ", ":13: ppo.kl.coef: ", ":16: observers.1: "]),
         (BAD.replace("high", "1"), ["reward=short", "observers=[]"], [":10: ppo: minibatch 8 does not divide"]),
-        (SHORT + "value: none", [], [":4: config: value: none with ppo.advantage gae"]),
+        (
+            SHORT + "sampling:\n  max_new_tokens: 2\n  min_new_tokens: 3",
+            [],
+            [":4: sampling: min_new_tokens 3 is above"],
+        ),
         (SHORT.replace("path: x", ""), [], [":1: model.path: is required"]),
         (SHORT + "policy: &a {start: 3}\neval: *a", [], [":4: policy.start: should be", ":4: eval.start: unknown key"]),
     ],
