@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from marl_core.data.rendering import SYSTEM, Rendered
+from marl_core.data.rendering import SYSTEM_ROLES, Rendered
 from marl_core.errors import DataError
-from marl_core.ppo.texts import is_gone_on_with
+from marl_core.ppo.texts import continues_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,11 +18,11 @@ Messages = list[Mapping[str, Any]]
 
 
 class Encoder:
-    """A tokenizer as it writes prompts. What it appends to every text (EOS, [SEP]) is left out: the response goes on there."""
+    """Tokenizes prompts. What the tokenizer appends to every text (EOS, [SEP]) is left out, because the response goes on there."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._first = _puts_first(tokenizer)
+        self._prefix = _prefix_tokens(tokenizer)
 
     def tokens(self, prompt: Rendered, as_text: bool, where: str) -> list[int]:
         """Tokens of a text, or of messages through the chat template. DataError naming the row when the template refuses it."""
@@ -31,18 +31,18 @@ class Encoder:
         return self._chat(prompt.prompt, prompt.options, where)
 
     def cut(self, prompt: Rendered, tokens: list[int], limit: int, where: str) -> list[int] | None:
-        """`tokens` of a prompt brought down to `limit`, its oldest text taken away; None where what stays is too long alone.
+        """`tokens` of a prompt cut to `limit` by removing its oldest text; None where what must stay is too long.
 
-        Of a text stays what the tokenizer puts first. Of a chat stays all that the template writes, the system message, and an
-        answer that is gone on with: the messages' texts are taken away, the first one's first, each from its left.
+        A text keeps its prefix tokens (BOS) and loses its left end. A chat keeps what the template writes, its system message, and
+        an answer that the response continues; the other messages lose their text, the first message first, each from its left.
         """
         if isinstance(prompt.prompt, str):
             head = self._head(tokens)
             return tokens[:head] + tokens[head + len(tokens) - limit :] if head < limit else None
-        _, spoken = _without(prompt.prompt, inf)
+        _, spoken = _without_letters(prompt.prompt, inf)
 
         def shorter(letters: int) -> list[int]:
-            messages, _ = _without(prompt.prompt, letters)
+            messages, _ = _without_letters(prompt.prompt, letters)
             return self._chat(messages, prompt.options, where)
 
         def fits(letters: int) -> bool:
@@ -56,29 +56,30 @@ class Encoder:
         return shorter(bisect_left(range(spoken - 1), True, key=fits))
 
     def as_written(self, prompt: Rendered, where: str) -> Any:
-        """The prompt as the model reads it: some templates strip the blanks at the end of an answer that is gone on with, and
-        a response then begins with its own.
+        """The prompt as the model reads it.
+
+        Some templates strip the blanks at the end of an answer that the response continues: then they are left out here too.
         """
         messages = prompt.prompt
-        if isinstance(messages, str) or not is_gone_on_with(messages):
+        if isinstance(messages, str) or not continues_prompt(messages):
             return messages
         *before, last = messages
         content = last.get("content")
         if not isinstance(content, str) or content == content.rstrip():
             return messages
-        whole = str(self._render(messages, prompt.options, where, tokenize=False)).endswith(content)
-        return messages if whole else [*before, {**last, "content": content.rstrip()}]
+        unchanged = str(self._render(messages, prompt.options, where, tokenize=False)).endswith(content)
+        return messages if unchanged else [*before, {**last, "content": content.rstrip()}]
 
     def _text(self, text: str, as_text: bool) -> list[int]:
         """What spells a control token stays text `as_text`. A BOS that a text spells out is not given twice."""
-        own = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
-        written = not as_text and self._first and own[: len(self._first)] == self._first
-        return own if written else self._first + own
+        text_ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
+        spelled = not as_text and self._prefix and text_ids[: len(self._prefix)] == self._prefix
+        return text_ids if spelled else self._prefix + text_ids
 
     def _head(self, tokens: list[int]) -> int:
         """How many tokens at the beginning are no text: the tokenizer's, or a BOS that was spelled out."""
-        if self._first and tokens[: len(self._first)] == self._first:
-            return len(self._first)
+        if self._prefix and tokens[: len(self._prefix)] == self._prefix:
+            return len(self._prefix)
         return int(self._tokenizer.bos_token_id is not None and tokens[:1] == [self._tokenizer.bos_token_id])
 
     def _chat(self, messages: Messages, options: Mapping[str, Any], where: str) -> list[int]:
@@ -86,7 +87,7 @@ class Encoder:
         return list(self._render(messages, options, where, return_dict=False))
 
     def _render(self, messages: Messages, options: Mapping[str, Any], where: str, **how: Any) -> Any:
-        """As `apply_chat_template` gives it. Messages that end with the assistant's are gone on with; else its answer is opened."""
+        """As `apply_chat_template` gives it. A last message of the assistant's is continued; else its answer is opened."""
         from jinja2 import TemplateError
 
         if self._tokenizer.chat_template is None and "chat_template" not in options:
@@ -94,7 +95,7 @@ class Encoder:
                 "data: the prompts are chat messages, but this model's tokenizer has no chat template. "
                 "Use plain texts (data.prompt_template writes one), or give a tokenizer that has a template as model.tokenizer."
             )
-        goes_on = is_gone_on_with(messages)
+        goes_on = continues_prompt(messages)
         render: Callable[..., Any] = self._tokenizer.apply_chat_template
         try:
             return render(
@@ -106,37 +107,37 @@ class Encoder:
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             roles = ", ".join(str(message["role"]) for message in messages)
-            beside = f"; given {', '.join(options)}" if options else ""
+            option_names = f"; given {', '.join(options)}" if options else ""
             raise DataError(
-                f"data.prompts: the model's chat template can't render {where} (roles: {roles}{beside}): {error}. "
+                f"data.prompts: the model's chat template can't render {where} (roles: {roles}{option_names}): {error}. "
                 "Mend its messages, leave out data.system_prompt if the template has no system role, name one of several templates "
                 "in data.chat_template_kwargs as chat_template, or use plain texts."
             ) from error
 
 
-def _puts_first(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a tokenizer puts before every text: BOS, [CLS], GLM's [gMASK]<sop>."""
+def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts before every text: BOS, [CLS], GLM's [gMASK]<sop>."""
     for probe in ("a", "1", "."):
         framed = list(tokenizer(probe).input_ids)
-        own = list(tokenizer(probe, add_special_tokens=False).input_ids)
-        for start in range(len(framed) - len(own) + 1 if own else 0):
-            if framed[start : start + len(own)] == own:
+        text_ids = list(tokenizer(probe, add_special_tokens=False).input_ids)
+        for start in range(len(framed) - len(text_ids) + 1 if text_ids else 0):
+            if framed[start : start + len(text_ids)] == text_ids:
                 return framed[:start]
     return []
 
 
-def _without(messages: Messages, letters: float) -> tuple[Messages, int]:
-    """The messages without their first `letters` letters, or as many of them as may go; and how many went.
+def _without_letters(messages: Messages, letters: float) -> tuple[Messages, int]:
+    """The messages without their first `letters` characters, or as many as may be removed; and how many were.
 
-    System messages stay, and an answer that is gone on with.
+    System messages stay whole, and so does an answer that the response continues.
     """
-    gone = 0
+    removed = 0
 
     def cut(text: str) -> str:
-        nonlocal gone
-        here = int(min(letters - gone, len(text)))
-        gone += here
-        return text[here:]
+        nonlocal removed
+        count = int(min(letters - removed, len(text)))
+        removed += count
+        return text[count:]
 
     def shortened(message: Mapping[str, Any]) -> Mapping[str, Any]:
         content = message.get("content")
@@ -149,12 +150,12 @@ def _without(messages: Messages, letters: float) -> tuple[Messages, int]:
             }
         return message
 
-    last = len(messages) - 1 if is_gone_on_with(messages) else len(messages)
-    found = [
-        shortened(message) if place < last and message["role"] not in SYSTEM else message
-        for place, message in enumerate(messages)
+    last = len(messages) - 1 if continues_prompt(messages) else len(messages)
+    shortened_messages = [
+        shortened(message) if index < last and message["role"] not in SYSTEM_ROLES else message
+        for index, message in enumerate(messages)
     ]
-    return found, gone
+    return shortened_messages, removed
 
 
 def _has_text(part: Any) -> bool:

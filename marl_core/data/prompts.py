@@ -12,7 +12,7 @@ from marl_core.artifacts.rows import Row, is_columnar, read_rows
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection
 from marl_core.data.encoding import Encoder
-from marl_core.data.rendering import OF_TEMPLATES, ControlTokens, render
+from marl_core.data.rendering import TEMPLATE_COLUMNS, ControlTokens, render
 from marl_core.errors import DataError, warn
 from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts
@@ -30,7 +30,7 @@ class PromptData:
     tokens: Sequence[Sequence[int]]
     pad: int
     cut: Sequence[int] = ()
-    """Places of the prompts that were too long and lost their oldest text."""
+    """Indices of the prompts that were too long and lost their oldest text."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,7 +47,7 @@ class PromptData:
         rows = read_rows(data.prompts, data.split, data.subset, data.revision)
         columnar = is_columnar(data.prompts)
         prompts = [render(data, row, data.prompts, index, columnar) for index, row in enumerate(rows)]
-        kept: list[tuple[Row, Any, list[int]]] = []
+        usable: list[tuple[Row, Any, list[int]]] = []
         cut: list[int] = []
         long: list[int] = []
         empty: list[int] = []
@@ -70,18 +70,18 @@ class PromptData:
                 if tokens is None:
                     long.append(index)
                     continue
-                cut.append(len(kept))
-            _known(tokens, vocabulary, where)
-            kept.append((row, encoder.as_written(prompt, where), tokens))
-        _complain(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
-        _complain(
+                cut.append(len(usable))
+            _require_embeddings(tokens, vocabulary, where)
+            usable.append((row, encoder.as_written(prompt, where), tokens))
+        _refuse_rows(empty, data.on_empty == "error", "are empty", "data.on_empty: drop", data.prompts)
+        _refuse_rows(
             list(spelled),
             data.on_control != "drop",
             f"hold control tokens such as {next(iter(spelled.values()), '')!r}",
             "data.on_control: parse where they are meant (a template written out), drop, or (for texts) as-text",
             data.prompts,
         )
-        _complain(
+        _refuse_rows(
             long,
             data.on_long != "drop",
             f"exceed {limit} tokens"
@@ -90,21 +90,21 @@ class PromptData:
             + (" or truncate-left" if data.on_long == "error" else ""),
             data.prompts,
         )
-        if not kept:
+        if not usable:
             raise DataError(
-                f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_wanted(data)}."
+                f"data.prompts: {data.prompts} holds no usable prompt. Each row needs a non-empty {_prompt_columns(data)}."
             )
-        _say_unread(kept, data.prompts)
+        _warn_of_unread_columns(usable, data.prompts)
         if cut:
             warn(
-                f"data.prompts: {len(cut)} of {len(kept)} prompts of {data.prompts} were longer than {limit} tokens and lost their "
+                f"data.prompts: {len(cut)} of {len(usable)} prompts of {data.prompts} were longer than {limit} tokens and lost their "
                 "oldest text (data.on_long: truncate-left)."
             )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        return cls([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], pad, cut)
+        return cls([k[0] for k in usable], [k[1] for k in usable], [k[2] for k in usable], pad, cut)
 
     def take(self, indices: Sequence[int]) -> Prompts:
-        """The prompts at these places, as one batch."""
+        """The prompts at these indices, as one batch."""
         return Prompts.of(
             [self.tokens[i] for i in indices],
             self.pad,
@@ -114,16 +114,16 @@ class PromptData:
 
     def batch(self, step: int, count: int, seed: int, shuffle: bool = True) -> Prompts:
         """The `count` prompts of step `step` (0-based): each epoch in a new order that depends on the seed alone."""
-        places = [divmod(place, len(self)) for place in range(step * count, (step + 1) * count)]
-        orders = {epoch: self._order(epoch, seed) for epoch, _ in places} if shuffle else {}
-        return self.take([orders[epoch][offset] if shuffle else offset for epoch, offset in places])
+        positions = [divmod(index, len(self)) for index in range(step * count, (step + 1) * count)]
+        orders = {epoch: self._order(epoch, seed) for epoch, _ in positions} if shuffle else {}
+        return self.take([orders[epoch][offset] if shuffle else offset for epoch, offset in positions])
 
     def _order(self, epoch: int, seed: int) -> list[int]:
         order: list[int] = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
         return order
 
 
-def _known(tokens: Sequence[int], vocabulary: int | None, where: str) -> None:
+def _require_embeddings(tokens: Sequence[int], vocabulary: int | None, where: str) -> None:
     """DataError when the model has no embedding for one of the tokens."""
     if vocabulary is not None and max(tokens) >= vocabulary:
         raise DataError(
@@ -132,24 +132,24 @@ def _known(tokens: Sequence[int], vocabulary: int | None, where: str) -> None:
         )
 
 
-def _say_unread(kept: Sequence[tuple[Row, Any, list[int]]], source: str) -> None:
-    """A MarlWarning where texts bring what chat templates alone read."""
-    for name in OF_TEMPLATES:
-        count = sum(isinstance(prompt, str) and row.get(name) not in (None, "", [], {}) for row, prompt, _ in kept)
+def _warn_of_unread_columns(usable: Sequence[tuple[Row, Any, list[int]]], source: str) -> None:
+    """A MarlWarning when rows of plain texts have columns that only chat templates read."""
+    for name in TEMPLATE_COLUMNS:
+        count = sum(isinstance(prompt, str) and row.get(name) not in (None, "", [], {}) for row, prompt, _ in usable)
         if count:
             warn(
-                f"data.prompts: {count} of {len(kept)} prompts of {source} are texts and have a column {name!r}, which only a chat's "
+                f"data.prompts: {count} of {len(usable)} prompts of {source} are texts and have a column {name!r}, which only a chat's "
                 "template reads: the model doesn't see it. Set data.chat: true to make texts user messages."
             )
 
 
-def _wanted(data: DataSection) -> str:
+def _prompt_columns(data: DataSection) -> str:
     return (
         repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
     )
 
 
-def _complain(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
+def _refuse_rows(rows: list[int], refuse: bool, what: str, way_out: str, source: str) -> None:
     if rows and refuse:
         numbers = ", ".join(str(row + 1) for row in rows[:5])
         raise DataError(

@@ -16,27 +16,27 @@ from marl_core.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SYSTEM = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 """Roles of messages that say how to answer; `developer` is what newer templates call it."""
 
 
-OF_TEMPLATES = ("tools", "chat_template_kwargs")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that a chat template reads, as TRL names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt: a text or a list of messages; the texts in it that are the row's own, and those that the config wrote."""
+    """A prompt, as text or list of messages; the texts in it that come from the row, and those that come from the config."""
 
     prompt: Any
-    own: tuple[str, ...]
-    written: tuple[str, ...] = ()
-    whole: str = ""
-    """The filled template: what a row's text and the config's make together."""
+    row_texts: tuple[str, ...]
+    config_texts: tuple[str, ...] = ()
+    filled: str = ""
+    """The filled template: the row's texts within the config's; empty without a template."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template gets beside the messages."""
     empty: bool = False
-    """Whether the row said nothing but blanks."""
+    """Whether the row holds nothing but blanks."""
 
 
 def render(data: DataSection, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
@@ -50,32 +50,34 @@ def render(data: DataSection, row: Row, source: str, index: int, columnar: bool 
         names = columns_of(data.prompt_template)
         values = {name: _cell(row, name, where) for name in names}
         value: Any = fill(data.prompt_template, values)
-        own, said = tuple(values.values()), tuple(values.values())
-        written, whole = tuple(literal for literal, _ in pieces(data.prompt_template)), value
+        row_texts, contents = tuple(values.values()), tuple(values.values())
+        config_texts, filled = tuple(literal for literal, _ in pieces(data.prompt_template)), value
     else:
         value = _value(row, data.field, "data.field", where, columnar)
-        own, written, whole = tuple(_texts(value)), (), ""
-        said = own if isinstance(value, str) else tuple(text for m in value for text in _texts(m.get("content")))
-        said = said or ("(no text)",)  # calls of tools, say
+        row_texts, config_texts, filled = tuple(_texts(value)), (), ""
+        contents = (
+            row_texts if isinstance(value, str) else tuple(text for m in value for text in _texts(m.get("content")))
+        )
+        contents = contents or ("(no text)",)  # calls of tools, say
     if isinstance(value, str) and data.chat:
         value = [{"role": "user", "content": value}]
     if isinstance(value, str):
         _refuse_chat_keys(data, where)
     else:
-        if data.system_prompt is not None and value[0]["role"] not in SYSTEM:
+        if data.system_prompt is not None and value[0]["role"] not in SYSTEM_ROLES:
             value = [{"role": "system", "content": data.system_prompt}, *value]
         of_row = _options(row, where, columnar)
-        own += tuple(_texts(of_row))
+        row_texts += tuple(_texts(of_row))
         options = {**data.chat_template_kwargs, **of_row}
-    return Rendered(value, own, written, whole, options, not any(text.strip() for text in said))
+    return Rendered(value, row_texts, config_texts, filled, options, not any(text.strip() for text in contents))
 
 
 def _refuse_chat_keys(data: DataSection, where: str) -> None:
-    given = [
+    chat_keys = [
         (data.system_prompt, "data.system_prompt", "a system prompt belongs"),
         (data.chat_template_kwargs, "data.chat_template_kwargs", "a chat template's options belong"),
     ]
-    for value, key, belongs in given:
+    for value, key, belongs in chat_keys:
         if value:
             raise DataError(
                 f"{key}: {where} is a text, and {belongs} to a chat. Set data.chat: true to make texts "
@@ -85,25 +87,25 @@ def _refuse_chat_keys(data: DataSection, where: str) -> None:
 
 def _options(row: Row, where: str, columnar: bool) -> dict[str, Any]:
     """A row's own options of the chat template: columns `chat_template_kwargs` and `tools`, as TRL names them."""
-    found = _structure(row, "chat_template_kwargs", where, columnar) or {}
-    if isinstance(found, list):  # pairs: how parquet holds maps
-        found = dict(found) if all(isinstance(pair, list) and len(pair) == 2 for pair in found) else None
-    if not isinstance(found, Mapping):
+    options = _structure(row, "chat_template_kwargs", where, columnar) or {}
+    if isinstance(options, list):  # pairs: how parquet holds maps
+        options = dict(options) if all(isinstance(pair, list) and len(pair) == 2 for pair in options) else None
+    if not isinstance(options, Mapping):
         raise DataError(
             f"data: column 'chat_template_kwargs' of {where} holds no options of a chat template by name, such as "
             "{'enable_thinking': false}. Mend it, or rename the column."
         )
-    taken = sorted(found.keys() & NOT_A_TEMPLATES)
-    if taken:
+    reserved = sorted(options.keys() & NOT_A_TEMPLATES)
+    if reserved:
         raise DataError(
-            f"data: column 'chat_template_kwargs' of {where} gives {', '.join(taken)}, which marl sets itself. Take it out."
+            f"data: column 'chat_template_kwargs' of {where} gives {', '.join(reserved)}, which marl sets itself. Take it out."
         )
     tools = _structure(row, "tools", where, columnar)
     if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise DataError(
             f"data: column 'tools' of {where} holds no list of JSON schemas, which a chat template takes. Mend it, or rename the column."
         )
-    return {**found, **({"tools": tools} if tools else {})}  # an empty list of tools is none
+    return {**options, **({"tools": tools} if tools else {})}  # an empty list of tools is none
 
 
 def _structure(row: Row, name: str, where: str, columnar: bool) -> Any:
@@ -122,8 +124,8 @@ def _structure(row: Row, name: str, where: str, columnar: bool) -> Any:
 def plain(value: Any, columnar: bool = False) -> Any:
     """Dicts, lists and scalars, whatever held them: tuples, numpy arrays, a library's own mappings."""
     if isinstance(value, Mapping):
-        kept = {key: inner for key, inner in value.items() if not (columnar and inner is None)}
-        return {str(key): plain(inner, columnar) for key, inner in kept.items()}
+        present = {key: inner for key, inner in value.items() if not (columnar and inner is None)}
+        return {str(key): plain(inner, columnar) for key, inner in present.items()}
     if hasattr(value, "tolist"):
         return plain(value.tolist(), columnar)
     return [plain(inner, columnar) for inner in value] if isinstance(value, list | tuple) else value
@@ -133,18 +135,18 @@ class ControlTokens:
     """The tokens that mean something to the model beside their text: EOS, BOS, a template's marks."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        known = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        names = {str(token) for token in known if token.special} | set(tokenizer.all_special_tokens)
+        added_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        names = {str(token) for token in added_tokens if token.special} | set(tokenizer.all_special_tokens)
         self._pattern = re.compile(
             "|".join(re.escape(name) for name in sorted(names - {""}, key=len, reverse=True)) or r"(?!)"
         )
 
     def spelled_in(self, prompt: Rendered) -> str | None:
         """The first control token that a row spells out, alone or together with the text around it; None when there is none."""
-        alone = [token for text in prompt.own for token in self._pattern.findall(text)]
-        meant = [token for text in prompt.written for token in self._pattern.findall(text)]
-        together = self._pattern.findall(prompt.whole)
-        return next(iter(alone), None) or (next(iter(together)) if len(together) > len(meant) else None)
+        in_row = [token for text in prompt.row_texts for token in self._pattern.findall(text)]
+        in_config = [token for text in prompt.config_texts for token in self._pattern.findall(text)]
+        in_filled = self._pattern.findall(prompt.filled)
+        return next(iter(in_row), None) or (next(iter(in_filled)) if len(in_filled) > len(in_config) else None)
 
 
 def _cell(row: Row, name: str, where: str) -> str:
@@ -155,8 +157,8 @@ def _cell(row: Row, name: str, where: str) -> str:
 def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, column: bool = False) -> Any:
     if name not in row:
         raise DataError(f"{key}: {where} has no {name!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
-    given = row[name]
-    value = plain(given, columnar)
+    cell = row[name]
+    value = plain(cell, columnar)
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except (UnicodeEncodeError, ValueError, RecursionError) as error:
@@ -173,7 +175,7 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
     allowed = (
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
     )
-    raise DataError(f"{key}: {where} has a {type(given).__name__} as {name!r}; {allowed}.")
+    raise DataError(f"{key}: {where} has a {type(cell).__name__} as {name!r}; {allowed}.")
 
 
 def _spelled_out(text: str) -> Any:
@@ -185,7 +187,9 @@ def _spelled_out(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return (
-        [{name: part for name, part in each.items() if part is not None} for each in value] if _is_chat(value) else text
+        [{name: part for name, part in message.items() if part is not None} for message in value]
+        if _is_chat(value)
+        else text
     )
 
 

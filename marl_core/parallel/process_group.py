@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, speaking, and ending together.
+"""Several processes as one run: joining, communicating and ending together.
 
 `accelerate launch` and `torchrun` start the processes and say in the environment who they are; the process group is
 torch's own. Gradients are summed by one flat all-reduce, not by DDP: with one base, several adapters and several
@@ -23,15 +23,18 @@ from torch import Tensor, nn
 
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, RankError, Stopped
-from marl_core.ppo.ranks import ALONE, Ranks, checksum
+from marl_core.ppo.ranks import ONE_PROCESS, Ranks, checksum
 
 FAILURE_KEY, CALLS_KEY = "marl/failed", "marl/at"
 FAILURE_WAIT_SECONDS = 1.0
-"""Seconds to wait for the word of a rank that broke the connection."""
+"""Seconds to wait for the message of a rank that broke the connection."""
 
 
 def join(config: RunConfig) -> Ranks:
-    """The run's processes: ALONE unless a launcher started several. ConfigError when the batch can't be shared out."""
+    """The run's processes: ONE_PROCESS unless a launcher started several. ConfigError when the batch can't be shared out.
+
+    RankError when the processes don't find each other within `run.timeout_seconds`.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
         if config.model.shard != "none":
@@ -39,17 +42,17 @@ def join(config: RunConfig) -> Ranks:
                 f"model.shard: {config.model.shard} shares the base out over several processes, and this is one. "
                 "Start the run by torchrun or accelerate launch, or set model.shard: none."
             )
-        return ALONE
+        return ONE_PROCESS
     _require_equal_shares(config, size)
     if not dist.is_initialized():
         on_cuda = config.run.device != "cpu" and torch.cuda.is_available()
         if on_cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        _meet("cpu:gloo,cuda:nccl" if on_cuda else "gloo", size, config.run.timeout_seconds)
+        _init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", size, config.run.timeout_seconds)
     return Group(config.run.timeout_seconds)
 
 
-def _meet(backend: str, size: int, seconds: float) -> None:
+def _init_process_group(backend: str, size: int, seconds: float) -> None:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
@@ -59,10 +62,10 @@ def _meet(backend: str, size: int, seconds: float) -> None:
             "the same on all machines."
         ) from error
     atexit.register(leave)  # these two only here, in a run of several processes that marl has brought together itself
-    sys.excepthook = _telling(sys.excepthook)
+    sys.excepthook = _reporting(sys.excepthook)
 
 
-def _telling(hook: Callable[..., object]) -> Callable[..., None]:
+def _reporting(hook: Callable[..., object]) -> Callable[..., None]:
     """An excepthook that lets the other ranks know why a script of one's own ends."""
 
     def tell(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -106,25 +109,25 @@ class Group(Ranks):
         self._calls = 0
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, in double precision."""
+        """The sum of each value over all ranks, in double precision."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """The largest over all ranks."""
+        """The largest of each value over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def _reduce(self, values: Sequence[float], how: Any) -> list[float]:
         numbers = torch.tensor(list(values), dtype=torch.float64)
-        self._together("numbers", numbers, lambda: dist.all_reduce(numbers, how))
-        found: list[float] = numbers.tolist()
-        return found
+        self._collective("numbers", numbers, lambda: dist.all_reduce(numbers, how))
+        result: list[float] = numbers.tolist()
+        return result
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks: one flat all-reduce."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        self._together("gradients", flat, lambda: dist.all_reduce(flat))
+        self._collective("gradients", flat, lambda: dist.all_reduce(flat))
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
@@ -136,19 +139,19 @@ class Group(Ranks):
             tensor = torch.cat([tensor, filling], dim=1)
         sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        self._together("rows", sent, lambda: dist.all_gather(parts, sent))
+        self._collective("rows", sent, lambda: dist.all_gather(parts, sent))
         return torch.cat(parts).to(tensor.dtype)
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Each rank's value, in the order of the ranks; anything that JSON can hold."""
-        letters = torch.tensor([list(json.dumps(value).encode())], dtype=torch.uint8)
-        return [json.loads(bytes(row).rstrip(b"\0")) for row in self.gather(letters).tolist()]
+        encoded = torch.tensor([list(json.dumps(value).encode())], dtype=torch.uint8)
+        return [json.loads(bytes(row).rstrip(b"\0")) for row in self.gather(encoded).tolist()]
 
     def assert_equal(self, what: str, tensors: Iterable[Tensor]) -> None:
         """RankError unless these tensors are bit for bit the same on all ranks."""
         parts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        mine = torch.tensor([checksum(tensors)])
-        self._together("comparison", mine, lambda: dist.all_gather(parts, mine))
+        own = torch.tensor([checksum(tensors)])
+        self._collective("comparison", own, lambda: dist.all_gather(parts, own))
         others = [rank for rank, part in enumerate(parts) if int(part) != int(parts[0])]
         if others:
             raise RankError(
@@ -156,10 +159,10 @@ class Group(Ranks):
                 "the same versions on the same kind of device, and a loop of one's own must give all of them the same."
             )
 
-    def _together(self, what: str, tensor: Tensor, call: Callable[[], object]) -> None:
+    def _collective(self, what: str, tensor: Tensor, call: Callable[[], object]) -> None:
         """Make a call that needs every rank. RankError with the first cause when one of them doesn't come.
 
-        NCCL would wait in its own thread; so before it the ranks meet through gloo, which says at once who is gone.
+        NCCL would wait in its own thread; so a gloo all-reduce comes before it, which fails at once when a rank is gone.
         """
         self._calls += 1
         with suppress(RuntimeError):  # a store that is gone says so in the call below
@@ -173,11 +176,11 @@ class Group(Ranks):
             raise self._cause(time.monotonic() - start, what, error) from error
 
     def _cause(self, waited: float, what: str, error: RuntimeError) -> RankError:
-        known = first_failure(FAILURE_WAIT_SECONDS)
-        if known is not None:
-            return RankError(f"rank {known['rank']}: {known['message']}", code=int(known["code"]))
-        behind = self._behind()
-        who = f"rank {', '.join(map(str, behind))}" if behind else "another rank"
+        failure = first_failure(FAILURE_WAIT_SECONDS)
+        if failure is not None:
+            return RankError(f"rank {failure['rank']}: {failure['message']}", code=int(failure["code"]))
+        lagging = self._lagging_ranks()
+        who = f"rank {', '.join(map(str, lagging))}" if lagging else "another rank"
         if waited >= self._timeout * 0.95:
             return RankError(
                 f"rank {self.rank} waited {waited:.0f} s (run.timeout_seconds) for {who} to bring its {what}; it hangs, or is "
@@ -188,7 +191,7 @@ class Group(Ranks):
             f"({str(error).splitlines()[0][:120]}). Look at that process's output and the system's log; go on with --resume."
         )
 
-    def _behind(self) -> list[int]:
+    def _lagging_ranks(self) -> list[int]:
         """Ranks that have made fewer calls than this one."""
         try:
             store = _store()
@@ -206,7 +209,7 @@ def _store() -> Any:
 
 
 def first_failure(patience: float = 0.0) -> dict[str, Any] | None:
-    """What the rank that failed first has said; None when nobody has within `patience` seconds."""
+    """Rank, exit code and message of the rank that failed first; None when none reports within `patience` seconds."""
     end = time.monotonic() + patience
     try:
         store = _store()
@@ -214,31 +217,31 @@ def first_failure(patience: float = 0.0) -> dict[str, Any] | None:
             if time.monotonic() >= end:
                 return None
             time.sleep(0.05)
-        found: dict[str, Any] = json.loads(store.get(FAILURE_KEY))
+        failure: dict[str, Any] = json.loads(store.get(FAILURE_KEY))
     except (RuntimeError, ValueError):
         return None
-    return found
+    return failure
 
 
 def ending(error: BaseException | None, message: str, code: int) -> tuple[str | None, int]:
     """How this process ends with an error: what to print (None when another rank has said it), and the exit code.
 
-    The other ranks hear of it: the first cause is what all of them end with.
+    The error is reported to the other ranks: all end with the first cause.
     """
     if not dist.is_initialized():
         return _before_joining(message, code)
     if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):  # a sharded base speaks too
-        known = first_failure(FAILURE_WAIT_SECONDS)
+        failure = first_failure(FAILURE_WAIT_SECONDS)
         message = f"marl: a rank died or hangs: {str(error).splitlines()[0][:200]}"
-        return (None, int(known["code"])) if known else (f"[rank {dist.get_rank()}] {message}", RankError.exit_code)
-    mine = json.dumps({"rank": dist.get_rank(), "code": code, "message": message.removeprefix("marl: ")})
+        return (None, int(failure["code"])) if failure else (f"[rank {dist.get_rank()}] {message}", RankError.exit_code)
+    own = json.dumps({"rank": dist.get_rank(), "code": code, "message": message.removeprefix("marl: ")})
     try:
-        first = json.loads(_store().compare_set(FAILURE_KEY, "", mine))
+        first = json.loads(_store().compare_set(FAILURE_KEY, "", own))
     except (RuntimeError, ValueError):  # the first rank has ended already, and the store with it
         agreed = isinstance(error, Stopped) and dist.get_rank() > 0  # all ranks stop together: the first has said so
         return (None if agreed else message), code
-    spoken = first["rank"] != dist.get_rank()
-    return None if spoken else f"[rank {first['rank']}] {message}", int(first["code"])
+    told = first["rank"] != dist.get_rank()
+    return None if told else f"[rank {first['rank']}] {message}", int(first["code"])
 
 
 def _before_joining(message: str, code: int) -> tuple[str | None, int]:

@@ -9,14 +9,14 @@ from marl_core.config.run_config import RunConfig
 from marl_core.config.speed_config import usual_tokens
 
 INFERENCE_ROWS = 32
-"""Responses a pass may hold at least where no ratio is taken from it: it may be larger than a piece of the update."""
+"""Rows that a pass may always hold where no ratio is taken from it, however small the pieces of the update are."""
 INFERENCE_TOKENS_FACTOR = 4
 """How many times more tokens such a pass may hold: it keeps nothing for backward."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassLimits:
-    """Most rows of one pass, most tokens where they are limited, and how the pass goes through the base (None: as it stands)."""
+    """The most rows and tokens of one pass (`tokens` None: any number), and its options (None: those of the block around it)."""
 
     rows: int
     tokens: int | None = None
@@ -25,7 +25,7 @@ class PassLimits:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`train`: passes of which a ratio is taken, scored and updated in the same pieces; `inference`: all others."""
+    """Limits of two kinds of passes: `train`, of which a ratio is taken, so scored and updated in equal pieces; `inference`, all others."""
 
     train: PassLimits
     inference: PassLimits

@@ -1,4 +1,4 @@
-"""What the ranks share out: each does its part of the rows, and every rank gets the whole."""
+"""Data parallelism: each rank samples or scores its part of the rows, and every rank gets the results of all."""
 
 from __future__ import annotations
 
@@ -21,55 +21,58 @@ Numbers = TypeVar("Numbers")
 def sample_sharded(
     ranks: Ranks, sampler: Sampler, prompts: Prompts, seed: int, samples: int, limits: Tensor | None
 ) -> Rollout:
-    """A rollout of all prompts, of which each rank samples its part; responses to one prompt stay together."""
+    """A rollout of all prompts, of which each rank samples its part; responses to one prompt stay together.
+
+    limits [n * samples] int64: most tokens of each response. DataError when the prompts can't be divided evenly by the ranks.
+    """
     if ranks.size == 1:
         return sampler(prompts, seed, samples=samples, limits=limits)
     total = len(prompts) * samples
-    mine = _rows_of_ranks(len(prompts), len(prompts), ranks)[ranks.rank]
-    first = int(mine[0]) * samples
+    rows = _rows_of_ranks(len(prompts), len(prompts), ranks)[ranks.rank]
+    first = int(rows[0]) * samples
     part = sampler(
-        prompts.select(mine),
+        prompts.select(rows),
         seed,
         samples=samples,
-        limits=None if limits is None else limits[first : first + len(mine) * samples],
+        limits=None if limits is None else limits[first : first + len(rows) * samples],
         shard=Shard(first, total),
     )
-    read = [text for texts in ranks.all_gather_object(list(part.prompts.texts)) for text in texts]
+    prompt_texts = [text for texts in ranks.all_gather_object(list(part.prompts.texts)) for text in texts]
     texts = [text for texts in ranks.all_gather_object(list(part.texts)) for text in texts]
     repeated = prompts.repeat(samples)
-    whole: dict[str, Any] = {
-        "prompts": replace(repeated, texts=read).to(part.ids.device),
+    gathered: dict[str, Any] = {
+        "prompts": replace(repeated, texts=prompt_texts).to(part.ids.device),
         "behavior": None if part.behavior is None else _gathered(ranks, part.behavior),
     }
     tensors = {name: ranks.gather(getattr(part, name)) for name in ("ids", "mask", "finished")}
-    return replace(part, texts=texts, **{**whole, **tensors})
+    return replace(part, texts=texts, **{**gathered, **tensors})
 
 
 def score_sharded(ranks: Ranks, rollout: Rollout, block: int, score: Callable[[Rollout], Numbers]) -> Numbers:
-    """Numbers of a rollout of which each rank computes its part of every `block` rows.
+    """What `score` gives for a rollout, of which each rank scores its part of every `block` rows.
 
     With the minibatch as block a rank scores the very pieces that it trains in the first epoch, so that their ratio
-    is one exactly.
+    is one exactly. DataError when a block can't be divided evenly by the ranks.
     """
     if ranks.size == 1:
         return score(rollout)
     rows = _rows_of_ranks(len(rollout), min(block, len(rollout)), ranks)
     order = torch.cat(rows).argsort().to(rollout.ids.device)
-    found: Numbers = _gathered(ranks, score(rollout.select(rows[ranks.rank])), order)
-    return found
+    scored: Numbers = _gathered(ranks, score(rollout.select(rows[ranks.rank])), order)
+    return scored
 
 
 def padded_rows(ranks: Ranks, start: int, end: int) -> list[int]:
-    """The rows start..end-1, as many for every rank: the last row fills up."""
-    each = -(-(end - start) // ranks.size)
-    return [min(row, end - 1) for row in range(start, start + each * ranks.size)]
+    """The rows start..end-1, padded by repeating the last one until every rank has equally many."""
+    per_rank = -(-(end - start) // ranks.size)
+    return [min(row, end - 1) for row in range(start, start + per_rank * ranks.size)]
 
 
 def _gathered(ranks: Ranks, part: Any, order: Tensor | None = None) -> Any:
     """All ranks' tensors one below the other, in `order`, at any depth of dataclasses and mappings."""
     if isinstance(part, Tensor):
-        whole = ranks.gather(part)
-        return whole if order is None else whole[order]
+        rows = ranks.gather(part)
+        return rows if order is None else rows[order]
     if isinstance(part, Mapping):
         return {name: _gathered(ranks, value, order) for name, value in part.items()}
     if is_dataclass(part) and not isinstance(part, type):

@@ -65,13 +65,13 @@ class _Walk:
         max_logit = torch.maximum(self.max_logit, logits_NK.amax(dim=1, keepdim=True))
         scale_N1 = (self.max_logit - max_logit).exp_()
         self.max_logit = max_logit
-        kept_NK = logits_NK.clone() if self.sum_exp_logit is not None else None
+        copy_NK = logits_NK.clone() if self.sum_exp_logit is not None else None
         exp_NK = logits_NK.sub_(max_logit).exp_()
         self.sum_exp = self.sum_exp.mul_(scale_N1).add_(exp_NK.sum(dim=1, keepdim=True))
         if self.sum_exp_weight is not None:
             self.sum_exp_weight.mul_(scale_N1).add_((exp_NK.to(weight_KH.dtype) @ weight_KH).float())
-        if self.sum_exp_logit is not None and kept_NK is not None:
-            exp_logit_NK = kept_NK.mul_(exp_NK)
+        if self.sum_exp_logit is not None and copy_NK is not None:
+            exp_logit_NK = copy_NK.mul_(exp_NK)
             self.sum_exp_logit.mul_(scale_N1).add_(exp_logit_NK.sum(dim=1, keepdim=True))
             if self.sum_exp_logit_weight is not None:
                 product_NH = (exp_logit_NK.to(weight_KH.dtype) @ weight_KH).float()
@@ -124,8 +124,8 @@ class _ChosenLogprobs(torch.autograd.Function):
         for start in range(0, len(hidden), TILE_TOKENS):
             rows = slice(start, min(start + TILE_TOKENS, len(hidden)))
             walk = _Walk.start(hidden[rows], gradient, entropy)
-            banned_here = None if banned is None else (banned[0][rows], banned[1])
-            _walk_vocabulary(walk, hidden[rows], weight, bias, targets[rows], temperature, banned_here)
+            tile_banned = None if banned is None else (banned[0][rows], banned[1])
+            _walk_vocabulary(walk, hidden[rows], weight, bias, targets[rows], temperature, tile_banned)
             log_normalizer = walk.max_logit + walk.sum_exp.log()
             logprobs[rows] = (walk.target_logit - log_normalizer).squeeze(1)
             mean_logit = walk.sum_exp_logit / walk.sum_exp if walk.sum_exp_logit is not None else None

@@ -51,14 +51,17 @@ def step_stats(
     return StepStats(step, {**metrics, **_logged(scored, metrics)})
 
 
-TAKEN = frozenset(("step", "time"))
-"""Names beside the metrics in the run's files."""
+RESERVED_NAMES = frozenset(("step", "time"))
+"""Keys of the run's files that stand beside the metrics."""
 
 
 def _logged(scored: ScoredRollout, metrics: Mapping[str, float]) -> dict[str, float]:
     """What reward functions logged, under their names; under `logged/` where marl has a number of that name."""
-    found = {} if scored.logged is None else scored.logged.metrics
-    return {name if name not in metrics.keys() | TAKEN else f"logged/{name}": value for name, value in found.items()}
+    numbers = {} if scored.logged is None else scored.logged.metrics
+    return {
+        name if name not in metrics.keys() | RESERVED_NAMES else f"logged/{name}": value
+        for name, value in numbers.items()
+    }
 
 
 def _mean(values: Tensor | None, mask: Tensor) -> float:
@@ -70,11 +73,11 @@ def _kl(scored: ScoredRollout) -> dict[str, float]:
     if scored.ref_logprobs is None:
         return {"objective/kl": 0.0}
     mask = scored.rollout.mask
-    each = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in get_args(KLKind)}
-    sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in each.items()}
+    estimates = {kind: kl_estimate(scored.logprobs, scored.ref_logprobs, kind) for kind in get_args(KLKind)}
+    sums = {kind: float(masked_sum(value, mask, dim=1).mean()) for kind, value in estimates.items()}
     return {
         **{"objective/kl" if kind == "k1" else f"objective/kl_{kind}": value for kind, value in sums.items()},
-        "objective/kl_per_token": _mean(each["k1"], mask),
+        "objective/kl_per_token": _mean(estimates["k1"], mask),
     }
 
 

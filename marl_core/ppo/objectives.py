@@ -103,7 +103,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coef: float, token_s
 def generalized_advantage_estimation(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, [B, T] each; V is 0 after the last token that counts.
+    """Advantages and returns [B, T] from rewards and values [B, T], mask [B, T] bool; V is 0 after the last token that counts.
 
     delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lam A_{t+1},  return_t = A_t + V_t.
     Schulman et al. 2016 (arXiv:1506.02438), eq. 16. Masked places are skipped over and become 0.
@@ -153,8 +153,9 @@ def policy_loss(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate, per token: losses [B, T] and the boolean map of clipped tokens [B, T].
+    """Clipped surrogate loss of each token.
 
+    logprobs, old_logprobs, advantages [B, T], mask [B, T] bool -> losses [B, T], and which tokens were clipped [B, T] bool.
     L_t = -min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t), rho_t = exp(logprobs - old_logprobs).
     Schulman et al. 2017 (arXiv:1707.06347), eq. 7. `dual_clip` c bounds L_t by -c A_t where A_t < 0,
     Ye et al. 2020 (arXiv:1912.09729), eq. 5. Masked places are 0.
@@ -177,8 +178,9 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """Clipped squared error, per token: losses [B, T] and the boolean map of clipped tokens [B, T].
+    """Clipped squared error of each token's value.
 
+    values, old_values, returns [B, T], mask [B, T] bool -> losses [B, T], and which tokens were clipped [B, T] bool.
     L_t = max((V_t - R_t)^2, (clip(V_t, Vold_t - clip, Vold_t + clip) - R_t)^2) / 2, as in OpenAI's baselines;
     detail 9 of "The 37 Implementation Details of PPO" (2022). Masked places are 0.
     """
@@ -205,7 +207,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 def adapt_kl_coef(coef: float, kl_nats: float, target: float, horizon: float, responses: int) -> float:
     """Proportional controller of the KL coefficient: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon).
 
-    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
+    KL and target in nats per response, horizon in responses. Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
     """
     error = min(max(kl_nats / target - 1.0, -0.2), 0.2)
     return coef * (1.0 + error * responses / horizon)

@@ -19,13 +19,13 @@ def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> o
     except MarlError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        said = [
+        sentences = [
             f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}",
             *getattr(error, "__notes__", []),
         ]
-        raise PluginError(". ".join(said)) from error
+        raise PluginError(". ".join(sentences)) from error
 
 
-def describe(found: object) -> str:
-    """What somebody gave, in a few words."""
-    return f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+def describe(value: object) -> str:
+    """A value's type, or a tensor's shape, for an error message."""
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -49,7 +49,7 @@ class PolicyOutput:
 
     @classmethod
     def cat(cls, parts: Sequence[PolicyOutput]) -> PolicyOutput:
-        """The rows of several, one below the other."""
+        """Rows of several outputs, one below the other; origin and digests are dropped when there is more than one."""
         if len(parts) == 1:
             return parts[0]
         values = [part.values for part in parts if part.values is not None]
@@ -60,7 +60,7 @@ class PolicyOutput:
         )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> PolicyOutput:
-        """The same with every tensor of numbers changed; what says whose they are stays."""
+        """A copy with log-probs, entropy and values changed; the origin stays."""
         values = None if self.values is None else change(self.values)
         return replace(self, logprobs=change(self.logprobs), entropy=change(self.entropy), values=values)
 

@@ -1,8 +1,8 @@
 """The processes of one run as the algorithm sees them; `Ranks` itself is the run of one process.
 
 Every rank knows the whole batch's numbers and shares out the passes: what is computed from the batch (advantages,
-whitening, the order of minibatches, metrics) is then the same on all ranks without a word between them, and the same
-as in one process. The ranks speak where rows are put together and where gradients are summed.
+whitening, the order of minibatches, metrics) is then the same on all ranks without communication, and the same
+as in one process. The ranks communicate where rows are gathered and where gradients are summed.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def shard(self, rows: Tensor) -> Tensor:
         """This rank's part of the rows [n] of one minibatch: as many as every other rank's, [n / size]."""
-        each = len(rows) // self.size
-        return rows[self.rank * each : (self.rank + 1) * each]
+        per_rank = len(rows) // self.size
+        return rows[self.rank * per_rank : (self.rank + 1) * per_rank]
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, in double precision."""
+        """The sum of each value over all ranks, in double precision."""
         return list(values)
 
     def all_reduce_max(self, values: Sequence[float]) -> list[float]:
-        """The largest over all ranks."""
+        """The largest of each value over all ranks."""
         return list(values)
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -55,18 +55,18 @@ class Ranks:
         return [value]
 
     def assert_equal(self, what: str, tensors: Iterable[Tensor]) -> None:
-        """Stop the run unless these tensors are bit for bit the same on all ranks."""
+        """RankError unless these tensors are bit for bit the same on all ranks; `what` names them in the error."""
 
 
-ALONE = Ranks()
+ONE_PROCESS = Ranks()
 """The one process of a run that nobody launched as several."""
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """A number of the tensors' bits and their places, for comparisons between ranks: 63 bits."""
+    """A 63-bit checksum of the tensors' bytes and their positions, for comparisons between ranks."""
     total = 0
     for tensor in tensors:
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).to(torch.int64)
-        places = torch.arange(1, len(raw) + 1, device=raw.device)
-        total = (total * 1_000_003 + int((raw * places).sum())) % (2**63)
+        positions = torch.arange(1, len(raw) + 1, device=raw.device)
+        total = (total * 1_000_003 + int((raw * positions).sum())) % (2**63)
     return total

@@ -22,7 +22,7 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """The step that rewards are asked for, counted from 0, of how many; passes over the data; what was logged so far."""
+    """Where a run is when it asks for rewards: step, counted from 0, and epoch, each with its total; and what was logged so far."""
 
     step: int = 0
     steps: int = 1
@@ -35,7 +35,7 @@ class RewardContext:
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: Any) -> None:
-        """A number of this batch; those of one name are averaged."""
+        """Log a number of this batch; those of one name are averaged. PluginError for anything but a number."""
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
@@ -43,33 +43,33 @@ class RewardContext:
         self.metrics.setdefault(str(name), []).append(number)
 
     def log_extra(self, column: str, values: Any) -> None:
-        """Further values for the samples, one for each response of the batch."""
+        """Log a column of values for the samples, one for each response of the batch."""
         self.columns.setdefault(str(column), []).extend(_plain(value) for value in values)
 
     def fresh(self) -> RewardContext:
-        """The same place in the run, with nothing logged."""
+        """The same step and epoch, with nothing logged."""
         return replace(self, metrics={}, columns={})
 
     def part(self) -> dict[str, Any]:
-        """What was logged, as JSON can hold it: one process's part of `Logged`."""
+        """What this process logged, as JSON can hold it; `logged` merges the parts of all processes."""
         sums = {name: [sum(values), len(values)] for name, values in self.metrics.items()}
         return {"sums": sums, "columns": self.columns}
 
 
 def logged(parts: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> Logged:
-    """The parts of all processes, of which each had that many rows, one below the other."""
+    """What all processes logged: their `parts` merged in the order of the ranks. `rows`: responses that each process had."""
     metrics = {}
     for name in sorted({name for part in parts for name in part["sums"]}):
-        found = [part["sums"][name] for part in parts if name in part["sums"]]
-        metrics[name] = sum(total for total, _ in found) / sum(count for _, count in found)
+        sums = [part["sums"][name] for part in parts if name in part["sums"]]
+        metrics[name] = sum(total for total, _ in sums) / sum(count for _, count in sums)
     columns = {}
     for name in sorted({name for part in parts for name in part["columns"]}):
-        given = [part["columns"].get(name, [None] * count) for part, count in zip(parts, rows, strict=True)]
-        if [len(values) for values in given] == list(rows):
-            columns[name] = [value for values in given for value in values]
+        part_columns = [part["columns"].get(name, [None] * count) for part, count in zip(parts, rows, strict=True)]
+        if [len(values) for values in part_columns] == list(rows):
+            columns[name] = [value for values in part_columns for value in values]
         else:
             warn(
-                f"reward: log_extra({name!r}, ...) gave {sum(map(len, given))} values for {sum(rows)} responses; give one for each. "
+                f"reward: log_extra({name!r}, ...) gave {sum(map(len, part_columns))} values for {sum(rows)} responses; give one for each. "
                 "The column is left out of the samples."
             )
     return Logged(metrics, columns)
@@ -84,15 +84,15 @@ _CURRENT: ContextVar[RewardContext | None] = ContextVar("marl_reward_context", d
 
 
 def reward_context() -> RewardContext:
-    """Where the run is that asks for rewards; a blank one outside of a run, whose logs go nowhere."""
+    """The context of the run that asks for rewards; outside of a run a blank one, whose logs go nowhere."""
     return _CURRENT.get() or RewardContext()
 
 
 @contextmanager
 def asking(context: RewardContext) -> Iterator[RewardContext]:
-    """Rewards asked inside are asked for this step, and log here."""
-    before = _CURRENT.set(context)
+    """A block in which `reward_context` gives this context, so that reward functions called inside log into it."""
+    token = _CURRENT.set(context)
     try:
         yield context
     finally:
-        _CURRENT.reset(before)
+        _CURRENT.reset(token)

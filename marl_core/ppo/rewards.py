@@ -18,14 +18,14 @@ from marl_core.ppo.scoring import pieces
 from marl_core.ppo.token_scores import Scores, combine, is_per_token, number, read_token_scores, score_list
 from marl_core.ppo.types import Rollout
 
-LARGEST = torch.finfo(torch.float32).max
+MAX_SCORE = torch.finfo(torch.float32).max
 """Scores are kept in float32: beyond this a Python float or int would become infinite."""
 
 
 def score_all(bank: AdapterBank, sources: Sequence[RewardSource], rollout: Rollout, limits: PassLimits) -> Scores:
-    """All sources' scores and their weighted sum; PluginError when a response was judged by none."""
-    given = {source.name: _score(bank, source, rollout, limits) for source in sources}
-    scores, judged = combine(given, {source.name: source.weight for source in sources}, rollout)
+    """All sources' scores and their weighted sum; PluginError when no source scored a response, or one gave no usable scores."""
+    source_scores = {source.name: _score(bank, source, rollout, limits) for source in sources}
+    scores, judged = combine(source_scores, {source.name: source.weight for source in sources}, rollout)
     if not bool(judged.all()):
         row = int((~judged).nonzero()[0])
         names = ", ".join(source.name for source in sources)
@@ -38,15 +38,15 @@ def score_all(bank: AdapterBank, sources: Sequence[RewardSource], rollout: Rollo
 def judge_all(
     bank: AdapterBank, judges: Sequence[RewardSource], rollout: Rollout, limits: PassLimits
 ) -> dict[str, Tensor]:
-    """Each judge's scores [B] times its weight, NaN where it abstained: nothing is trained on them, so it may, even from all."""
-    given = {judge.name: _score(bank, judge, rollout, limits) for judge in judges}
-    scores, _ = combine(given, {judge.name: judge.weight for judge in judges}, rollout)
+    """Each judge's scores [B] times its weight, NaN where it abstained: it may from all, since nothing is trained on them."""
+    judge_scores = {judge.name: _score(bank, judge, rollout, limits) for judge in judges}
+    scores, _ = combine(judge_scores, {judge.name: judge.weight for judge in judges}, rollout)
     return {judge.name: judge.weight * scores.parts[judge.name] for judge in judges}
 
 
-def own_scores(found: object, rollout: Rollout) -> Scores:
+def own_scores(answer: object, rollout: Rollout) -> Scores:
     """A caller's own scores, [B] or [B, T]; DataError unless there is a number for each response."""
-    scores, judged = combine({"own": as_scores(found, rollout, "scores", DataError)}, {"own": 1.0}, rollout)
+    scores, judged = combine({"own": as_scores(answer, rollout, "scores", DataError)}, {"own": 1.0}, rollout)
     if not bool(judged.all()):
         raise DataError("scores: a score of one's own can't be None; give a number for each response.")
     return Scores(scores.total, {}, scores.tokens)
@@ -71,23 +71,23 @@ def _score(bank: AdapterBank, source: RewardSource, rollout: Rollout, limits: Pa
     return as_scores(call(source.score, rollout, who), rollout, who)
 
 
-def as_scores(found: object, rollout: Rollout, who: str, error: type[MarlError] = PluginError) -> Tensor:
+def as_scores(answer: object, rollout: Rollout, who: str, error: type[MarlError] = PluginError) -> Tensor:
     """What a reward function gave, as a tensor [B], or [B, T] when it scored tokens; None becomes NaN (it abstains).
 
-    Taken is what `torch.tensor(list, dtype=torch.float32)` takes: numbers and booleans of Python, numpy and torch, in a list,
+    Accepted is what `torch.tensor(list, dtype=torch.float32)` takes: numbers and booleans of Python, numpy and torch, in a list,
     tensor, array or column of a table; [B, 1], as a classifier's logits come, is [B]. `error` for anything else.
     """
     count = len(rollout)
-    values = score_list(found, who, error)
+    values = score_list(answer, who, error)
     if values is None:
-        raise error(f"{who} gave {describe(found)}; return a list of {count} numbers, one for each response.")
+        raise error(f"{who} gave {describe(answer)}; return a list of {count} numbers, one for each response.")
     if len(values) != count:
         raise error(f"{who} gave {len(values)} rewards for {count} responses; return exactly one for each.")
     if is_per_token(values):
         return read_token_scores(values, rollout, who, error)
     scores = [number(value) for value in values]
     for row, score in enumerate(scores):
-        if values[row] is not None and not (score is not None and abs(score) <= LARGEST):  # NaN fails too
+        if values[row] is not None and not (score is not None and abs(score) <= MAX_SCORE):  # NaN fails too
             raise error(
                 f"{who}: response {row + 1} got {values[row]!r:.80}, not a finite number; its text begins "
                 f"{rollout.texts[row][:80]!r}."

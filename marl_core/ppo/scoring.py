@@ -23,7 +23,7 @@ from marl_core.ppo.types import Rollout
 
 
 def require_fit(bank: AdapterBank, rollout: Rollout) -> None:
-    """DataError when a rollout that somebody made holds tokens or lengths that the base hasn't."""
+    """DataError when a rollout holds tokens that the base hasn't, or more positions than it can read."""
     without_garbage(rollout.sequence_ids, rollout.sequence_mask, bank.trunk.vocabulary, "rollout")
     require_room(rollout.sequence_mask, bank.trunk.most_positions, "rollout")
 
@@ -38,7 +38,7 @@ def response_hidden(bank: AdapterBank, rollout: Rollout) -> Tensor:
 def forward(
     bank: AdapterBank, rollout: Rollout, temperature: float, *, value_head: str | None = None, entropy: bool = False
 ) -> PolicyOutput:
-    """Log-probs of the response through the active view, with values when a head is named. Keeps the graph if there is one."""
+    """Log-probs [B, T] float32 of the response through the active view, with values when a head is named; the graph is kept."""
     mask = rollout.mask
     targets, banned = rollout.ids[mask], _banned(rollout)
     plain = bank.trunk.plain_head
@@ -60,7 +60,7 @@ def forward(
 
 
 def _banned(rollout: Rollout) -> Banned | None:
-    """The stop tokens at the first places, where `sampling.min_new_tokens` kept them from being sampled."""
+    """The stop tokens at the first positions, where `sampling.min_new_tokens` kept them from being sampled."""
     if not rollout.min_tokens or not rollout.stops:
         return None
     early = torch.arange(rollout.ids.shape[1], device=rollout.ids.device) < rollout.min_tokens
@@ -68,9 +68,9 @@ def _banned(rollout: Rollout) -> Banned | None:
 
 
 def blocks(lengths: Sequence[int], size: int, tokens: int | None = None) -> Iterator[slice]:
-    """Rows in order: at most `size` a block, and at most `tokens` tokens if given, where a longer row stands alone.
+    """Rows in order, at most `size` a block, and at most `tokens` tokens if given; a row longer than that is a block of its own.
 
-    Each `size` rows make as few blocks as they can, as even as they can be: the largest sets the memory.
+    Each `size` rows are cut into as few blocks as possible, of sizes as even as possible: the largest block decides the memory.
     """
     for start in range(0, len(lengths), size):
         rows = lengths[start : start + size]
@@ -81,18 +81,18 @@ def blocks(lengths: Sequence[int], size: int, tokens: int | None = None) -> Iter
 
 def _even(lengths: Sequence[int], tokens: int) -> int:
     """The smallest budget that needs no more blocks than `tokens` does."""
-    fewest = len(_ends(lengths, tokens))
-    return bisect_left(range(tokens), True, key=lambda budget: len(_ends(lengths, budget)) <= fewest)
+    block_count = len(_ends(lengths, tokens))
+    return bisect_left(range(tokens), True, key=lambda budget: len(_ends(lengths, budget)) <= block_count)
 
 
 def _ends(lengths: Sequence[int], tokens: int) -> list[int]:
     """Where each block ends when rows are taken as long as they fit."""
-    ends, held = [], 0
+    ends, block_tokens = [], 0
     for row, length in enumerate(lengths):
-        if row and held + length > tokens:
+        if row and block_tokens + length > tokens:
             ends.append(row)
-            held = 0
-        held += length
+            block_tokens = 0
+        block_tokens += length
     return [*ends, len(lengths)]
 
 
@@ -113,7 +113,7 @@ def view_output(
     value_head: str | None = None,
     entropy: bool = False,
 ) -> PolicyOutput:
-    """`forward` through one view without gradient, as much at a time as `limits` say."""
+    """`forward` through one view without gradient, in pieces within `limits`; [B, T] float32."""
     with bank.view(view, limits.options):
         return PolicyOutput.cat(
             [
@@ -125,7 +125,7 @@ def view_output(
 
 @torch.no_grad()
 def view_values(bank: AdapterBank, adapter: str, head: str, rollout: Rollout, limits: PassLimits) -> Tensor:
-    """Values [B, T] of an adapter of its own; the LM head is never run for them."""
+    """Values [B, T] float32 through a value adapter of its own, without gradient; the LM head isn't run."""
     with bank.using(adapter, options=limits.options):
         values = [apply_head(bank.heads[head], response_hidden(bank, piece)) for piece in pieces(rollout, limits)]
     return torch.cat(values).masked_fill(~rollout.mask, 0.0)
@@ -139,7 +139,10 @@ def reference_logprobs(
     limits: PassLimits,
     origin: str = "reference",
 ) -> Tensor:
-    """The reference's log-probs [B, T] float32: a view of the base, or the answer of a callable (of `origin`), checked."""
+    """The reference's log-probs [B, T] float32, from a view of the base or a callable.
+
+    PluginError, naming `origin`, when a callable fails, or gives another shape or numbers that aren't finite.
+    """
     if isinstance(reference, View):
         return view_output(bank, reference, rollout, temperature, limits).logprobs
     answer = call(reference, rollout, origin)

@@ -22,7 +22,7 @@ def generator(*parts: object) -> torch.Generator:
 
 @contextmanager
 def seeded(device: torch.device, *parts: object) -> Iterator[None]:
-    """Draw from a global random state seeded from the parts (LoRA dropout does); afterwards it is as it was."""
+    """A block in which the global random state is seeded from the parts, for LoRA dropout; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(*parts))
         yield

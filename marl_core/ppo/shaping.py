@@ -10,12 +10,12 @@ from marl_core.config.run_config import ShapingSection
 from marl_core.ppo.types import ScoredRollout
 
 SMALLEST_STD = 1e-6
-"""What scores are divided by at least."""
+"""The smallest standard deviation that scores are divided by."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardStats:
-    """Moments of all scores that a run has learned (Welford 1962, batches merged as by Chan et al. 1979)."""
+    """Running moments of all scores that a run has trained on (Welford 1962; batches merged as in Chan et al. 1979)."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -40,7 +40,7 @@ class RewardStats:
 
 
 def learned(stats: RewardStats, scores: Tensor, finished: Tensor, section: ShapingSection) -> RewardStats:
-    """The moments once a batch has been learned; as they are where nothing is normalized."""
+    """The moments after a batch with scores [B] and finished [B] bool; unchanged unless scores are normalized."""
     return stats.updated(penalized(scores, finished, section)) if section.normalize else stats
 
 
@@ -62,9 +62,10 @@ def shape_scores(scores: Tensor, finished: Tensor, section: ShapingSection, stat
 
 
 def shape(scored: ScoredRollout, section: ShapingSection, stats: RewardStats) -> ScoredRollout:
-    """A scored rollout with its scores shaped by the moments as they will be once its batch is learned.
+    """A scored rollout with its scores shaped, by the moments that include this batch.
 
-    Scores of tokens come onto the same scale; penalty, mean and clip act on the response's total: the last token takes them up.
+    Token scores are divided by the same standard deviation. Penalty, mean and clip change a response's total; that part lands
+    on its last token.
     """
     finished = scored.rollout.finished
     after = learned(stats, scored.scores, finished, section)

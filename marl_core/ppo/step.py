@@ -15,7 +15,7 @@ from marl_core.ppo.budget import Budget, PassLimits
 from marl_core.ppo.data_parallel import sample_sharded, score_sharded
 from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.policy_output import PolicyOutput
-from marl_core.ppo.ranks import ALONE, Ranks
+from marl_core.ppo.ranks import ONE_PROCESS, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
 from marl_core.ppo.rewards import judge_all, own_scores, score_all
 from marl_core.ppo.roles import Roles
@@ -46,36 +46,36 @@ class Step:
     estimator: Estimator
     ppo: PPOSection
     temperature: float
-    ranks: Ranks = ALONE
+    ranks: Ranks = ONE_PROCESS
 
     def sample(self, prompts: Prompts, seed: int, limits: Tensor | None = None, samples: int | None = None) -> Rollout:
         """`ppo.samples_per_prompt` responses (or `samples`) to each of n prompts, one below the other, shared out over the ranks.
 
         limits [n * samples] int64: most tokens of each response.
         """
-        each = self.ppo.samples_per_prompt if samples is None else samples
-        return sample_sharded(self.ranks, self.sampler, prompts, seed, each, limits)
+        per_prompt = self.ppo.samples_per_prompt if samples is None else samples
+        return sample_sharded(self.ranks, self.sampler, prompts, seed, per_prompt, limits)
 
     def score(self, rollout: Rollout, scores: Tensor | Sequence[float] | None = None) -> ScoredRollout:
-        """Every role's numbers, the passes shared out over the ranks; `scores` of one's own, [B] or [B, T], replace the reward.
+        """Score a rollout by every role, the passes shared out over the ranks; `scores` of one's own, [B] or [B, T], replace the reward.
 
-        Nothing is shaped here: `shaped_scores` are the scores. DataError for tokens or lengths that the base hasn't.
+        Nothing is shaped here: `shaped_scores` equal `scores`. DataError for tokens or lengths that the base hasn't.
         """
         rollout = rollout.to(self.bank.device)
         require_fit(self.bank, rollout)
         models = score_sharded(self.ranks, rollout, self.ppo.minibatch, self.role_outputs)
         with asking(reward_context().fresh()) as context:
-            given = self._sharded_rewards(rollout) if scores is None else own_scores(scores, rollout)
+            reward_scores = self._sharded_rewards(rollout) if scores is None else own_scores(scores, rollout)
         parts = self.ranks.all_gather_object(context.part()) if scores is None else []
         return ScoredRollout(
             rollout,
             logprobs=models.policy.logprobs,
             ref_logprobs=models.ref_logprobs,
             values=models.policy.values,
-            scores=given.total,
-            parts=given.parts,
+            scores=reward_scores.total,
+            parts=reward_scores.parts,
             entropy=models.policy.entropy,
-            token_scores=given.tokens,
+            token_scores=reward_scores.tokens,
             logged=logged(parts, [len(rollout) // self.ranks.size] * len(parts)),
         )
 
@@ -91,7 +91,10 @@ class Step:
         kl_coef: float,
         generator: torch.Generator,
     ) -> UpdateStats:
-        """Train policy and value on a scored rollout; `generator` orders the minibatches of all epochs but the first."""
+        """Train policy and value on a scored rollout; `generator` orders the minibatches of all epochs but the first.
+
+        NumericError when a loss or a gradient isn't finite: the optimizer isn't stepped with it.
+        """
         update = Update(
             self.bank,
             self.roles.trained,
@@ -107,7 +110,7 @@ class Step:
     # -- the parts of scoring, of this rank's rows ------------------------------------------------------------
 
     def role_outputs(self, rollout: Rollout) -> RoleOutputs:
-        """What policy, value and reference say of each token; the reference is asked only where a KL is wanted."""
+        """Policy, value and reference of each token; the reference is asked only where `ppo.kl.coef` isn't 0."""
         trained, limits = self.roles.trained, self.budget.train
         policy = self.policy_output(rollout, limits, entropy=True)
         if trained.value_adapter and trained.value_head:
@@ -117,13 +120,14 @@ class Step:
         return RoleOutputs(policy, self.ref_logprobs(rollout, limits))
 
     def policy_output(self, rollout: Rollout, limits: PassLimits, *, entropy: bool = False) -> PolicyOutput:
-        """The policy's own numbers: those of the sampling pass where they are this policy's, as it is now, of these very tokens;
-        else of a pass.
+        """The policy's log-probs, entropy and values [B, T].
+
+        They are the sampling pass's where that saw these tokens with the same weights; else a new pass gives them.
         """
-        trained, seen = self.roles.trained, rollout.behavior
-        whose = (self.bank, trained.policy, trained.policy_head, self.temperature)
-        if seen is not None and seen.is_of(*whose, rollout.digests()):
-            return PolicyOutput(seen.logprobs, seen.entropy, seen.values)
+        trained, behavior = self.roles.trained, rollout.behavior
+        origin = (self.bank, trained.policy, trained.policy_head, self.temperature)
+        if behavior is not None and behavior.is_of(*origin, rollout.digests()):
+            return PolicyOutput(behavior.logprobs, behavior.entropy, behavior.values)
         view = View(trained.policy)
         return view_output(
             self.bank, view, rollout, self.temperature, limits, value_head=trained.policy_head, entropy=entropy
@@ -141,10 +145,10 @@ class Step:
         return score_all(self.bank, self.roles.rewards, rollout, self.budget.inference)
 
     def _sharded_rewards(self, rollout: Rollout) -> Scores:
-        return score_sharded(self.ranks, rollout, len(rollout), self._rewards_alike)
+        return score_sharded(self.ranks, rollout, len(rollout), self._rewards_of_one_shape)
 
-    def _rewards_alike(self, rollout: Rollout) -> Scores:
-        """The same with scores of tokens on every rank or on none, so that all gather the same.
+    def _rewards_of_one_shape(self, rollout: Rollout) -> Scores:
+        """This rank's rewards, with token scores on every rank or on none, so that all ranks gather the same tensors.
 
         A source may have abstained from all of one rank's part and scored tokens of another's.
         """

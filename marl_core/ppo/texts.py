@@ -27,9 +27,9 @@ class TokenizedPrompts(Protocol):
     def texts(self) -> Sequence[Any]: ...  # noqa: D102
 
 
-WINDOW = 16
+WINDOW_TOKENS = 16
 """Tokens of the prompt that are decoded before the response; more where they begin inside a character."""
-BROKEN = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class ResponseDecoder:
@@ -40,13 +40,13 @@ class ResponseDecoder:
     ) -> None:
         """`before`: the prompt's tokens, none where the response is a text of its own; `special`: ids that have no text."""
         self._tokenizer = tokenizer
-        known = special_ids(tokenizer) if special is None else special
-        kept = [token for token in before if token not in known]
-        size = WINDOW
-        self._before, self._head = kept[-size:], self._decode(kept[-size:])
-        while size < len(kept) and self._head.startswith(BROKEN):
+        skipped = special_ids(tokenizer) if special is None else special
+        prompt_ids = [token for token in before if token not in skipped]
+        size = WINDOW_TOKENS
+        self._before, self._head = prompt_ids[-size:], self._decode(prompt_ids[-size:])
+        while size < len(prompt_ids) and self._head.startswith(REPLACEMENT_CHARACTER):
             size *= 2
-            self._before, self._head = kept[-size:], self._decode(kept[-size:])
+            self._before, self._head = prompt_ids[-size:], self._decode(prompt_ids[-size:])
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, prompts: TokenizedPrompts) -> list[ResponseDecoder]:
@@ -54,17 +54,17 @@ class ResponseDecoder:
         special = special_ids(tokenizer)
         texts = prompts.texts or [""] * len(prompts.ids)
         return [
-            cls(tokenizer, ids[keep].tolist() if is_gone_on_with(text) else (), special)
+            cls(tokenizer, ids[keep].tolist() if continues_prompt(text) else (), special)
             for ids, keep, text in zip(prompts.ids.cpu(), prompts.mask.cpu(), texts, strict=True)
         ]
 
     def text(self, ids: Sequence[int]) -> str:
         """What these response tokens add to the prompt's text."""
-        whole = self._decode([*self._before, *ids])
-        for head in (self._head, self._head.rstrip(BROKEN)):
-            if whole.startswith(head):
-                return whole[len(head) :]
-        return self._decode(ids)  # the decoder rewrites what it had written: nothing says which part is whose
+        decoded = self._decode([*self._before, *ids])
+        for head in (self._head, self._head.rstrip(REPLACEMENT_CHARACTER)):
+            if decoded.startswith(head):
+                return decoded[len(head) :]
+        return self._decode(ids)  # the decoder rewrote the prompt's end: where the response begins can't be told
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
@@ -81,11 +81,13 @@ def response_texts(
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that decoding leaves out when it skips special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()
-    return frozenset(getattr(tokenizer, "all_special_ids", ())) | {token for token, seen in added if seen.special}
+    return frozenset(getattr(tokenizer, "all_special_ids", ())) | {
+        token_id for token_id, added_token in added if added_token.special
+    }
 
 
-def is_gone_on_with(prompt: Any) -> bool:
-    """Whether a response goes on in the prompt's own words: a text's, or those of a chat whose last message is the assistant's."""
+def continues_prompt(prompt: Any) -> bool:
+    """Whether a response continues the prompt's own text: a plain text, or a chat whose last message is the assistant's."""
     if isinstance(prompt, str):
         return True
     last = prompt[-1] if len(prompt) else None

@@ -28,22 +28,22 @@ class Scores:
     tokens: Tensor | None = None
 
 
-def score_list(found: Any, who: str, error: type[MarlError]) -> list[Any] | None:
-    """What a reward gave as a list with an entry for each response: a number, a list of numbers, or None; None if it is no list.
+def score_list(answer: Any, who: str, error: type[MarlError]) -> list[Any] | None:
+    """A reward's answer as a list with a number, a list of numbers or None for each response; None if it is no list.
 
-    A column [B, 1] becomes [B].
+    A column [B, 1] becomes [B]. `error`, naming `who`, for a tensor without data.
     """
-    if isinstance(found, Tensor) and found.is_meta:
+    if isinstance(answer, Tensor) and answer.is_meta:
         raise error(f"{who} gave a tensor without data (device meta); return numbers.")
     if (
-        isinstance(found, str | bytes | Mapping | Set)
-        or not hasattr(found, "__len__")
-        or not hasattr(found, "__iter__")
+        isinstance(answer, str | bytes | Mapping | Set)
+        or not hasattr(answer, "__len__")
+        or not hasattr(answer, "__iter__")
     ):
         return None
-    if getattr(found, "ndim", 1) == 0:  # a single number as tensor or array
-        return [found.item()]
-    values = [plain(value) for value in (found.detach() if isinstance(found, Tensor) else found)]
+    if getattr(answer, "ndim", 1) == 0:  # a single number as tensor or array
+        return [answer.item()]
+    values = [plain(value) for value in (answer.detach() if isinstance(answer, Tensor) else answer)]
     column = bool(values) and all(isinstance(value, list) and len(value) == 1 for value in values)
     return [value[0] for value in values] if column else values
 
@@ -68,8 +68,8 @@ def is_per_token(values: Sequence[Any]) -> bool:
 def read_token_scores(rows: Sequence[Any], rollout: Rollout, who: str, error: type[MarlError]) -> Tensor:
     """Scores for tokens as a tensor [B, T] float32: 0 under a false mask, a row of NaN where the source abstained.
 
-    `rows`: for each response a list of numbers, one for each of its tokens, or for each place [T] of the rollout, whatever
-    stands under a false mask; or None. `error` unless it is that and all that counts is finite.
+    `rows`: for each response a list of numbers, one for each of its tokens, or for each position [T] of the rollout, whatever
+    stands under a false mask; or None. `error` for any other length, or a token that counts and whose score isn't finite.
     """
     shape = rollout.ids.shape
     result = torch.zeros(shape, dtype=torch.float32)
@@ -87,24 +87,26 @@ def read_token_scores(rows: Sequence[Any], rollout: Rollout, who: str, error: ty
                 f"{who}: response {i + 1} has {length} tokens and got {what}; give one for each token, or None."
             )
         scores = [number(value) for value in row]
-        for place, score in enumerate(scores):
+        for position, score in enumerate(scores):
             if score is None or not abs(score) <= torch.finfo(torch.float32).max:
                 raise error(
-                    f"{who}: token {place + 1} of response {i + 1} got {row[place]!r:.80}, not a finite number; "
+                    f"{who}: token {position + 1} of response {i + 1} got {row[position]!r:.80}, not a finite number; "
                     f"its text begins {rollout.texts[i][:80]!r}."
                 )
         result[i, keep] = torch.tensor(scores, dtype=torch.float32)
     return result.to(rollout.ids.device)
 
 
-def combine(given: Mapping[str, Tensor], weights: Mapping[str, float], rollout: Rollout) -> tuple[Scores, Tensor]:
-    """The weighted sum of sources' scores ([B] or [B, T] each), and which responses [B] anybody judged."""
+def combine(
+    source_scores: Mapping[str, Tensor], weights: Mapping[str, float], rollout: Rollout
+) -> tuple[Scores, Tensor]:
+    """The weighted sum of sources' scores ([B] or [B, T] each), and which responses [B] bool at least one source scored."""
     device = rollout.ids.device
     total = torch.zeros(len(rollout), device=device)
     judged = torch.zeros(len(rollout), dtype=torch.bool, device=device)
     parts: dict[str, Tensor] = {}
     tokens: Tensor | None = None
-    for name, scores in given.items():
+    for name, scores in source_scores.items():
         parts[name] = scores.sum(dim=1) if scores.dim() == 2 else scores
         if scores.dim() == 2:
             weighted = weights[name] * scores.nan_to_num(0.0)

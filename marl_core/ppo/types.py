@@ -50,7 +50,7 @@ def _convert(record: object, **values: Any) -> None:
 
 
 def _texts(texts: Any) -> Sequence[Any]:
-    """Texts or chats as a sequence, whatever held them: a list, an array, a column of a table."""
+    """Texts or chats as a sequence, from a list, an array or a column of a table."""
     if isinstance(texts, str):
         raise DataError("texts: give a list with a text for each row, not one text.")
     if texts is not None and not hasattr(texts, "__iter__"):
@@ -97,13 +97,16 @@ class Prompts:
         `rows`: the data's columns, one mapping for each prompt, or columns by name with an entry for each. `mask`: what a
         tokenizer that was asked to pad gives beside its ids; without it every token counts.
         """
-        given = as_rows(tokens, "Prompts.of: tokens")
+        token_lists = as_rows(tokens, "Prompts.of: tokens")
         if mask is not None:
-            counts = as_mask(mask, "Prompts.of: mask", (len(given), len(given[0]) if given else 0)).tolist()
-            given = [
-                [token for token, here in zip(*pair, strict=True) if here] for pair in zip(given, counts, strict=True)
+            counts = as_mask(
+                mask, "Prompts.of: mask", (len(token_lists), len(token_lists[0]) if token_lists else 0)
+            ).tolist()
+            token_lists = [
+                [token for token, counted in zip(*pair, strict=True) if counted]
+                for pair in zip(token_lists, counts, strict=True)
             ]
-        ids, mask = pad_rows(given, pad, "left", "Prompts.of: tokens")
+        ids, mask = pad_rows(token_lists, pad, "left", "Prompts.of: tokens")
         return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
 
     def with_texts(self, tokenizer: Any) -> Prompts:
@@ -133,8 +136,8 @@ class Rollout:
     """Responses: ids[B, T] int64, mask[B, T] bool (true up to and including the stop token), their texts.
 
     `finished[B]` bool says which responses ended with a stop token. The mask comes from where sampling
-    stopped, never from a pad id. No token of `stops` could be sampled at the first `min_tokens` places, and log-probs
-    are of that distribution: what is sampled and what is scored stay one.
+    stopped, never from a pad id. No token of `stops` could be sampled at the first `min_tokens` positions, and log-probs
+    are of that distribution: the distribution sampled from is the one scored.
     """
 
     prompts: Prompts
@@ -145,7 +148,7 @@ class Rollout:
     min_tokens: int = 0
     stops: tuple[int, ...] = ()
     behavior: PolicyOutput | None = None
-    """What the sampling pass said of these tokens, where that is exact enough to be the old log-probs and values."""
+    """The behavior policy's output: log-probs and values of the sampling pass, where they are exact enough to be the old ones."""
 
     def __post_init__(self) -> None:
         ids = as_ids(self.ids, "Rollout.ids")
@@ -202,15 +205,15 @@ class Rollout:
         return torch.cat([self.prompts.mask, self.mask], dim=1)
 
     def digests(self) -> Tensor:
-        """A number [B] int64 for each row: of its prompt's and response's tokens, and of what couldn't be sampled."""
+        """A hash [B] int64 of each row: its prompt's and response's tokens, and the stop tokens that couldn't be sampled."""
         parts = ((self.prompts.ids, self.prompts.mask), (self.ids, self.mask))
         prompts, responses = (
             [row[keep] for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)] for ids, mask in parts
         )
         rows = zip(prompts, responses, strict=True)
         banned = (self.min_tokens, self.stops if self.min_tokens else ())
-        found = [hash((*(tuple(part.tolist()) for part in row), banned)) for row in rows]
-        return torch.tensor(found, dtype=torch.int64, device=self.ids.device)
+        digests = [hash((*(tuple(part.tolist()) for part in row), banned)) for row in rows]
+        return torch.tensor(digests, dtype=torch.int64, device=self.ids.device)
 
     @property
     def lengths(self) -> Tensor:
@@ -237,13 +240,13 @@ class Rollout:
         )
 
 
-def _stops(given: Any) -> set[int]:
+def _stops(value: Any) -> set[int]:
     """Stop tokens: one number, or numbers in anything, None among them left out."""
-    listed = plain(given)
-    listed = list(listed) if isinstance(listed, list) else [listed]
-    if not all(stop is None or (hasattr(stop, "__int__") and not isinstance(stop, bool)) for stop in listed):
-        raise DataError(f"stop_ids: expected tokens' numbers, got {given!r:.80}.")
-    return {int(stop) for stop in listed if stop is not None}
+    ids = plain(value)
+    ids = list(ids) if isinstance(ids, list) else [ids]
+    if not all(stop is None or (hasattr(stop, "__int__") and not isinstance(stop, bool)) for stop in ids):
+        raise DataError(f"stop_ids: expected tokens' numbers, got {value!r:.80}.")
+    return {int(stop) for stop in ids if stop is not None}
 
 
 def _up_to_stop(row: list[int], stops: set[int]) -> list[int]:
@@ -272,17 +275,17 @@ class ScoredRollout:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     entropy: Tensor | None = None
     shaped_scores: Tensor = field(default_factory=Tensor)
-    """What PPO learns from; the scores where they are left out."""
+    """What PPO learns from; `scores` when not given."""
     token_scores: Tensor | None = None
     logged: Logged | None = None
     """What reward functions logged beside their scores."""
 
     def __post_init__(self) -> None:
         shape, device = tuple(self.rollout.ids.shape), self.rollout.ids.device
-        wanted = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy", "token_scores"), shape)
+        shapes = dict.fromkeys(("logprobs", "ref_logprobs", "values", "entropy", "token_scores"), shape)
         if not self.shaped_scores.numel():
             _convert(self, shaped_scores=self.scores)
-        for name, size in {**wanted, "scores": shape[:1], "shaped_scores": shape[:1]}.items():
+        for name, size in {**shapes, "scores": shape[:1], "shaped_scores": shape[:1]}.items():
             if getattr(self, name) is not None:
                 _convert(self, **{name: as_floats(getattr(self, name), f"ScoredRollout.{name}", size).to(device)})
 
@@ -294,7 +297,7 @@ class ScoredRollout:
         return self.scores
 
     def select(self, rows: Tensor | slice) -> ScoredRollout:
-        """Some of the responses, with everything that has a row for each; what was logged of the whole batch stays out."""
+        """Some of the responses, with everything that has a row for each; `logged` is of the whole batch, and is dropped."""
         return _each_tensor(replace(self, logged=None), lambda tensor: tensor[rows], self.rollout.select(rows))
 
     def to(self, device: torch.device | str) -> ScoredRollout:
@@ -314,7 +317,7 @@ def _each_tensor(scored: ScoredRollout, change: Callable[[Tensor], Tensor], roll
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """What the update learns from: kl, rewards, advantages [B, T] float32, and returns [B, T] (None without values)."""
+    """What the update learns from, [B, T] float32: kl in nats, rewards, advantages, and returns (None without values)."""
 
     kl: Tensor
     rewards: Tensor
@@ -334,11 +337,11 @@ class Advantages:
     def fitted(self, rollout: Rollout) -> Advantages:
         """The same as float32 on the rollout's device; DataError unless each tensor has its shape."""
         shape, device = tuple(rollout.ids.shape), rollout.ids.device
-        found: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name, value in found.items():
+        tensors: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in tensors.items():
             if value is not None or name != "returns":
-                found[name] = as_floats(value, f"Advantages.{name}", shape).to(device)
-        return Advantages(**found)
+                tensors[name] = as_floats(value, f"Advantages.{name}", shape).to(device)
+        return Advantages(**tensors)
 
 
 class _Floats:
@@ -420,7 +423,10 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Held-out numbers at one step: means, with the standard deviation over sampling seeds (0 for one seed)."""
+    """Held-out numbers at one step: means, with the standard deviation over sampling seeds (0 for one seed).
+
+    Rewards are before shaping, lengths in tokens, `finished` is the share of responses that ended with a stop token.
+    """
 
     step: int
     reward: float
@@ -440,7 +446,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run gave."""
+    """The result of a run: its folder, steps done, the last step's numbers, and the evaluations before and after training."""
 
     folder: str | None
     steps: int

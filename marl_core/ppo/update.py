@@ -63,13 +63,13 @@ class MetricAccumulator:
         self.first_ratio_error: float | None = None
 
     def add(self, weight: float, **values: float) -> None:
-        """Add numbers that are means over `weight` things."""
+        """Add values, each a mean over `weight` tokens or optimizer steps."""
         for name, value in values.items():
             self._sums[name] += value * weight
             self._weights[name] += weight
 
     def all_reduce(self, ranks: Ranks) -> None:
-        """Take in what the other ranks have added."""
+        """Merge with what the other ranks have added."""
         names = sorted(self._sums)
         sums = ranks.all_reduce_sum([*(self._sums[name] for name in names), *(self._weights[name] for name in names)])
         self._sums.update(zip(names, sums[: len(names)], strict=True))
@@ -100,7 +100,10 @@ class Update:
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
 
     def run(self, batch: TrainingBatch, generator: torch.Generator) -> UpdateStats:
-        """`ppo.epochs` over the batch, one optimizer step a minibatch; each minibatch's rows are shared out over the ranks."""
+        """`ppo.epochs` over the batch, one optimizer step a minibatch; each minibatch's rows are shared out over the ranks.
+
+        NumericError, with the minibatch's rows, when a loss or gradient norm isn't finite.
+        """
         steps, stopped = 0, False
         self.optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
         for epoch in range(self.ppo.epochs):
@@ -123,10 +126,10 @@ class Update:
         mask, metrics = batch.mask, self.metrics
         total = float(mask.sum()) if self.ppo.aggregation == "token" else float(len(mask))
         approx_kl = 0.0
-        mine = self.ranks.shard(torch.arange(len(mask)))
-        lengths = batch.rollout.sequence_mask.sum(dim=1)[mine].tolist()
+        rank_rows = self.ranks.shard(torch.arange(len(mask)))
+        lengths = batch.rollout.sequence_mask.sum(dim=1)[rank_rows].tolist()
         for rows in blocks(lengths, self.limits.rows, self.limits.tokens):
-            piece = batch.select(mine[rows])
+            piece = batch.select(rank_rows[rows])
             output = self._policy(piece, total)
             if self.trained.value_adapter is not None and self.trained.value_head is not None:
                 self._own_value(piece, self.trained.value_adapter, self.trained.value_head, total)

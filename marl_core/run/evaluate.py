@@ -107,6 +107,6 @@ def _over_seeds(per_seed: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 def _judge(per_seed: Sequence[Sequence[float | None]]) -> dict[str, float | None]:
     """Mean and spread over the responses it judged, None when there are none; `judged` is their share."""
-    given = [[value for value in values if value is not None] for values in per_seed]
-    mean, std = _over_seeds([values for values in given if values]) if any(given) else (None, None)
-    return {"mean": mean, "std": std, "judged": sum(map(len, given)) / sum(map(len, per_seed))}
+    judged = [[value for value in values if value is not None] for values in per_seed]
+    mean, std = _over_seeds([values for values in judged if values]) if any(judged) else (None, None)
+    return {"mean": mean, "std": std, "judged": sum(map(len, judged)) / sum(map(len, per_seed))}

@@ -27,7 +27,7 @@ ALIGN_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 """Torch's own: blocks of 2 MiB and more begin at a page, and the system is asked for huge pages there."""
 KERNEL_CACHE_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """oneDNN's own, and that of torch's layer above it: for how many shapes each keeps kernels; 1,024 unless told."""
-KERNELS_KEPT = (
+KERNEL_CACHE_CAPACITY = (
     "32"  # a pass forward and backward meets about 20 shapes; each kernel holds 0.6 MiB (figures in docs/speed.md)
 )
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -70,7 +70,7 @@ def limit_kernel_caches() -> None:
     Both read this at their first product.
     """
     for name in KERNEL_CACHE_VARIABLES:
-        os.environ.setdefault(name, KERNELS_KEPT)
+        os.environ.setdefault(name, KERNEL_CACHE_CAPACITY)
 
 
 def quiet_libraries() -> None:
@@ -107,7 +107,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 @contextmanager
 def timed(seconds: dict[str, float], phase: str, device: torch.device) -> Iterator[None]:
-    """Add the seconds of a block to a phase, those included that `device` still computes when the block's last line is done."""
+    """Add a block's wall-clock seconds to `seconds[phase]`, after waiting until `device` has computed all of it."""
     _finish(device)
     start = time.perf_counter()
     try:
@@ -125,8 +125,8 @@ def _finish(device: torch.device) -> None:
 
 
 @contextmanager
-def as_alone() -> Iterator[None]:
-    """A block that computes as it does by itself, whatever block of torch's the caller stands in: no_grad, inference_mode, autocast."""
+def default_torch_modes() -> Iterator[None]:
+    """A block with gradients on, inference mode and autocast off, whatever block of torch's the caller is in."""
     import torch
 
     with ExitStack() as blocks:
@@ -139,7 +139,7 @@ def as_alone() -> Iterator[None]:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads in a block, as many as before when None."""
+    """A block that computes with `number` CPU threads, with as many as before when None."""
     import torch
 
     before = torch.get_num_threads()

@@ -10,32 +10,32 @@ from marl_core.ppo.types import Evaluation, RunResult
 
 
 class ObserverCalls:
-    """The observers of one Runner: who was told of a beginning is told of an end, once."""
+    """Calls the observers of one Runner: each start that they are told of is followed by one end or one failure."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._began = False
 
     def begin(self, step: int, tokenizer: object) -> None:
-        """The run begins after `step` steps, or goes on after an end was told."""
+        """Tell that the run starts or goes on, with `step` steps done; nothing when that has been told."""
         if not self._began:
             self._began = True
             with self.until_the_end(lambda: step):
                 self._plan.hooks.run_start(self._plan, step, tokenizer)  # type: ignore[arg-type]  # transformers' own
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Held-out numbers."""
+        """Tell the numbers of a held-out evaluation."""
         if self._began:
             self._plan.hooks.evaluation(evaluation)
 
     def end(self, result: RunResult) -> None:
-        """The run is whole."""
+        """Tell that the run is complete."""
         self._began = False
         self._plan.hooks.run_end(result)
 
     @contextmanager
     def until_the_end(self, step: Callable[[], int]) -> Iterator[None]:
-        """A block of the run: when anything ends it before its end, the observers hear of that, and after which `step`."""
+        """A block of the run: when an exception ends it, the observers are told of the failure, with the steps done (`step()`)."""
         try:
             yield
         except BaseException as error:

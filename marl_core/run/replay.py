@@ -19,7 +19,7 @@ from marl_core.store import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay found: the error of then, the error of now (None when the phase passes), and numbers in words."""
+    """What a replay gave: the message of the dumped error, the error raised now (None when the phase passes), numbers as text."""
 
     step: int
     phase: str
@@ -31,21 +31,23 @@ class Replayed:
 def replay(folder: Path | str, config: RunConfig | None = None, *, sets: Iterable[str] = ()) -> Replayed:
     """Repeat the phase that failed, on the dumped batch with the dumped weights. Nothing is written.
 
+    DataError when the folder holds no dump, or its weights don't fit the config.
+
     `config` is the run's own, changed by `sets`, unless one is given: to try a repaired reward or another setting.
     """
-    place = Path(folder).expanduser()
-    dumped = load(place)
-    asked = config or load_config(place.resolve().parent.parent / "config.yaml", sets, env={})
-    runner = Runner(without_folder(asked))
-    checkpoint.load_weights(place, runner.bank, runner.roles.trained)
+    path = Path(folder).expanduser()
+    dumped = load(path)
+    run_config = config or load_config(path.resolve().parent.parent / "config.yaml", sets, env={})
+    runner = Runner(without_folder(run_config))
+    checkpoint.load_weights(path, runner.bank, runner.roles.trained)
     runner.state = dumped.state
-    said = (dumped.state.step + 1, dumped.phase, dumped.message)
+    failure = (dumped.state.step + 1, dumped.phase, dumped.message)
     try:
         with runner.running():
             detail = {"score": _score, "update": _update}[dumped.phase](runner, dumped)
     except MarlError as error:
-        return Replayed(*said, error, "")
-    return Replayed(*said, None, detail)
+        return Replayed(*failure, error, "")
+    return Replayed(*failure, None, detail)
 
 
 def without_folder(config: RunConfig) -> RunConfig:
@@ -64,8 +66,8 @@ def _update(runner: Runner, dump: Dump) -> str:
         raise DataError("replay: this dump holds no scores, so there is no update to repeat.")
     step, device = runner.algorithm, runner.bank.device
     scored = dump.scored.to(device)
-    given = dump.advantages
-    advantages = step.advantages(scored, dump.state.kl_coef) if given is None else given.to(device)
+    dumped = dump.advantages
+    advantages = step.advantages(scored, dump.state.kl_coef) if dumped is None else dumped.to(device)
     rows = torch.tensor(dump.rows) if dump.rows else torch.arange(len(scored.rollout))
     once = {"epochs": 1, "minibatch": len(rows)} if dump.rows else {"epochs": 1}
     stats = runner.train_on(

@@ -24,14 +24,14 @@ from marl_core.safety.gradient_check import gradient_survives
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A bank with the roles of one run on it, and what building them found."""
+    """A bank with the roles of one run, the options of its passes, and the gradient check made while they were built."""
 
     bank: AdapterBank
     roles: Roles
     options: PassOptions
     """How this run's passes go through the base."""
     gradient: PreflightCheck
-    """What the gradient check found, right after the policy was added."""
+    """The gradient check's result, right after the policy was added."""
     added: tuple[str, ...] = ()
     """Names of the adapters and heads that building the roles added to the bank."""
 
@@ -41,7 +41,10 @@ class Cast:
 
 
 def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Cast:
-    """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards."""
+    """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards.
+
+    ConfigError when the bank doesn't fit the config. When anything fails, the given bank is left as it was.
+    """
     bank = _bank(plan, bank)
     before = {*bank.adapters, *bank.heads}
     try:
@@ -134,14 +137,21 @@ def _same_base(plan: Plan, bank: AdapterBank) -> None:
     """ConfigError when the config asks for another base than the shared bank holds."""
     model, quantized = plan.config.model, bank.quantization.config is not None
     wrong = [f"model.path is {model.path!r}, the bank's base {bank.source!r}"] if model.path != bank.source else []
-    have = str(bank.base.dtype).removeprefix("torch.")
-    wrong += [f"model.dtype is {model.dtype}, the bank's {have}"] if not quantized and model.dtype != have else []
-    asked = plan.quantization.config
-    mine, theirs = (
-        str(config.to_dict()) if config is not None else "none" for config in (asked, bank.quantization.config)
+    bank_dtype = str(bank.base.dtype).removeprefix("torch.")
+    wrong += (
+        [f"model.dtype is {model.dtype}, the bank's {bank_dtype}"]
+        if not quantized and model.dtype != bank_dtype
+        else []
+    )
+    run_quantization = plan.quantization.config
+    run_settings, bank_settings = (
+        str(config.to_dict()) if config is not None else "none"
+        for config in (run_quantization, bank.quantization.config)
     )
     wrong += (
-        [f"quantization is {plan.config.quantization.label}, the bank was loaded otherwise"] if mine != theirs else []
+        [f"quantization is {plan.config.quantization.label}, the bank was loaded otherwise"]
+        if run_settings != bank_settings
+        else []
     )
     if wrong:
         raise ConfigError(
@@ -167,11 +177,11 @@ def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
 
 def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, str | None]:
     """Names of the value's adapter and head; None for what it doesn't have."""
-    where = plan.value_on
-    if where == "none":
+    placement = plan.value_on
+    if placement == "none":
         return None, None
     adapter = None
-    if where == "own":
+    if placement == "own":
         adapter = f"{policy}-value"
         bank.add(adapter, _lora(plan.config.value, bank), seed=derive_seed(plan.config.run.seed, "value"))
     bank.add_value_head(value_head_of(policy))
@@ -189,10 +199,10 @@ def _sources(
     role: str = "reward",
 ) -> tuple[RewardSource, ...]:
     labels = [choice.name or choice.label for choice, _ in chosen]
-    doubled = {label for label, count in Counter(labels).items() if count > 1}
+    repeated = {label for label, count in Counter(labels).items() if count > 1}
     sources = []
     for index, (choice, strategy) in enumerate(chosen):
-        label = f"{labels[index]}-{index + 1}" if labels[index] in doubled else labels[index]
+        label = f"{labels[index]}-{index + 1}" if labels[index] in repeated else labels[index]
         score = plan.hooks.reward(strategy, bank, bank.tokenizer)
         function = getattr(score, "label", "")  # which function of the user's, where the strategy calls one
         origin = "; ".join(filter(None, (str(function), plan.hooks.origin(strategy))))

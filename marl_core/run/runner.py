@@ -47,7 +47,7 @@ from marl_core.ppo.types import (
 from marl_core.registry.catalog import Catalog
 from marl_core.report.draw import draw
 from marl_core.run.evaluate import evaluate
-from marl_core.run.host import as_alone, threads, timed, trim_heap
+from marl_core.run.host import default_torch_modes, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
 from marl_core.run.optimizer import make_optimizer, set_learning_rates
 from marl_core.run.roles import Cast, build_roles
@@ -89,7 +89,7 @@ class Runner:
     ) -> None:
         """Check the config, load the base, build the roles. Nothing is written before the pre-flight check has passed.
 
-        A Plan instead of a config is taken as checked.
+        A Plan instead of a config isn't checked again. ConfigError when the config can't work, or its folder can't be used.
         """
         self.plan = _checked(config, catalog).for_run(self)
         self.ranks = join(self.plan.config)
@@ -99,7 +99,7 @@ class Runner:
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
         self.plan.hooks.around = self.guard.call
-        with as_alone(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
+        with default_torch_modes(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
             self.cast = build_roles(self.plan, policy, bank)
         try:
             with self.running():
@@ -154,7 +154,7 @@ class Runner:
 
     @property
     def roles(self) -> Roles:
-        """Who is who on the bank."""
+        """The run's roles on the bank: policy, value, reference, reward sources, judges."""
         return self.algorithm.roles
 
     @property
@@ -178,14 +178,18 @@ class Runner:
         return self.finish(scored, advantages, update)
 
     def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
-        """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B]: most tokens of each."""
+        """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B] int64: most tokens of each."""
         with self._timed("generate"), finite_sampling():
             seed = derive_seed(self.config.run.seed, "rollout", self.state.step, self._rollouts)
             self._rollouts += 1
             return self.algorithm.sample(prompts, seed, limits)
 
     def score(self, rollout: Rollout, scores: torch.Tensor | Sequence[float] | None = None) -> ScoredRollout:
-        """Every role's numbers; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies)."""
+        """Score a rollout by every role; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies).
+
+        NumericError for numbers that aren't finite, PluginError when a reward or reference fails, DataError for a rollout that
+        the base can't read.
+        """
         with self._timed("score"), self._dumped(Phase("score", rollout, own=scores)), self._asking():
             scored = self.algorithm.score(rollout, scores)
             scored = shape(scored, self.config.shaping, self.state.reward_stats)
@@ -197,7 +201,7 @@ class Runner:
 
         The pre-flight check runs before the first update.
         """
-        scored = self._here(scored)
+        scored = self._on_device(scored)
         if self.preflight is None:
             self.check_start(scored.rollout.prompts)
         with self._timed("update"), self._dumped(Phase("update", scored.rollout, scored, own=advantages)):
@@ -236,7 +240,7 @@ class Runner:
 
     def finish(self, scored: ScoredRollout, advantages: Advantages, update: UpdateStats) -> StepStats:
         """The metrics of the step that `update` ended; observers hear of them."""
-        scored = self._here(scored)
+        scored = self._on_device(scored)
         fitted = advantages.fitted(scored.rollout)
         stats = step_stats(self.state.step, scored, fitted, update, self._kl_coef_used, self.seconds)
         self.seconds = {}
@@ -244,7 +248,7 @@ class Runner:
         self.guard.step_ended(self.state.step)
         return stats
 
-    def _here(self, scored: ScoredRollout) -> ScoredRollout:
+    def _on_device(self, scored: ScoredRollout) -> ScoredRollout:
         """On the bank's device, where a scored rollout of one's own needn't be."""
         device = self.bank.device
         return scored if scored.rollout.ids.device == device else scored.to(device)
@@ -254,7 +258,7 @@ class Runner:
     def steps(self) -> Iterator[StepStats]:
         """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way.
 
-        An iterator that is given up ends the run for its observers; asked for again, it goes on where it was.
+        Closing the iterator ends the run for its observers; calling this again goes on from there.
         """
         with self.observers.until_the_end(lambda: self.done):
             yield from self._steps()
@@ -280,16 +284,16 @@ class Runner:
             yield stats
 
     def train(self) -> RunResult:
-        """Run to the end: steps, last evaluation, final adapter, observers' farewell.
+        """Run to the end: steps, last evaluation, final adapter, end of the observers.
 
         Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
         """
         try:
-            with self.observers.until_the_end(lambda: self.done), StopRequest() as asked:
+            with self.observers.until_the_end(lambda: self.done), StopRequest() as stop:
                 last: StepStats | None = None
                 for stats in self._steps():
                     last = stats
-                    number = int(self.ranks.all_reduce_max([asked.signal or 0])[0])  # a signal to one rank stops all
+                    number = int(self.ranks.all_reduce_max([stop.signal or 0])[0])  # a signal to one rank stops all
                     if number:
                         raise self._stopped(signal.Signals(number))
                 return self._finish(last)
@@ -350,7 +354,7 @@ class Runner:
         return evaluation
 
     def save(self) -> Path | None:
-        """Write a checkpoint; None when the run has no folder. SaveFailed when it can't be written: older ones are whole."""
+        """Write a checkpoint; None when the run has no folder. SaveFailed when it can't be written: older ones stay intact."""
         if self.folder is None:
             return None
         self.prepare()
@@ -359,9 +363,9 @@ class Runner:
         self.folder.hold()
         try:
             self.folder.flush()
-            kept = strategy_state.collect(self.plan, self.bank, trained.policy)
+            strategy_tensors = strategy_state.collect(self.plan, self.bank, trained.policy)
             keep = self.config.run.keep
-            return checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, kept)
+            return checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, strategy_tensors)
         except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             raise save_failed(folder, self.done, self._checkpoint_bytes, error) from error
 
@@ -391,14 +395,14 @@ class Runner:
         (chosen, *_) = self.ranks.all_gather_object(self._newest_checkpoint())
         if chosen is None:
             return
-        place = Path(chosen)
-        if not place.is_dir():
+        path = Path(chosen)
+        if not path.is_dir():
             raise DataError(
                 f"resume: rank {self.ranks.rank} finds no {chosen}. Put run.folder on a disk that all processes see."
             )
         trained = self.roles.trained
-        self.state = checkpoint.load(place, self.bank, trained, self.optimizer)
-        strategy_state.restore(place, self.plan, self.bank, trained.policy)
+        self.state = checkpoint.load(path, self.bank, trained, self.optimizer)
+        strategy_state.restore(path, self.plan, self.bank, trained.policy)
         if self.folder is not None:
             self.folder.go_on_from(self.state.step)
 
@@ -420,13 +424,13 @@ class Runner:
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
         with self.running(), self._memory("pre-flight"), self._asking():  # what is logged here is of no step
-            found = preflight(self.plan, self.algorithm, prompts, self.cast.gradient, fresh=self.done == 0)
-        self.preflight = found
+            result = preflight(self.plan, self.algorithm, prompts, self.cast.gradient, fresh=self.done == 0)
+        self.preflight = result
         self.guard.baseline()
         if self.folder is not None:
-            self.folder.start(self.config, self.done, self._provenance, found.as_dict())
+            self.folder.start(self.config, self.done, self._provenance, result.as_dict())
         self.observers.begin(self.done, self.bank.tokenizer)
-        return found
+        return result
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
@@ -438,17 +442,17 @@ class Runner:
         return checkpoint_bytes(self.bank, self.roles.trained)
 
     def _heldout(self) -> PromptData | None:
-        asked = self.config.eval
-        if asked.prompts is None:
+        eval_section = self.config.eval
+        if eval_section.prompts is None:
             return None
-        section = self.config.data or DataSection(prompts=asked.prompts)
-        split = asked.split or section.split
-        return self._prompts(section.model_copy(update={"prompts": asked.prompts, "split": split}))
+        section = self.config.data or DataSection(prompts=eval_section.prompts)
+        split = eval_section.split or section.split
+        return self._prompts(section.model_copy(update={"prompts": eval_section.prompts, "split": split}))
 
     def _prompts(self, section: DataSection) -> PromptData:
         """Prompts that fit into the positions that the model leaves beside a response.
 
-        A row that grows past the length where its rotary frequencies change would be sampled with others than it is scored.
+        A row that grows past the length where its rotary frequencies change would be sampled with other frequencies than it is scored with.
         """
         bank = self.cast.bank
         positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=2**20)
@@ -459,11 +463,11 @@ class Runner:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """A block that computes with this run's threads, and as it does by itself whatever block the caller stands in.
+        """A block with this run's number of threads and torch's default modes, whatever block of torch's the caller is in.
 
         Every method that computes opens it by itself.
         """
-        with as_alone(), threads(self.config.run.threads):
+        with default_torch_modes(), threads(self.config.run.threads):
             yield
 
     @contextmanager
@@ -477,7 +481,7 @@ class Runner:
         return memory_told(phase, self.config, self.bank.device.type)
 
     def _dumped(self, phase: Phase) -> AbstractContextManager[None]:
-        folder = self.folder.path if self.folder is not None and self.folder.mine else None
+        folder = self.folder.path if self.folder is not None and self.folder.owned else None
         return dump_on_error(folder, self.algorithm, self.state, phase, self.guard)
 
     def _asking(self) -> AbstractContextManager[RewardContext]:

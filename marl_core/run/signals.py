@@ -38,8 +38,8 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        shown = SHOW_CURSOR if os.isatty(2) else ""
-        said = f"{shown}\nmarl: {self.signal.name}: stopping after this step (once more stops at once)\n"
-        os.write(2, said.encode())  # not print: the signal may have come in the middle of one
+        for stop_signal in SIGNALS:
+            signal.signal(stop_signal, signal.SIG_DFL)
+        cursor = SHOW_CURSOR if os.isatty(2) else ""
+        message = f"{cursor}\nmarl: {self.signal.name}: stopping after this step (once more stops at once)\n"
+        os.write(2, message.encode())  # not print: the signal may have come in the middle of one

@@ -1,1 +1,1 @@
-"""What is watched and how it is told: the checks before the first update and of every step, plugins, dumps."""
+"""Checks before the first update, at every step and around plugins; and dumps of the batches that failed."""

@@ -33,7 +33,7 @@ DUMPS_KEPT = 20
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """What was read back: the state before the step that failed, its phase, the error's words, and what it worked on."""
+    """A dump as read back: the state before the failed step, the phase, the error's message, and the phase's data."""
 
     state: RunState
     phase: str
@@ -50,18 +50,18 @@ class Dump:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase of a step and what it works on: the rollout, its scores once it has them, and what the caller gave of his own."""
+    """A phase of a step and its data: the rollout, its scores once it has them, and what the caller gave instead of the config."""
 
     name: str
     rollout: Rollout
     scored: ScoredRollout | None = None
     own: object = None
-    """Scores or advantages that the caller gave instead of what the config would give."""
+    """The caller's own scores or advantages; None when the config gives them."""
 
 
 @contextmanager
 def dump_on_error(folder: Path | None, step: Step, state: RunState, phase: Phase, guard: PluginGuard) -> Iterator[None]:
-    """A phase of a step: when numbers or a plugin fail in it, what it worked on is dumped, and the error says where.
+    """A block that is one phase of a step: on a NumericError or PluginError its data is dumped, and the error says where.
 
     `folder`: the run's folder; None for a run that has none yet.
     """
@@ -74,41 +74,41 @@ def dump_on_error(folder: Path | None, step: Step, state: RunState, phase: Phase
 
 
 def dump(folder: Path, step: Step, state: RunState, phase: Phase, error: MarlError, last_plugin: str = "none") -> str:
-    """Write RUN/dumps/step-NNNNNN-PHASE; a sentence that says where it is and how to replay it. Never raises."""
-    place = folder / "dumps" / f"{checkpoint.name_of(state.step + 1)}-{phase.name}"
-    if not place.exists() and place.parent.is_dir() and len(list(place.parent.iterdir())) >= DUMPS_KEPT:
-        return f" Not dumped: {place.parent} holds {DUMPS_KEPT} dumps already."
+    """Write RUN/dumps/step-NNNNNN-PHASE; return a sentence that says where it is and how to replay it, or why there is none."""
+    path = folder / "dumps" / f"{checkpoint.name_of(state.step + 1)}-{phase.name}"
+    if not path.exists() and path.parent.is_dir() and len(list(path.parent.iterdir())) >= DUMPS_KEPT:
+        return f" Not dumped: {path.parent} holds {DUMPS_KEPT} dumps already."
     try:
-        with new_folder(place) as temporary:
+        with new_folder(path) as temporary:
             checkpoint.save_weights(temporary, step.bank, step.roles.trained)
-            tensors = {**_tensors(phase.rollout, phase.scored), **_own(step, state, phase)}
-            save_file(_still(tensors), temporary / "batch.safetensors")
+            tensors = {**_tensors(phase.rollout, phase.scored), **_caller_tensors(step, state, phase)}
+            save_file(_cpu_copies(tensors), temporary / "batch.safetensors")
             write_json(temporary / "dump.json", _json(state, phase, error, last_plugin))
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as failure:
         return f" The batch could not be dumped ({failure})."
-    return f" The batch is in {place}; try it again with: marl replay {place}"
+    return f" The batch is in {path}; try it again with: marl replay {path}"
 
 
 def load(folder: Path) -> Dump:
     """Read a dump; DataError when it is missing or damaged."""
     try:
-        words: dict[str, Any] = json.loads((folder / "dump.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((folder / "dump.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "batch.safetensors")
-        if words["format"] not in (SHAPED_AS_SCORES, FORMAT):
-            raise ValueError(f"format {words['format']}, expected {FORMAT}")
-        if words["format"] == SHAPED_AS_SCORES and "scores" in tensors:
+        if record["format"] not in (SHAPED_AS_SCORES, FORMAT):
+            raise ValueError(f"format {record['format']}, expected {FORMAT}")
+        if record["format"] == SHAPED_AS_SCORES and "scores" in tensors:
             shaped = tensors.pop("scores")
             tensors |= {"shaped_scores": shaped, "scores": tensors.pop("raw_scores", shaped)}
-        rollout = _rollout(words, tensors)
+        rollout = _rollout(record, tensors)
         return Dump(
-            state=RunState.from_dict({**words, "step": words["step"] - 1}),
-            phase=words["phase"],
-            message=words["message"],
-            rows=words["minibatch"],
+            state=RunState.from_dict({**record, "step": record["step"] - 1}),
+            phase=record["phase"],
+            message=record["message"],
+            rows=record["minibatch"],
             rollout=rollout,
             scored=_scored(rollout, tensors),
             advantages=_advantages(tensors),
-            own_scores=tensors.get(OWN_SCORES),
+            own_scores=tensors.get(OWN_SCORES_KEY),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DataError(
@@ -140,30 +140,30 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _own(step: Step, state: RunState, phase: Phase) -> dict[str, Tensor]:
-    """What the caller gave and a replay couldn't compute. Usual advantages are left out: other settings may be tried on them."""
+def _caller_tensors(step: Step, state: RunState, phase: Phase) -> dict[str, Tensor]:
+    """The caller's own scores or advantages. Those that the config's estimator gives too are left out: a replay computes them."""
     own = phase.own
     if isinstance(own, Advantages):
-        usual = _usual(step, state, phase.scored)
-        mine = _flat(own)
-        if mine.keys() == usual.keys() and all(torch.equal(mine[name], usual[name]) for name in mine):
+        usual = _estimator_advantages(step, state, phase.scored)
+        tensors = _tensor_fields(own)
+        if tensors.keys() == usual.keys() and all(torch.equal(tensors[name], usual[name]) for name in tensors):
             return {}
-        return {f"{ADVANTAGES}{name}": tensor for name, tensor in mine.items()}
+        return {f"{ADVANTAGES_PREFIX}{name}": tensor for name, tensor in tensors.items()}
     if own is None:
         return {}
     scores = own_scores(own, phase.rollout)
-    return {OWN_SCORES: scores.total if scores.tokens is None else scores.tokens}
+    return {OWN_SCORES_KEY: scores.total if scores.tokens is None else scores.tokens}
 
 
-def _usual(step: Step, state: RunState, scored: ScoredRollout | None) -> dict[str, Tensor]:
+def _estimator_advantages(step: Step, state: RunState, scored: ScoredRollout | None) -> dict[str, Tensor]:
     try:
-        return {} if scored is None else _flat(step.advantages(scored, state.kl_coef))
+        return {} if scored is None else _tensor_fields(step.advantages(scored, state.kl_coef))
     except (MarlError, RuntimeError, ValueError):
         return {}
 
 
 def _tensors(rollout: Rollout, scored: ScoredRollout | None) -> dict[str, Tensor]:
-    found = {
+    tensors = {
         "prompt_ids": rollout.prompts.ids,
         "prompt_mask": rollout.prompts.mask,
         "ids": rollout.ids,
@@ -171,37 +171,37 @@ def _tensors(rollout: Rollout, scored: ScoredRollout | None) -> dict[str, Tensor
         "finished": rollout.finished,
     }
     if scored is not None:
-        found |= _flat(scored) | {f"{PART}{name}": part for name, part in scored.parts.items()}
-    return found
+        tensors |= _tensor_fields(scored) | {f"{PART_PREFIX}{name}": part for name, part in scored.parts.items()}
+    return tensors
 
 
-def _still(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _cpu_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-PART, ADVANTAGES, OWN_SCORES = "part/", "advantages/", "own_scores"
+PART_PREFIX, ADVANTAGES_PREFIX, OWN_SCORES_KEY = "part/", "advantages/", "own_scores"
 
 
-def _flat(value: Any) -> dict[str, Tensor]:
+def _tensor_fields(value: Any) -> dict[str, Tensor]:
     """The tensors among a dataclass's fields, whichever it has."""
-    found = {item.name: getattr(value, item.name) for item in fields(value)}
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    values = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {name: tensor for name, tensor in values.items() if isinstance(tensor, Tensor)}
 
 
-def _under(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    return {name.removeprefix(place): tensor for name, tensor in tensors.items() if name.startswith(place)}
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _rollout(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rollout:
-    prompts = Prompts(tensors["prompt_ids"], tensors["prompt_mask"], words["rows"], words["prompts"])
+def _rollout(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rollout:
+    prompts = Prompts(tensors["prompt_ids"], tensors["prompt_mask"], record["rows"], record["prompts"])
     return Rollout(
         prompts,
         tensors["ids"],
         tensors["mask"],
-        words["responses"],
+        record["responses"],
         tensors["finished"],
-        words["min_tokens"],
-        tuple(words["stops"]),
+        record["min_tokens"],
+        tuple(record["stops"]),
     )
 
 
@@ -212,9 +212,9 @@ def _scored(rollout: Rollout, tensors: Mapping[str, Tensor]) -> ScoredRollout | 
     needed: dict[str, Any] = {name: tensors.get(name) for name in ("logprobs", "ref_logprobs", "values", "scores")}
     names = {item.name for item in fields(ScoredRollout)} - {"rollout", "parts"} - needed.keys()
     more: dict[str, Any] = {name: tensors[name] for name in names if name in tensors}
-    return ScoredRollout(rollout=rollout, parts=_under(tensors, PART), **needed, **more)
+    return ScoredRollout(rollout=rollout, parts=_with_prefix(tensors, PART_PREFIX), **needed, **more)
 
 
 def _advantages(tensors: Mapping[str, Tensor]) -> Advantages | None:
-    found: dict[str, Any] = _under(tensors, ADVANTAGES)
-    return Advantages(**{"returns": None, **found}) if found else None
+    values: dict[str, Any] = _with_prefix(tensors, ADVANTAGES_PREFIX)
+    return Advantages(**{"returns": None, **values}) if values else None

@@ -1,4 +1,4 @@
-"""What the checks before the first update found."""
+"""Results of the checks before the first update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PreflightCheck:
-    """One finding: what was checked, whether it holds, in words and in numbers."""
+    """One check's result: its name, whether it holds, a sentence, and its numbers."""
 
     name: str
     ok: bool
@@ -19,7 +19,7 @@ class PreflightCheck:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """All findings before the first update."""
+    """The results of all checks before the first update."""
 
     checks: tuple[PreflightCheck, ...]
 

@@ -13,14 +13,14 @@ from marl_core.errors import NumericError
 from marl_core.ppo.seeds import generator
 from marl_core.safety.findings import PreflightCheck
 
-LEAST_COSINE = 0.9999
+MIN_COSINE = 0.9999
+"""Smallest cosine between the gradients before and after a rollout that counts as the same direction."""
 
 
 def gradient_survives(bank: AdapterBank, policy: str) -> PreflightCheck:
     """The policy's gradient before and after generating; NumericError when they differ.
 
-    Called right after the policy was added, before anything else looks through the base: the first pass without
-    gradient is what does the damage, so "before" must come before any.
+    Called right after the policy was added, before any other pass: the first pass without gradient does the damage.
     """
     ids = torch.randint(0, bank.trunk.vocabulary, (2, 12), generator=generator("probe")).to(bank.device)
     with bank.trunk.passing(
@@ -66,13 +66,16 @@ def _compare(before: Tensor, after: Tensor) -> PreflightCheck:
         )
     cosine = float(torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=0))
     error = float((after - before).norm()) / norm
-    if not cosine > LEAST_COSINE:
+    if not cosine > MIN_COSINE:
         raise NumericError(
             f"pre-flight: the gradient after a rollout is not the gradient before it (cosine {cosine:.4f}, relative error "
             f"{error:.3g}): training would follow a wrong direction. Known cause: 4-bit weights repacked by a CPU kernel "
             "without backward; use the built-in quantization strategies, or quantization: none."
         )
-    words = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
+    agreement = "bitwise the same" if error == 0 else f"the same within {error:.1g}"
     return PreflightCheck(
-        "gradient", True, f"gradient before and after a rollout: {words}", {"cosine": cosine, "relative_error": error}
+        "gradient",
+        True,
+        f"gradient before and after a rollout: {agreement}",
+        {"cosine": cosine, "relative_error": error},
     )

@@ -1,4 +1,4 @@
-"""Looking after what plugins must leave alone while they are called: put back with a warning, or the run is stopped."""
+"""Guards the state that plugins must not change while they are called: it is restored with a warning, or the run stops."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ REMEDY = "resume from the last checkpoint without that plugin, and report it to 
 
 
 class PluginGuard:
-    """Around each call of a plugin, and at the end of each step.
+    """Checks around each call of a plugin, and at the end of each step, that what all share is unchanged.
 
-    Until `start` only the process is looked after: threads, default dtype, gradient mode. After it the bank is too.
+    Until `start` only the process is guarded: threads, default dtype, gradient mode. From then on the bank is too.
     Random state isn't: everything marl draws comes from seeds of its own, so a plugin may draw and seed as it likes.
     """
 
     def __init__(self) -> None:
         self.called: list[str] = []
-        """Plugins called since the last thorough look, the last one last."""
-        self._said: set[tuple[str, str]] = set()
+        """Plugins called since the last thorough check, the latest last."""
+        self._warned: set[tuple[str, str]] = set()
         self._bank: AdapterBank | None = None
-        self._sum: int | None = None
+        self._checksum: int | None = None
 
     @property
     def last(self) -> str:
@@ -38,18 +38,18 @@ class PluginGuard:
         return self.called[-1] if self.called else "none"
 
     def start(self, bank: AdapterBank) -> None:
-        """Look after this bank from now on."""
+        """Guard this bank from now on."""
         self._bank, self._modes = bank, ModeSnapshot(bank)
         self._frozen, self._learning = frozen_weights(bank), learning_weights(bank)
 
     def baseline(self) -> None:
-        """All has been built and looked through once, which some quantized kernels use to repack: from here on nothing frozen moves."""
+        """Record the frozen weights as they must stay; called after the first passes, in which some quantized kernels repack them."""
         self._frozen.note()
-        self._sum = self._frozen.checksum()
+        self._checksum = self._frozen.checksum()
 
     @contextmanager
     def call(self, origin: str, *, writes: bool = False) -> Iterator[None]:
-        """One call of a plugin. `writes`: a hook that may write weights of its own."""
+        """A block that is one call of a plugin; `writes`: it may write weights of its own. PluginError when others changed."""
         self.called = [*(name for name in self.called if name != origin), origin]
         process = Snapshot.of(torch_modes())
         if self._bank is None or writes:
@@ -67,7 +67,7 @@ class PluginGuard:
         _refuse(origin, "frozen weights", self._frozen.changed(frozen))
 
     def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
-        """The function, looked after; what it prints goes to standard error, for standard output is the run's own."""
+        """The function, guarded; what it prints goes to standard error, because standard output is the run's own."""
 
         def guarded(*arguments: Any, **named: Any) -> Any:
             try:
@@ -81,7 +81,7 @@ class PluginGuard:
         return guarded
 
     def wrapped_roles(self, roles: Roles) -> Roles:
-        """The roles with every plugin's callable looked after; views of the base need nothing."""
+        """The roles with every plugin's callable guarded; views of the base call no plugin."""
         reference = roles.reference
         if not isinstance(reference, View):
             reference = self.wrapped(reference, roles.reference_origin)
@@ -98,7 +98,10 @@ class PluginGuard:
         )
 
     def step_ended(self, step: int, *, thorough: bool = False) -> None:
-        """Frozen is frozen, and the same weights learn; `thorough` reads all weights, for checkpoints."""
+        """Check that frozen weights are unchanged and the same weights learn; `thorough` reads all weights, for checkpoints.
+
+        NumericError when `requires_grad` was changed outside of a plugin's call, PluginError when frozen weights were.
+        """
         if self._bank is None:
             return
         if self._modes.put_back_learning():
@@ -109,7 +112,7 @@ class PluginGuard:
         _refuse(
             f"step {step}: {self.last}, or code outside any plugin's call,", "frozen weights", self._frozen.changed()
         )
-        if thorough and self._sum is not None and self._frozen.checksum() != self._sum:
+        if thorough and self._checksum is not None and self._frozen.checksum() != self._checksum:
             raise PluginError(
                 f"step {step}: frozen weights are other than at the start, written past torch's counter (as `tensor.data` does). Plugins "
                 f"called since the last checkpoint: {', '.join(self.called) or 'none'}. Nothing was saved; {REMEDY}."
@@ -117,10 +120,12 @@ class PluginGuard:
         self.called = [] if thorough else self.called
 
     def _warn(self, origin: str, undone: list[str]) -> None:
-        for what in undone:
-            if (origin, what) not in self._said:
-                self._said.add((origin, what))
-                warn(f"{origin} changed {what} while it was called; put back. It is a fault of the plugin; said once.")
+        for change in undone:
+            if (origin, change) not in self._warned:
+                self._warned.add((origin, change))
+                warn(
+                    f"{origin} changed {change} while it was called; put back. It is a fault of the plugin; said once."
+                )
 
 
 def _refuse(who: str, what: str, changed: list[str]) -> None:
@@ -133,5 +138,5 @@ def _refuse(who: str, what: str, changed: list[str]) -> None:
 
 
 def _put_back(process: Snapshot) -> list[str]:
-    """Set torch's modes to what they were; what that was, in words."""
+    """Restore torch's modes; a description of each that had changed."""
     return [str(change) for change in process.put_back()]

@@ -24,7 +24,7 @@ from marl_core.safety.findings import Preflight, PreflightCheck
 SAMPLED_TOKENS = 16
 """Most tokens of each response that the checks look at."""
 CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
-"""Mean |difference| in nats per token allowed to a reference held elsewhere: other kernels, other rounding."""
+"""Mean |difference| in nats per token allowed to a reference whose weights aren't in the bank: its kernels round otherwise."""
 EXACT_ROW_TOLERANCE = 1e-2
 """Nats a row's log-prob may move with its batch where products are float32's: at most 1.4e-6 on the tiny models of
 tests/unit/test_rows_alone.py; the rest is room for longer models and other kernels."""
@@ -33,10 +33,10 @@ ROW_TOLERANCE = 0.5
 
 
 def preflight(plan: Plan, step: Step, prompts: Prompts, gradient: PreflightCheck, *, fresh: bool = True) -> Preflight:
-    """Run all checks on the first prompts, one pass's worth; raises when training would be wrong.
+    """Run all checks on the first prompts, as many as one pass takes.
 
-    `gradient`: what the gradient check found when the policy was added. `fresh` is false after a resume: then the policy has moved
-    and is not compared with the reference.
+    ConfigError, NumericError or PluginError when training would be wrong. `gradient`: the gradient check's
+    result. `fresh` is false after a resume: then the policy has moved and is not compared with the reference.
     """
     bank = step.bank
     checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
@@ -65,7 +65,7 @@ def _trainable(step: Step) -> PreflightCheck:
     bank, trained = step.bank, step.roles.trained.parameters(step.bank)
     learning = {name for name, p in bank.base.named_parameters() if p.requires_grad}
     allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
-    mine = {name for parameters in trained.values() for name in parameters}
+    trained_names = {name for parameters in trained.values() for name in parameters}
     wrong = sorted(learning ^ allowed) or sorted(
         name
         for parameters in trained.values()
@@ -78,24 +78,24 @@ def _trainable(step: Step) -> PreflightCheck:
             "Something outside marl changed requires_grad or dtype."
         )
     counts = {role: float(sum(p.numel() for p in parameters.values())) for role, parameters in trained.items()}
-    words = ", ".join(f"{role} {int(count):,}" for role, count in counts.items())
-    others = len(learning - mine)
+    summary = ", ".join(f"{role} {int(count):,}" for role, count in counts.items())
+    others = len(learning - trained_names)
     return PreflightCheck(
         "trainable",
         True,
-        f"trainable parameters: {words}; the base is frozen"
+        f"trainable parameters: {summary}; the base is frozen"
         + (f"; {others} tensors of other policies" if others else ""),
         counts,
     )
 
 
-def _start(plan: Plan, bank: AdapterBank) -> str:
+def _describe_start(plan: Plan, bank: AdapterBank) -> str:
     base = f"the base prepared by {bank.prepared.split()[0]}" if bank.prepared else "the base"
     policy = plan.config.policy
     return f"a trainable copy of {policy.source} on {base}" if policy.start == "continue" else f"a new LoRA on {base}"
 
 
-def _seen(roles: Roles) -> str:
+def _describe_reference(roles: Roles) -> str:
     if not isinstance(roles.reference, View):
         return "weights held elsewhere"
     return (
@@ -112,7 +112,7 @@ def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     kl = float(masked_sum(gap, rollout.mask, dim=1).mean())
     worst, mean = float(gap.abs().max()), float(masked_mean(gap.abs(), rollout.mask))
     numbers = {"kl_nats": kl, "max_difference": worst, "mean_difference": mean}
-    what = f"policy: {_start(plan, bank)}; reference: {_seen(roles)}"
+    what = f"policy: {_describe_start(plan, bank)}; reference: {_describe_reference(roles)}"
     if worst == 0.0:
         return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
     allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, step)]
@@ -175,8 +175,8 @@ def _rows(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     bank, temperature = step.bank, step.temperature
     with bank.using(step.roles.trained.policy, options=step.budget.train.options):
         together = forward(bank, rollout, temperature).logprobs
-        alone = torch.cat([forward(bank, row, temperature).logprobs for row in pieces(rollout, PassLimits(1))])
-    gaps = (together - alone).abs().amax(dim=1)
+        single = torch.cat([forward(bank, row, temperature).logprobs for row in pieces(rollout, PassLimits(1))])
+    gaps = (together - single).abs().amax(dim=1)
     gap, row = float(gaps.max()), int(gaps.argmax()) + 1
     if gap > EXACT_ROW_TOLERANCE and _precision(plan, step) == "float32" and plan.quantization.config is None:
         raise NumericError(
@@ -184,7 +184,12 @@ def _rows(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
             "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."
         )
     ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
-    tail = "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
+    advice = (
+        "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
+    )
     return PreflightCheck(
-        "batch", ok, f"each row alone and in its batch differ by at most {gap:.2g} nats{tail}", {"max_difference": gap}
+        "batch",
+        ok,
+        f"each row alone and in its batch differ by at most {gap:.2g} nats{advice}",
+        {"max_difference": gap},
     )

@@ -23,11 +23,13 @@ LOGPROB_ROUNDING = 1e-3
 FIRST_RATIO_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.35, "float16": 0.35}
 """Largest |ratio - 1| of the first minibatch that is rounding; the same weights gave both log-probs."""
 WILD_RATIO = 100.0
+"""Ratio of one token in one update, or its inverse, beyond which PPO's clipping doesn't hold the step."""
 WILD_KL_NATS = 5.0
 """Nats per token to the reference: beyond it a model usually writes nothing that its base would."""
 NEGATIVE_KL_NATS = -0.5
 """Nats per token. The mean of k1 over the policy's own samples estimates a number that can't be negative."""
 TOKENS_FOR_A_MEAN = 64
+"""Fewest tokens whose mean KL estimate is compared with `NEGATIVE_KL_NATS`."""
 
 
 @dataclass
@@ -35,13 +37,13 @@ class StepChecks:
     """The checks of one run; each warning is given once."""
 
     config: RunConfig
-    _said: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     def check_scored(self, step: Step, scored: ScoredRollout) -> None:
-        """Before any mathematics: finite numbers, log-probs that are log-probs, a plausible KL, rewards that differ."""
+        """Before the update: NumericError unless numbers are finite and no log-prob above 0; warnings for an odd KL or equal rewards."""
         mask, texts = scored.rollout.mask, scored.rollout.texts
         origin = step.roles.reference_origin
-        for name, tensor, whose in (
+        for name, tensor, cause in (
             (
                 "log-prob of the policy",
                 scored.logprobs,
@@ -52,10 +54,10 @@ class StepChecks:
             ("score", scored.shaped_scores, f"It comes from the reward after shaping ({_sources(step)})"),
         ):
             if tensor is not None:
-                _refuse_rows(name, ~tensor.isfinite(), tensor, texts, whose, "isn't finite")
+                _refuse_rows(name, ~tensor.isfinite(), tensor, texts, cause, "isn't finite")
                 if name.startswith("log-prob"):
                     _refuse_rows(
-                        name, (tensor > LOGPROB_ROUNDING) & mask, tensor, texts, whose, "is above 0: no probability"
+                        name, (tensor > LOGPROB_ROUNDING) & mask, tensor, texts, cause, "is above 0: no probability"
                     )
         self._kl(scored, mask)
         self._variance(step, scored)
@@ -95,7 +97,7 @@ class StepChecks:
                 )
 
     def check_update(self, step: Step, stats: UpdateStats) -> None:
-        """After an update: its numbers and the new weights are finite, the ratio started at one, frozen is frozen."""
+        """After an update: NumericError unless its numbers and the trained weights are finite; warnings for odd ratios."""
         for name, value in stats.as_dict().items():
             if not abs(value) <= torch.finfo(torch.float64).max:
                 raise NumericError(f"update: {name} of this step is {value}. Usual cause: a learning rate too high.")
@@ -115,8 +117,8 @@ class StepChecks:
             )
 
     def _warn(self, kind: str, sentence: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warn(f"{sentence}. (Said once a run.)")
 
 
@@ -139,7 +141,7 @@ def _sources(step: Step) -> str:
     return ", ".join(source.origin or source.name for source in step.roles.rewards) or "scores of one's own"
 
 
-def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, whose: str, what: str) -> None:
+def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, cause: str, what: str) -> None:
     """NumericError that names the responses whose number is wrong, counted from 1, and the first one's text."""
     if not bool(wrong.any()):
         return
@@ -149,7 +151,7 @@ def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, whose:
     text = texts[rows[0]] if isinstance(texts, list | tuple) else ""
     raise NumericError(
         f"score: a {name} {what}: {value} in {len(rows)} of {len(wrong)} responses (number {numbers}); the first begins {text[:80]!r}. "
-        f"{whose}. No step was taken with it."
+        f"{cause}. No step was taken with it."
     )
 
 

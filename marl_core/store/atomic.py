@@ -1,4 +1,4 @@
-"""Putting a folder in another's place so that, whenever the power goes, the old one or the new one is there or comes back."""
+"""Replacing a folder so that after a crash at any moment the old one or the new one is there, or can be recovered."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import shutil
 from pathlib import Path
 
 
-def replace_folder(new: Path, place: Path) -> None:
-    """Make `new` be `place`. What `place` held before goes, and only after `new` is there.
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target`; an older `target` is deleted once `new` is there.
 
-    Between the two renames neither stands under the name; `recover` puts the old one back, and resuming a run calls it.
+    Between the two renames no folder has the name; `recover`, which resuming a run calls, then restores the old one.
     """
-    aside = place.with_name(f".{place.name}.old")
-    if place.exists():
+    aside = target.with_name(f".{target.name}.old")
+    if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)
-    new.rename(place)
+        target.rename(aside)
+    new.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
     """Remove what a killed save left in `folder`, and put back what it had moved aside."""
     for aside in folder.glob(".*.old"):
-        place = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
-        if aside.is_dir() and not place.exists():
-            aside.rename(place)
+        target = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
+        if aside.is_dir() and not target.exists():
+            aside.rename(target)
         elif aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
     for stray in folder.glob(".*.tmp"):

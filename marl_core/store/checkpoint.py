@@ -20,7 +20,12 @@ from marl_core.store.run_state import RunState
 
 FORMAT = 1
 STRATEGIES_FILE = "strategies.safetensors"
-REQUIRED = ("state.json", "optimizer.safetensors", "policy/adapter_model.safetensors", "policy/adapter_config.json")
+REQUIRED_FILES = (
+    "state.json",
+    "optimizer.safetensors",
+    "policy/adapter_model.safetensors",
+    "policy/adapter_config.json",
+)
 
 
 def name_of(step: int) -> str:
@@ -34,9 +39,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, whole or not, by step: names alone sort wrongly from a million steps on."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
-    return sorted(found, key=step_of)
+    """The checkpoints in a folder, intact or damaged, sorted by step: names sort wrongly from a million steps on."""
+    checkpoints = [
+        path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()
+    ]
+    return sorted(checkpoints, key=step_of)
 
 
 def save(
@@ -97,7 +104,7 @@ def damage(checkpoint: Path) -> str | None:
         manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             return "manifest or state can't be read (it is no table of files)"
-        missing = [name for name in REQUIRED if name not in manifest]
+        missing = [name for name in REQUIRED_FILES if name not in manifest]
         if missing:
             return f"its manifest doesn't list {missing[0]}"
         for name, digest in manifest.items():
@@ -126,7 +133,7 @@ def newest(folder: Path) -> tuple[Path, list[str]]:
 
 
 def load(checkpoint: Path, bank: AdapterBank, trained: TrainableRoles, optimizer: torch.optim.Optimizer) -> RunState:
-    """Put a checkpoint's weights and optimizer state in place, bit for bit."""
+    """Read a checkpoint's weights and optimizer state into bank and optimizer, bit for bit. DataError when they don't fit."""
     try:
         load_weights(checkpoint, bank, trained)
         _restore_optimizer(optimizer, _names(bank, trained), load_file(checkpoint / "optimizer.safetensors"))
@@ -138,7 +145,7 @@ def load(checkpoint: Path, bank: AdapterBank, trained: TrainableRoles, optimizer
 
 
 def load_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> None:
-    """Put the weights that `save_weights` wrote in place. DataError when they don't fit these roles."""
+    """Read the weights that `save_weights` wrote into the bank. DataError when they don't fit these roles."""
     try:
         _fill(bank.tensors(trained.policy), load_file(folder / "policy" / "adapter_model.safetensors"))
         home = trained.value_home(bank)
@@ -153,7 +160,9 @@ def load_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> No
 
 
 def _names(bank: AdapterBank, trained: TrainableRoles) -> dict[Tensor, str]:
-    return {p: f"{role}/{name}" for role, found in trained.parameters(bank).items() for name, p in found.items()}
+    return {
+        p: f"{role}/{name}" for role, parameters in trained.parameters(bank).items() for name, p in parameters.items()
+    }
 
 
 def _head_tensors(bank: AdapterBank, head: str) -> dict[str, Tensor]:
@@ -161,13 +170,13 @@ def _head_tensors(bank: AdapterBank, head: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    if set(mine) != set(theirs):
-        raise ValueError(f"its tensors have other names, first: {sorted(set(mine) ^ set(theirs))[:2]}")
-    for name, tensor in mine.items():
-        if tensor.shape != theirs[name].shape:
-            raise ValueError(f"{name} is {list(theirs[name].shape)}, here {list(tensor.shape)}")
-        tensor.copy_(theirs[name])
+def _fill(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    if set(tensors) != set(saved):
+        raise ValueError(f"its tensors have other names, first: {sorted(set(tensors) ^ set(saved))[:2]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != saved[name].shape:
+            raise ValueError(f"{name} is {list(saved[name].shape)}, here {list(tensor.shape)}")
+        tensor.copy_(saved[name])
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:

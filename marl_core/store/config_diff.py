@@ -12,7 +12,7 @@ from marl_core.config.run_config import RunConfig
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.errors import ConfigError, DataError
 
-HARMLESS = (
+CHANGEABLE_KEYS = (
     "observers",
     "run.checkpoint_every",
     "run.keep",
@@ -27,7 +27,10 @@ HARMLESS = (
 
 
 def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> list[str]:
-    """A sentence on each change since `file` was written. ConfigError when one changes the mathematics, unless overridden."""
+    """A sentence on each change since `file` was written.
+
+    ConfigError when one changes the mathematics, unless overridden; DataError when the file can't be read.
+    """
     try:
         was = _flat(file.read_text(encoding="utf-8"), file.name)
     except (OSError, ConfigError, UnicodeDecodeError) as error:
@@ -40,16 +43,16 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key) and key != "run.folder"  # a run may be moved
     }
-    harmless = [name for name in HARMLESS if name != "ppo.steps" or config.ppo.schedule == "constant"]
-    serious = [key for key in lines if not any(key == name or key.startswith(name + ".") for name in harmless)]
+    changeable = [name for name in CHANGEABLE_KEYS if name != "ppo.steps" or config.ppo.schedule == "constant"]
+    serious = [key for key in lines if not any(key == name or key.startswith(name + ".") for name in changeable)]
     if serious and not override:
-        listed = "\n".join(f"  {lines[key]}" for key in serious)
+        changes = "\n".join(f"  {lines[key]}" for key in serious)
         raise ConfigError(
-            f"resume: the config changed the run's mathematics since it was started:\n{listed}\nRestore it, or resume with --override."
+            f"resume: the config changed the run's mathematics since it was started:\n{changes}\nRestore it, or resume with --override."
         )
     return [f"config changed{' (--override)' if key in serious else ''}: {line}" for key, line in lines.items()]
 
 
-def _flat(text: str, whose: str) -> dict[str, Any]:
-    """A section without keys is as good as none."""
-    return {key: value for key, value in flatten(with_long_choices(parse_yaml(text, whose))).items() if value != {}}
+def _flat(text: str, source: str) -> dict[str, Any]:
+    """A config's values by dotted key; an empty section is left out."""
+    return {key: value for key, value in flatten(with_long_choices(parse_yaml(text, source))).items() if value != {}}

@@ -23,15 +23,17 @@ class SaveFailed(DataError):
 def checkpoint_bytes(bank: AdapterBank, trained: TrainableRoles) -> int:
     """Bytes of one checkpoint: the weights that learn, and two moments of each."""
     roles = trained.parameters(bank)
-    return OTHER_FILES_BYTES + 3 * sum(p.numel() * p.element_size() for found in roles.values() for p in found.values())
+    return OTHER_FILES_BYTES + 3 * sum(
+        p.numel() * p.element_size() for parameters in roles.values() for p in parameters.values()
+    )
 
 
 def save_failed(folder: Path, step: int, needed: int, error: Exception) -> SaveFailed:
-    """The error of a save that failed: which checkpoint, why, how many bytes are missing, what is still whole."""
-    whole = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
+    """The error of a save that failed: which checkpoint, why, how many bytes are missing, which checkpoint is intact."""
+    intact = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
     return SaveFailed(
         f"save: the checkpoint of step {step} could not be written into {folder} ({_reason(error)}). "
-        f"{_room(folder, needed)} {f'{whole[-1]} is whole' if whole else 'There is no checkpoint yet'}. "
+        f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. "
         "Make room on that disk, or lower run.keep."
     )
 
@@ -47,7 +49,7 @@ def _reason(error: Exception) -> str:
 
 
 def _room(folder: Path, need: int) -> str:
-    there = folder if folder.exists() else folder.parent
-    free = shutil.disk_usage(there).free
+    existing = folder if folder.exists() else folder.parent
+    free = shutil.disk_usage(existing).free
     missing = f"; {need - free:,} bytes are missing" if need > free else ""
     return f"About {need:,} bytes are needed, {free:,} are free{missing}."

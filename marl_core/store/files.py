@@ -69,9 +69,9 @@ def append_lines(file: Path, values: Iterable[Any]) -> None:
     with file.open("ab", buffering=0) as stream:
         before = os.fstat(stream.fileno()).st_size
         try:
-            left = memoryview(content)
-            while left:
-                left = left[stream.write(left) :]
+            remaining = memoryview(content)
+            while remaining:
+                remaining = remaining[stream.write(remaining) :]
         except OSError:
             os.truncate(stream.fileno() if os.truncate in os.supports_fd else file, before)
             raise
@@ -92,8 +92,8 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
 def keep_lines(file: Path, last_step: int) -> None:
     """Drop the lines of steps after `last_step`: they will be run again."""
     if file.is_file():
-        kept = [line for line in read_lines(file) if line["step"] <= last_step]
-        write_text(file, "".join(strict_json(line) + "\n" for line in kept))
+        lines = [line for line in read_lines(file) if line["step"] <= last_step]
+        write_text(file, "".join(strict_json(line) + "\n" for line in lines))
 
 
 @contextmanager

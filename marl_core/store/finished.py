@@ -9,7 +9,7 @@ from marl_core.config.run_config import RunConfig
 from marl_core.store import checkpoint
 from marl_core.store.files import read_lines
 
-ADAPTER = Path("policy", "adapter_model.safetensors")
+ADAPTER_FILE = Path("policy", "adapter_model.safetensors")
 
 
 def finished(config: RunConfig) -> str | None:
@@ -39,9 +39,9 @@ def finished(config: RunConfig) -> str | None:
 
 def _closed(folder: Path, last: Path, done: int, evaluated: bool) -> bool:
     """Whether the end was written too: a run may be killed between its last checkpoint and that."""
-    here, there = last / ADAPTER, folder / "final" / ADAPTER
-    if not (here.is_file() and there.is_file() and (folder / "report.html").is_file()):
+    checkpoint_adapter, final_adapter = last / ADAPTER_FILE, folder / "final" / ADAPTER_FILE
+    if not (checkpoint_adapter.is_file() and final_adapter.is_file() and (folder / "report.html").is_file()):
         return False
-    if checkpoint.damage(last) is not None or not filecmp.cmp(here, there, shallow=False):
+    if checkpoint.damage(last) is not None or not filecmp.cmp(checkpoint_adapter, final_adapter, shallow=False):
         return False
     return not evaluated or any(line["step"] == done for line in read_lines(folder / "evals.jsonl"))

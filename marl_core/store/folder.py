@@ -20,7 +20,7 @@ from marl_core.store.files import append_line, flush_file, keep_lines, new_folde
 from marl_core.store.lock import RunLock
 from marl_core.store.provenance import changes, read_provenance
 
-LINES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
+LINE_FILES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
 
 
 @dataclass
@@ -29,7 +29,7 @@ class RunFolder:
 
     path: Path
     notes: list[str] = field(default_factory=list)
-    mine: bool = False
+    owned: bool = False
     """Whether this run may write here: it was resumed from this folder, or has made it."""
     lock: RunLock = field(init=False)
     _waiting: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class RunFolder:
     def _take_up(self, config: RunConfig, override: bool) -> None:
         try:
             self.hold()
-            self.mine = True
+            self.owned = True
             self.notes += changed_keys(self.path / "config.yaml", config, override=override)
             recover(self.path)
             recover(self.checkpoints)
@@ -70,12 +70,12 @@ class RunFolder:
             raise
 
     def hold(self) -> None:
-        """Take the folder for this run, unless it has it. ConfigError when another run holds it, or has taken it over."""
+        """Lock the folder for this run, unless it is locked. ConfigError when another run holds it, or has taken it over."""
         note = self.lock.take()
         self.notes += [note] if note else []
 
     def release(self) -> None:
-        """Let another process use the folder."""
+        """Unlock the folder for other processes."""
         self.lock.release()
 
     @property
@@ -84,16 +84,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def start(self, config: RunConfig, step: int, provenance: Mapping[str, Any], preflight: Mapping[str, Any]) -> None:
-        """Write config, provenance and pre-flight result of a run that has done `step` steps; the first pre-flight result stays."""
+        """Write config, provenance and pre-flight result of a run that has done `step` steps; the first pre-flight result stays.
+
+        ConfigError when the folder can't be written, or another run has taken it meanwhile.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._keep_config(config, step)
             write_text(self.path / "config.yaml", dump_config(config))
-            self.mine = True
+            self.owned = True
             write_json(self.path / "provenance.json", provenance)
             first = self.path / "preflight.json"
-            again = self.path / f"preflight-step-{step}.json"
-            write_json(again if first.exists() and step else first, preflight)
+            resumed = self.path / f"preflight-step-{step}.json"
+            write_json(resumed if first.exists() and step else first, preflight)
         except OSError as error:
             raise ConfigError(
                 f"run.folder: {self.path} can't be made or written ({error}). Give another folder, or make room on that disk."
@@ -102,25 +105,26 @@ class RunFolder:
     def _keep_config(self, config: RunConfig, step: int) -> None:
         """A config that a resume replaces is kept: the steps so far were made with it."""
         file = self.path / "config.yaml"
-        taken = f"run.folder: {self.path} was taken by another run meanwhile. Give another folder."
-        if file.exists() and not self.mine:
-            raise ConfigError(taken)  # before the lock: in one process it would be taken from that run
+        message = f"run.folder: {self.path} was taken by another run meanwhile. Give another folder."
+        if file.exists() and not self.owned:
+            raise ConfigError(message)  # before the lock: in one process it would be taken from that run
         self.hold()
-        if file.exists() and not self.mine:
+        if file.exists() and not self.owned:
             self.release()
-            raise ConfigError(taken)
+            raise ConfigError(message)
         if file.exists() and (text := file.read_text(encoding="utf-8")) != dump_config(config):
             write_text(self.path / f"config-until-step-{step}.yaml", text)
 
     @property
     def records_inputs(self) -> bool:
-        """Whether it says what the run was started with: a run that was stopped before its first step may not."""
+        """Whether it records what the run was started with: a run that was stopped before its first step may not."""
         return (self.path / "provenance.json").is_file()
 
     def refuse_other_inputs(self, now: Mapping[str, Any], fingerprint: Fingerprint | None, *, override: bool) -> None:
         """ConfigError when a file that decides a step, or the base, is not what the run was started with, unless overridden.
 
-        `now`: this process's provenance. What only evaluations read may change, as the key `eval` may: it is told.
+        `now`: this process's provenance. What only evaluations read may change, as the key `eval` may: it is noted. DataError when
+        the recorded provenance is damaged.
         """
         file = self.path / "provenance.json"
         try:
@@ -141,43 +145,45 @@ class RunFolder:
             for name in judging
         ]
         for kind in ("threads", "processes"):
-            before, here = was["hardware"].get(kind, 1), now["hardware"][kind]
-            if before != here:
+            before, after = was["hardware"].get(kind, 1), now["hardware"][kind]
+            if before != after:
                 drawn = "other texts are sampled, and " if kind == "processes" else ""
                 self.notes.append(
-                    f"{here} {kind} instead of {before}: {drawn}the numbers may differ in their last bits"
+                    f"{after} {kind} instead of {before}: {drawn}the numbers may differ in their last bits"
                 )
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; None when the run was stopped before its first."""
+        """The newest intact checkpoint; None when the run was stopped before its first. DataError without a run, or when none is intact."""
         if not (self.path / "config.yaml").exists():
             raise DataError(f"resume: {self.path} holds no run. Check run.folder, or start without --resume.")
         if not checkpoint.saved(self.checkpoints):
             self._rewind(0)
             self.notes.append("no checkpoint yet: starting from step 0")
             return None
-        found, notes = checkpoint.newest(self.checkpoints)
-        again = max((line["step"] for line in read_lines(self.path / "steps.jsonl")), default=0) - checkpoint.step_of(
-            found
+        newest, notes = checkpoint.newest(self.checkpoints)
+        repeated_steps = max(
+            (line["step"] for line in read_lines(self.path / "steps.jsonl")), default=0
+        ) - checkpoint.step_of(newest)
+        note = (
+            f"; {repeated_steps} step{'s are' if repeated_steps > 1 else ' is'} repeated" if repeated_steps > 0 else ""
         )
-        repeated = f"; {again} step{'s are' if again > 1 else ' is'} repeated" if again > 0 else ""
-        self.notes += [*notes, f"resumed from {found.name}{repeated}"]
-        return found
+        self.notes += [*notes, f"resumed from {newest.name}{note}"]
+        return newest
 
     def flush(self) -> None:
-        """Put the lines written so far on the disk: a checkpoint must never be ahead of them."""
+        """Flush the lines written so far to disk: a checkpoint must never be ahead of them."""
         self._write_evaluations()
-        for name in LINES:
+        for name in LINE_FILES:
             flush_file(self.path / name)
 
     def go_on_from(self, step: int) -> None:
-        """Put away what later steps have left: they will be run again."""
+        """Move aside the checkpoints and drop the lines of steps after `step`: they will be run again."""
         checkpoint.set_aside(self.checkpoints, step)
         self._rewind(step)
 
     def _rewind(self, step: int) -> None:
         """Drop the lines of steps that will be run again."""
-        for name in LINES:
+        for name in LINE_FILES:
             keep_lines(self.path / name, step if step or name != "evals.jsonl" else -1)
 
     def add_evaluation(self, evaluation: dict[str, Any]) -> None:
@@ -199,7 +205,7 @@ class RunFolder:
             self._waiting.pop(0)
 
     def first_evaluation(self) -> Evaluation | None:
-        """The evaluation before training."""
+        """The evaluation before training, None without one. DataError when the file is damaged."""
         line = next(read_lines(self.path / "evals.jsonl"), None)
         try:
             return Evaluation(**line) if line else None

@@ -19,42 +19,50 @@ from marl_core.plan.plan import Plan
 from marl_core.store.files import sha256
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
-WHOLE = 2**28
+MAX_WHOLE_FILE_BYTES = 2**28
 """Bytes up to which a file is hashed whole. Of a larger one, which holds weights, some blocks: retrained weights differ everywhere."""
-BLOCK, BLOCKS = 2**20, 64
-WORDS = (".json", ".jinja", ".model", ".txt", ".py")
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-NO_INPUT = ("trainer_state.json", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", CERTIFICATE)
+BLOCK_BYTES, BLOCK_COUNT = 2**20, 64
+"""Size and number of the blocks that are hashed of a larger file."""
+TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".py")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+IGNORED_FILES = (
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    CERTIFICATE,
+)
 """Files beside a model or adapter that say nothing of what it computes."""
-TARGET = re.compile(r"(?P<place>.+):[A-Za-z_]\w*", re.DOTALL)
+FUNCTION_NAME = re.compile(r"(?P<module>.+):[A-Za-z_]\w*", re.DOTALL)
 
 
 def data_inputs(name: str, rows: Rows | None) -> dict[str, str]:
-    """The prompts under their name: a file's bytes, or the rows that a data set's name gave."""
+    """The hash of the prompts, by their name: of a file's bytes, or of the rows that a data set gave."""
     if os.path.isfile(file := os.path.expanduser(name)):
         return {redact(name): sha256(Path(file))}
     return {redact(name): _rows(rows)} if rows is not None else {}
 
 
 def training_inputs(plan: Plan) -> dict[str, str]:
-    """Everything else that decides what a step computes: what reference, rewards and quantization name, tokenizer, start."""
+    """The hashes of all other inputs of a step, by name: files of reference, rewards, quantization, tokenizer, policy's start."""
     model = plan.config.model
-    found = named([plan.config.policy.source])
+    digests = named([plan.config.policy.source])
     for strategy in (plan.reference, plan.quantization_strategy, *(one for _, one in plan.rewards)):
-        found |= named(strategy.model_dump())
+        digests |= named(strategy.model_dump())
     for folder in filter(None, (model.path, model.tokenizer)):
-        if os.path.isdir(place := os.path.expanduser(folder)):  # the weights have a fingerprint
-            found[f"{redact(folder)} (tokenizer and settings)"] = _folder(Path(place), WORDS)
-    return found
+        if os.path.isdir(path := os.path.expanduser(folder)):  # the weights have a fingerprint
+            digests[f"{redact(folder)} (tokenizer and settings)"] = _folder(Path(path), TEXT_SUFFIXES)
+    return digests
 
 
 def judging_inputs(plan: Plan, eval_rows: Rows | None) -> dict[str, str]:
-    """What the evaluations read: held-out prompts and the judges' files."""
+    """The hashes of what evaluations read, by name: held-out prompts and the judges' files."""
     prompts = plan.config.eval.prompts
-    found = data_inputs(prompts, eval_rows) if prompts else {}
+    digests = data_inputs(prompts, eval_rows) if prompts else {}
     for _, strategy in plan.judges.values():
-        found |= named(strategy.model_dump())
-    return found
+        digests |= named(strategy.model_dump())
+    return digests
 
 
 def named(value: Any) -> dict[str, str]:
@@ -72,23 +80,23 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _content(text: str) -> str | None:
     """The hash of what this text names; None when it names nothing on this machine."""
-    place = Path(os.path.expanduser(text))
-    if os.path.isfile(place):
-        return sha256(place)
-    if os.path.isdir(place):
-        model = any((place / name).is_file() for name in ("config.json", CONFIG_FILE))
-        return _folder(place, (*WORDS, *WEIGHTS)) if model else None
-    target = TARGET.fullmatch(text)
-    file = _source(target["place"]) if target else None
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path):
+        return sha256(path)
+    if os.path.isdir(path):
+        model = any((path / name).is_file() for name in ("config.json", CONFIG_FILE))
+        return _folder(path, (*TEXT_SUFFIXES, *WEIGHT_SUFFIXES)) if model else None
+    target = FUNCTION_NAME.fullmatch(text)
+    file = _source(target["module"]) if target else None
     return sha256(file) if file is not None else None
 
 
-def _source(place: str) -> Path | None:
+def _source(target: str) -> Path | None:
     """The file of `file.py:function` or `package.module:function`; nothing is imported."""
-    if place.endswith(".py"):
-        file = Path(os.path.expanduser(place))
-    elif all(part.isidentifier() for part in place.split(".")):
-        spec = _spec(place.split("."))
+    if target.endswith(".py"):
+        file = Path(os.path.expanduser(target))
+    elif all(part.isidentifier() for part in target.split(".")):
+        spec = _spec(target.split("."))
         file = Path(spec.origin) if spec is not None and spec.origin is not None else Path()
     else:
         return None
@@ -112,20 +120,25 @@ def _folder(folder: Path, suffixes: Iterable[str]) -> str:
     """One hash of the files directly in a folder that have these suffixes, with their names."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in suffixes and file.name not in NO_INPUT and not file.name.startswith(".") and file.is_file():
+        if (
+            file.suffix in suffixes
+            and file.name not in IGNORED_FILES
+            and not file.name.startswith(".")
+            and file.is_file()
+        ):
             digest.update(f"{file.name} {_file(file)}\n".encode())
     return digest.hexdigest()
 
 
 def _file(file: Path) -> str:
     size = file.stat().st_size
-    if size <= WHOLE:
+    if size <= MAX_WHOLE_FILE_BYTES:
         return sha256(file)
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as stream:
-        for place in range(BLOCKS):
-            stream.seek((size - BLOCK) * place // (BLOCKS - 1))
-            digest.update(stream.read(BLOCK))
+        for block in range(BLOCK_COUNT):
+            stream.seek((size - BLOCK_BYTES) * block // (BLOCK_COUNT - 1))
+            digest.update(stream.read(BLOCK_BYTES))
     return f"parts-{digest.hexdigest()}"
 
 

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 
 from marl_core.errors import ConfigError
 
-NAME = ".lock"
-HOLDER = ".lock.json"
+LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock.json"
 """Who holds the lock, for the message alone: the lock itself is the system's, and ends with the process wherever it ran."""
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS_ERRNOS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a disk without locks answers."""
 
 
@@ -42,15 +42,15 @@ class RunLock:
         self.refuse_lost()
         if self._lock is not None:
             return None
-        place = os.path.realpath(self.folder)
-        before = RunLock._newest.get(place)
-        RunLock._newest[place] = self
-        if before is not None and before is not self and before._pid == os.getpid():
-            self._lock, before._lock, before.lost = before._lock, None, True
+        path = os.path.realpath(self.folder)
+        previous = RunLock._newest.get(path)
+        RunLock._newest[path] = self
+        if previous is not None and previous is not self and previous._pid == os.getpid():
+            self._lock, previous._lock, previous.lost = previous._lock, None, True
             if self._lock is not None:
                 return None
         note = self._acquire()
-        (self.folder / HOLDER).write_text(
+        (self.folder / HOLDER_FILE).write_text(
             json.dumps({"pid": os.getpid(), "host": platform.node()}) + "\n", encoding="utf-8"
         )
         return note
@@ -67,7 +67,7 @@ class RunLock:
         """Give the lock back, if this object has it. A forked child has its parent's objects, and none of its locks."""
         if self._lock is None or os.getpid() != self._pid:
             return
-        (self.folder / HOLDER).unlink(missing_ok=True)
+        (self.folder / HOLDER_FILE).unlink(missing_ok=True)
         self._lock.release(force=True)
         self._lock = None
 
@@ -76,9 +76,13 @@ class RunLock:
             self.release()
 
     def _acquire(self) -> str | None:
-        left = _holder(self.folder)
-        who = f"process {left.get('pid', '?')} on {left.get('host', '?')}" if left else "a process that left no name"
-        lock = FileLock(self.folder / NAME, timeout=0, thread_local=False, fallback_to_soft=False)
+        holder = _holder(self.folder)
+        who = (
+            f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            if holder
+            else "a process that left no name"
+        )
+        lock = FileLock(self.folder / LOCK_FILE, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:
@@ -86,17 +90,17 @@ class RunLock:
                 f"run.folder: {self.folder} is in use by another run, {who}. Wait for it, stop it, or give another folder."
             ) from None
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS_ERRNOS:
                 raise
             return f"the disk of {self.folder} has no locks ({error}): nothing keeps a second run out of this folder"
         self._lock = lock
-        return f"took over the lock of {who}, which is dead" if left else None
+        return f"took over the lock of {who}, which is dead" if holder else None
 
 
 def _holder(folder: Path) -> dict[str, object]:
     """Who said last to hold the lock; nobody when the file isn't there or was cut short by a crash."""
     try:
-        held = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        holder = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return {}
-    return held if isinstance(held, dict) else {}
+    return holder if isinstance(holder, dict) else {}

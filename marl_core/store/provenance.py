@@ -32,7 +32,7 @@ def provenance(
     `rows`, `eval_rows`: the data of the training and held-out prompts, as they were read.
     """
     config, hooks = plan.config, plan.hooks
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "strategies": [hooks.origin(strategy) for strategy in hooks.strategies],
         "seed": config.run.seed,
@@ -55,7 +55,7 @@ def provenance(
         },
         "python": platform.python_version(),
     }
-    return {**found, "base": redacted(found["base"])}
+    return {**record, "base": redacted(record["base"])}
 
 
 def changes(
@@ -82,16 +82,16 @@ def _changed(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> list[s
 def read_provenance(file: Path) -> dict[str, Any]:
     """What a run was started with; DataError when the file isn't what `provenance` gives."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        whole = isinstance(found["data"], dict) and isinstance(found["adapters"], dict)
-        if not whole or "fingerprint" not in found["base"] or "threads" not in found["hardware"]:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        complete = isinstance(record["data"], dict) and isinstance(record["adapters"], dict)
+        if not complete or "fingerprint" not in record["base"] or "threads" not in record["hardware"]:
             raise ValueError("a part is missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"resume: {file} is damaged ({error}), so it can't be told whether data, adapters and base are those of the start. "
             "Restore it, or resume with --override."
         ) from error
-    return found
+    return record
 
 
 def _version(package: str) -> str | None:

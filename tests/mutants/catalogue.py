@@ -567,7 +567,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     (
         "any gradient will do",
         "_compare",
-        text("if not cosine > LEAST_COSINE:", "if False:"),
+        text("if not cosine > MIN_COSINE:", "if False:"),
         (f"{PREFLIGHT}::TestQuantized",),
     ),
     ("resume forgets the value head", "load@marl_core.store.checkpoint", forgets_value_head, (RESUME,)),

@@ -108,7 +108,7 @@ class TestDecode:
         sampling = SamplingSection(max_new_tokens=10)
         both = [PolicySampler(bank, "policy", sampling, tuple(STOPS))(prompts.repeat(4), 7)]
         for leaving in (1, 10**9):  # rows leave only when all are through; rows leave at once
-            monkeypatch.setattr(decode_module, "LEAVING", leaving)
+            monkeypatch.setattr(decode_module, "ROWS_PER_FINISHED_ROW", leaving)
             both.append(PolicySampler(bank, "policy", sampling, tuple(STOPS))(prompts.repeat(4), 7))
         assert torch.equal(both[0].ids, both[1].ids)
         assert torch.equal(both[0].ids, both[2].ids)
@@ -171,7 +171,7 @@ class TestChoose:
             torch.testing.assert_close(found.logprobs, torch.full((50,), 0.7).log())
 
     def test_a_banned_token_is_never_drawn(self) -> None:
-        logits = scored_logits(torch.zeros(3, 4), 1.0, never=[0, 3])
+        logits = scored_logits(torch.zeros(3, 4), 1.0, banned=[0, 3])
         tokens, found = choose(logits, torch.tensor([0.0, 0.5, 1.0 - 2**-53], dtype=torch.float64), SamplingSection())
         assert tokens.tolist() == [1, 2, 2]
         torch.testing.assert_close(found.logprobs, torch.full((3,), 0.5).log())

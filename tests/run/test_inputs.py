@@ -198,9 +198,9 @@ class TestNamed:
     def test_of_a_large_file_some_blocks_are_read(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from marl_core.store import input_files
 
-        monkeypatch.setattr(input_files, "WHOLE", 10)
-        monkeypatch.setattr(input_files, "BLOCK", 4)
-        monkeypatch.setattr(input_files, "BLOCKS", 4)
+        monkeypatch.setattr(input_files, "MAX_WHOLE_FILE_BYTES", 10)
+        monkeypatch.setattr(input_files, "BLOCK_BYTES", 4)
+        monkeypatch.setattr(input_files, "BLOCK_COUNT", 4)
         file = home / "base" / "model.safetensors"
         seen = set()
         for place in (None, 0, 33, 66, 99):

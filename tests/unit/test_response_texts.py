@@ -11,7 +11,7 @@ from marl_core import AdapterBank, Prompts, ResponseDecoder, Rollout
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_strings import StopStrings
-from marl_core.ppo.texts import BROKEN
+from marl_core.ppo.texts import REPLACEMENT_CHARACTER
 from marl_core.testing import tiny_bank
 from marl_core.testing.tokenizers import FAMILIES, byte_fallback, byte_level, metaspace, wordpiece
 from marl_plugins.reward_process import step_ends
@@ -85,7 +85,7 @@ def test_a_character_that_the_prompt_began(words: Any, letter: str) -> None:
     prompt = whole(words, words("it ").input_ids)
     for cut in range(1, len(ids)):
         head, found = whole(words, ids[:cut]), ResponseDecoder(words, ids[:cut]).text(ids[cut:])
-        assert head.rstrip(BROKEN) + found == f"it {letter} was", cut
+        assert head.rstrip(REPLACEMENT_CHARACTER) + found == f"it {letter} was", cut
     assert prompt.startswith("it")
 
 
@@ -95,7 +95,7 @@ def test_a_window_that_would_begin_inside_a_character_grows() -> None:
     ids = words("é" * 40).input_ids
     for cut in (31, 32, 33, 60):
         head, found = whole(words, ids[:cut]), ResponseDecoder(words, ids[:cut]).text(ids[cut:])
-        assert head.rstrip(BROKEN) + found == "é" * 40
+        assert head.rstrip(REPLACEMENT_CHARACTER) + found == "é" * 40
 
 
 def test_punctuation_that_wordpiece_closes_up() -> None:

@@ -89,7 +89,7 @@ def test_a_kill_frees_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
 )
 def test_no_words_of_a_dead_run_block_it(tmp_path: Path, left: Any) -> None:
     """Neither the host nor the number decides, only the system's lock; older versions wrote both into `.lock` itself."""
-    for name in (lock.NAME, lock.HOLDER):
+    for name in (lock.LOCK_FILE, lock.HOLDER_FILE):
         (tmp_path / name).write_text(left if isinstance(left, str) else json.dumps(left), encoding="utf-8")
     RunLock(tmp_path).take()
     gc.collect()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marl_core import ConfigError, MarlWarning, PluginError, RewardContext, Runner, ScoredRollout, StepStats
-from marl_core.ppo.metrics import TAKEN, step_stats
+from marl_core.ppo.metrics import RESERVED_NAMES, step_stats
 from marl_core.ppo.reward_context import Logged, asking, logged, reward_context
 from marl_core.testing import fake_rollout
 from marl_plugins.reward_function import wrap
@@ -165,7 +165,7 @@ class TestOfTheTrainer:
         (row,) = sample_rows(StepStats(1, {}), scored, 1)
         assert row["score"] == 0.0
         assert row["logged/score"] == " film."
-        assert {"step", "time"} <= TAKEN
+        assert {"step", "time"} <= RESERVED_NAMES
         metrics = step_stats(1, scored, advantages(scored), update(), 0.1, {}).metrics
         assert metrics["objective/kl"] == 0.0
         assert metrics["logged/objective/kl"] == 3.0

@@ -13,7 +13,7 @@ from marl_core.bank.lora import make_config
 from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.estimators import estimate_advantages
-from marl_core.ppo.ranks import ALONE
+from marl_core.ppo.ranks import ONE_PROCESS
 from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import view_output, view_values
 from marl_core.ppo.types import ScoredRollout, UpdateStats
@@ -87,7 +87,7 @@ class Case:
             ppo,
             TEMPERATURE,
             PassLimits(ppo.microbatch or ppo.minibatch),
-            ALONE,
+            ONE_PROCESS,
             optimizer or self.optimizer(ppo),
             ppo.kl.coef,
         )

@@ -32,10 +32,10 @@ def generate(
     longest [B] int64: most tokens of each row; what `generate` writes beyond it is cut off. The global random state is left as it
     was when a seed is given.
     """
-    most = int(longest.max())
+    max_new_tokens = int(longest.max())
     config = GenerationConfig(
-        max_new_tokens=most,
-        min_new_tokens=min(sampling.min_new_tokens, most) or None,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min(sampling.min_new_tokens, max_new_tokens) or None,
         do_sample=True,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -62,12 +62,12 @@ def generate(
         )
     ids = sequences[:, prompts.ids.shape[1] :]
     mask, finished = response_mask(ids, stops)
-    places = torch.arange(ids.shape[1], device=ids.device)
+    positions = torch.arange(ids.shape[1], device=ids.device)
     if criterion is not None and criterion.lengths is not None:
         met = (criterion.lengths > 0) & (criterion.lengths <= mask.sum(dim=1))
-        mask, finished = mask & (~met[:, None] | (places < criterion.lengths[:, None])), finished | met
+        mask, finished = mask & (~met[:, None] | (positions < criterion.lengths[:, None])), finished | met
     longest = longest.to(ids.device)
     finished &= mask.sum(dim=1) <= longest
-    mask = mask & (places < longest[:, None])
+    mask = mask & (positions < longest[:, None])
     width = int(mask.any(dim=0).sum())
     return ids[:, :width], mask[:, :width], finished

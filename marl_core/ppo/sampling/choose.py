@@ -1,4 +1,4 @@
-"""Choosing the next token, from one uniform number a row and place: the same whatever rows stand beside it."""
+"""Choosing the next token, from one uniform number for each row and position: the same whatever the batch's other rows are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from marl_core.ppo.logprobs import BANNED_LOGIT
 from marl_core.ppo.policy_output import PolicyOutput
 
 
-def scored_logits(logits: Tensor, temperature: float, never: Sequence[int] = ()) -> Tensor:
-    """Logits [B, V] float32 of the scored distribution: divided by the temperature, tokens of `never` left out."""
+def scored_logits(logits: Tensor, temperature: float, banned: Sequence[int] = ()) -> Tensor:
+    """Logits [B, V] float32 of the scored distribution: divided by the temperature, `banned` tokens left out."""
     scaled = logits.float()
     if temperature != 1.0:
         scaled = scaled / temperature
-    if never:
-        scaled[:, list(never)] = BANNED_LOGIT
+    if banned:
+        scaled[:, list(banned)] = BANNED_LOGIT
     return scaled
 
 

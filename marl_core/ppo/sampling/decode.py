@@ -24,8 +24,8 @@ from marl_core.ppo.types import Prompts
 
 ROWS_AT_ONCE = 64
 """Rows whose logits over the whole vocabulary are held together."""
-LEAVING = 16
-"""Finished rows leave once they are more than one in this many: moving the cache costs, computing them in vain too."""
+ROWS_PER_FINISHED_ROW = 16
+"""Finished rows leave the batch once at least one in this many has finished: moving the cache costs time, computing them too."""
 
 
 def decode(
@@ -38,42 +38,43 @@ def decode(
     longest: Tensor,
     value_head: str | None = None,
 ) -> Decoded:
-    """Sample through the active adapter, as many responses to each of the n prompts as there are uniform numbers for.
+    """Sample B / n responses to each of n prompts through the active adapter.
 
-    uniforms [B, T] float64, B a multiple of n: those of one prompt one below the other; longest [B] int64: most tokens of each row.
+    uniforms [B, T] float64 in [0, 1): a row for each response, those to one prompt one below the other; longest [B] int64: most
+    tokens of each response.
     """
-    (count, most), device = uniforms.shape, bank.device
+    (count, max_new_tokens), device = uniforms.shape, bank.device
     samples = count // len(prompts)
-    decoded = Decoded.empty(count, most, device, value_head is not None)
+    decoded = Decoded.empty(count, max_new_tokens, device, value_head is not None)
     stop, longest = torch.tensor(list(stops), device=device), longest.to(device)
     strings = StopStrings.of(sampling.stop_strings, bank.tokenizer)
     decoders = ResponseDecoder.of(bank.tokenizer, prompts) if strings is not None else []
-    live, hidden = _prefill(bank, prompts, samples, most)
-    for place in range(most):
-        never = stops if place < sampling.min_new_tokens else ()
-        tokens, output = _draw(bank, hidden, uniforms[live.rows, place], sampling, never)
+    live, hidden = _prefill(bank, prompts, samples, max_new_tokens)
+    for position in range(max_new_tokens):
+        banned = stops if position < sampling.min_new_tokens else ()
+        tokens, output = _draw(bank, hidden, uniforms[live.rows, position], sampling, banned)
         if value_head is not None:
             output = PolicyOutput(output.logprobs, output.entropy, apply_head(bank.heads[value_head], hidden))
-        decoded.write(live, place, tokens, output)
+        decoded.write(live, position, tokens, output)
         stopped = torch.isin(tokens, stop)
         if strings is not None:
-            written = decoded.ids[live.rows, : place + 1]
+            written = decoded.ids[live.rows, : position + 1]
             stopped |= strings.met(written, [decoders[row // samples] for row in live.rows.tolist()])
-        decoded.finished[live.rows] |= stopped & live.going
-        live.going &= ~stopped & (place + 1 < longest[live.rows])
-        if place + 1 == most or not bool(live.going.any()):
+        decoded.finished[live.rows] |= stopped & live.active
+        live.active &= ~stopped & (position + 1 < longest[live.rows])
+        if position + 1 == max_new_tokens or not bool(live.active.any()):
             break
         hidden = live.advance(bank, tokens)
     return decoded.trimmed()
 
 
 def _draw(
-    bank: AdapterBank, hidden: Tensor, uniform: Tensor, sampling: SamplingSection, never: Sequence[int]
+    bank: AdapterBank, hidden: Tensor, uniform: Tensor, sampling: SamplingSection, banned: Sequence[int]
 ) -> tuple[Tensor, PolicyOutput]:
     """The next token of each row; the logits of a few rows are held at a time."""
     tokens, outputs = zip(
         *(
-            choose(scored_logits(bank.trunk.logits_of(states), sampling.temperature, never), numbers, sampling)
+            choose(scored_logits(bank.trunk.logits_of(states), sampling.temperature, banned), numbers, sampling)
             for states, numbers in zip(hidden.split(ROWS_AT_ONCE), uniform.split(ROWS_AT_ONCE), strict=True)
         ),
         strict=True,
@@ -83,34 +84,39 @@ def _draw(
 
 @dataclass(slots=True)
 class _Live:
-    """The rows still computed: their numbers in the batch, which of them go on, what they have seen, their cache."""
+    """The rows still computed: their indices in the batch, which of them are unfinished, their attention mask, their KV cache."""
 
     rows: Tensor
-    going: Tensor
-    seen: Tensor
+    active: Tensor
+    mask: Tensor
     cache: DynamicCache
 
     def advance(self, bank: AdapterBank, tokens: Tensor) -> Tensor:
         """Feed the chosen tokens; the hidden states [rows, H] that predict the next ones."""
-        gone = len(self.rows) - int(self.going.sum())
-        if gone * LEAVING >= len(self.rows):
-            stay = self.going.nonzero().squeeze(1)
-            self.cache.batch_select_indices(stay)
-            self.rows, self.going, self.seen, tokens = self.rows[stay], self.going[stay], self.seen[stay], tokens[stay]
-        self.seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], dim=1)
-        return bank.trunk.extend(tokens[:, None], self.seen, self.cache)[:, -1]
+        finished = len(self.rows) - int(self.active.sum())
+        if finished * ROWS_PER_FINISHED_ROW >= len(self.rows):
+            kept = self.active.nonzero().squeeze(1)
+            self.cache.batch_select_indices(kept)
+            self.rows, self.active, self.mask, tokens = (
+                self.rows[kept],
+                self.active[kept],
+                self.mask[kept],
+                tokens[kept],
+            )
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        return bank.trunk.extend(tokens[:, None], self.mask, self.cache)[:, -1]
 
 
-def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, most: int) -> tuple[_Live, Tensor]:
-    """Each prompt once; then every sample has its row."""
-    ids, seen = prompts.ids, prompts.mask
-    cache = bank.trunk.new_cache(seen.shape[1] + most)
-    hidden = bank.trunk.extend(ids, seen, cache)[:, -1]
+def _prefill(bank: AdapterBank, prompts: Prompts, samples: int, max_new_tokens: int) -> tuple[_Live, Tensor]:
+    """Prefill each prompt once, then repeat its cache for every sample."""
+    ids, mask = prompts.ids, prompts.mask
+    cache = bank.trunk.new_cache(mask.shape[1] + max_new_tokens)
+    hidden = bank.trunk.extend(ids, mask, cache)[:, -1]
     if samples > 1:
         cache.batch_repeat_interleave(samples)
-        hidden, seen = hidden.repeat_interleave(samples, dim=0), seen.repeat_interleave(samples, dim=0)
-    rows = torch.arange(len(seen), device=ids.device)
-    return _Live(rows, torch.ones_like(rows, dtype=torch.bool), seen, cache), hidden
+        hidden, mask = hidden.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
+    rows = torch.arange(len(mask), device=ids.device)
+    return _Live(rows, torch.ones_like(rows, dtype=torch.bool), mask, cache), hidden
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
@@ -129,26 +135,26 @@ class Decoded:
     output: PolicyOutput
 
     @classmethod
-    def empty(cls, count: int, most: int, device: torch.device, values: bool) -> Decoded:
-        """Room for `most` tokens a row."""
-        ids = torch.zeros(count, most, dtype=torch.int64, device=device)
-        numbers = torch.zeros(count, most, dtype=torch.float32, device=device)
+    def empty(cls, count: int, max_new_tokens: int, device: torch.device, values: bool) -> Decoded:
+        """Zeros for `count` rows of `max_new_tokens` tokens."""
+        ids = torch.zeros(count, max_new_tokens, dtype=torch.int64, device=device)
+        numbers = torch.zeros(count, max_new_tokens, dtype=torch.float32, device=device)
         finished = torch.zeros(count, dtype=torch.bool, device=device)
         output = PolicyOutput(numbers, numbers.clone(), numbers.clone() if values else None)
         return cls(ids, ids.bool(), finished, output)
 
-    def write(self, live: _Live, place: int, tokens: Tensor, output: PolicyOutput) -> None:
-        """Write down one place of the rows that go on; zero elsewhere."""
-        self.mask[live.rows, place] = live.going
-        self.ids[live.rows, place] = tokens * live.going
-        self.output.logprobs[live.rows, place] = output.logprobs * live.going
-        self.output.entropy[live.rows, place] = output.entropy * live.going
+    def write(self, live: _Live, position: int, tokens: Tensor, output: PolicyOutput) -> None:
+        """Write one position of the live rows; zero for those that have finished."""
+        self.mask[live.rows, position] = live.active
+        self.ids[live.rows, position] = tokens * live.active
+        self.output.logprobs[live.rows, position] = output.logprobs * live.active
+        self.output.entropy[live.rows, position] = output.entropy * live.active
         if self.output.values is not None and output.values is not None:
-            self.output.values[live.rows, place] = output.values * live.going
+            self.output.values[live.rows, position] = output.values * live.active
 
     @classmethod
     def cat(cls, parts: Sequence[Decoded]) -> Decoded:
-        """The rows of several, one below the other, as wide as the widest."""
+        """Rows of several, one below the other, padded to the widest."""
         if len(parts) == 1:
             return parts[0]
         ids, mask = (stacked([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
@@ -161,7 +167,7 @@ class Decoded:
         return cls(ids, mask, torch.cat([part.finished for part in parts]), output)
 
     def trimmed(self) -> Decoded:
-        """Without the places that no row reached."""
+        """Without the positions that no row reached."""
         width = int(self.mask.any(dim=0).sum())
         output = self.output.each(lambda tensor: tensor[:, :width])
         return Decoded(self.ids[:, :width], self.mask[:, :width], self.finished, output)

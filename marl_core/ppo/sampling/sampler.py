@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which rows of a batch somebody samples: those from `first` on, of `total` rows. Each row draws what it draws in the whole."""
+    """The rows of a batch that one rank samples: from `first` on, of `total`. Each draws the numbers it would in the whole batch."""
 
     first: int = 0
     total: int | None = None
-    """None: as many as there are."""
+    """None: the sampled rows are the whole batch."""
 
 
 class Sampler(Protocol):
@@ -71,7 +71,7 @@ class PolicySampler:
     speed: SpeedSection = field(default_factory=SpeedSection)
     value_head: str | None = None
     options: PassOptions | None = None
-    """How the passes go through the base; None: as those around the call do."""
+    """How the passes go through the base; None: as the block around the call says."""
 
     @torch.no_grad()
     def __call__(
@@ -90,9 +90,9 @@ class PolicySampler:
         """
         prompts = prompts.to(self.bank.device).with_texts(self.bank.tokenizer)
         _warn_of_appended_ends(self.bank.tokenizer, prompts)
-        most = self.sampling.max_new_tokens
-        longest = torch.full((len(prompts) * samples,), most)
-        longest = longest if limits is None else limits.to(longest.device).clamp(max=most)
+        max_new_tokens = self.sampling.max_new_tokens
+        longest = torch.full((len(prompts) * samples,), max_new_tokens)
+        longest = longest if limits is None else limits.to(longest.device).clamp(max=max_new_tokens)
         if self.bank.trunk.sampler(self.speed.decode) == "transformers":
             return self._by_transformers(prompts.repeat(samples), seed, longest, samples, shard)
         return self._by_own_loop(prompts, seed, longest, samples, shard)
@@ -102,7 +102,7 @@ class PolicySampler:
         count = len(longest)
         uniforms = torch.rand(shard.total or count, self.sampling.max_new_tokens, generator=random, dtype=torch.float64)
         uniforms = uniforms[shard.first : shard.first + count, : int(longest.max()) if count else 0]
-        with self._looking() as bank:
+        with self._sampling_view() as bank:
             decoded = Decoded.cat(
                 [
                     decode(
@@ -121,8 +121,8 @@ class PolicySampler:
         return replace(rollout, behavior=self._behavior(rollout, decoded.output))
 
     @contextmanager
-    def _looking(self) -> Iterator[AdapterBank]:
-        """The base as it is sampled through."""
+    def _sampling_view(self) -> Iterator[AdapterBank]:
+        """A block in which the bank is set up for sampling: adapter, generation mode and, if asked for, merged copies."""
         bank = self.bank
         with bank.using(self.adapter, options=self.options), bank.trunk.generating():
             if not self.speed.merge_for_sampling:
@@ -132,7 +132,7 @@ class PolicySampler:
                 yield bank
 
     def _behavior(self, rollout: Rollout, output: PolicyOutput) -> PolicyOutput | None:
-        """The sampling pass's own numbers, and whose they are, where they may stand for a scoring pass."""
+        """The sampling pass's output with its origin, where it is exact enough to replace a scoring pass; else None."""
         bank = self.bank
         exact = bank.quantization.config is None and bank.trunk.precision == "float32"
         lengths = [*rollout.prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
@@ -183,7 +183,7 @@ class PolicySampler:
 
 
 def _warn_of_appended_ends(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
-    """A MarlWarning where all prompts were made by calling a tokenizer that appends EOS."""
+    """A MarlWarning when every prompt ends in an EOS that this tokenizer appends to each text."""
     eos = tokenizer.eos_token_id
     if eos is None or not bool((prompts.ids[:, -1] == eos).all()) or list(tokenizer("a").input_ids)[-1] != eos:
         return

@@ -14,8 +14,8 @@ from marl_core.ppo.texts import ResponseDecoder, special_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MARGIN = 8
-"""Tokens decoded before those that a string can span: an odd space or half a character at the cut does no harm then."""
+MARGIN_TOKENS = 8
+"""Tokens decoded before those that a string can span: a decoder may write the first ones differently at a cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StopStrings:
         """None when there are no strings: then nothing is decoded."""
         if not strings:
             return None
-        window = max(len(string.encode("utf-8", "surrogatepass")) for string in strings) + MARGIN
+        window = max(len(string.encode("utf-8", "surrogatepass")) for string in strings) + MARGIN_TOKENS
         return cls(tuple(strings), tokenizer, special_ids(tokenizer), window)
 
     def met(self, ids: Tensor, decoders: Sequence[ResponseDecoder] = ()) -> Tensor:
@@ -43,15 +43,17 @@ class StopStrings:
         goes on with its prompt's.
         """
         decoders = decoders or [ResponseDecoder(self.tokenizer)] * len(ids)
-        found = [
+        completed = [
             self._holds(self._tail(row), decoder) and self._holds(row, decoder)
             for row, decoder in zip(ids.tolist(), decoders, strict=True)
         ]
-        return torch.tensor(found, dtype=torch.bool, device=ids.device)
+        return torch.tensor(completed, dtype=torch.bool, device=ids.device)
 
     def cut(self, text: str) -> str:
         """The text before the first string."""
-        return text[: min([place for string in self.strings if (place := text.find(string)) >= 0], default=len(text))]
+        return text[
+            : min([position for string in self.strings if (position := text.find(string)) >= 0], default=len(text))
+        ]
 
     def _tail(self, row: list[int]) -> list[int]:
         tail: list[int] = []
@@ -79,6 +81,6 @@ class Criterion:
         """Done [B] bool, from prompt and response [B, P + T]."""
         response = input_ids[:, self._start :]
         met = self._strings.met(response, self._decoders)
-        known = torch.zeros_like(response[:, 0]) if self.lengths is None else self.lengths
-        self.lengths = torch.where(met & (known == 0), response.shape[1], known)
+        lengths = torch.zeros_like(response[:, 0]) if self.lengths is None else self.lengths
+        self.lengths = torch.where(met & (lengths == 0), response.shape[1], lengths)
         return met

@@ -25,7 +25,7 @@ def stop_ids(
     or none is left.
     """
     ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
-    foreign = sorted(token for token in ids if not _known(token, vocabulary))
+    foreign = sorted(token for token in ids if not _in_vocabulary(token, vocabulary))
     if foreign:
         warn(
             f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
@@ -42,15 +42,15 @@ def stop_ids(
     return sorted(ids)
 
 
-def _ids(given: Any) -> list[int]:
+def _ids(value: Any) -> list[int]:
     """Ids out of None, a number, or any container of numbers, tensors and arrays included."""
-    if given is None:
+    if value is None:
         return []
-    given = given.tolist() if hasattr(given, "tolist") else given
-    return [int(token) for token in given] if isinstance(given, Iterable) else [int(given)]
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [int(token) for token in value] if isinstance(value, Iterable) else [int(value)]
 
 
-def _known(token: int, vocabulary: int | None) -> bool:
+def _in_vocabulary(token: int, vocabulary: int | None) -> bool:
     return token >= 0 and (vocabulary is None or token < vocabulary)
 
 
@@ -66,7 +66,7 @@ def _stop(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None)
         raise ConfigError(
             f"sampling.stop: this tokenizer doesn't know {text!r}. Name a token that it has, or use sampling.stop_strings."
         )
-    if not _known(tokens[0], vocabulary):
+    if not _in_vocabulary(tokens[0], vocabulary):
         raise ConfigError(
             f"sampling.stop: {text!r} is token {tokens[0]}, and the model has {vocabulary} tokens only, so it can never be sampled. "
             "Name a token that the model has, or use sampling.stop_strings."
