@@ -6,7 +6,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -346,18 +346,21 @@ def sampled_by_transformers(subject: Subject) -> float:
 
 
 def _sampled(subject: Subject, how: str) -> float:
-    config = subject.runner.config
-    worst = 0.0
+    runner, worst = subject.runner, 0.0
+    step, config = runner.algorithm, runner.config
+    assert runner.data is not None
     for top_k in (1, 0):
-        part = config.sampling.model_copy(update={"top_k": top_k})
-        speed = config.speed.model_copy(update={"decode": how})
-        runner = subject.runner
-        runner.config = config.model_copy(update={"sampling": part, "speed": speed})
+        sampler: Any = step.sampler
+        changed = replace(
+            sampler,
+            sampling=config.sampling.model_copy(update={"top_k": top_k}),
+            speed=config.speed.model_copy(update={"decode": how}),
+        )
+        runner.algorithm = replace(step, sampler=changed)
         try:
-            assert runner.data is not None
             rollout = runner.generate(runner.data.take([0, 1, 2, 3, 4, 5]))
         finally:
-            runner.config = config
+            runner.algorithm = step
         worst = max(worst, _judged(subject, rollout, likeliest=top_k == 1))
     return worst
 
