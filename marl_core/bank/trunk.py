@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -445,10 +445,6 @@ class Trunk:
         places = order[:, -kept:, None].expand_as(logits)
         block = logits.new_zeros(*mask.shape, logits.shape[-1]).scatter(1, places, logits)
         return block[:, -last:].masked_fill(~mask[:, -last:, None], 0.0)
-
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in backward from now on, in passes that say nothing else."""
-        self.options = self.prepare(replace(self.options, recompute=True))
 
 
 def _head(model: Any) -> nn.Module:

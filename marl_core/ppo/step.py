@@ -96,14 +96,14 @@ class Step:
         NumericError when a loss or a gradient isn't finite: the optimizer isn't stepped with it.
         """
         update = Update(
-            self.bank,
-            self.roles.trained,
-            self.ppo,
-            self.temperature,
-            self.budget.train,
-            self.ranks,
-            optimizer,
-            kl_coef,
+            bank=self.bank,
+            trained=self.roles.trained,
+            ppo=self.ppo,
+            temperature=self.temperature,
+            limits=self.budget.train,
+            ranks=self.ranks,
+            optimizer=optimizer,
+            kl_coef=kl_coef,
         )
         return update.run(TrainingBatch(scored, advantages), generator)
 

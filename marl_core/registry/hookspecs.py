@@ -1,7 +1,7 @@
 """The hooks: everything a strategy can do.
 
 A hook may gain arguments; it never loses or reorders them. All arguments are optional for the implementer: take those
-you need, by name. Each example below is executed by `tests/unit/test_hookspecs.py`.
+you need, by name. Each example below is executed by `tests/unit/registry/test_hookspecs.py`.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class TestPacking:
         for checkpointing in (False, True):
             bank = bank_with_policy()
             if checkpointing:
-                bank.trunk.checkpoint_gradients()
+                bank.trunk.options = bank.trunk.prepare(PassOptions(recompute=True))
             with bank.using("policy", train=True):
                 hidden = bank.trunk.hidden(ragged.sequence_ids, ragged.sequence_mask)[ragged.sequence_mask]
                 with torch.no_grad():

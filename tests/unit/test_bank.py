@@ -17,6 +17,7 @@ from torch import Tensor
 from marl_core import AdapterBank, ConfigError, DataError, View
 from marl_core.bank.lora import make_config
 from marl_core.bank.switch import AdapterSwitch
+from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.scoring import forward, view_output
 from marl_core.testing import fake_rollout, tiny_bank, tiny_model, write_tiny_model
@@ -559,7 +560,7 @@ class TestGradientCheckpointing:
         add(bank, "one", seed=1)
         add(bank, "two", seed=2)
         plain = self.gradient(bank)
-        bank.trunk.checkpoint_gradients()
+        bank.trunk.options = bank.trunk.prepare(PassOptions(recompute=True))
         assert any(
             getattr(module, "gradient_checkpointing", False) for module in bank.base.modules()
         )  # it is really on
@@ -570,7 +571,7 @@ class TestGradientCheckpointing:
         bank = tiny_bank()
         add(bank, "one", seed=1)
         add(bank, "two", seed=2)
-        bank.trunk.checkpoint_gradients()
+        bank.trunk.options = bank.trunk.prepare(PassOptions(recompute=True))
         plain = self.gradient(bank)
         with bank.using("one", train=True):
             loss = forward(bank, fake_rollout(), 1.0).logprobs.sum()
@@ -584,7 +585,7 @@ class TestGradientCheckpointing:
         bank = tiny_bank()
         add(bank, "one", seed=1, dropout=0.5)
         before = view_output(bank, View("one"), fake_rollout(), 1.0, PassLimits(2)).logprobs
-        bank.trunk.checkpoint_gradients()
+        bank.trunk.options = bank.trunk.prepare(PassOptions(recompute=True))
         assert torch.equal(view_output(bank, View("one"), fake_rollout(), 1.0, PassLimits(2)).logprobs, before)
 
 
