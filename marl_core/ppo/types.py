@@ -204,6 +204,12 @@ class Rollout:
         """Mask of `sequence_ids`, [B, P + T]."""
         return torch.cat([self.prompts.mask, self.mask], dim=1)
 
+    @property
+    def captured(self) -> PolicyOutput | None:
+        """The older name of `behavior`, for one version."""
+        warn_deprecated("Rollout.captured", "Rollout.behavior", "0.1")
+        return self.behavior
+
     def digests(self) -> Tensor:
         """A hash [B] int64 of each row: its prompt's and response's tokens, and the stop tokens that couldn't be sampled."""
         parts = ((self.prompts.ids, self.prompts.mask), (self.ids, self.mask))

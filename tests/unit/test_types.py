@@ -172,6 +172,8 @@ def test_older_names_still_work_and_say_what_to_use() -> None:
     for numbers in (step, step.metrics):
         with pytest.warns(MarlDeprecationWarning, match="policy/approx_kl"):
             assert numbers["policy/approxkl"] == 0.5
+    with pytest.warns(MarlDeprecationWarning, match=r"Rollout\.behavior"):
+        assert rollout.captured is rollout.behavior is None
     with pytest.raises(AttributeError, match="no 'row_scores'"):
         _ = scored.row_scores
 
