@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from marl_core.artifacts.adapter_files import AdapterFiles
 from marl_core.bank.views import Position
@@ -54,7 +55,9 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
 
 def new_value_head(hidden_size: int, device: torch.device | str) -> nn.Linear:
     """A trainable value head, zero at the start: V = 0 (detail 2 of "The N Implementation Details of RLHF with PPO")."""
-    head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=device)
+    head: nn.Linear = skip_init(
+        nn.Linear, hidden_size, 1, dtype=torch.float32, device=device
+    )  # nothing random is drawn
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

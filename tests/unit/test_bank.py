@@ -589,6 +589,16 @@ class TestGradientCheckpointing:
         assert torch.equal(view_output(bank, View("one"), fake_rollout(), 1.0, PassLimits(2)).logprobs, before)
 
 
+def test_a_value_head_is_zero_and_draws_no_random_number() -> None:
+    bank, before = tiny_bank(), torch.get_rng_state()
+    head = bank.add_value_head("value")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (head.weight.dtype, head.weight.shape) == (torch.float32, (1, 32))
+    assert not head.weight.any()
+    assert not head.bias.any()
+    assert head.weight.requires_grad
+
+
 def test_the_bases_own_dropout_is_off_for_good() -> None:
     bank = AdapterBank(tiny_model(attention_dropout=0.5), tiny_bank().tokenizer)
     bank.base.train()

@@ -92,7 +92,7 @@ class PolicySampler:
         _warn_of_appended_ends(self.bank.tokenizer, prompts)
         max_new_tokens = self.sampling.max_new_tokens
         longest = torch.full((len(prompts) * samples,), max_new_tokens)
-        longest = longest if limits is None else limits.to(longest.device).clamp(max=max_new_tokens)
+        longest = longest if limits is None else limits.to(longest.device).clamp(1, max_new_tokens)
         if self.bank.trunk.sampler(self.speed.decode) == "transformers":
             return self._by_transformers(prompts.repeat(samples), seed, longest, samples, shard)
         return self._by_own_loop(prompts, seed, longest, samples, shard)
