@@ -80,7 +80,7 @@ def runner_on(
 ) -> Runner:
     """A Runner of this work on a bank in memory, with a reward that costs nothing unless `changes` say another.
 
-    `changes` are dotted keys, e.g. {"speed.pack": False}. The policy is added under the name `policy`; `runner.cast.discard()` takes
+    `changes` are dotted keys, e.g. {"speed.pack": False}. The policy is added under the name `policy`; `runner.built.discard()` takes
     it out of the bank again.
     """
     from marl_core import RunConfig, Runner

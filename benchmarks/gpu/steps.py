@@ -189,7 +189,7 @@ def step(case: Case, held: Held, machine: dict[str, Any]) -> dict[str, Any]:
         seconds = dict(runner.seconds)
         checked = runner.preflight
     finally:
-        runner.cast.discard()
+        runner.built.discard()
         gc.collect()
     sequence = work.prompts * work.prompt_tokens + work.tokens
     weights = sum(tensor.nbytes for name, tensor in bank.base.state_dict().items() if hasattr(tensor, "nbytes"))

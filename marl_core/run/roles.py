@@ -23,7 +23,7 @@ from marl_core.safety.gradient_check import gradient_survives
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class BuiltRoles:
     """A bank with the roles of one run, the options of its passes, and the gradient check made while they were built."""
 
     bank: AdapterBank
@@ -40,7 +40,7 @@ class Cast:
         _remove(self.bank, set(self.added))
 
 
-def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Cast:
+def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> BuiltRoles:
     """Load the base (or take the given bank), add policy and value, ask the strategies for reference and rewards.
 
     ConfigError when the bank doesn't fit the config. When anything fails, the given bank is left as it was.
@@ -48,11 +48,11 @@ def build_roles(plan: Plan, policy: str, bank: AdapterBank | None = None) -> Cas
     bank = _bank(plan, bank)
     before = {*bank.adapters, *bank.heads}
     try:
-        cast = _cast(plan, policy, bank)
+        built = _build(plan, policy, bank)
     except BaseException:
         _remove(bank, {*bank.adapters, *bank.heads} - before)
         raise
-    return replace(cast, added=tuple({*bank.adapters, *bank.heads} - before))
+    return replace(built, added=tuple({*bank.adapters, *bank.heads} - before))
 
 
 def _remove(bank: AdapterBank, names: set[str]) -> None:
@@ -62,7 +62,7 @@ def _remove(bank: AdapterBank, names: set[str]) -> None:
         del bank.heads[name]
 
 
-def _cast(plan: Plan, policy: str, bank: AdapterBank) -> Cast:
+def _build(plan: Plan, policy: str, bank: AdapterBank) -> BuiltRoles:
     if policy in bank.adapters:
         raise ConfigError(
             f"policy: this bank already has an adapter {policy!r}; give this Runner another name: Runner(config, bank=bank, policy='...')."
@@ -89,7 +89,7 @@ def _cast(plan: Plan, policy: str, bank: AdapterBank) -> Cast:
     bank.trunk.sampler(speed.decode)  # a model that can't be sampled from is refused here, not at the first step
     with bank.trunk.passing(options):
         roles = _roles(plan, bank, TrainableRoles(policy, value_head, value_adapter))
-    return Cast(bank, roles, options, gradient)
+    return BuiltRoles(bank, roles, options, gradient)
 
 
 def _roles(plan: Plan, bank: AdapterBank, trained: TrainableRoles) -> Roles:

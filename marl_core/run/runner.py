@@ -50,7 +50,7 @@ from marl_core.run.evaluate import evaluate
 from marl_core.run.host import default_torch_modes, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
 from marl_core.run.optimizer import make_optimizer, set_learning_rates
-from marl_core.run.roles import Cast, build_roles
+from marl_core.run.roles import BuiltRoles, build_roles
 from marl_core.run.signals import StopRequest
 from marl_core.safety.dump import Phase, dump_on_error
 from marl_core.safety.findings import Preflight
@@ -100,18 +100,18 @@ class Runner:
         self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
         self.plan.hooks.around = self.guard.call
         with default_torch_modes(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
-            self.cast = build_roles(self.plan, policy, bank)
+            self.built = build_roles(self.plan, policy, bank)
         try:
             with self.running():
-                self._open(self.cast, resume)
+                self._open(self.built, resume)
         except BaseException:
-            self.cast.discard()
+            self.built.discard()
             raise
 
-    def _open(self, cast: Cast, resume: bool) -> None:
+    def _open(self, built: BuiltRoles, resume: bool) -> None:
         """The step, data, optimizer and state; then, on resume, the checkpoint."""
-        config, bank = self.config, cast.bank
-        roles = self.guard.wrapped_roles(cast.roles)
+        config, bank = self.config, built.bank
+        roles = self.guard.wrapped_roles(built.roles)
         stops = stop_ids(
             bank.tokenizer, config.sampling, bank.base.generation_config.eos_token_id, vocabulary_of(bank.base)
         )
@@ -125,9 +125,9 @@ class Runner:
                 tuple(stops),
                 config.speed,
                 value_head=roles.trained.policy_head,
-                options=cast.options,
+                options=built.options,
             ),
-            budget=Budget.of(config, bank.trunk, cast.options, self.ranks.size),
+            budget=Budget.of(config, bank.trunk, built.options, self.ranks.size),
             estimator=self.plan.estimator,
             ppo=config.ppo,
             temperature=config.sampling.temperature,
@@ -150,7 +150,7 @@ class Runner:
     @property
     def bank(self) -> AdapterBank:
         """The shared base with its adapters."""
-        return self.cast.bank
+        return self.built.bank
 
     @property
     def roles(self) -> Roles:
@@ -424,7 +424,7 @@ class Runner:
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
         with self.running(), self._memory("pre-flight"), self._asking():  # what is logged here is of no step
-            result = preflight(self.plan, self.algorithm, prompts, self.cast.gradient, fresh=self.done == 0)
+            result = preflight(self.plan, self.algorithm, prompts, self.built.gradient, fresh=self.done == 0)
         self.preflight = result
         self.guard.baseline()
         if self.folder is not None:
@@ -454,7 +454,7 @@ class Runner:
 
         A row that grows past the length where its rotary frequencies change would be sampled with other frequencies than it is scored with.
         """
-        bank = self.cast.bank
+        bank = self.built.bank
         positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=2**20)
         room = max(1, positions - self.config.sampling.max_new_tokens)
         return PromptData.load(section, bank.tokenizer, room, vocabulary_of(bank.base))

@@ -248,7 +248,7 @@ def test_i08_the_optimizer_holds_the_trained_and_nobody_else(world: Any, where: 
 
 @pytest.mark.parametrize("base", BASES)
 def test_i09_a_gradient_survives_a_rollout(world: Any, base: str) -> None:
-    numbers = Runner(world.make(**BASES[base])).cast.gradient.numbers
+    numbers = Runner(world.make(**BASES[base])).built.gradient.numbers
     assert numbers["cosine"] > 0.9999
     assert numbers["relative_error"] < 1e-6
 

@@ -47,7 +47,7 @@ def first_update(config: RunConfig) -> tuple[Runner, UpdateStats, Tensor]:
 def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes: dict[str, Any]) -> None:
     plain = first_update(make_config(speed={"capture": False}, **changes))
     fast = first_update(make_config(speed={"capture": False, "compile": True}, **changes))
-    assert fast[0].cast.options.compiled
+    assert fast[0].built.options.compiled
     torch.testing.assert_close(fast[2], plain[2], rtol=0, atol=2e-5)
     assert fast[1].policy_grad_norm == pytest.approx(plain[1].policy_grad_norm, rel=1e-4)
     assert fast[1].policy_loss == pytest.approx(plain[1].policy_loss, abs=1e-5)
@@ -59,7 +59,7 @@ def test_an_update_is_the_plain_one_to_rounding(make_config: MakeConfig, changes
 def test_the_first_ratio_is_one_in_half_precision(make_config: MakeConfig) -> None:
     """Passes with and without gradient are other code; both round where the plain layers do (I2)."""
     runner, update, _ = first_update(make_config(model={"dtype": "bfloat16"}, speed={"compile": True}))
-    assert runner.cast.options.compiled
+    assert runner.built.options.compiled
     assert update.first_ratio_error == 0.0
 
 
