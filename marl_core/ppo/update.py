@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -105,6 +105,7 @@ class Update:
         NumericError, with the minibatch's rows, when a loss or gradient norm isn't finite.
         """
         steps, stopped = 0, False
+        roles = self.trained.parameters(self.bank)
         self.optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
         for epoch in range(self.ppo.epochs):
             for rows in minibatches(len(batch), self.ppo.minibatch, None if epoch == 0 else generator):
@@ -113,7 +114,7 @@ class Update:
                     if self.ppo.max_kl is not None and approx_kl > self.ppo.max_kl:
                         stopped = True
                         break
-                    self._optimizer_step()
+                    self._optimizer_step(roles)
                 steps += 1
             if stopped:
                 break
@@ -210,9 +211,8 @@ class Update:
         )
         return aggregate(losses, mask, self.ppo.aggregation, total)
 
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self, roles: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
         """Sum the ranks' gradients, clip each role by itself, check that every gradient is finite, step."""
-        roles = self.trained.parameters(self.bank)
         self.ranks.all_reduce_gradients(p for parameters in roles.values() for p in parameters.values())
         max_norm = math.inf if self.ppo.max_grad_norm is None else self.ppo.max_grad_norm
         for role, parameters in roles.items():

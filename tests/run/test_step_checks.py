@@ -257,11 +257,11 @@ class TestDumpAndReplay:
         real = Update._optimizer_step
         calls: list[int] = []
 
-        def step(update: Update) -> None:
+        def step(update: Update, roles: Any) -> None:
             calls.append(1)
             if len(calls) == 2:
                 raise NumericError("injected.")
-            real(update)
+            real(update, roles)
 
         with monkeypatch.context() as patch:
             patch.setattr(Update, "_optimizer_step", step)
