@@ -68,7 +68,7 @@ NOTES: tuple[MetricNote, ...] = (
         "objective/shaped_scores",
         "reward after shaping",
         "",
-        "Mean score after `shaping` (clip, scale, penalties): what PPO learns from.",
+        "Mean score after `shaping` (penalty for answers that never end, normalization, clip): what PPO learns from.",
         "It equals the reward where `shaping` changes nothing; near 0 where shaping centres the scores.",
     ),
     MetricNote(
@@ -216,7 +216,7 @@ NOTES: tuple[MetricNote, ...] = (
         "Norm of the policy's gradient before clipping to `ppo.max_grad_norm`, as a mean over optimizer steps.",
         "Steady, 0.1 to 10. Sudden peaks are cut by the clipping.",
         high=1000.0,
-        above="Very large gradients: look at the size of your scores (shaping.clip, shaping.whiten) and lower ppo.learning_rate.",
+        above="Very large gradients: look at the size of your scores (shaping.clip, shaping.normalize) and lower ppo.learning_rate.",
     ),
     MetricNote(
         "policy/learning_rate",
@@ -261,7 +261,7 @@ NOTES: tuple[MetricNote, ...] = (
         "val/grad_norm",
         "gradient norm, value",
         "",
-        "Norm of the value's gradient before clipping, as a mean over optimizer steps; 0 where policy and value share an adapter.",
+        "Norm of the value's gradient before clipping, as a mean over optimizer steps; 0 without a value function.",
         "Steady. It grows with the size of your scores.",
     ),
     MetricNote(
