@@ -74,7 +74,8 @@ def without_callables(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_callables(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_callables(inner) for inner in value]
+        plain = [without_callables(inner) for inner in value]
+        return plain if isinstance(value, list) else tuple(plain)
     return callable_name(value) if is_function(value) else value
 
 

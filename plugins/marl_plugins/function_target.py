@@ -34,7 +34,7 @@ def problems(target: str | Callable[..., Any]) -> Iterable[str]:
     is_file = location.endswith(".py")
     if is_file and not os.path.isfile(file):
         yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()})"
-    elif (running := _running(location)) is not None:
+    elif (running := _running(location, name)) is not None:
         if _found(running, name) is None:
             yield _not_defined(location, name, running)
     elif is_file:
@@ -49,7 +49,7 @@ def load(target: str | Callable[..., Any]) -> Callable[..., Any]:
         return _instance(target, callable_name(target)) if inspect.isclass(target) else target
     location, name = target.rsplit(":", 1)
     try:
-        module = _running(location) or _imported(location, name)
+        module = _running(location, name) or _imported(location, name)
     except FileNotFoundError as error:
         raise ConfigError(f"reward.target: there is no file {location!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:
@@ -58,7 +58,7 @@ def load(target: str | Callable[..., Any]) -> Callable[..., Any]:
         ) from error
     function = _found(module, name)
     if not callable(function):
-        if module is _running(location):
+        if module is _running(location, name):
             raise ConfigError(_not_defined(location, name, module) + ".")
         raise ConfigError(f"reward.target: {location} has no function {name!r}.")
     return _instance(function, target) if inspect.isclass(function) else function
@@ -108,10 +108,13 @@ def _not_defined(location: str, name: str, running: ModuleType) -> str:
     """A function that the running program lacks: so far, or because it is another program."""
     if location in MAIN_MODULES and not _is_users_own(running):
         return (
-            f"reward.target: {location}:{name} is a function of the Python program that wrote this config, and another one is running. "
-            f"Start from that program, or move the function into a file and name it: file.py:{name}"
+            f"reward.target: {location}:{name} is a function of the Python program that wrote this config, and another one is running; "
+            f"start from that program, or move the function into a file and name it: file.py:{name}"
         )
-    return f"reward.target: {location} is the running program, and has no function {name!r} so far: define it above the line that makes the Runner"
+    return (
+        f"reward.target: {location} is the running program and has no function {name!r} so far; "
+        "define it above the line that makes the Runner"
+    )
 
 
 def _is_users_own(running: ModuleType) -> bool:
@@ -123,13 +126,13 @@ def _is_users_own(running: ModuleType) -> bool:
     )
 
 
-def _running(location: str) -> ModuleType | None:
+def _running(location: str, name: str) -> ModuleType | None:
     """The module of the running program where `location` is that, or a module that Python is importing at this moment: executed again, a
     program that makes a Runner would make another one, and so on for ever.
     """
     mains = [sys.modules[name] for name in MAIN_MODULES if name in sys.modules]
     if location in MAIN_MODULES:
-        return mains[-1] if mains else None
+        return next((module for module in mains if _found(module, name) is not None), mains[0] if mains else None)
     if location in sys.modules:
         return sys.modules[location] if _is_being_imported(sys.modules[location]) else None
     file = location if location.endswith(".py") else _file_of(location)
