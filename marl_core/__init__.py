@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
+    from marl_core.registry.callables import FunctionTarget, callable_name
     from marl_core.registry.catalog import Catalog
+    from marl_core.registry.raised_from import raised_from
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
     from marl_core.run.runner import Runner
     from marl_core.store.files import append_lines, strict_json
@@ -53,7 +55,9 @@ _HOMES = {
         "RankError",
     ),
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.callables": ("FunctionTarget", "callable_name"),
     "marl_core.registry.catalog": ("Catalog",),
+    "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
@@ -85,6 +89,7 @@ __all__ = [
     "DataError",
     "Estimator",
     "Evaluation",
+    "FunctionTarget",
     "MarlDeprecationWarning",
     "MarlError",
     "MarlWarning",
@@ -111,6 +116,7 @@ __all__ = [
     "__version__",
     "append_lines",
     "cached_adapter",
+    "callable_name",
     "dump_config",
     "flatten",
     "hookimpl",
@@ -120,6 +126,7 @@ __all__ = [
     "merge_into",
     "message_text",
     "position_limit",
+    "raised_from",
     "read_adapter",
     "response_logprobs",
     "reward_context",

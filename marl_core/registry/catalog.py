@@ -131,8 +131,13 @@ class Catalog:
         candidates = names + [listing.qualified_name for listing in self.listings(family)]
         near = near_match(name, candidates)
         hint = f"; did you mean {near!r}?" if near else "."
+        classes = [listing.name for listing in self.listings(family) if listing.target == name]
+        if classes:
+            hint = f": that is its class; its name is {classes[0]!r}."
+        elif ":" in name:
+            hint = ": a config that Python has written names the class of an object so. Start from the program that has the object."
         others = sorted({listing.family for listing in self._listings if listing.name == name})
-        if others and not near:
+        if others and not near and not classes:
             hint = f"; {name!r} is a {' and a '.join(others)} strategy."
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
 

@@ -1,21 +1,25 @@
 """The contract every strategy must keep, as checks that say precisely what was broken, and how to mend it.
 
-One function for each family, named by the family's record: `check_reward(strategy, hooks, bank)` and so on.
+One function for each family, named by the family's record: `check_reward(strategy, hooks, trial)` and so on.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
-from marl_core.errors import MarlWarning
+from marl_core.errors import ConfigError, MarlWarning, PluginError
+from marl_core.registry.callables import without_callables
 from marl_core.registry.families import Family, FamilyName, family_named
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Strategy, api_problem
-from marl_core.testing.tiny import add_policy, fake_rollout, tiny_bank
+from marl_core.testing.tiny import TEXTS, add_policy, fake_rollout, tiny_bank
 from marl_core.testing.traces import Traces
 
 if TYPE_CHECKING:
@@ -38,7 +42,51 @@ MAY_CHANGE_WHILE_BUILT = (
 """What building a reward or reference may change: it loads adapters, and libraries draw numbers while they load."""
 
 
-def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | None = None) -> None:
+@dataclass(frozen=True)
+class Trial:
+    """What a strategy is tried on: a bank and a rollout, the tiny model's where none was given."""
+
+    given_bank: AdapterBank | None = None
+    given_rollout: Rollout | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+
+    @cached_property
+    def bank(self) -> AdapterBank:
+        """The shared base, without any policy so far."""
+        return self.given_bank or tiny_bank()
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        """The rollout that was given, or responses to the rows: one to each, at least three."""
+        if self.given_rollout is not None:
+            return self.given_rollout
+        texts, rows = [*TEXTS], [*self.rows]
+        count = max(len(rows), len(texts)) if rows else len(texts)
+        pairs = [texts[i % len(texts)] for i in range(count)]
+        if not rows:
+            return fake_rollout(pairs, tokenizer=self.bank.tokenizer)
+        of_data = [rows[i % len(rows)] for i in range(count)]
+        prompts = [row.get("prompt") for row in of_data]
+        asked = [
+            (prompt if isinstance(prompt, str) else own, response)
+            for prompt, (own, response) in zip(prompts, pairs, strict=True)
+        ]
+        return fake_rollout(asked, of_data, self.bank.tokenizer)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether the rollout's rows hold columns of data."""
+        return any(self.rollout.prompts.rows)
+
+
+def check_strategy(
+    family: FamilyName,
+    strategy: Strategy,
+    bank: AdapterBank | None = None,
+    *,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    rollout: Rollout | None = None,
+) -> None:
     """Hold a strategy to its family's contract; AssertionError or PluginError says precisely what it broke.
 
     Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
@@ -48,27 +96,37 @@ def check_strategy(family: FamilyName, strategy: Strategy, bank: AdapterBank | N
     and the same for a response alone; after an update only adapters of its own moved; and everything else left as it was:
     active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype. Of an advantage estimator, on
     four responses to two prompts: the right shape, finite, twice the same, what it says of itself true, and the rest left as it was.
+
+    `rows` are rows of data for a strategy that reads columns, `rows=[{"prompt": "2 + 2", "answer": "4"}]`: the responses are to these
+    prompts, and there are as many as rows, but at least three. `rollout` is a whole rollout in their place, as `fake_rollout` makes one,
+    for a strategy that needs certain responses. Families that see no rollout need neither. ConfigError when both are given, or no row.
     """
     kind = family_named(family, "check_strategy")
+    if rows is not None and rollout is not None:
+        raise ConfigError(
+            "check_strategy: rows and rollout are both given; a rollout has its own rows. Give one of them."
+        )
+    if rows is not None and not rows:
+        raise ConfigError("check_strategy: rows is empty. Give one row of data or more, or leave it out.")
     _check_options(strategy)
     hooks = Hooks([(strategy, type(strategy).__name__)])
     _check_hooks(kind, strategy, hooks)
-    contract: Callable[[Strategy, Hooks, AdapterBank | None], None] = globals()[kind.contract]
-    contract(strategy, hooks, bank)
+    contract: Callable[[Strategy, Hooks, Trial], None] = globals()[kind.contract]
+    contract(strategy, hooks, Trial(bank, rollout, rows or ()))
 
 
-def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+def check_reference(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
     """Log-probs of each response, the same for a response alone."""
     from marl_core.ppo.budget import PassLimits
     from marl_core.ppo.scoring import reference_logprobs
 
-    bank = _with_policy(bank)
+    bank = _with_policy(trial.bank)
 
     def build() -> RolloutFunction:
         reference = hooks.reference(strategy, bank, 1.0, POLICY)
         return lambda rollout: reference_logprobs(bank, reference, rollout, 1.0, PassLimits(2))
 
-    evaluate, first, rollout = _check_numbers(strategy, hooks, bank, build)
+    evaluate, first, rollout = _check_numbers(strategy, hooks, trial, build)
     name = type(strategy).__name__
     assert bool((first <= 0).all()), f"{name}: log-probs above 0: {float(first.max()):.3g}"
     alone = [evaluate(rollout.select(slice(i, i + 1))) for i in range(len(rollout))]
@@ -79,31 +137,31 @@ def check_reference(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
     )
 
 
-def check_reward(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+def check_reward(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
     """Finite scores of each response."""
     from marl_core.ppo.budget import PassLimits
     from marl_core.ppo.rewards import score_all
     from marl_core.ppo.roles import RewardSource
 
-    bank = _with_policy(bank)
+    bank = _with_policy(trial.bank)
 
     def build() -> RolloutFunction:
         source = RewardSource(type(strategy).__name__, 1.0, hooks.reward(strategy, bank, bank.tokenizer))
         return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
 
-    _check_numbers(strategy, hooks, bank, build)
+    _check_numbers(strategy, hooks, trial, build)
 
 
-def check_quantization(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+def check_quantization(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
     """A `Quantization`, for a dtype that every machine has."""
     hooks.quantization(strategy, "float32")
 
 
-def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+def check_advantage(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
     """Advantages of two responses to each of two prompts; an estimator that declares no need has none."""
     import torch
 
-    name, bank = type(strategy).__name__, bank or tiny_bank()
+    name, bank = type(strategy).__name__, trial.bank
     before = Traces.of(bank)
     estimator = hooks.advantage(strategy)
     first, second = (_advantages(estimator, bank) for _ in range(2))
@@ -117,7 +175,7 @@ def check_advantage(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) 
         _advantages(estimator, bank, samples_per_prompt=1)
 
 
-def check_observer(strategy: Strategy, hooks: Hooks, bank: AdapterBank | None) -> None:
+def check_observer(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
     """`marl_run_failed` works without `marl_run_start` before it: a run may fail while its observers are told of the start."""
     try:
         with warnings.catch_warnings():
@@ -136,9 +194,12 @@ def _check_options(strategy: Strategy) -> None:
     assert kind.__doc__, f"{kind.__name__} needs a docstring: its first line is shown by `marl plugins`"
     for name, option in kind.model_fields.items():
         assert option.description, f"{kind.__name__}.{name} needs a description: Field(..., description='...')"
-    written = strategy.model_dump_json()
-    restored = kind.model_validate_json(written)
-    assert restored.model_dump() == strategy.model_dump(), (
+    options, written = strategy.model_dump(), strategy.model_dump_json()
+    holds_function = (
+        without_callables(options) != options
+    )  # its name, which is what is written, may not lead back to it
+    restored = strategy if holds_function else kind.model_validate_json(written)
+    assert restored.model_dump() == options, (
         f"{kind.__name__}: its options change when written to JSON and read back: {written} became {restored.model_dump_json()}"
     )
     try:
@@ -162,25 +223,40 @@ def _check_hooks(family: Family, strategy: Strategy, hooks: Hooks) -> None:
     )
 
 
-def _with_policy(bank: AdapterBank | None) -> AdapterBank:
-    bank = bank or tiny_bank()
+@contextmanager
+def _telling_of_rows(trial: Trial) -> Iterator[None]:
+    """A strategy that fails for want of a key is told how it gets columns to read."""
+    try:
+        yield
+    except PluginError as error:
+        if trial.has_columns or not isinstance(error.__cause__, KeyError):
+            raise
+        key = error.__cause__
+        raise PluginError(
+            f"{error} Without rows the contract's responses have no columns; where {key} is one, give it: "
+            f"check_strategy(..., rows=[{{{key}: ...}}])."
+        ) from key
+
+
+def _with_policy(bank: AdapterBank) -> AdapterBank:
     if POLICY not in bank.adapters:
         add_policy(bank, POLICY)
     return bank
 
 
 def _check_numbers(
-    strategy: Strategy, hooks: Hooks, bank: AdapterBank, build: Callable[[], RolloutFunction]
+    strategy: Strategy, hooks: Hooks, trial: Trial, build: Callable[[], RolloutFunction]
 ) -> tuple[RolloutFunction, Tensor, Rollout]:
     """What a reward and a reference have in common. Returns the function, what it gives for a rollout, and that rollout."""
     import torch
 
-    name, rollout = type(strategy).__name__, fake_rollout(tokenizer=bank.tokenizer)
+    name, bank, rollout = type(strategy).__name__, trial.bank, trial.rollout
     others, before_all = {*bank.adapters}, Traces.of(bank)
     evaluate = build()
     _assert_unchanged(before_all, Traces.of(bank), f"{name}: while it was built, it changed", MAY_CHANGE_WHILE_BUILT)
     before = Traces.of(bank)
-    first, second = evaluate(rollout), evaluate(rollout)
+    with _telling_of_rows(trial):
+        first, second = evaluate(rollout), evaluate(rollout)
     assert torch.equal(first, second), f"{name}: two calls on the same rollout gave different numbers"
     assert not first.requires_grad, f"{name}: its result requires grad; compute it under torch.no_grad()"
     _assert_unchanged(before, Traces.of(bank), f"{name}: its call changed")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from marl_core.bank.adapters import AdapterBank
     from marl_core.ppo.types import Rollout
 
+TEXTS = (("A good", " film."), ("Bad", " acting"), ("It", ""))
+"""Prompts and responses for whoever needs some."""
+
 
 def tiny_tokenizer(pad_is_eos: bool = False) -> PreTrainedTokenizerBase:
     """A byte tokenizer with 260 tokens, built in code: <pad>, <bos>, <eos>, <unk> and the 256 bytes."""
@@ -89,7 +92,7 @@ def add_policy(bank: AdapterBank, name: str = "policy") -> None:
 
 
 def fake_rollout(
-    texts: Sequence[tuple[str, str]] = (("A good", " film."), ("Bad", " acting"), ("It", "")),
+    texts: Sequence[tuple[str, str]] = TEXTS,
     rows: Sequence[Mapping[str, Any]] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Rollout:
