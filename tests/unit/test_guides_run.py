@@ -107,6 +107,7 @@ def test_every_field_of_a_run_is_on_the_page(run_folder: Path) -> None:
             fields.setdefault(title, set()).update(record)
     provenance = json.loads((run_folder / "provenance.json").read_text(encoding="utf-8"))
     fields["provenance.json"] |= {*provenance["base"], *provenance["hardware"]}
+    fields["provenance.json"] |= {name for session in provenance.get("sessions", ()) for name in session}
     check = json.loads((run_folder / "preflight.json").read_text(encoding="utf-8"))["checks"]
     fields["preflight.json"] |= {name for one in check for name in (*one, one["name"])}
     fields["checkpoints"] |= {"count", "mean", "squares"}
