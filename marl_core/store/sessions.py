@@ -30,7 +30,8 @@ _SECRET_VALUE = re.compile(rf"((?:--?)?{_SECRET_NAME}=)(?=.)", re.IGNORECASE)
 def session(how: Literal["start", "resume"], step: int, packages: Any) -> dict[str, Any]:
     """One start or resume: when (Unix seconds), after which step, by which command, in which folder, on which host.
 
-    `git` is the commit of the working folder and whether tracked files were changed since; None outside a repository.
+    `config` is the YAML file among the command's arguments, None without one. `git` is the commit of the working folder
+    and whether tracked files were changed since; None outside a repository.
     """
     return {
         "how": how,
@@ -38,6 +39,7 @@ def session(how: Literal["start", "resume"], step: int, packages: Any) -> dict[s
         "time": round(time.time(), 1),
         "command": command(),
         "folder": redact(os.getcwd()),
+        "config": _config_file(),
         "host": platform.node(),
         "git": _git(),
         "packages": packages,
@@ -68,6 +70,13 @@ def _program(file: str) -> str:
     """An installed command by its name, a script by the path it was called by."""
     path = Path(file)
     return path.name if path.parent == Path(sys.executable).parent else redact(file)
+
+
+def _config_file() -> str | None:
+    for argument in (getattr(sys, "argv", None) or [""])[1:]:
+        if argument.endswith((".yaml", ".yml")) and os.path.isfile(argument):
+            return redact(os.path.realpath(argument))
+    return None
 
 
 def _git() -> dict[str, Any] | None:
