@@ -182,8 +182,18 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; RUN/report.html or RUN/comparison.html when absent.")
     ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write every number of every step into this CSV file; a page too only with --out."),
+    ] = None,
 ) -> None:
-    """Write one HTML page about one or several runs."""
+    """Write one HTML page about one or several runs, or their numbers as a CSV file."""
+    if csv is not None:
+        from marl_core.report.values import write_csv
+
+        typer.echo(str(write_csv(folders, csv)))
+        if out is None:
+            return
     from marl_core.report.page import write_report
 
     typer.echo(str(write_report(folders, out)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marl_core.bank.inputs import as_floats, as_ids, as_mask, as_rows, as_table, plain, require_token_ids
 from marl_core.errors import DataError
+from marl_core.ppo.data_columns import shown_row
 from marl_core.ppo.policy_output import PolicyOutput
 from marl_core.ppo.reward_context import Logged
 from marl_core.ppo.texts import response_texts
@@ -125,6 +126,10 @@ class Prompts:
         index = torch.arange(len(self))[rows].tolist()
         texts = [self.texts[i] for i in index] if self.texts else ()
         return Prompts(self.ids[index], self.mask[index], [self.rows[i] for i in index], texts)
+
+    def shown_row(self, index: int) -> dict[str, Any]:
+        """The data's columns beside this prompt, as they are written beside samples: short, secrets struck out."""
+        return shown_row(self.rows[index], self.texts[index] if self.texts else None)
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts with their tensors on `device`."""

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
-from marl_core.report.run_data import RunData
+from marl_core.report.metric_notes import REWARD_PREFIX, MetricNote, note_of
+from marl_core.report.run_data import RunData, evenly
+from marl_core.report.values import metrics
 
 WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 8, 8, HEIGHT - 22
 MAX_POINTS = 400
 COLORS = 6
+MAX_OWN = 24
+"""Charts of numbers that reward functions logged."""
 
-GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Outcome",
         (
-            ("objective/scores", "reward"),
-            ("objective/kl", "KL to the reference, nats a response"),
-            ("objective/entropy", "entropy, nats a token"),
-            ("tokens/mean_length", "response length, tokens"),
-            ("tokens/finished", "share that stopped by itself"),
-            ("objective/rlhf_reward", "reward minus KL penalty"),
+            "objective/scores",
+            "objective/kl",
+            "objective/entropy",
+            "tokens/mean_length",
+            "tokens/finished",
+            "objective/rlhf_reward",
         ),
     ),
     (
         "Update",
         (
-            ("policy/clipfrac", "clip fraction"),
-            ("policy/approx_kl", "KL old to new policy, nats a token"),
-            ("policy/grad_norm", "gradient norm, policy"),
-            ("val/explained_var", "explained variance of the value"),
-            ("val/loss", "value loss"),
-            ("objective/kl_coef", "KL coefficient"),
+            "policy/clipfrac",
+            "policy/approx_kl",
+            "policy/grad_norm",
+            "val/explained_var",
+            "val/loss",
+            "objective/kl_coef",
         ),
     ),
-    ("Speed", (("perf/seconds", "seconds a step"), ("perf/tokens_per_second", "response tokens a second"))),
+    ("Speed", ("perf/seconds", "perf/tokens_per_second")),
 )
+"""The charts by group; what a chart is called, and what is normal in it, metric_notes.py says."""
 
 Point = tuple[float, float]
 Tick = tuple[float, str]
@@ -46,26 +50,26 @@ Tick = tuple[float, str]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One run's curve: its points in pixels, the numbers as JSON [[step, value], ...], and the last value."""
+    """One run's curve: its points in pixels, the last value, and what is unusual about the mean of the last tenth of the steps."""
 
     name: str
     ink: int
     points: Sequence[Point]
-    values: str
     last: float
+    remark: str
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A metric's picture: curves, and the ticks of the axes as (pixels, label). Steps run from `low` to `high`."""
+    """A metric's picture: curves, the ticks of the axes as (pixels, label), and where runs were resumed as (pixels, ink, step)."""
 
     metric: str
     label: str
+    note: MetricNote | None
     lines: Sequence[Curve]
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
-    low: float
-    high: float
+    resumed: Sequence[tuple[float, int, int]]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -74,19 +78,30 @@ class Card:
     bottom: int = BOTTOM
 
 
-def charts(runs: Sequence[RunData]) -> list[tuple[str, list[Card]]]:
-    """Cards by group; reward sources get one each when there are several. A metric nobody wrote has none."""
-    sources = sorted({name for run in runs for line in run.steps for name in line if name.startswith("reward/")})
-    groups = [(title, list(metrics)) for title, metrics in GROUPS]
+def charts(runs: Sequence[RunData], resumes: Sequence[Sequence[int]] = ()) -> list[tuple[str, list[Card]]]:
+    """Cards by group; reward sources get one each when there are several. A metric nobody wrote has none.
+
+    `resumes`: of each run the steps after which it was resumed.
+    """
+    sources = sorted({name for run in runs for line in run.steps for name in line if name.startswith(REWARD_PREFIX)})
+    groups = list(GROUPS)
     if len(sources) > 1:
-        groups.insert(1, ("Rewards", [(name, name.removeprefix("reward/")) for name in sources]))
-    drawn = [
-        (title, [card for name, label in metrics if (card := _card(runs, name, label))]) for title, metrics in groups
-    ]
+        groups.insert(1, ("Rewards", tuple(sources)))
+    own = sorted(name for name in metrics(runs) if note_of(name) is None)
+    if own:
+        groups.insert(-1, ("Logged by rewards", tuple(own[:MAX_OWN])))
+    drawn = [(title, [card for name in names if (card := _card(runs, name, resumes))]) for title, names in groups]
     return [(title, cards) for title, cards in drawn if cards]
 
 
-def _card(runs: Sequence[RunData], metric: str, label: str) -> Card | None:
+def _label(metric: str, note: MetricNote | None) -> str:
+    if note is None or metric.startswith(REWARD_PREFIX):
+        return metric.removeprefix(REWARD_PREFIX)
+    return f"{note.label}, {note.unit}" if note.unit and note.unit not in note.label else note.label
+
+
+def _card(runs: Sequence[RunData], metric: str, resumes: Sequence[Sequence[int]]) -> Card | None:
+    note = note_of(metric)
     curves = [[(x, y) for x, y in run.curve(metric) if isfinite(y)] for run in runs]
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
@@ -105,24 +120,23 @@ def _card(runs: Sequence[RunData], metric: str, label: str) -> Card | None:
     lines = []
     for index, curve in enumerate(curves):
         if curve:
-            thin = _thinned(curve)
-            values = json.dumps([[x, float(f"{y:.5g}")] for x, y in thin], separators=(",", ":"))
-            points = [(across(x), up(y)) for x, y in thin]
-            lines.append(Curve(runs[index].name, index % COLORS, points, values, curve[-1][1]))
+            points = [(across(curve[i][0]), up(curve[i][1])) for i in evenly(len(curve), MAX_POINTS)]
+            remark = note.remark(runs[index].ends(metric)[1]) if note else ""
+            lines.append(Curve(runs[index].name, index % COLORS, points, curve[-1][1], remark))
     return Card(
         metric,
-        label,
+        _label(metric, note),
+        note,
         lines,
         [(across(x), _tick(x)) for x in x_ticks if low_x <= x <= high_x],
         [(up(y), _tick(y)) for y in y_ticks],
-        low_x,
-        high_x,
+        [
+            (across(step), index % COLORS, step)
+            for index, steps in enumerate(resumes)
+            for step in steps
+            if low_x <= step <= high_x
+        ],
     )
-
-
-def _thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    thin = curve[:: max(1, ceil(len(curve) / MAX_POINTS))]
-    return thin if thin[-1] == curve[-1] else [*thin, curve[-1]]
 
 
 def ticks(low: float, high: float, count: int, integers: bool = False) -> list[float]:

@@ -13,7 +13,7 @@ def draw(folder: Path) -> None:
     """Write curves and report; what can't be drawn is a warning: the run is whole without them."""
     drawings: tuple[tuple[str, Callable[[Path], object]], ...] = (
         ("curves.png", curves.write_curves),
-        ("report.html", page.write_report),
+        ("report.html", lambda run: page.write_report(run, live=False)),
     )
     for name, write in drawings:
         try:

@@ -155,7 +155,7 @@ NOTES: tuple[MetricNote, ...] = (
     ),
     MetricNote(
         "policy/approx_kl",
-        "KL of the update",
+        "KL old to new policy",
         "nats a token",
         "How far one step's updates moved the policy from the one that wrote the responses: half the mean squared log-ratio.",
         "0.001 to 0.05.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,23 +12,37 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from marl_core.artifacts import addresses
 from marl_core.config.flatten import flatten
 from marl_core.errors import DataError, MarlError
+from marl_core.report.before_after import BeforeAfter
 from marl_core.report.charts import COLORS, charts
+from marl_core.report.facts import count, facts
+from marl_core.report.metric_notes import METRICS_PAGE, MetricNote, note_of
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.report.samples import Samples, tokens, turns
+from marl_core.report.timeline import Timeline, date, duration, why_no_steps
+from marl_core.report.values import embedded, metrics
 from marl_core.store.files import write_text
+from marl_core.store.finished import LIVE_MARK
+
+RELOAD_SECONDS = 10
+"""How often the page of a run that is going reloads itself."""
+SCRIPTS = ("curves.js", "tables.js", "live.js")
 
 
-def write_report(folders: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(
+    folders: str | Path | Sequence[str | Path], out: str | Path | None = None, live: bool | None = None
+) -> Path:
     """Write the page about these runs; its path.
 
-    By default RUN/report.html, for several runs comparison.html in the first one's folder. DataError when a folder holds no
-    run, or a file in it is damaged.
+    By default RUN/report.html, for several runs comparison.html in the first one's folder. `live`: whether the runs are going, so
+    that the page reloads itself; by default a run is when a process holds its folder. DataError when a folder holds no run, or a
+    file in it is damaged.
     """
     paths = [folders] if isinstance(folders, str | Path) else list(folders)
     try:
-        runs = read_runs(paths)
+        runs = read_runs(paths, live)
         target = Path(out) if out else runs[0].folder / ("report.html" if len(runs) == 1 else "comparison.html")
         write_text(target, page(runs))
     except MarlError:
@@ -50,19 +65,65 @@ def page(runs: Sequence[RunData]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": number, "flatten": flatten, "json": _json, "turns": turns, "tokens": tokens}
+    templates.filters |= {
+        "number": number,
+        "flatten": flatten,
+        "json": _json,
+        "turns": turns,
+        "tokens": tokens,
+        "more": _more,
+        "duration": duration,
+        "count": count,
+        "why_no_steps": why_no_steps,
+        "columns": _columns,
+    }
+    timelines = [Timeline.of(run) for run in runs]
     return templates.get_template("page.html.jinja").render(
         runs=list(runs),
         title=" · ".join(run.name for run in runs),
-        charts=charts(runs),
+        timelines=timelines,
+        facts=[facts(run, timeline) for run, timeline in zip(runs, timelines, strict=True)],
+        remarks=[remarks(run) for run in runs],
+        charts=charts(runs, [timeline.resumes for timeline in timelines]),
         differences=differences(runs),
         phases=Phases.of(runs),
         judges=sorted({name for run in runs for line in run.evaluations for name in line["judges"]}),
+        comparison=BeforeAfter.of(runs),
         samples=Samples.of(runs),
+        metrics=[(name, note_of(name)) for name in metrics(runs)],
+        note_of=note_of,
+        metrics_page=METRICS_PAGE,
+        values=embedded(runs, timelines),
+        live_mark=LIVE_MARK,
+        reload_seconds=RELOAD_SECONDS if len(runs) == 1 and runs[0].live else 0,
+        written=date(time.time()),
         css=_resource("report.css"),
-        js=_resource("report.js"),
+        js="\n".join(map(_resource, SCRIPTS)),
         COLORS=COLORS,
     )
+
+
+def remarks(run: RunData) -> list[tuple[str, float, str]]:
+    """Metrics whose mean over the last tenth of the steps isn't normal: name, that mean, and what it means."""
+    found = []
+    for name in metrics([run]):
+        note = note_of(name)
+        value = run.ends(name)[1] if note is not None else None
+        if note is not None and value is not None and (text := note.remark(value)):
+            found.append((name, value, text))
+    return found
+
+
+def _more(note: MetricNote) -> str | None:
+    """The address of what docs/metrics.md says of a metric; None while the project has no address."""
+    anchor = "".join(letter for letter in note.name.lower() if letter.isalnum() or letter in "-_")
+    return addresses.page("metrics", anchor)
+
+
+def _columns(line: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The data's columns beside a sample, where the run wrote them."""
+    row = line.get("row")
+    return list(row.items()) if isinstance(row, Mapping) else []
 
 
 @dataclass(frozen=True, slots=True)

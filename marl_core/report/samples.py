@@ -10,7 +10,6 @@ from typing import Any
 from marl_core.artifacts.messages import message_text
 from marl_core.report.run_data import Line, RunData
 
-MAX_ROWS = 240
 FULL_COLOR_NATS = 2.0  # nats: a token whose log-probs differ by this much is fully coloured
 
 
@@ -24,10 +23,10 @@ class Samples:
 
     @classmethod
     def of(cls, runs: Sequence[RunData]) -> Samples:
-        """Of all runs; thinned evenly over a run that wrote very many."""
-        rows = [(index, line) for index, run in enumerate(runs) for line in _thinned(run.samples[::-1])]
+        """Of all runs."""
+        rows = [(index, line) for index, run in enumerate(runs) for line in run.samples[::-1]]
         steps = {line["step"] for run in runs for line in run.samples}
-        return cls(rows, sum(len(run.samples) for run in runs), sorted(steps))
+        return cls(rows, sum(run.samples_written for run in runs), sorted(steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,3 @@ def tokens(line: Mapping[str, Any]) -> Iterator[Token]:
         if shown:
             yield Token(shown, float(nats), special=start == end)
     yield Token(text[ends[-1] :])
-
-
-def _thinned(lines: Sequence[Line]) -> Sequence[Line]:
-    if len(lines) <= MAX_ROWS:
-        return lines
-    return [lines[round(index * (len(lines) - 1) / (MAX_ROWS - 1))] for index in range(MAX_ROWS)]

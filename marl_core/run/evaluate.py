@@ -94,6 +94,7 @@ def _rows(rollout: Rollout, numbers: EvaluationNumbers) -> list[dict[str, Any]]:
             "judges": {
                 name: None if scores[i].isnan() else float(scores[i]) for name, scores in numbers.judges.items()
             },
+            **({"row": columns} if (columns := rollout.prompts.shown_row(i)) else {}),
         }
         for i in range(len(rollout))
     ]

@@ -46,6 +46,7 @@ from marl_core.ppo.types import (
 )
 from marl_core.registry.catalog import Catalog
 from marl_core.report.draw import draw
+from marl_core.report.live import LiveReport
 from marl_core.run.evaluate import evaluate
 from marl_core.run.host import default_torch_modes, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
@@ -140,6 +141,7 @@ class Runner:
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
         self.seconds: dict[str, float] = {}
+        self.live = LiveReport(self.folder.path) if self.folder is not None else None
         self._rollouts = 0
         self._kl_coef_used = self.state.kl_coef
         self._scores_learned: torch.Tensor | None = None
@@ -260,7 +262,7 @@ class Runner:
 
         Closing the iterator ends the run for its observers; calling this again goes on from there.
         """
-        with self.observers.until_the_end(lambda: self.done):
+        with self._shown_live(), self.observers.until_the_end(lambda: self.done):
             yield from self._steps()
 
     def _steps(self) -> Iterator[StepStats]:
@@ -269,6 +271,7 @@ class Runner:
         self.observers.begin(self.done, self.bank.tokenizer)
         if self.folder is not None:
             warn_if_short(self.folder.path, self._checkpoint_bytes * (config.run.keep + 2))
+        self._show_live()
         if self.done == 0:
             self.evaluate()
         failed = 0
@@ -281,6 +284,7 @@ class Runner:
                 self.evaluate()
             if last or (config.run.checkpoint_every and self.done % config.run.checkpoint_every == 0):
                 failed = 0 if self._saved(failed) else failed + 1
+            self._show_live()
             yield stats
 
     def train(self) -> RunResult:
@@ -289,7 +293,7 @@ class Runner:
         Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
         """
         try:
-            with self.observers.until_the_end(lambda: self.done), StopRequest() as stop:
+            with self._shown_live(), self.observers.until_the_end(lambda: self.done), StopRequest() as stop:
                 last: StepStats | None = None
                 for stats in self._steps():
                     last = stats
@@ -301,6 +305,20 @@ class Runner:
             self.plan.release()
             if self.folder is not None:
                 self.folder.release()
+
+    def _show_live(self) -> None:
+        """The run's page as it is now, if it is time to; of several processes the first one writes it."""
+        if self.live is not None:
+            self.live.update()
+
+    @contextmanager
+    def _shown_live(self) -> Iterator[None]:
+        """A block of the run after which its page no longer reloads, however it ends."""
+        try:
+            yield
+        finally:
+            if self.live is not None and self.folder is not None and not self.folder.lock.lost:
+                self.live.close()
 
     def _finish(self, last: StepStats | None) -> RunResult:
         if self.folder is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
@@ -19,6 +19,7 @@ from marl_core.store.config_diff import changed_keys
 from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.store.lock import RunLock
 from marl_core.store.provenance import changes, read_provenance
+from marl_core.store.sessions import closed, earlier_sessions, last_seen, session
 
 LINE_FILES = ("steps.jsonl", "samples.jsonl", "evals.jsonl")
 
@@ -33,6 +34,8 @@ class RunFolder:
     """Whether this run may write here: it was resumed from this folder, or has made it."""
     lock: RunLock = field(init=False)
     _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _sessions: list[dict[str, Any]] = field(default_factory=list)
+    """The sessions before this one, the last with the time that it was seen last at."""
 
     def __post_init__(self) -> None:
         self.lock = RunLock(self.path)
@@ -56,6 +59,7 @@ class RunFolder:
         try:
             self.hold()
             self.owned = True
+            self._sessions = closed(earlier_sessions(self.path / "provenance.json"), last_seen(self.path))
             self.notes += changed_keys(self.path / "config.yaml", config, override=override)
             recover(self.path)
             recover(self.checkpoints)
@@ -93,7 +97,9 @@ class RunFolder:
             self._keep_config(config, step)
             write_text(self.path / "config.yaml", dump_config(config))
             self.owned = True
-            write_json(self.path / "provenance.json", provenance)
+            how: Literal["start", "resume"] = "resume" if step or self._sessions else "start"
+            sessions = [*self._sessions, session(how, step, provenance.get("packages"))]
+            write_json(self.path / "provenance.json", {**provenance, "sessions": sessions})
             first = self.path / "preflight.json"
             resumed = self.path / f"preflight-step-{step}.json"
             write_json(resumed if first.exists() and step else first, preflight)

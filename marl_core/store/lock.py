@@ -97,6 +97,23 @@ class RunLock:
         return f"took over the lock of {who}, which is dead" if holder else None
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run seems to hold this folder: it says so, and its process is there, as far as this host can tell."""
+    holder = _holder(folder)
+    if not holder or holder.get("host") != platform.node():
+        return bool(holder)
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or os.name == "nt":  # on Windows asking by signal 0 would end the process
+        return isinstance(pid, int) and pid > 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def _holder(folder: Path) -> dict[str, object]:
     """Who said last to hold the lock; nobody when the file isn't there or was cut short by a crash."""
     try:

@@ -16,7 +16,8 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
     """The first `count` responses of a step with their scores and KL; by token, where there is a tokenizer.
 
     `token_ends[i]` is how many characters of `response` the first i + 1 tokens make, `token_kl[i]` log-prob of the policy minus
-    that of the reference, in nats. What reward functions gave to `log_extra` stands under its own name.
+    that of the reference, in nats. `row` holds the data's other columns.
+    What reward functions gave to `log_extra` stands under its own name.
     """
     from marl_core import ResponseDecoder
 
@@ -36,6 +37,8 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
             "kl_nats": None if gap is None else round(float(gap[i][keep].sum()), 4),
             "finished": bool(rollout.finished[i]),
         }
+        if columns := rollout.prompts.shown_row(i):
+            row["row"] = columns
         if scored.logged is not None:
             row |= {
                 name if name not in row else f"logged/{name}": column[i]

@@ -46,6 +46,7 @@ def write_run(folder: Path, seed: int) -> Path:
         steps.append(
             {
                 "step": step,
+                "time": 1000.0 + 10 * step + (5000 if step > 20 else 0),
                 "objective/scores": 4 * rise + chance.gauss(0, 0.2),
                 "objective/kl": 8 * rise + chance.gauss(0, 0.3),
                 "policy/clipfrac": 0.1 + chance.gauss(0, 0.02),
@@ -67,9 +68,135 @@ def write_run(folder: Path, seed: int) -> Path:
                 "token_kl": kl,
             }
         )
-    for name, lines in (("steps", steps), ("samples", samples)):
+    evaluations = [
+        {"step": step, "reward": step / 10, "kl": 1.0, "length": 3.0, "judges": {}, "samples": [sample(step)]}
+        for step in (0, 20, 40)
+    ]
+    sessions = [{"how": "start", "step": 0, "time": 1000.0}, {"how": "resume", "step": 20, "time": 6200.0}]
+    (folder / "provenance.json").write_text(json.dumps({"sessions": sessions}), encoding="utf-8")
+    for name, lines in (("steps", steps), ("samples", samples), ("evals", evaluations)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
+
+
+def sample(step: int) -> dict[str, Any]:
+    return {"prompt": "The <i>sea", "response": f"at step {step}", "score": step / 10, "kl": 1.0, "row": {"answer": 13}}
+
+
+def after(look: Look, page: Path, script: str, *options: str) -> str:
+    """The title that a script set, run in the page when its own scripts had run."""
+    with_script = page.with_name("with-a-script.html")
+    text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    with_script.write_text(text, encoding="utf-8")
+    done = look(
+        with_script.as_uri(),
+        "--dump-dom",
+        *(options or ()),
+        *([] if any("virtual" in option for option in options) else ["--virtual-time-budget=2000"]),
+    )
+    return str(done.stdout.split("<title>")[1].split("</title>")[0])
+
+
+CHOOSE = """
+const choose = (id, value) => { const field = document.getElementById(id);
+  if (field.type === "checkbox") field.checked = value; else field.value = value;
+  field.dispatchEvent(new Event("input")); };
+const card = document.querySelector('.card[data-metric="objective/kl"]'), has = (what) => card.querySelectorAll(what).length;
+const labels = () => [...card.querySelectorAll(".x")].map((node) => node.textContent).join(" ");
+"""
+
+
+class TestCurves:
+    @pytest.mark.parametrize(
+        ("chosen", "told"),
+        [
+            ("", "2 lines, 0 faint, 2 resumed, 10 20 30 40"),
+            ("choose('curve-smooth', 0.9);", "4 lines, 2 faint, 2 resumed, 10 20 30 40"),
+            ("choose('curve-x', 'elapsed');", "2 lines, 0 faint, 2 resumed, 2 min 4 min 6 min"),
+        ],
+    )
+    def test_what_is_chosen_is_drawn(self, look: Look, report: Path, chosen: str, told: str) -> None:
+        say = "document.title = `${has('polyline')} lines, ${has('.faint')} faint, ${has('.resumed')} resumed, ${labels()}`;"
+        assert after(look, report, CHOOSE + chosen + say, "--window-size=1280,1000") == told
+
+    def test_a_log_axis_has_powers_of_ten(self, look: Look, report: Path) -> None:
+        say = "document.title = [...card.querySelectorAll('.y')].map((node) => node.textContent).join(' ');"
+        assert after(look, report, CHOOSE + "choose('curve-log', true);" + say) in ("0.1 1 10", "0.01 0.1 1 10")
+
+    def test_a_part_is_chosen_by_dragging(self, look: Look, report: Path) -> None:
+        drag = """
+        const svg = card.querySelector("svg"), box = svg.getBoundingClientRect(); svg.setPointerCapture = () => {};
+        for (const [kind, at] of [["down", 0.5], ["move", 0.7], ["up", 0.7]])
+          svg.dispatchEvent(new PointerEvent("pointer" + kind, { clientX: box.left + at * box.width, clientY: box.top + 40, button: 0 }));
+        const part = labels(); svg.dispatchEvent(new MouseEvent("dblclick"));
+        document.title = part + " | " + labels();
+        """
+        part, whole = after(look, report, CHOOSE + drag, "--window-size=1280,1000").split(" | ")
+        assert set(part.split()) < {str(step) for step in range(16, 30)}
+        assert whole == "10 20 30 40"
+
+    def test_values_are_a_file(self, look: Look, report: Path) -> None:
+        take = """
+        let parts; const Plain = Blob; window.Blob = function (given, options) { parts = given; return new Plain(given, options); };
+        HTMLAnchorElement.prototype.click = function () {
+          document.title = this.download + " " + parts[0].split("\\n").slice(0, 2).join(" "); };
+        document.querySelector("[data-csv='1']").click();
+        """
+        assert after(look, report, take).startswith("second.csv step,time,elapsed,objective/scores,objective/kl,")
+
+
+def test_held_out_texts_are_shown_and_hidden(look: Look, report: Path) -> None:
+    script = """
+    const shown = () => [...document.querySelectorAll(".version:not([hidden]) .response")].map((node) => node.textContent).join(", ");
+    const before = shown(); document.querySelector("#versions [data-key='0-20']").click();
+    document.title = before + " | " + shown();
+    """
+    before, later = after(look, report, script).split(" | ")
+    assert before == "at step 0, at step 40, at step 40"
+    assert later == "at step 0, at step 20, at step 40, at step 40"
+
+
+def test_a_tap_on_a_token_tells_its_number(look: Look, report: Path) -> None:
+    script = "document.querySelector('.t').click(); document.title = document.querySelector('.tip:not([hidden])').textContent;"
+    assert after(look, report, script).endswith(" nats")
+
+
+def test_a_live_page_reloads_and_is_where_it_was(look: Look, tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", 1), tmp_path / "live.html", live=True)
+    script = """
+    const get = (id) => document.getElementById(id), middle = document.querySelector("#versions [data-key='0-20']");
+    if (sessionStorage.getItem("here")) {
+      for (let timer = 0; timer < 1000; timer++) clearInterval(timer);
+      document.title = [get("curve-x").value, get("curve-log").checked, document.querySelector("details").open,
+        middle.getAttribute("aria-pressed"), Math.round(scrollY)].join(" ");
+    } else {
+      sessionStorage.setItem("here", "1");
+      choose("curve-x", "elapsed"); choose("curve-log", true);
+      document.querySelector("details").open = true; middle.click(); window.scrollTo(0, 700);
+    }
+    """
+    assert after(look, page, CHOOSE + script, "--virtual-time-budget=15000") == "elapsed true true true 700"
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_nothing_is_cut_on_a_telephone(look: Look, report: Path, scheme: str) -> None:
+    frame = report.with_name("telephone.html")
+    frame.write_text(
+        f'<iframe src="{report.name}" style="width:390px;height:800px;border:0"></iframe>', encoding="utf-8"
+    )
+    script = """
+    const wide = [...document.querySelectorAll("main *")].filter((node) => node.getClientRects().length
+      && node.getBoundingClientRect().right > innerWidth + 1 && !node.closest("pre, svg, [hidden]"));
+    const name = document.querySelector("#summary td").getBoundingClientRect().width;
+    const told = [...new Set(wide.map((node) => node.tagName + "." + node.className))];
+    parent.document.title = [innerWidth, name > 300, ...told].join(" ");
+    """
+    within = report.with_name("within.html")
+    text = report.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    within.write_text(text, encoding="utf-8")
+    frame.write_text(frame.read_text(encoding="utf-8").replace(report.name, within.name), encoding="utf-8")
+    done = look(frame.as_uri(), scheme, "--dump-dom", "--virtual-time-budget=2000", "--allow-file-access-from-files")
+    assert done.stdout.split("<title>")[1].split("</title>")[0] == "390 true"
 
 
 def test_the_script_runs_and_nothing_is_refused(look: Look, report: Path) -> None:

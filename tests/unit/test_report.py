@@ -98,7 +98,10 @@ def test_nothing_that_a_run_wrote_becomes_html(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "a<b>")).read_text(encoding="utf-8")
     found = Page(text)
     assert not found.open
-    assert found.count("script") == 1
+    assert [attributes.get("type") for name, attributes in found.elements if name == "script"] == [
+        "application/json",
+        None,
+    ]
     assert EVIL not in text
     for place in ("td", "li", "pre", "h1"):
         assert ("<b>" if place == "h1" else "<script>") in found.texts[place], place  # as text
@@ -108,8 +111,10 @@ def test_it_loads_nothing(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
     found = Page(text)
     assert found.count("meta", content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'") == 1
-    loading = {"src", "href", "srcset", "action", "background"}
+    loading = {"src", "srcset", "action", "background"}
     assert not [attributes for _, attributes in found.elements if loading & set(attributes)]
+    places = [(name, attributes["href"] or "") for name, attributes in found.elements if "href" in attributes]
+    assert all(name == "a" and place.startswith("#") for name, place in places)  # within the page
     assert "http://" not in text.replace("http-equiv", "")
     assert "url(" not in text
     assert "@import" not in text
@@ -122,7 +127,8 @@ def test_two_runs_lie_over_each_other(tmp_path: Path) -> None:
     found = Page(path.read_text(encoding="utf-8"))
     rewards = [a for name, a in found.elements if name == "polyline"][:2]
     assert [a["data-name"] for a in rewards] == ["one", "two"]
-    assert json.loads(rewards[1]["data-values"] or "") == [[1, 0], [2, 1], [3, 2], [4, 3], [5, 4]]
+    values = json.loads(found.texts["script"].partition("\n")[0].partition('"use strict"')[0])["runs"][1]
+    assert (values["steps"], values["values"]["objective/scores"]) == ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4])
     assert found.count("option", value="1") == 2  # the run to choose, and the step
     assert "ppo.learning_rate" in found.texts["code"]
     assert found.count("span", class_="phase p-0", title="generate: 2.000 s a step") == 2
@@ -135,7 +141,7 @@ def test_same_names_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_run_without_steps_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}", encoding="utf-8")
-    assert "No steps yet." in page(read_runs([tmp_path]))
+    assert "No step has ended yet. The run was stopped" in page(read_runs([tmp_path]))
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -198,14 +204,26 @@ def test_a_metric_is_read_by_its_older_name(tmp_path: Path) -> None:
         (folder / "steps.jsonl").write_text(json.dumps({"step": 1, name: 0.25}), encoding="utf-8")
     runs = read_runs([tmp_path / name.replace("/", "-") for name in names])
     assert [run.curve("policy/approx_kl") for run in runs] == [[(1, 0.25)]] * 2
-    assert page(runs).count('title="policy/approx_kl"') == 1
+    assert page(runs).count('data-metric="policy/approx_kl"') == 1
 
 
 def test_a_run_folder_of_the_code_before_has_its_page(tmp_path: Path) -> None:
     older = Path(__file__).parents[1] / "older" / "house" / "run"
     found = Page(write_report(older, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert found.count("figure", title="policy/approx_kl") == 1
-    assert found.count("section") == 7
+    sections = [attributes["id"] for name, attributes in found.elements if name == "section"]
+    assert sections == [
+        "summary",
+        "run",
+        "curves",
+        "seconds-by-phase",
+        "held-out",
+        "before-and-after",
+        "pre-flight",
+        "samples",
+        "provenance",
+    ]
+    assert "2026-" in found.texts["dd"]  # when it was started, by its steps' times
 
 
 @pytest.mark.parametrize(
