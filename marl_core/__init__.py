@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from marl_core.ppo.roles import ReferenceFunction, RewardFunction
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
+    from marl_core.registry.callables import FunctionTarget, callable_name
     from marl_core.registry.catalog import Catalog
+    from marl_core.registry.raised_from import raised_from
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
     from marl_core.report.inline import show_report
     from marl_core.report.page import write_report
@@ -55,7 +57,9 @@ _HOMES = {
         "RankError",
     ),
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.callables": ("FunctionTarget", "callable_name"),
     "marl_core.registry.catalog": ("Catalog",),
+    "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
@@ -89,6 +93,7 @@ __all__ = [
     "DataError",
     "Estimator",
     "Evaluation",
+    "FunctionTarget",
     "MarlDeprecationWarning",
     "MarlError",
     "MarlWarning",
@@ -115,6 +120,7 @@ __all__ = [
     "__version__",
     "append_lines",
     "cached_adapter",
+    "callable_name",
     "dump_config",
     "flatten",
     "hookimpl",
@@ -124,6 +130,7 @@ __all__ = [
     "merge_into",
     "message_text",
     "position_limit",
+    "raised_from",
     "read_adapter",
     "response_logprobs",
     "reward_context",

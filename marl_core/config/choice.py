@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PrivateAttr,
+    SerializationInfo,
     ValidationInfo,
     model_serializer,
     model_validator,
@@ -20,13 +21,14 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from marl_core.errors import ConfigError
+from marl_core.registry.callables import is_function, is_strategy_class, short_name, without_callables
 from marl_core.registry.catalog import Catalog, verify
-from marl_core.registry.families import Family, FamilyName, Key
+from marl_core.registry.families import FAMILIES, Family, FamilyName, Key
 from marl_core.registry.strategy import Strategy
 
 
 class Choice(BaseModel):
-    """`name`, `{use: name, option: value, ...}` or a Strategy object.
+    """`name`, `{use: name, option: value, ...}`, a Strategy object, or a function where the family has a strategy that calls one.
 
     With a catalog in the validation context the name is looked up and the options are checked by the
     strategy's own model at once; without one (a config built in Python) that happens in `Plan.of`.
@@ -47,20 +49,42 @@ class Choice(BaseModel):
 
     @classmethod
     def long_form(cls, value: Any) -> Any:
-        """`name`, or a Strategy, as `{use: name}`; anything else as it is."""
-        return {"use": value} if isinstance(value, str | Strategy) else value
+        """`name`, or a Strategy, as `{use: name}`; a function as the strategy that calls it; anything else as it is."""
+        if isinstance(value, str | Strategy):
+            return {"use": value}
+        if is_function(value):
+            return cls._calling(value)
+        if isinstance(value, Mapping) and is_function(value.get("use")):
+            beside = {key: value[key] for key in value if key != "use"}
+            return {**cls._calling(value["use"]), **beside}
+        return value
+
+    @classmethod
+    def _calling(cls, function: Callable[..., Any]) -> dict[str, Any]:
+        """The long form of a strategy that calls this function."""
+        standing_for = FAMILIES[cls.family].from_callable
+        if standing_for is None:
+            raise ValueError(f"a function can't stand for a {cls.family}; give a strategy's name, or a strategy object")
+        strategy, option = standing_for
+        return {"use": strategy, option: function}
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         value = cls.long_form(value)
-        if isinstance(value, Mapping) and "use" in value:
+        named = value.get("use") if isinstance(value, Mapping) else value
+        if is_strategy_class(named):
+            raise ValueError(f"{named.__name__} is a class; give a strategy made of it: {named.__name__}(...)")
+        if isinstance(value, Mapping) and isinstance(named, str | Strategy):
             own_keys = {key: value[key] for key in value if key in cls.model_fields}
             inline_options = {key: value[key] for key in value if key not in cls.model_fields}
             options = own_keys.get("options", {})
             return {**own_keys, "options": {**options, **inline_options} if isinstance(options, Mapping) else options}
-        if not isinstance(value, Mapping | Choice):
-            raise ValueError(f"give a strategy's name, or {{use: name, option: value}}; this is {value!r:.60}")
+        if not isinstance(value, Choice) and not (isinstance(value, Mapping) and "use" not in value):
+            function = ", or in Python a function" if FAMILIES[cls.family].from_callable else ""
+            raise ValueError(
+                f"give a strategy's name, or {{use: name, option: value}}{function}; this is {value!r:.60}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -120,10 +144,11 @@ class Choice(BaseModel):
         return self.use if isinstance(self.use, str) else self._label or type(self.use).__name__
 
     @model_serializer
-    def _as_written(self) -> dict[str, Any]:
+    def _as_written(self, info: SerializationInfo) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in type(self).model_fields if name not in ("use", "options")}
         if isinstance(self.use, str):
-            return {"use": self.use, **own, **self.options}
+            options = without_callables(self.options) if info.mode_is_json() else self.options
+            return {"use": self.use, **own, **options}
         kind = type(self.use)  # an object has no name in a config: its class and options are for the reader
         options = self.use.model_dump(mode="json", fallback=repr)
         return {"use": f"{kind.__module__}:{kind.__qualname__}", **own, **options}
@@ -144,7 +169,13 @@ class RewardChoice(Choice):
     weight: float = Field(1.0, allow_inf_nan=False)
     """Factor of this source's scores in the sum."""
     name: str | None = None
-    """Name in metrics and samples; the strategy's name when absent."""
+    """Name in metrics and samples; when absent the strategy's name, or that of a function given in Python."""
+
+    @classmethod
+    def _calling(cls, function: Callable[..., Any]) -> dict[str, Any]:
+        """With the function's own name for metrics, where it has one."""
+        name = short_name(function)
+        return {**super()._calling(function), **({"name": name} if name else {})}
 
 
 @cache

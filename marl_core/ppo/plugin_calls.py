@@ -9,10 +9,11 @@ from torch import Tensor
 
 from marl_core.errors import MarlError, PluginError
 from marl_core.ppo.types import Rollout
+from marl_core.registry.raised_from import origin_and_notes
 
 
 def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> object:
-    """What a plugin's function says of a rollout, without gradient; whatever it raises is a PluginError that names it."""
+    """What a plugin's function says of a rollout, without gradient; whatever it raises is a PluginError that names it and the line."""
     try:
         with torch.no_grad():
             return function(rollout)
@@ -21,9 +22,9 @@ def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> o
     except (Exception, SystemExit, GeneratorExit) as error:
         sentences = [
             f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}",
-            *getattr(error, "__notes__", []),
+            *origin_and_notes(error, function),
         ]
-        raise PluginError(". ".join(sentences)) from error
+        raise PluginError(". ".join(sentences) + ".") from error
 
 
 def describe(value: object) -> str:

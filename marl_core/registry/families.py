@@ -69,6 +69,8 @@ class Family:
     """The class of config/choice.py that holds what a config may say beside a strategy's own options."""
     example: str = "{use: $name}"
     """How a config names the strategy that `marl new-plugin` writes: the value of the first key."""
+    from_callable: tuple[str, str] | None = None
+    """The strategy that a function stands for where Python gives one in a member's place, and its option that takes the function."""
     trial: str | None = None
     """What the trial run of a written package names there, where every run must name something."""
 
@@ -114,6 +116,7 @@ FAMILIES: dict[FamilyName, Family] = {
                 ),
             ),
             choice="RewardChoice",
+            from_callable=("function", "target"),
             trial='{use: function, target: "rewards.py:low"}',
         ),
         Family(

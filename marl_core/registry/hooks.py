@@ -14,6 +14,7 @@ import pluggy
 
 from marl_core.errors import MarlError, MarlWarning, PluginError, near_match
 from marl_core.registry.hookspecs import MarlSpecs
+from marl_core.registry.raised_from import origin_and_notes
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
 
 if TYPE_CHECKING:
@@ -236,8 +237,10 @@ class Hooks:
         except (MarlError, KeyboardInterrupt):
             raise
         except BaseException as error:
+            place = "".join(f"{sentence}. " for sentence in origin_and_notes(error, type(strategy)))
+            shows = "more" if place else "where"
             raise PluginError(
-                f"{self._origins[strategy]}: {hook} failed: {error!r}. The traceback (--debug) shows where; "
+                f"{self._origins[strategy]}: {hook} failed: {error!r}. {place}The traceback (--debug) shows {shows}; "
                 "if the options are right, report it to the plugin's authors."
             ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -13,6 +14,7 @@ from marl_core.bank.integrity import ModeSnapshot, frozen_weights, learning_weig
 from marl_core.bank.views import ScoreView, View
 from marl_core.errors import NumericError, PluginError, warn
 from marl_core.ppo.roles import RewardSource, Roles
+from marl_core.registry.raised_from import raised_from
 from marl_core.registry.snapshot import Snapshot, torch_modes
 
 REMEDY = "resume from the last checkpoint without that plugin, and report it to its authors"
@@ -69,6 +71,7 @@ class PluginGuard:
     def wrapped(self, function: Callable[..., Any], origin: str) -> Callable[..., Any]:
         """The function, guarded; what it prints goes to standard error, because standard output is the run's own."""
 
+        @functools.wraps(function, assigned=(), updated=())
         def guarded(*arguments: Any, **named: Any) -> Any:
             try:
                 with self.call(origin), redirect_stdout(sys.stderr):
@@ -76,7 +79,8 @@ class PluginGuard:
             except (Exception, SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # not even an Exception: nobody above would know whose it is
-                raise PluginError(f"{origin} failed: {error!r}. Report it to its authors.") from error
+                place = raised_from(error, function)
+                raise PluginError(f"{origin} failed: {error!r}. {place}Report it to its authors.") from error
 
         return guarded
 

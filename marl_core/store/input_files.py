@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,14 @@ from marl_core.artifacts.adapter_files import CONFIG_FILE
 from marl_core.bank.identity.certificate import FILE as CERTIFICATE
 from marl_core.config.redact import redact
 from marl_core.plan.plan import Plan
+from marl_core.registry.callables import (
+    MAIN,
+    TARGET_PATTERN,
+    callable_name,
+    callable_source,
+    is_function,
+    running_function,
+)
 from marl_core.store.files import sha256
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
@@ -34,7 +42,6 @@ IGNORED_FILES = (
     CERTIFICATE,
 )
 """Files beside a model or adapter that say nothing of what it computes."""
-FUNCTION_NAME = re.compile(r"(?P<module>.+):[A-Za-z_]\w*", re.DOTALL)
 
 
 def data_inputs(name: str, rows: Rows | None) -> dict[str, str]:
@@ -66,16 +73,28 @@ def judging_inputs(plan: Plan, eval_rows: Rows | None) -> dict[str, str]:
 
 
 def named(value: Any) -> dict[str, str]:
-    """Each file, module, model folder or adapter folder that a value names, at any depth, with the hash of its content."""
-    return {redact(text): digest for text in _texts(value) if (digest := _content(text)) is not None}
+    """Each file, module, model folder or adapter folder that a value names, at any depth, with the hash of its content; and each
+    function in it, with the hash of its source.
+    """
+    digests = {redact(text): _content(text) for text in _texts(value)}
+    digests |= {redact(callable_name(function)): _source_content(function) for function in _functions(value)}
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def _functions(value: Any) -> Iterator[Callable[..., Any]]:
+    yield from (part for part in _leaves(value) if is_function(part))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str | os.PathLike):
-        yield os.fspath(value)
-    elif isinstance(value, Mapping | list | tuple | set | frozenset):
+    yield from (os.fspath(part) for part in _leaves(value) if isinstance(part, str | os.PathLike))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(part)
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _content(text: str) -> str | None:
@@ -86,9 +105,22 @@ def _content(text: str) -> str | None:
     if os.path.isdir(path):
         model = any((path / name).is_file() for name in ("config.json", CONFIG_FILE))
         return _folder(path, (*TEXT_SUFFIXES, *WEIGHT_SUFFIXES)) if model else None
-    target = FUNCTION_NAME.fullmatch(text)
-    file = _source(target["module"]) if target else None
+    location, _, name = text.rpartition(":")
+    if not re.fullmatch(TARGET_PATTERN, text, re.DOTALL):
+        return None
+    if location == MAIN:
+        function = running_function(name)
+        return None if function is None else _source_content(function)
+    file = _source(location)
     return sha256(file) if file is not None else None
+
+
+def _source_content(function: Callable[..., Any]) -> str | None:
+    """The hash of a function's source; None where that isn't known."""
+    source = callable_source(function)
+    if isinstance(source, str):
+        return f"lines-{hashlib.sha256(source.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    return None if source is None else sha256(source)
 
 
 def _source(target: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from marl_core import DataError, Strategy, cached_adapter, hookimpl
+from marl_core import DataError, FunctionTarget, Strategy, cached_adapter, callable_name, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,9 @@ class ModelReward(Strategy):
 class FunctionReward(Strategy):
     """A Python function in TRL's convention: fn(prompts, completions, **columns) -> list[float | None], sync or async."""
 
-    target: str = Field(pattern=r".+:[A-Za-z_]\w*$", description="`package.module:function` or `file.py:function`.")
+    target: FunctionTarget = Field(
+        description="`package.module:function` or `file.py:function`; in Python also the function itself."
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
     timeout_seconds: PositiveFloat | None = Field(
         None, description="Give up on a call that takes longer, and stop the run; without one a call may take for ever."
@@ -101,7 +103,7 @@ class FunctionReward(Strategy):
     @hookimpl
     def marl_check(self) -> Iterable[str]:
         """The function must exist; a file is parsed, not run."""
-        from marl_plugins.reward_function import problems
+        from marl_plugins.function_target import problems
 
         yield from problems(self.target)
 
@@ -111,4 +113,4 @@ class FunctionReward(Strategy):
         from marl_plugins.reward_function import wrap
         from marl_plugins.time_limit import limited
 
-        return limited(wrap(self.target, self.arguments), self.timeout_seconds, self.target)
+        return limited(wrap(self.target, self.arguments), self.timeout_seconds, callable_name(self.target))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from marl_core import PluginError, Strategy, hookimpl
+from marl_core import FunctionTarget, PluginError, Strategy, callable_name, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,9 @@ class ProcessReward(Strategy):
     None to abstain. A step's score lands on its last token. Uesato et al. 2022 (arXiv:2211.14275).
     """
 
-    target: str = Field(pattern=r".+:[A-Za-z_]\w*$", description="`package.module:function` or `file.py:function`.")
+    target: FunctionTarget = Field(
+        description="`package.module:function` or `file.py:function`; in Python also the function itself."
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
     per: Literal["step", "token"] = Field("step", description="What gets a score each.")
     separator: str = Field(
@@ -33,14 +35,14 @@ class ProcessReward(Strategy):
     @hookimpl
     def marl_check(self) -> Iterable[str]:
         """The function must exist; a file is parsed, not run."""
-        from marl_plugins.reward_function import problems
+        from marl_plugins.function_target import problems
 
         yield from problems(self.target)
 
     @hookimpl
     def marl_describe(self, plan: Plan) -> str:
         """For `marl check`."""
-        what = f"{self.target}: a score for each {self.per}"
+        what = f"{callable_name(self.target)}: a score for each {self.per}"
         if plan.estimator.uses_token_rewards:
             return what
         return f"{what}; advantage {plan.config.ppo.advantage.label} uses their sum only"
@@ -69,12 +71,13 @@ class ProcessReward(Strategy):
         """Scores of steps as scores of tokens."""
         from marl_core import ResponseDecoder
 
+        name = callable_name(self.target)
         steps, decoders = self._steps(rollout), ResponseDecoder.of(tokenizer, rollout.prompts)
         if not isinstance(step_scores, Sequence) or len(step_scores) != len(rollout):
             what = (
                 f"{len(step_scores)}" if isinstance(step_scores, Sequence) else f"a {type(step_scores).__name__}, not"
             )
-            raise PluginError(f"reward.target: {self.target} gave {what} lists of scores for {len(rollout)} responses.")
+            raise PluginError(f"reward.target: {name} gave {what} lists of scores for {len(rollout)} responses.")
         token_scores: list[list[float] | None] = []
         for i, scores in enumerate(step_scores):
             if scores is None:
@@ -83,7 +86,7 @@ class ProcessReward(Strategy):
             if not isinstance(scores, Sequence) or len(scores) != len(steps[i]):
                 what = f"{len(scores)} numbers" if isinstance(scores, Sequence) else repr(scores)[:80]
                 raise PluginError(
-                    f"reward.target: {self.target}: response {i + 1} has {len(steps[i])} steps and got {what}; give one for each, or None."
+                    f"reward.target: {name}: response {i + 1} has {len(steps[i])} steps and got {what}; give one for each, or None."
                 )
             ids = rollout.ids[i][rollout.mask[i]].tolist()
             row = [0.0] * len(ids)

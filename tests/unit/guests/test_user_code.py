@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from marl_core import PluginError, Rollout
+from marl_core import PluginError, Rollout, raised_from
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import score_all
 from marl_core.ppo.roles import RewardSource
 from marl_core.testing import fake_rollout
 from marl_plugins.reward_function import wrap
-from marl_plugins.user_code import raised_from
 
 CODE = """import torch
 def helper(texts):
