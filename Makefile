@@ -6,7 +6,7 @@ BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo and not gpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
+.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party release test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
 .DELETE_ON_ERROR:
 
 .venv/base:
@@ -88,6 +88,10 @@ wheel: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
 	cp -r tests examples docs benchmarks pyproject.toml Makefile README.md CHANGELOG.md build/wheel/
 	cd build/wheel && PYTHONPATH=$(CURDIR)/build/wheel ../../$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)" --ignore=tests/house
+
+# Sdist, wheel, their checks, the tag, and the docs of every version; `make release ARGS=--try` sets no tag. Sends nothing anywhere.
+release: .venv/test
+	$(BIN)/python .ci/release.py $(ARGS)
 
 # One PPO step on fixed work, beside the machine's floor; `make bench ARGS="W1 --dtype bfloat16"` for a part.
 bench: .venv/quickstart

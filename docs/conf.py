@@ -8,19 +8,34 @@ repository's root, so that relative links mean here what they mean there.
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.ext.autodoc.mock import mock
 
 import marl_core
+from marl_core.artifacts.addresses import repository
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("marl_core", "marl_core.testing", "marl_core.ppo")
-START = ("docs/plugins", "docs/rewards", "docs/strategies", "docs/adapters", "docs/from-trl")
-LOOK_UP = ("docs/config", "docs/cli", "docs/hooks", "docs/api")
+START = ("docs/first-hour", "examples/first_run/README", "docs/metrics", "docs/trouble", "docs/after-training")
+GUIDES = (
+    "docs/rewards",
+    "docs/data",
+    "docs/adapters",
+    "docs/from-trl",
+    "docs/plugins",
+    "docs/models",
+    "docs/sizes",
+    "docs/gpu",
+)
+LOOK_UP = ("docs/config", "docs/cli", "docs/strategies", "docs/run-folder", "docs/hooks", "docs/api")
 BELOW = (
     "docs/architecture",
     "docs/reliability",
@@ -28,14 +43,15 @@ BELOW = (
     "benchmarks/NOTES",
     "benchmarks/gpu/README",
     "CONTRIBUTING",
+    "SECURITY",
     "CHANGELOG",
 )
 PYDANTIC = "model_config, model_post_init, model_fields, model_computed_fields"
 
 project = "marl"
 author = "the marl maintainers"
-version = release = marl_core.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+version = release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/*.md", "benchmarks/gpu/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "marl_core", "plugins", "**/.*", "**/node_modules"]
@@ -59,22 +75,27 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
-html_title = "marl"
+html_title = f"marl {release}"
+html_theme_options = (
+    {"source_repository": repository(), "source_branch": "main", "source_directory": ""} if repository() else {}
+)
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_show_search_summary = False  # it fetches pages, which browsers refuse for plain files
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "excerpts.js"]
 html_css_files = ["site.css"]
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor what a command printed
 
 
 def navigation() -> str:
     """The toctrees of the first page; a page that nobody listed joins the guides by itself."""
-    rest = {f"docs/{page.stem}" for page in (ROOT / "docs").glob("*.md")}.difference(START, LOOK_UP, BELOW)
-    examples = sorted(str(page.relative_to(ROOT).with_suffix("")) for page in (ROOT / "examples").glob("*/README.md"))
+    rest = {f"docs/{page.stem}" for page in (ROOT / "docs").glob("*.md")}.difference(START, GUIDES, LOOK_UP, BELOW)
+    examples = {str(page.relative_to(ROOT).with_suffix("")) for page in (ROOT / "examples").glob("*/README.md")}
     parts = {
-        "Guides": [*START, *sorted(rest)],
-        "Examples": ["examples/README", *examples],
+        "Getting started": START,
+        "Guides": [*GUIDES, *sorted(rest)],
+        "Examples": ["examples/README", *sorted(examples.difference(START))],
         "Reference": LOOK_UP,
         "How it is built": BELOW,
     }
@@ -148,9 +169,37 @@ def add_index(app: Any, error: Exception | None) -> None:
         shutil.copyfile(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
 
 
+def add_excerpts(app: Any, error: Exception | None) -> None:
+    """The text of each section, from which excerpts.js shows what stands around the words that were searched for."""
+    if error is None:
+        sections = {page: sections_of(app.env.get_doctree(page)) for page in sorted(app.env.found_docs)}
+        data = f"const SECTIONS = {json.dumps(sections, ensure_ascii=False)};\n"
+        (Path(app.outdir) / "_static" / "sections.js").write_text(data, encoding="utf-8")
+
+
+def sections_of(page: nodes.document) -> dict[str, str]:
+    """The text of a page's sections by their anchors, each without the sections in it."""
+    texts = {}
+    for section in page.findall(nodes.section):
+        parts = [part.astext() for part in section.children if not isinstance(part, nodes.section | nodes.title)]
+        texts[section["ids"][0]] = " ".join(" ".join(parts).split())
+    return texts
+
+
+def load_excerpts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The page of the search alone shows excerpts."""
+    if page == "search":
+        app.add_js_file("sections.js")
+        app.add_js_file("excerpts.js")
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
+    if "MARL_DOCS_VERSIONS" in os.environ:  # .ci/release.py writes it beside the sites
+        app.add_js_file("../../versions.js")
     app.connect("source-read", add_to_page)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", short_names)
     app.connect("build-finished", add_index)
+    app.connect("build-finished", add_excerpts)
+    app.connect("html-page-context", load_excerpts)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.raised_from import raised_from
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
+    from marl_core.report.inline import show_report
+    from marl_core.report.page import write_report
     from marl_core.run.runner import Runner
     from marl_core.store.files import append_lines, strict_json
 
@@ -75,6 +77,8 @@ _HOMES = {
     "marl_core.ppo.roles": ("ReferenceFunction", "RewardFunction"),
     "marl_core.ppo.texts": ("ResponseDecoder",),
     "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
+    "marl_core.report.inline": ("show_report",),
+    "marl_core.report.page": ("write_report",),
     "marl_core.run.runner": ("Runner",),
     "marl_core.store.files": ("append_lines", "strict_json"),
 }
@@ -130,8 +134,10 @@ __all__ = [
     "read_adapter",
     "response_logprobs",
     "reward_context",
+    "show_report",
     "strict_json",
     "write_certificate",
+    "write_report",
 ]
 
 

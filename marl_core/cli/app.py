@@ -265,8 +265,13 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, in whichever click typer carries
             error.show()
             return int(error.exit_code)
+        from marl_core.artifacts.addresses import issues
+
         hint = "" if debug else " Run again with --debug for the traceback, and"
-        return _fail(f"marl: a bug in marl: {error!r}.{hint} please report it.", 1, debug)
+        where = issues()
+        return _fail(
+            f"marl: a bug in marl: {error!r}.{hint} please report it{f' at {where}' if where else ''}.", 1, debug
+        )
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

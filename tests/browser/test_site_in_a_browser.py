@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,32 @@ def test_the_search_finds_without_a_server(look: Look) -> None:
     done = look(address, "--dump-dom", "--enable-logging=stderr", "--virtual-time-budget=4000")
     assert "docs/api.html#marl_core.write_certificate" in done.stdout
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_the_search_shows_what_stands_around_the_words(look: Look) -> None:
+    address = f"{(SITE / 'search.html').as_uri()}?q=step-0%20KL"
+    done = look(address, "--dump-dom", "--virtual-time-budget=4000")
+    excerpts = re.findall(r'<p class="context">(.*?)</p>', done.stdout)
+    assert len(excerpts) > 5
+    assert any(
+        {"step-0", "kl"} <= {word.lower() for word in re.findall("<mark>(.*?)</mark>", text)} for text in excerpts
+    )
+    assert all(len(re.sub("<[^>]+>", "", text)) < 300 for text in excerpts)
+
+
+def test_code_has_a_button_that_copies_it(look: Look) -> None:
+    done = look((SITE / "index.html").as_uri(), "--dump-dom", "--virtual-time-budget=4000")
+    assert done.stdout.count('class="copybtn') == done.stdout.count("<pre") > 3
+
+
+@pytest.mark.parametrize("page", ["index.html", "docs/config.html", "docs/first-hour.html", "docs/cli.html"])
+def test_a_page_fits_a_telephone(look: Look, page: str, tmp_path: Path) -> None:
+    """Nothing but code and wide tables, which scroll by themselves, is wider than the window; a frame is as narrow as one asks for."""
+    frame = tmp_path / "frame.html"
+    script = "onload = () => document.title = 'width ' + frames[0].document.documentElement.scrollWidth"
+    frame.write_text(f'<iframe src="{(SITE / page).as_uri()}" width=390 height=800></iframe><script>{script}</script>')
+    done = look(frame.as_uri(), "--dump-dom", "--virtual-time-budget=4000", "--allow-file-access-from-files")
+    assert "<title>width 390</title>" in done.stdout
 
 
 @pytest.mark.parametrize("page", ["index.html", "docs/plugins.html", "docs/api.html", "examples/README.html"])

@@ -1,0 +1,57 @@
+// What stands around the searched words, below each result. Sphinx can show that, but it fetches the pages for it, which browsers
+// refuse for plain files; here the text comes with the site, in sections.js (written by conf.py).
+(() => {
+  const BEFORE = 80, LENGTH = 240;
+  const words = () => (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);
+
+  function textOf(link) {
+    const root = new URL(document.documentElement.dataset.content_root || "./", location.href).href;
+    const [page, anchor] = link.href.slice(root.length).split("#");
+    const sections = SECTIONS[decodeURIComponent(page.split("?")[0].replace(/\.html$/, ""))] || {};
+    if (anchor && sections[anchor]) return sections[anchor];
+    const parts = Object.values(sections);
+    return parts.reduce((best, text) => (held(text) > held(best) ? text : best), parts[0] || "");
+  }
+
+  const held = (text) => words().filter((word) => text.toLowerCase().includes(word)).length;
+
+  // The stretch of text that holds most of the words, cut where words begin.
+  function excerpt(text) {
+    const lower = text.toLowerCase();
+    let start = 0, most = 0;
+    for (const word of words()) {
+      for (let at = lower.indexOf(word); at >= 0; at = lower.indexOf(word, at + 1)) {
+        const count = held(lower.slice(at, at + LENGTH - BEFORE));
+        if (count > most) [start, most] = [Math.max(0, at - BEFORE), count];
+      }
+    }
+    const from = start ? text.indexOf(" ", start) + 1 : 0;
+    return (from ? "… " : "") + text.slice(from, from + LENGTH) + (from + LENGTH < text.length ? " …" : "");
+  }
+
+  function marked(text) {
+    const paragraph = document.createElement("p");
+    paragraph.className = "context";
+    const escaped = words().map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+    const parts = escaped.length ? text.split(new RegExp(`(${escaped.join("|")})`, "i")) : [text];
+    parts.forEach((part, index) => {
+      const node = document.createElement(index % 2 ? "mark" : "span");
+      node.textContent = part;
+      paragraph.append(node);
+    });
+    return paragraph;
+  }
+
+  function show(item) {
+    const link = item.querySelector("a");
+    if (!link || item.querySelector(".context")) return;
+    const text = textOf(link);
+    if (text) item.append(marked(excerpt(text)));
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const results = document.getElementById("search-results");
+    const look = () => results.querySelectorAll("ul.search > li").forEach(show);
+    if (results) new MutationObserver(look).observe(results, { childList: true, subtree: true });
+  });
+})();
