@@ -41,7 +41,6 @@ Sets = Annotated[
 ]
 EXIT_INTERRUPTED = 130
 Dtype = Literal["float32", "bfloat16", "float16"]
-DEFAULT_OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
 
 
 def _version(show: bool) -> None:
@@ -83,7 +82,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.cli.tables import show_start
     from marl_core.plan.plan import Plan
 
-    plan = Plan.of(config, catalog)
+    plan = Plan.of(config, catalog, command_line=True)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     _set_up_process(device_of(config), config.speed.trim_memory)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
@@ -119,7 +118,7 @@ def check(
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    plan = Plan.of(_read(file, sets, catalog), catalog)
+    plan = Plan.of(_read(file, sets, catalog), catalog, command_line=True)
     plan.require()
     show_plan(plan)
     missing = unseen(plan)
@@ -223,10 +222,10 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
-    """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
+    """The config; one from a file needs prompts."""
     from marl_core.config.load import load_config
 
-    config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
+    config = load_config(file, sets or (), catalog)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
     return config

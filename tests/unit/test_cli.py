@@ -62,9 +62,11 @@ def test_run_hands_the_config_on(config: Path, runner: dict[str, Any]) -> None:
     assert [choice.use for choice in runner["config"].observers] == ["console", "json-lines"]
 
 
-def test_observers_that_are_named_stay(config: Path, runner: dict[str, Any]) -> None:
-    assert main(["run", str(config), "--set", "observers=[]", "--override"]) == 0
-    assert runner["config"].observers == []
+def test_named_observers_join_those_that_always_watch(config: Path, runner: dict[str, Any]) -> None:
+    named = "observers=[{use: json-lines, samples: 9}, {use: trackers, to: [tensorboard]}]"
+    assert main(["run", str(config), "--set", named, "--override"]) == 0
+    assert [choice.use for choice in runner["config"].observers] == ["json-lines", "trackers", "console"]
+    assert runner["config"].observers[0].options == {"samples": 9}
     assert runner["override"] is True
 
 
