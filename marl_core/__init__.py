@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         PluginError,
         RankError,
+        warn,
     )
     from marl_core.plan.plan import Plan
     from marl_core.ppo.response_logprobs import response_logprobs
@@ -51,6 +52,7 @@ _HOMES = {
         "OutOfMemoryError",
         "PluginError",
         "RankError",
+        "warn",
     ),
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
@@ -124,6 +126,7 @@ __all__ = [
     "response_logprobs",
     "reward_context",
     "strict_json",
+    "warn",
     "write_certificate",
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from marl_core import DataError, MarlWarning, position_limit
+from marl_core import DataError, position_limit, warn
 from marl_plugins.conversation import answered, text_of
 
 if TYPE_CHECKING:
@@ -125,12 +124,10 @@ class RewardModel:
         full = sum(len(row["input_ids"]) >= self._limit for row in rows)
         if full and not self._warned_of_truncation:
             self._warned_of_truncation = True
-            warnings.warn(
+            warn(
                 f"reward.path: {full} of {len(rows)} texts fill the {self._limit} tokens that {self._options.path!r} reads at most "
                 f"(reward.max_tokens, its positions, or its tokenizer's model_max_length); what is longer is cut on the "
-                f"{self._tokenizer.truncation_side}. Said once.",
-                MarlWarning,
-                stacklevel=2,
+                f"{self._tokenizer.truncation_side}. Said once."
             )
 
     def _scores(self, rows: list[Encoded]) -> torch.Tensor:

@@ -50,7 +50,6 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
     monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
-    monkeypatch.setattr("marl_core.cli.tables.show_start", lambda *shown: None)
     return noted
 
 
@@ -97,11 +96,12 @@ def test_debug_shows_the_traceback(config: Path, runner: dict[str, Any], capsys:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")
 def test_check_says_who_is_who(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(config), "--set", "sampling.top_p=0.9"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "reward function" in out
-    assert "warning: sampling.top_p: 0.9" in out
+    assert err.startswith("marl: warning: sampling.top_p: 0.9")
     assert "note: model.path: 'owner/model' isn't on this machine yet" in out
     assert "`hf download owner/model`" in out
     assert out.rstrip().endswith("nothing speaks against this run, as far as could be checked.")
