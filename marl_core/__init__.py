@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
-    from marl_core.artifacts.hub import cached_adapter, is_repo_name
+    from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.identity.certify import write_certificate
@@ -57,7 +57,7 @@ _HOMES = {
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
-    "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
+    "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
     "marl_core.config.flatten": ("flatten",),
     "marl_core.config.load": ("dump_config", "load_config"),
@@ -116,6 +116,7 @@ __all__ = [
     "dump_config",
     "flatten",
     "hookimpl",
+    "hub_read",
     "is_repo_name",
     "load_config",
     "merge_adapter",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from marl_core.artifacts.hub import hub_read
 from marl_core.artifacts.model_files import read_model, unpinned_code
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
@@ -76,7 +77,10 @@ def load_for_bank(
     if attention:
         options["attn_implementation"] = attention
     loaded_tokenizer = load_tokenizer(
-        tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
+        tokenizer or path,
+        trust_remote_code=trust_remote_code,
+        revision=None if tokenizer else revision,
+        asked_by="model.tokenizer" if tokenizer else "model.path",
     )
     first = "cpu" if shard else target
     started = time.perf_counter()
@@ -151,12 +155,13 @@ def load_base(
 
 
 def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None, asked_by: str = "model.path"
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
     path = os.path.expanduser(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        with hub_read(path, asked_by, revision):
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
     tokenizer.padding_side = "left"
@@ -174,7 +179,10 @@ def _load(
     base: Any
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
-        with warnings.catch_warnings():  # a folder's own quantization is asked for in its own words
+        with (
+            hub_read(path, "model.path", options.get("revision")),
+            warnings.catch_warnings(),
+        ):  # a folder's own quantization is asked for in its own words
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             base, report = load(
                 path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options

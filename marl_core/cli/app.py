@@ -88,8 +88,10 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     catalog = Catalog.installed()
     config = _read(file, sets, catalog)
+    from marl_core.artifacts.hub import require_hub
     from marl_core.cli.log_lines import start_shown
     from marl_core.cli.tables import show_notes, show_plan
+    from marl_core.plan.describe import unseen
     from marl_core.plan.plan import Plan
 
     plan = Plan.of(config, catalog, command_line=True)
@@ -106,6 +108,8 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
             return
     if is_first_rank:
         show_plan(plan)
+    if unseen(plan):
+        require_hub(config.model.path, "model.path", config.model.revision)
     with start_shown():
         logger(LOADING).info("torch, transformers and peft")
         from marl_core.run.runner import Runner

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from marl_core import DataError, position_limit, warn
+from marl_core import DataError, hub_read, position_limit, warn
 from marl_plugins.conversation import answered, text_of
 
 if TYPE_CHECKING:
@@ -32,15 +32,18 @@ class RewardModel:
         self._options, self._device = options, device
         path = os.path.expanduser(options.path)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision, trust_remote_code=False)
-            self._model, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                revision=options.revision,
-                dtype=getattr(torch, options.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            with hub_read(path, "reward.path", options.revision):
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    path, revision=options.revision, trust_remote_code=False
+                )
+                self._model, report = AutoModelForSequenceClassification.from_pretrained(
+                    path,
+                    revision=options.revision,
+                    dtype=getattr(torch, options.dtype),
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
         except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the folder
             raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -50,6 +50,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
     monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
+    monkeypatch.setattr("marl_core.artifacts.hub.hub_away", lambda: None)
     return noted
 
 

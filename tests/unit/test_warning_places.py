@@ -92,7 +92,7 @@ def test_a_script_is_told_of_its_own_lines(folder: Path) -> None:
         "Rollout.captured",
     ):
         (line,) = [line for line in done.stderr.splitlines() if words in line and "Warning: " in line]
-        assert line.startswith(f"{folder}/script.py:") or line.startswith("script.py:"), line
+        assert line.startswith((f"{folder}/script.py:", "script.py:")), line
     assert not paths_in(done.stderr)
 
 
