@@ -33,6 +33,7 @@ ROOMS = {
     "registry": "who offers what: families, strategies, hooks, catalog",
     "artifacts": "what files on disk say; no torch",
     "errors": "errors with exit codes, warnings",
+    "logs": "the logger of milestones and phases",
 }
 """From the top of the tower to the ground, each with its one idea. A room imports itself and those below it."""
 

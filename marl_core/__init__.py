@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
-    from marl_core.artifacts.hub import cached_adapter, is_repo_name
+    from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.identity.certify import write_certificate
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         PluginError,
         RankError,
+        warn,
     )
     from marl_core.plan.plan import Plan
     from marl_core.ppo.response_logprobs import response_logprobs
@@ -55,13 +56,14 @@ _HOMES = {
         "OutOfMemoryError",
         "PluginError",
         "RankError",
+        "warn",
     ),
     "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
     "marl_core.registry.callables": ("FunctionTarget", "callable_name"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
-    "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
+    "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
     "marl_core.config.flatten": ("flatten",),
     "marl_core.config.load": ("dump_config", "load_config"),
@@ -124,6 +126,7 @@ __all__ = [
     "dump_config",
     "flatten",
     "hookimpl",
+    "hub_read",
     "is_repo_name",
     "load_config",
     "merge_adapter",
@@ -136,6 +139,7 @@ __all__ = [
     "reward_context",
     "show_report",
     "strict_json",
+    "warn",
     "write_certificate",
     "write_report",
 ]

@@ -9,6 +9,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 class MarlError(Exception):
@@ -80,15 +81,46 @@ class PluginWarning(MarlWarning, RuntimeWarning):
     """A package did something on import that a run can't have, and that was undone."""
 
 
-INSIDE = ("marl_core", "marl_plugins", "pluggy", "contextlib")
+INSIDE = ("marl_core", "marl_plugins")
+THROUGH = (
+    "asyncio",
+    "concurrent",
+    "contextlib",
+    "functools",
+    "importlib",
+    "pluggy",
+    "pydantic",
+    "runpy",
+    "threading",
+    "torch",
+)
+"""What may stand between the caller and marl, or below all of it: no line of it is anybody's to change."""
+_SHOWN_WITHOUT_A_LINE: dict[str | tuple[str, type[Warning], int], int] = {}
+"""The registry by which Python's `warnings` shows a warning once; each module has one of its own."""
 
 
 def warn(message: str, category: type[Warning] = MarlWarning) -> None:
-    """Warn of the line that called marl, however deep inside of marl the reason was found."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in INSIDE:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    """Warn of the line that called marl, however deep inside of marl the reason was found.
+
+    Where no line has, as in a thread of marl's own, the warning names `marl` instead.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _package_of(frame) in (*INSIDE, *THROUGH):
+        frame = frame.f_back
+    if frame is None:
+        warnings.warn_explicit(message, category, "marl", 0, "marl", _SHOWN_WITHOUT_A_LINE)
+        return
+    code, module = frame.f_code, frame.f_globals  # as warnings.warn does, which counts frames of imports otherwise
+    registry = module.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(
+        message, category, code.co_filename, frame.f_lineno, module.get("__name__", "<string>"), registry, module
+    )
+
+
+def _package_of(frame: FrameType) -> str:
+    """The package whose code a frame runs; of a package run by `python -m` that package, too."""
+    name = str(frame.f_globals.get("__name__", ""))
+    return (str(frame.f_globals.get("__package__") or name) if name == "__main__" else name).split(".")[0]
 
 
 def near_match(word: str, known: Iterable[str]) -> str | None:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from marl_core.artifacts.hub import hub_read
 from marl_core.errors import DataError, near_match
 
 Row = Mapping[str, Any]
@@ -132,7 +133,10 @@ def _from_datasets(source: str, split: str, subset: str | None, revision: str | 
     import datasets
 
     try:
-        return list(datasets.load_dataset(source, subset, split=split, revision=revision))
+        with hub_read(source, asked_by, revision):
+            return list(datasets.load_dataset(source, subset, split=split, revision=revision))
+    except DataError:
+        raise
     except Exception as error:
         selection = f"split {split!r}" + (f", subset {subset!r}" if subset else "")
         first = (str(error).splitlines() or [""])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from marl_core.artifacts.model_files import unpinned_code
+from marl_core.artifacts.hub import hub_read
+from marl_core.artifacts.model_files import read_model, unpinned_code
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.read_through import CannotRead, fingerprint_of_folder, is_half
 from marl_core.bank.shard import shard_base
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.logs import LOADING, logger
 from marl_core.plan.stored_weights import quantization_of_folder, quantized_already
 from marl_core.registry.strategy import Quantization
 
@@ -74,9 +77,14 @@ def load_for_bank(
     if attention:
         options["attn_implementation"] = attention
     loaded_tokenizer = load_tokenizer(
-        tokenizer or path, trust_remote_code=trust_remote_code, revision=None if tokenizer else revision
+        tokenizer or path,
+        trust_remote_code=trust_remote_code,
+        revision=None if tokenizer else revision,
+        asked_by="model.tokenizer" if tokenizer else "model.path",
     )
     first = "cpu" if shard else target
+    started = time.perf_counter()
+    logger(LOADING).info("model %s%s", source, _stored_size(path, revision))
     prints: Fingerprint | None
     if prepare is not None:
         base, prints = _load_prepared(path, prepare, dtype, first, quantization, options)
@@ -88,7 +96,24 @@ def load_for_bank(
     _check_vocabulary(base, loaded_tokenizer, path)
     base = shard_base(base, target) if shard else base
     origin = Origin.of(path, revision) if prepare is None else None
+    logger(LOADING).info(
+        "%s weights as %s on %s, %.1f s",
+        f"{sum(p.numel() for p in base.parameters()):,}",
+        "packed integers" if quantization.config is not None else dtype,
+        target,
+        time.perf_counter() - started,
+    )
     return LoadedBase(base, loaded_tokenizer, source, quantization, shard, origin, prints)
+
+
+def _stored_size(path: str, revision: str | None) -> str:
+    """How big the model's files are, for a line of the log; empty where they aren't here yet, or can't be read."""
+    try:
+        files = read_model(path, revision)
+        size = files.stored_bytes() if files is not None else 0
+    except (MarlError, OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says so
+        return ""
+    return f": {size / 2**20:,.1f} MiB" if size else ""
 
 
 def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | None) -> Fingerprint | None:
@@ -130,12 +155,13 @@ def load_base(
 
 
 def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None, asked_by: str = "model.path"
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
     path = os.path.expanduser(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        with hub_read(path, asked_by, revision):
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
     tokenizer.padding_side = "left"
@@ -153,7 +179,10 @@ def _load(
     base: Any
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
-        with warnings.catch_warnings():  # a folder's own quantization is asked for in its own words
+        with (
+            hub_read(path, "model.path", options.get("revision")),
+            warnings.catch_warnings(),
+        ):  # a folder's own quantization is asked for in its own words
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             base, report = load(
                 path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
 from marl_core.artifacts.architecture import leaves
-from marl_core.artifacts.hub import is_commit, is_hub_adapter
+from marl_core.artifacts.hub import hub_read, is_commit, is_hub_adapter
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
@@ -77,7 +77,10 @@ def find_adapter(
     inside = f"{subfolder}/" if subfolder else ""
     patterns = [inside + kind for kind in ("*.json", "*.safetensors", "*.jinja", "tokenizer*")]
     try:
-        folder = _snapshot(str(path), revision, patterns)
+        with hub_read(str(path), asked_by, revision):
+            folder = _snapshot(str(path), revision, patterns)
+    except DataError:
+        raise
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise DataError(

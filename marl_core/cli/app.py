@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from marl_core.cli.guests import add_commands
+from marl_core.cli.log_lines import VERBOSE_OPTIONS, log_shown, verbosity
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
-from marl_core.cli.warning_lines import warnings_in_one_line
+from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError
+from marl_core.logs import LOADING, NAME, logger
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
@@ -41,7 +44,6 @@ Sets = Annotated[
 ]
 EXIT_INTERRUPTED = 130
 Dtype = Literal["float32", "bfloat16", "float16"]
-DEFAULT_OBSERVERS = {"observers": ["console", "json-lines"]}  # who watches when a config read from a file names nobody
 
 
 def _version(show: bool) -> None:
@@ -55,11 +57,17 @@ def _version(show: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Tell milestones, and what libraries say; -vv: phases with their seconds, too."
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of all commands; `main` reads --debug itself."""
+    """Options of all commands; `main` reads --debug and --verbose itself."""
 
 
 @app.command()
@@ -80,10 +88,13 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     catalog = Catalog.installed()
     config = _read(file, sets, catalog)
-    from marl_core.cli.tables import show_start
+    from marl_core.artifacts.hub import require_hub
+    from marl_core.cli.log_lines import start_shown
+    from marl_core.cli.tables import show_notes, show_plan
+    from marl_core.plan.describe import unseen
     from marl_core.plan.plan import Plan
 
-    plan = Plan.of(config, catalog)
+    plan = Plan.of(config, catalog, command_line=True)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     _set_up_process(device_of(config), config.speed.trim_memory)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
@@ -95,12 +106,19 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
             if is_first_rank:
                 typer.echo(message)
             return
-    from marl_core.run.runner import Runner
-
-    runner = Runner(plan, resume=resume, override=override)
-    preflight = runner.prepare()
     if is_first_rank:
-        show_start(plan, preflight, runner.folder.notes if runner.folder else [])
+        show_plan(plan)
+    if unseen(plan):
+        require_hub(config.model.path, "model.path", config.model.revision)
+    with start_shown():
+        logger(LOADING).info("torch, transformers and peft")
+        from marl_core.run.runner import Runner
+
+        runner = Runner(plan, resume=resume, override=override)
+        notes = runner.folder.notes if runner.folder is not None else []
+        shown = show_notes(notes)
+        runner.prepare()
+        show_notes(notes[shown:])
     runner.train()
 
 
@@ -119,7 +137,7 @@ def check(
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    plan = Plan.of(_read(file, sets, catalog), catalog)
+    plan = Plan.of(_read(file, sets, catalog), catalog, command_line=True)
     plan.require()
     show_plan(plan)
     missing = unseen(plan)
@@ -229,14 +247,15 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
 
     if is_on(trim_memory, device):
         set_up_process()
-    quiet_libraries()
+    if not logging.getLogger(NAME).isEnabledFor(logging.INFO):  # -v keeps what they say
+        quiet_libraries()
 
 
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
-    """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
+    """The config; one from a file needs prompts."""
     from marl_core.config.load import load_config
 
-    config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
+    config = load_config(file, sets or (), catalog)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
     return config
@@ -250,15 +269,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Errors of the user's making are shown without a traceback."""
     argv = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in argv
+    own = [argument for argument in argv if argument != "--debug" and argument not in VERBOSE_OPTIONS]
     try:
-        with damaged_metadata_passed_over(), warnings_in_one_line():
-            code = int(
-                app([argument for argument in argv if argument != "--debug"], prog_name="marl", standalone_mode=False)
-                or 0
-            )
+        with damaged_metadata_passed_over(), warnings_in_one_line(), log_shown(verbosity(argv)):
+            code = int(app(own, prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == EXIT_INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:
         return _fail(f"marl: {error}", error.exit_code, debug)
+    except MARL_WARNINGS as warning:  # by -W error or PYTHONWARNINGS
+        return _fail(f"marl: {warning} (A warning, which Python was told to treat as an error.)", 1, debug)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("marl: interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from marl_core.errors import warn
+
 
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.")],
@@ -26,6 +28,6 @@ def publish(
     typer.echo(str(publish_adapter(run, to, hub=push_to_hub, base=base)))
     problem = base_problem(run, base)
     if problem:
-        typer.echo(f"warning: {problem}", err=True)
+        warn(problem)
     if push_to_hub is not None:
         typer.echo(push(to, push_to_hub, public=public))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from marl_core.errors import PluginError
+from marl_core.errors import PluginError, warn
 from marl_core.plan.describe import explain, summary
 from marl_core.registry.catalog import Catalog, Listing
 from marl_core.registry.families import Family
@@ -19,7 +19,6 @@ from marl_core.registry.families import Family
 if TYPE_CHECKING:
     from marl_core.plan.memory import MemoryEstimate
     from marl_core.plan.plan import Plan
-    from marl_core.safety.findings import Preflight
 
 PIPE_WIDTH = 160
 
@@ -34,7 +33,7 @@ def show_plan(plan: Plan) -> None:
     for sentence in explain(plan):
         console.print(Text(sentence), soft_wrap=True)
     for warning in plan.warnings():
-        console.print(Text(f"warning: {warning}", "yellow"))
+        warn(warning)
 
 
 def show_unseen(sentence: str) -> None:
@@ -42,15 +41,11 @@ def show_unseen(sentence: str) -> None:
     _console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
 
 
-def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
-    """What a run says before its first step: roles, what was found in the run folder, the pre-flight check."""
-    show_plan(plan)
-    console = _console()
+def show_notes(notes: Sequence[str]) -> int:
+    """What was found in the run folder; how many notes that are."""
     for note in notes:
-        console.print(Text(note))
-    for check in preflight.checks:
-        mark = Text("ok    " if check.ok else "note  ", "green" if check.ok else "yellow")
-        console.print(Text("pre-flight  ") + mark + Text(check.detail), soft_wrap=True)
+        _console().print(Text(note), soft_wrap=True)
+    return len(notes)
 
 
 def show_memory(memory: MemoryEstimate) -> None:

@@ -49,7 +49,7 @@ class Section(BaseModel):
             new, since = cls.renamed[key]
             if new in result:
                 raise ValueError(f"{key} is the old name of {new}, and both are given; remove {key}")
-            warn_deprecated(f"{cls._prefix()}{key}", f"{cls._prefix()}{new}", since, stacklevel=4)
+            warn_deprecated(f"{cls._prefix()}{key}", f"{cls._prefix()}{new}", since)
             result[new] = result.pop(key)
         return result
 

@@ -25,7 +25,7 @@ class Role:
 
 
 def describe_roles(plan: Chosen) -> list[Role]:
-    """Rows for base, policy, reference, rewards, value and judges."""
+    """Rows for base, policy, reference, rewards, value, judges and observers."""
     config = plan.config
     model = config.model
     base = f"{model.path}, {model.dtype}, quantization {config.quantization.label}"
@@ -44,6 +44,7 @@ def describe_roles(plan: Chosen) -> list[Role]:
         *rewards,
         _value(plan),
         *judges,
+        _observers(plan),
     ]
 
 
@@ -125,6 +126,12 @@ def _value(plan: Chosen) -> Role:
         "none": ("none", f"advantage {advantage} needs no value function"),
     }[plan.value_on]
     return Role("value", weights, note)
+
+
+def _observers(plan: Chosen) -> Role:
+    folder = plan.config.run.folder
+    note = f"steps and samples are written into {folder}" if folder else "no run.folder: nothing is written"
+    return Role("observers", ", ".join(choice.label for choice in plan.config.observers) or "none", note)
 
 
 def explain(plan: Chosen) -> list[str]:

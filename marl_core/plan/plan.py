@@ -16,6 +16,7 @@ from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.checks import core_findings, core_warnings
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import Role, describe_roles
+from marl_core.plan.standing_members import with_standing_members
 from marl_core.plan.stored_weights import as_stored
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
@@ -27,14 +28,15 @@ class Plan(Chosen):
     """What will run: config and strategies. Immutable; holds no weights and imports nothing heavy."""
 
     @classmethod
-    def of(cls, config: RunConfig, catalog: Catalog | None = None) -> Plan:
+    def of(cls, config: RunConfig, catalog: Catalog | None = None, *, command_line: bool = False) -> Plan:
         """Build every strategy the config names (installed ones by default) and register their hooks.
 
-        A folder whose weights are quantized already is held as what it is, where the config asks for no quantization.
+        A folder whose weights are quantized already is held as what it is, where the config asks for no quantization. Members that are
+        there whether named or not join those that are (`with_standing_members`); `command_line`: those of `marl run`, too.
         Raises ConfigError for unknown names and wrong options, PluginError for a broken plugin.
         """
         catalog = catalog or Catalog.installed()
-        config = as_stored(config, catalog)
+        config = with_standing_members(as_stored(config, catalog), catalog, command_line=command_line)
         built = {path: _resolve(path, choice, config, catalog) for path, choice in choices_in(config)}
         hooks = Hooks((built[path], choice.origin) for path, choice in choices_in(config))
         return cls(config, hooks, built)

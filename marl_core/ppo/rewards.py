@@ -13,6 +13,7 @@ from marl_core.bank.views import ScoreView
 from marl_core.errors import DataError, MarlError, NumericError, PluginError
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.plugin_calls import call, describe
+from marl_core.ppo.progress import advance, phase
 from marl_core.ppo.roles import RewardSource
 from marl_core.ppo.scoring import pieces
 from marl_core.ppo.token_scores import Scores, combine, is_per_token, number, read_token_scores, score_list
@@ -53,7 +54,13 @@ def own_scores(answer: object, rollout: Rollout) -> Scores:
 
 
 def _score(bank: AdapterBank, source: RewardSource, rollout: Rollout, limits: PassLimits) -> Tensor:
+    with phase(f"{source.role} {source.name}"):
+        return _scored(bank, source, rollout, limits)
+
+
+def _scored(bank: AdapterBank, source: RewardSource, rollout: Rollout, limits: PassLimits) -> Tensor:
     who = source.who
+    advance(0, len(rollout))
     if isinstance(source.score, ScoreView):
         view = source.score
         scores = torch.cat(

@@ -18,6 +18,7 @@ from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.logprobs import Banned, chosen_logprobs, logits_logprobs
 from marl_core.ppo.plugin_calls import call, describe
 from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.progress import advance
 from marl_core.ppo.roles import ReferenceFunction
 from marl_core.ppo.types import Rollout
 
@@ -97,9 +98,11 @@ def _ends(lengths: Sequence[int], tokens: int) -> list[int]:
 
 
 def pieces(rollout: Rollout, limits: PassLimits) -> Iterator[Rollout]:
-    """The rollout in blocks that one pass may hold."""
+    """The rollout in blocks that one pass may hold; after each the phase has advanced by its rows."""
+    advance(0, len(rollout))
     for rows in blocks(rollout.sequence_mask.sum(dim=1).tolist(), limits.rows, limits.tokens):
         yield rollout.select(rows)
+        advance(rows.stop, len(rollout))
 
 
 @torch.no_grad()

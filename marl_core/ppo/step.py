@@ -15,6 +15,7 @@ from marl_core.ppo.budget import Budget, PassLimits
 from marl_core.ppo.data_parallel import sample_sharded, score_sharded
 from marl_core.ppo.estimators import estimate_advantages
 from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.progress import phase
 from marl_core.ppo.ranks import ONE_PROCESS, Ranks
 from marl_core.ppo.reward_context import asking, logged, reward_context
 from marl_core.ppo.rewards import judge_all, own_scores, score_all
@@ -54,7 +55,8 @@ class Step:
         limits [n * samples] int64: most tokens of each response.
         """
         per_prompt = self.ppo.samples_per_prompt if samples is None else samples
-        return sample_sharded(self.ranks, self.sampler, prompts, seed, per_prompt, limits)
+        with phase("sampling"):
+            return sample_sharded(self.ranks, self.sampler, prompts, seed, per_prompt, limits)
 
     def score(self, rollout: Rollout, scores: Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Score a rollout by every role, the passes shared out over the ranks; `scores` of one's own, [B] or [B, T], replace the reward.
@@ -63,9 +65,10 @@ class Step:
         """
         rollout = rollout.to(self.bank.device)
         require_fit(self.bank, rollout)
-        models = score_sharded(self.ranks, rollout, self.ppo.minibatch, self.role_outputs)
-        with asking(reward_context().fresh()) as context:
-            reward_scores = self._sharded_rewards(rollout) if scores is None else own_scores(scores, rollout)
+        with phase("scoring"):
+            models = score_sharded(self.ranks, rollout, self.ppo.minibatch, self.role_outputs)
+            with asking(reward_context().fresh()) as context:
+                reward_scores = self._sharded_rewards(rollout) if scores is None else own_scores(scores, rollout)
         parts = self.ranks.all_gather_object(context.part()) if scores is None else []
         return ScoredRollout(
             rollout,
@@ -105,7 +108,8 @@ class Step:
             optimizer=optimizer,
             kl_coef=kl_coef,
         )
-        return update.run(TrainingBatch(scored, advantages), generator)
+        with phase("update"):
+            return update.run(TrainingBatch(scored, advantages), generator)
 
     # -- the parts of scoring, of this rank's rows ------------------------------------------------------------
 
@@ -115,7 +119,8 @@ class Step:
         policy = self.policy_output(rollout, limits, entropy=True)
         if trained.value_adapter and trained.value_head:
             home = trained.value_home(self.bank)
-            values = view_values(home, trained.value_adapter, trained.value_head, rollout, limits)
+            with phase("value"):
+                values = view_values(home, trained.value_adapter, trained.value_head, rollout, limits)
             policy = replace(policy, values=values)
         return RoleOutputs(policy, self.ref_logprobs(rollout, limits))
 
@@ -129,16 +134,18 @@ class Step:
         if behavior is not None and behavior.is_of(*origin, rollout.digests()):
             return PolicyOutput(behavior.logprobs, behavior.entropy, behavior.values)
         view = View(trained.policy)
-        return view_output(
-            self.bank, view, rollout, self.temperature, limits, value_head=trained.policy_head, entropy=entropy
-        )
+        with phase("policy"):
+            return view_output(
+                self.bank, view, rollout, self.temperature, limits, value_head=trained.policy_head, entropy=entropy
+            )
 
     def ref_logprobs(self, rollout: Rollout, limits: PassLimits) -> Tensor | None:
         """The reference's log-probs [B, T]; None where `ppo.kl.coef` is 0."""
         if self.ppo.kl.coef == 0:
             return None
-        roles = self.roles
-        return reference_logprobs(self.bank, roles.reference, rollout, self.temperature, limits, roles.reference_origin)
+        roles, temperature = self.roles, self.temperature
+        with phase("reference"):
+            return reference_logprobs(self.bank, roles.reference, rollout, temperature, limits, roles.reference_origin)
 
     def rewards(self, rollout: Rollout) -> Scores:
         """The configured sources' scores of these rows."""

@@ -22,6 +22,7 @@ from marl_core.errors import NumericError
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import aggregate, kl_estimate, masked_mean, masked_sum, policy_loss, value_loss
 from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.progress import advance
 from marl_core.ppo.ranks import Ranks
 from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import blocks, forward, response_hidden
@@ -107,6 +108,8 @@ class Update:
         steps, stopped = 0, False
         roles = self.trained.parameters(self.bank)
         self.optimizer.zero_grad(set_to_none=True)  # whatever an update that failed left behind
+        total = self.ppo.epochs * math.ceil(len(batch) / self.ppo.minibatch)
+        advance(0, total)
         for epoch in range(self.ppo.epochs):
             for rows in minibatches(len(batch), self.ppo.minibatch, None if epoch == 0 else generator):
                 with _rows_named(rows, epoch):
@@ -116,6 +119,7 @@ class Update:
                         break
                     self._optimizer_step(roles)
                 steps += 1
+                advance(steps, total)
             if stopped:
                 break
         self.optimizer.zero_grad(set_to_none=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from pydantic import BaseModel
 
-from marl_core.errors import MarlDeprecationWarning
+from marl_core.errors import MarlDeprecationWarning, warn
 
 
 def gone_in(since: str) -> str:
@@ -15,10 +13,10 @@ def gone_in(since: str) -> str:
     return f"{major}.{minor + 1}"
 
 
-def warn_deprecated(what: str, instead: str, since: str, stacklevel: int = 3) -> None:
+def warn_deprecated(what: str, instead: str, since: str) -> None:
     """Warn (MarlDeprecationWarning) that `what` will be removed, and name what replaces it."""
     message = f"{what} is deprecated since {since} and gone in {gone_in(since)}: use {instead}"
-    warnings.warn(message, MarlDeprecationWarning, stacklevel=stacklevel)
+    warn(message, MarlDeprecationWarning)
 
 
 def warn_options(model: BaseModel, where: str) -> None:
@@ -26,4 +24,4 @@ def warn_options(model: BaseModel, where: str) -> None:
     for name in sorted(model.model_fields_set):
         note = type(model).model_fields[name].deprecated
         if isinstance(note, str):
-            warnings.warn(f"{where}{name} is deprecated {note}", MarlDeprecationWarning, stacklevel=4)
+            warn(f"{where}{name} is deprecated {note}", MarlDeprecationWarning)

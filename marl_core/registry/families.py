@@ -33,6 +33,10 @@ class Key:
     """The strategy where the config names none; a key for one that has no default must be given."""
     at_least: int = 0
     """Of a list: how many it must name. A list that may be empty is empty where the config says nothing."""
+    with_folder: str | None = None
+    """Of a list: the strategy that is a member of every run with a run folder, named or not."""
+    on_command_line: str | None = None
+    """Of a list: the strategy that is a member of every run that `marl run` starts, named or not."""
 
     @property
     def section(self) -> str:
@@ -144,8 +148,17 @@ FAMILIES: dict[FamilyName, Family] = {
             about="Who watches the run.",
             required_hook=None,
             contract="check_observer",
-            keys=(Key("observers", "Who watches the run; any number.", many="list"),),
-            example="[console, json-lines, $name]",
+            keys=(
+                Key(
+                    "observers",
+                    "Who watches the run, beside those that always do: `json-lines` wherever there is a `run.folder`, and `console` in "
+                    "`marl run`. Name one of these to give it options.",
+                    many="list",
+                    with_folder="json-lines",
+                    on_command_line="console",
+                ),
+            ),
+            example="[$name]",
         ),
     )
 }

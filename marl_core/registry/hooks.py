@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
-from marl_core.errors import MarlError, MarlWarning, PluginError, near_match
+from marl_core.errors import MarlError, MarlWarning, PluginError, near_match, warn
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.raised_from import origin_and_notes
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
@@ -162,6 +161,10 @@ class Hooks:
         """Tell the observers that a step ended."""
         self._tell("marl_step_end", stats=stats, scored=scored)
 
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tell the observers how far a phase of the step is."""
+        self._tell("marl_progress", phase=phase, done=done, total=total)
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Tell the observers what was measured on the held-out prompts."""
         self._tell("marl_evaluation", evaluation=evaluation)
@@ -175,7 +178,7 @@ class Hooks:
     def run_failed(self, step: int, error: BaseException) -> None:
         """Tell all observers that the run ended by `error`; what they raise is a warning, `error` goes on."""
         for failure in self._tell_all("marl_run_failed", step=step, error=error):
-            warnings.warn(str(failure), MarlWarning, stacklevel=2)
+            warn(str(failure))
 
     def _register(self, strategy: Strategy, origin: str) -> None:
         name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
@@ -234,7 +237,7 @@ class Hooks:
         try:
             with self.around(self._origins[strategy], writes=hook in WEIGHT_WRITING_HOOKS):
                 yield
-        except (MarlError, KeyboardInterrupt):
+        except (MarlError, MarlWarning, KeyboardInterrupt):  # a warning of ours, where somebody makes them errors
             raise
         except BaseException as error:
             place = "".join(f"{sentence}. " for sentence in origin_and_notes(error, type(strategy)))

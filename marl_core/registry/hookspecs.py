@@ -276,6 +276,30 @@ class MarlSpecs:
         """
 
     @hookspec
+    def marl_progress(self, phase: str, done: int, total: int) -> None:
+        """Watch a step while it is being made: which phase it is in, and how far that is.
+
+        Family: observer (any other may listen too).
+        Called: between marl_run_start and the run's end, in the first process of a run: at the beginning of each phase, at its end, and at
+        most five times a second between them. Be quick, and compute nothing with the bank: passes are under way.
+
+        Arguments:
+            phase: `sampling` (tokens of a response), `scoring: policy`, `scoring: reference`, `scoring: value`,
+                `scoring: reward NAME` (responses), `update` (minibatches of all epochs), `evaluation` (responses) with the same phases in
+                it (`evaluation: sampling`).
+            done: how much of the phase is done.
+            total: how much there is. A phase that ends early doesn't come to it.
+
+        Result: ignored; None by convention.
+
+        Example:
+            class Dots(Strategy):
+                @hookimpl
+                def marl_progress(self, phase: str, done: int, total: int) -> None:
+                    print(f"{phase} {done}/{total}", end="\\r")
+        """
+
+    @hookspec
     def marl_evaluation(self, evaluation: Evaluation) -> None:
         """Watch an evaluation on the held-out prompts.
 

@@ -13,6 +13,7 @@ from marl_core.config.run_config import EvalSection
 from marl_core.data.prompts import PromptData
 from marl_core.ppo.data_parallel import padded_rows, score_sharded
 from marl_core.ppo.objectives import masked_sum
+from marl_core.ppo.progress import advance
 from marl_core.ppo.reward_context import asking, logged, reward_context
 from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.step import Step
@@ -28,6 +29,7 @@ def evaluate(step: Step, section: EvalSection, data: PromptData, steps_done: int
         rows: list[dict[str, Any]] = []
         context = reward_context().fresh()
         for start in range(0, count, batch):
+            advance(seed * count + start, section.seeds * count)
             end = min(start + batch, count)
             prompts = data.take(padded_rows(step.ranks, start, end))
             rollout = step.sample(prompts, derive_seed("eval", seed, start), samples=1)
@@ -38,6 +40,7 @@ def evaluate(step: Step, section: EvalSection, data: PromptData, steps_done: int
         parts = ranks.all_gather_object({**context.part(), "columns": {}})
         logged_by_seed.append(logged(parts, [0] * ranks.size).metrics)
         per_seed.append(rows)
+    advance(section.seeds * count, section.seeds * count)
     (reward, reward_std), (kl, kl_std), (length, length_std), (finished, _) = (
         _over_seeds([[row[name] for row in rows] for rows in per_seed])
         for name in ("score", "kl", "length", "finished")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from marl_core.plan.plan import Plan
 from marl_core.ppo.types import Evaluation, RunResult
+
+TOLD_EVERY_SECONDS = 0.2
 
 
 class ObserverCalls:
@@ -15,6 +18,7 @@ class ObserverCalls:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._began = False
+        self._phase, self._told_at = "", 0.0
 
     def begin(self, step: int, tokenizer: object) -> None:
         """Tell that the run starts or goes on, with `step` steps done; nothing when that has been told."""
@@ -27,6 +31,13 @@ class ObserverCalls:
         """Tell the numbers of a held-out evaluation."""
         if self._began:
             self._plan.hooks.evaluation(evaluation)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tell how far a phase is: its beginning, its end, and between them now and then."""
+        now = time.perf_counter()
+        if self._began and (phase != self._phase or done in (0, total) or now - self._told_at >= TOLD_EVERY_SECONDS):
+            self._phase, self._told_at = phase, now
+            self._plan.hooks.progress(phase, done, total)
 
     def end(self, result: RunResult) -> None:
         """Tell that the run is complete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from marl_core.bank.trunk import PassOptions
 from marl_core.config.choice import RewardChoice
 from marl_core.config.run_config import LoraSection
 from marl_core.errors import ConfigError
+from marl_core.logs import LOADING, logger
+from marl_core.plan.named_paths import own_model
 from marl_core.plan.plan import Plan
 from marl_core.ppo.roles import RewardSource, Roles, TrainableRoles
 from marl_core.ppo.seeds import derive_seed
@@ -87,8 +90,13 @@ def _build(plan: Plan, policy: str, bank: AdapterBank) -> BuiltRoles:
         )
     )
     bank.trunk.sampler(speed.decode)  # a model that can't be sampled from is refused here, not at the first step
+    started = time.perf_counter()
     with bank.trunk.passing(options):
         roles = _roles(plan, bank, TrainableRoles(policy, value_head, value_adapter))
+    names = [f"reference {config.reference.label}", *(f"reward {source.name}" for source in roles.rewards)]
+    logger(LOADING).info(
+        "roles: policy, value on %s, %s; %.1f s", plan.value_on, ", ".join(names), time.perf_counter() - started
+    )
     return BuiltRoles(bank, roles, options, gradient)
 
 
@@ -203,6 +211,9 @@ def _sources(
     sources = []
     for index, (choice, strategy) in enumerate(chosen):
         label = f"{labels[index]}-{index + 1}" if labels[index] in repeated else labels[index]
+        model = own_model(strategy)
+        if model is not None:
+            logger(LOADING).info("%s %s: model %s", role, label, model)
         score = plan.hooks.reward(strategy, bank, bank.tokenizer)
         function = getattr(score, "label", "")  # which function of the user's, where the strategy calls one
         origin = "; ".join(filter(None, (str(function), plan.hooks.origin(strategy))))

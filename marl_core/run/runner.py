@@ -21,12 +21,14 @@ from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.config.speed_config import is_on
 from marl_core.data.prompts import PromptData
 from marl_core.errors import ConfigError, DataError, Stopped, warn
+from marl_core.logs import LOADING, PREFLIGHT, RUN, logger
 from marl_core.parallel.process_group import join
 from marl_core.parallel.rank_consistency import require_same_start, trained_tensors
 from marl_core.plan.plan import Plan
 from marl_core.ppo.budget import Budget
 from marl_core.ppo.metrics import step_stats
 from marl_core.ppo.objectives import adapt_kl_coef, masked_sum
+from marl_core.ppo.progress import listening, phase
 from marl_core.ppo.reward_context import RewardContext, asking
 from marl_core.ppo.roles import Roles
 from marl_core.ppo.sampling.sampler import PolicySampler
@@ -136,6 +138,9 @@ class Runner:
         )
         self.data = self._prompts(config.data) if config.data else None
         self.heldout = self._heldout()
+        if self.data is not None:
+            held_out = f", {len(self.heldout)} held out" if self.heldout is not None else ""
+            logger(LOADING).info("%d prompts%s", len(self.data), held_out)
         self.optimizer = make_optimizer(roles.trained.parameters(bank), config)
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
@@ -245,6 +250,8 @@ class Runner:
         scored = self._on_device(scored)
         fitted = advantages.fitted(scored.rollout)
         stats = step_stats(self.state.step, scored, fitted, update, self._kl_coef_used, self.seconds)
+        seconds = ", ".join(f"{name} {spent:.2f} s" for name, spent in self.seconds.items())
+        logger(RUN).debug("step %d of %d: %s", self.state.step, self.config.ppo.steps, seconds)
         self.seconds = {}
         self.plan.hooks.step_end(stats, scored)
         self.guard.step_ended(self.state.step)
@@ -336,6 +343,7 @@ class Runner:
         self.ranks.all_gather_object(None)  # nobody leaves before the first rank has written
         before = self.folder.first_evaluation() if self.folder is not None else self.before
         result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
+        logger(RUN).info("finished after %d steps%s", self.done, f", in {result.folder}" if result.folder else "")
         self.observers.end(result)
         return result
 
@@ -363,8 +371,11 @@ class Runner:
         """Evaluate on the held-out prompts and append it to the run folder; None without such prompts."""
         if self.heldout is None:
             return None
-        with self.running(), self._memory("evaluation"), self._asking():
+        with self.running(), self._memory("evaluation"), self._asking(), phase("evaluation"):
             evaluation = evaluate(self.algorithm, self.config.eval, self.heldout, self.done)
+        logger(RUN).info(
+            "evaluation at step %d: reward %.3f, KL %.2f nats per response", self.done, evaluation.reward, evaluation.kl
+        )
         self.before = self.before or evaluation
         if self.folder is not None:
             self.folder.add_evaluation(asdict(evaluation))
@@ -383,7 +394,9 @@ class Runner:
             self.folder.flush()
             strategy_tensors = strategy_state.collect(self.plan, self.bank, trained.policy)
             keep = self.config.run.keep
-            return checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, strategy_tensors)
+            saved = checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, strategy_tensors)
+            logger(RUN).info("checkpoint saved in %s", saved)
+            return saved
         except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             raise save_failed(folder, self.done, self._checkpoint_bytes, error) from error
 
@@ -421,6 +434,7 @@ class Runner:
         trained = self.roles.trained
         self.state = checkpoint.load(path, self.bank, trained, self.optimizer)
         strategy_state.restore(path, self.plan, self.bank, trained.policy)
+        logger(RUN).info("resumed at step %d from %s", self.state.step, path)
         if self.folder is not None:
             self.folder.go_on_from(self.state.step)
 
@@ -441,8 +455,15 @@ class Runner:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
-        with self.running(), self._memory("pre-flight"), self._asking():  # what is logged here is of no step
+        with (
+            self.running(),
+            self._memory("pre-flight"),
+            self._asking(),
+            phase("pre-flight"),
+        ):  # what is logged here is of no step
             result = preflight(self.plan, self.algorithm, prompts, self.built.gradient, fresh=self.done == 0)
+        for check in result.checks:
+            logger(PREFLIGHT).info("%s", check.detail, extra={"ok": check.ok})
         self.preflight = result
         self.guard.baseline()
         if self.folder is not None:
@@ -483,9 +504,12 @@ class Runner:
     def running(self) -> Iterator[None]:
         """A block with this run's number of threads and torch's default modes, whatever block of torch's the caller is in.
 
+        Its phases are told to this run's observers.
+
         Every method that computes opens it by itself.
         """
-        with default_torch_modes(), threads(self.config.run.threads):
+        listener = self.observers.progress if self.ranks.first else None
+        with default_torch_modes(), threads(self.config.run.threads), listening(listener):
             yield
 
     @contextmanager

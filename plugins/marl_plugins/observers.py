@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeInt, PrivateAttr
 
-from marl_core import MarlWarning, Strategy, hookimpl
+from marl_core import Strategy, hookimpl, warn
 from marl_plugins.lines import Lines
 
 if TYPE_CHECKING:
@@ -31,12 +30,19 @@ class Console(Strategy):
         """Open the progress bar."""
         from marl_plugins.screen import Screen
 
-        self._screen = Screen(plan.config.ppo.steps, done, self.samples_every)
+        ppo, evaluates = plan.config.ppo, plan.config.eval.prompts is not None
+        self._screen = Screen(ppo.steps, done, self.samples_every, epochs=ppo.epochs, evaluates=evaluates)
 
     @hookimpl
     def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
         """One line."""
         self._screen.step(stats, scored)
+
+    @hookimpl
+    def marl_progress(self, phase: str, done: int, total: int) -> None:
+        """The phase, in the bar."""
+        if self._screen is not None:
+            self._screen.progress(phase, done, total)
 
     @hookimpl
     def marl_evaluation(self, evaluation: Evaluation) -> None:
@@ -95,12 +101,10 @@ class JsonLines(Strategy):
             was_waiting = bool(lines.waiting)
             error = lines.append(rows)
             if error is not None and (not was_waiting or not rows):  # said once, and again at the end
-                warnings.warn(
+                warn(
                     f"observers: json-lines can't write {lines.file} ({error.strerror or error}). Training goes on; "
                     f"{len(lines.waiting)} line(s) wait in memory and are written as soon as there is room, "
-                    "and are lost if there is none by the end of the run. Make room on that disk.",
-                    MarlWarning,
-                    stacklevel=2,
+                    "and are lost if there is none by the end of the run. Make room on that disk."
                 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from marl_core import DataError, MarlWarning, position_limit
+from marl_core import DataError, hub_read, position_limit, warn
 from marl_plugins.conversation import answered, text_of
 
 if TYPE_CHECKING:
@@ -33,15 +32,18 @@ class RewardModel:
         self._options, self._device = options, device
         path = os.path.expanduser(options.path)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision, trust_remote_code=False)
-            self._model, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                revision=options.revision,
-                dtype=getattr(torch, options.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            with hub_read(path, "reward.path", options.revision):
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    path, revision=options.revision, trust_remote_code=False
+                )
+                self._model, report = AutoModelForSequenceClassification.from_pretrained(
+                    path,
+                    revision=options.revision,
+                    dtype=getattr(torch, options.dtype),
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
         except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the folder
             raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -125,12 +127,10 @@ class RewardModel:
         full = sum(len(row["input_ids"]) >= self._limit for row in rows)
         if full and not self._warned_of_truncation:
             self._warned_of_truncation = True
-            warnings.warn(
+            warn(
                 f"reward.path: {full} of {len(rows)} texts fill the {self._limit} tokens that {self._options.path!r} reads at most "
                 f"(reward.max_tokens, its positions, or its tokenizer's model_max_length); what is longer is cut on the "
-                f"{self._tokenizer.truncation_side}. Said once.",
-                MarlWarning,
-                stacklevel=2,
+                f"{self._tokenizer.truncation_side}. Said once."
             )
 
     def _scores(self, rows: list[Encoded]) -> torch.Tensor:

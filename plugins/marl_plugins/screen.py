@@ -33,13 +33,25 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
     return "".join(SPARKS[round((mean - low) / (high - low) * 7) if high > low else 3] for mean in means)
 
 
+def phase_text(phase: str, done: int, total: int, epochs: int) -> str:
+    """A phase as the bar names it: what is being counted, from 1."""
+    if phase != "update":
+        return f"{phase} {done}/{total}"
+    minibatches = max(1, total // epochs)
+    epoch, minibatch = divmod(min(done, total - 1), minibatches)
+    return f"update: epoch {epoch + 1}/{epochs}, minibatch {minibatch + 1}/{minibatches}"
+
+
 class Screen:
     """One run's output: a line a step, and on a terminal a bar below them with the rewards so far as a sparkline."""
 
-    def __init__(self, steps: int, done: int, samples_every: int) -> None:
+    def __init__(self, steps: int, done: int, samples_every: int, *, epochs: int = 1, evaluates: bool = False) -> None:
+        """`epochs` of each update; `evaluates`: whether an evaluation follows the last step."""
         self._steps, self._samples_every = steps, samples_every
+        self._epochs, self._evaluates = epochs, evaluates
         self._console = Console()
         self._rewards: list[float] = []
+        self._finished = False
         self._headed = (
             False  # the header waits for the first step: the roles and the pre-flight check are told in between
         )
@@ -52,10 +64,11 @@ class Screen:
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("[dim]reward[/dim] {task.fields[reward]}"),
+            TextColumn("[dim]{task.fields[phase]}[/dim]"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("ppo", total=steps, completed=done, reward="")
+        self._task = self._bar.add_task("ppo", total=self._steps, completed=done, reward="", phase="")
         self._bar.start()
         atexit.register(self._bar.stop)  # a loop of one's own may end without a word, and the bar hides the cursor
 
@@ -84,14 +97,23 @@ class Screen:
             )
         self._rewards.append(m["objective/scores"])
         shown = f"[cyan]{sparkline(self._rewards)}[/cyan] {m['objective/scores']:.3f}"
-        self._bar.update(self._task, completed=stats.step, reward=shown)
-        if stats.step >= self._steps:
+        self._bar.update(self._task, completed=stats.step, reward=shown, phase="")
+        self._finished = stats.step >= self._steps
+        if self._finished and not self._evaluates:
             self.stop()
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """The phase that the step is in, beside the bar; nothing where there is no bar."""
+        if not self._bar.disable:
+            self._bar.update(self._task, phase=escape(phase_text(phase, done, total, self._epochs)))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """A line with the held-out numbers."""
         line = f"held out at step {evaluation.step}: reward {evaluation.reward:.3f}, KL {evaluation.kl:.2f} nats per response"
         self._console.print(line, highlight=False)
+        self._bar.update(self._task, phase="")
+        if self._finished:
+            self.stop()
 
     def stop(self) -> None:
         """The bar's end, at its last state; it may be asked twice."""

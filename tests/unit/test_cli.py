@@ -50,7 +50,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     module.Runner = Runner  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "marl_core.run.runner", module)
     monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
-    monkeypatch.setattr("marl_core.cli.tables.show_start", lambda *shown: None)
+    monkeypatch.setattr("marl_core.artifacts.hub.hub_away", lambda: None)
     return noted
 
 
@@ -62,9 +62,11 @@ def test_run_hands_the_config_on(config: Path, runner: dict[str, Any]) -> None:
     assert [choice.use for choice in runner["config"].observers] == ["console", "json-lines"]
 
 
-def test_observers_that_are_named_stay(config: Path, runner: dict[str, Any]) -> None:
-    assert main(["run", str(config), "--set", "observers=[]", "--override"]) == 0
-    assert runner["config"].observers == []
+def test_named_observers_join_those_that_always_watch(config: Path, runner: dict[str, Any]) -> None:
+    named = "observers=[{use: json-lines, samples: 9}, {use: trackers, to: [tensorboard]}]"
+    assert main(["run", str(config), "--set", named, "--override"]) == 0
+    assert [choice.use for choice in runner["config"].observers] == ["json-lines", "trackers", "console"]
+    assert runner["config"].observers[0].options == {"samples": 9}
     assert runner["override"] is True
 
 
@@ -95,11 +97,12 @@ def test_debug_shows_the_traceback(config: Path, runner: dict[str, Any], capsys:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")
 def test_check_says_who_is_who(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(config), "--set", "sampling.top_p=0.9"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "reward function" in out
-    assert "warning: sampling.top_p: 0.9" in out
+    assert err.startswith("marl: warning: sampling.top_p: 0.9")
     assert "note: model.path: 'owner/model' isn't on this machine yet" in out
     assert "`hf download owner/model`" in out
     assert out.rstrip().endswith("nothing speaks against this run, as far as could be checked.")

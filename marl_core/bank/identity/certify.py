@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from marl_core.artifacts.adapter_files import read_adapter
+from marl_core.artifacts.hub import hub_read
 from marl_core.bank.base import load_tokenizer
 from marl_core.bank.identity.certificate import FILE
 from marl_core.bank.identity.fingerprint import fingerprint
@@ -37,9 +38,10 @@ def write_certificate(
             "a random one. Certificates are for SEQ_CLS adapters as TRL's RewardTrainer saves them."
         )
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
+        with hub_read(str(base), "write_certificate"):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(base), num_labels=1, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise DataError(
             f"write_certificate: transformers can't load {str(base)!r} as a classifier ({' '.join(str(error).split())[:200]}). Give the "

@@ -17,6 +17,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.heads import apply_head
 from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.policy_output import PolicyOutput
+from marl_core.ppo.progress import advance
 from marl_core.ppo.sampling.choose import choose, scored_logits
 from marl_core.ppo.sampling.stop_strings import StopStrings
 from marl_core.ppo.texts import ResponseDecoder
@@ -51,6 +52,7 @@ def decode(
     decoders = ResponseDecoder.of(bank.tokenizer, prompts) if strings is not None else []
     live, hidden = _prefill(bank, prompts, samples, max_new_tokens)
     for position in range(max_new_tokens):
+        advance(position, max_new_tokens)
         banned = stops if position < sampling.min_new_tokens else ()
         tokens, output = _draw(bank, hidden, uniforms[live.rows, position], sampling, banned)
         if value_head is not None:
@@ -65,6 +67,7 @@ def decode(
         if position + 1 == max_new_tokens or not bool(live.active.any()):
             break
         hidden = live.advance(bank, tokens)
+    advance(max_new_tokens, max_new_tokens)
     return decoded.trimmed()
 
 

@@ -17,6 +17,7 @@ from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.config.speed_config import is_on
 from marl_core.errors import warn
 from marl_core.ppo.policy_output import PassOrigin, PolicyOutput
+from marl_core.ppo.progress import advance, part
 from marl_core.ppo.sampling import by_transformers
 from marl_core.ppo.sampling.decode import Decoded, decode, stacked
 from marl_core.ppo.sampling.stop_strings import StopStrings
@@ -102,10 +103,11 @@ class PolicySampler:
         count = len(longest)
         uniforms = torch.rand(shard.total or count, self.sampling.max_new_tokens, generator=random, dtype=torch.float64)
         uniforms = uniforms[shard.first : shard.first + count, : int(longest.max()) if count else 0]
+        pieces, decoded_pieces = self._pieces(count, samples), []
         with self._sampling_view() as bank:
-            decoded = Decoded.cat(
-                [
-                    decode(
+            for index, rows in enumerate(pieces):
+                with part(index, len(pieces)):
+                    piece = decode(
                         bank,
                         prompts.select(slice(rows.start // samples, rows.stop // samples)),
                         self.sampling,
@@ -114,9 +116,8 @@ class PolicySampler:
                         longest=longest[rows],
                         value_head=self.value_head,
                     )
-                    for rows in self._pieces(count, samples)
-                ]
-            )
+                decoded_pieces.append(piece)
+            decoded = Decoded.cat(decoded_pieces)
         rollout = self._rollout(prompts.repeat(samples), decoded.ids, decoded.mask, decoded.finished)
         return replace(rollout, behavior=self._behavior(rollout, decoded.output))
 
@@ -144,8 +145,9 @@ class PolicySampler:
     def _by_transformers(
         self, prompts: Prompts, seed: int | None, longest: Tensor, samples: int, shard: Shard
     ) -> Rollout:
-        parts = []
-        for rows in self._pieces(len(longest), samples):
+        parts, pieces = [], self._pieces(len(longest), samples)
+        for index, rows in enumerate(pieces):
+            advance(index, len(pieces))
             with self.bank.using(self.adapter, options=self.options), self.bank.trunk.generating():
                 parts.append(
                     by_transformers.generate(
@@ -158,6 +160,7 @@ class PolicySampler:
                         longest=longest[rows],
                     )
                 )
+        advance(len(pieces), len(pieces))
         ids, mask, finished = zip(*parts, strict=True)
         return self._rollout(prompts, stacked(ids), stacked(mask), torch.cat(finished))
 

@@ -61,7 +61,7 @@ def test_every_role_has_a_row(written: dict[str, Any], catalog: Catalog) -> None
     reward = ["short", {"use": "short", "name": "other", "weight": 0.5}]
     plan = plan_of(written, catalog, reward=reward, eval={"prompts": "p", "judges": {"j": "short"}}, value="own")
     names = [row.name for row in plan.describe()]
-    assert names == ["base", "policy", "reference", "reward short", "reward other", "value", "judge j"]
+    assert names == ["base", "policy", "reference", "reward short", "reward other", "value", "judge j", "observers"]
     assert role(plan, "reward other").note == "weight 0.5"
     assert role(plan, "reference").weights == "bare: The bare base"
     assert role(plan, "value").weights == "LoRA on the base and a head: r=16"

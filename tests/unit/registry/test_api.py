@@ -59,7 +59,7 @@ def test_what_is_on_its_way_out_says_what_to_use_instead() -> None:
     with pytest.warns(
         MarlDeprecationWarning, match=r"Rollout\.old is deprecated since 0\.2 and gone in 0\.3: use Rollout\.new"
     ) as said:
-        warn_deprecated("Rollout.old", "Rollout.new", "0.2", stacklevel=2)
+        warn_deprecated("Rollout.old", "Rollout.new", "0.2")
     assert said[0].filename == __file__
 
 

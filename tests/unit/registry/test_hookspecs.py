@@ -39,6 +39,8 @@ ARGUMENTS: dict[str, Any] = {
     "state": {"mine": 0},
     "tokenizer": object(),
     "done": 0,
+    "total": 8,
+    "phase": "sampling",
     "stats": SimpleNamespace(step=1),
     "scored": object(),
     "result": "result",
