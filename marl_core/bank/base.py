@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from marl_core.artifacts.model_files import unpinned_code
+from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
@@ -127,21 +128,6 @@ def load_base(
 ) -> PreTrainedModel:
     """The plain model, without a bank."""
     return _load(os.path.expanduser(path), dtype, device, None, {"trust_remote_code": False, "revision": revision})
-
-
-def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
-    path = os.path.expanduser(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _load(

@@ -86,6 +86,7 @@ def _rows(rollout: Rollout, numbers: EvaluationNumbers) -> list[dict[str, Any]]:
     return [
         {
             "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
+            **({"cut_tokens": cut} if (cut := rollout.prompts.cut_of(i)) else {}),
             "response": rollout.texts[i],
             "score": float(numbers.score[i]),
             "kl": float(numbers.kl[i]),

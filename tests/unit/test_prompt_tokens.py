@@ -108,7 +108,7 @@ class TestCut:
         data = load(tmp_path, [{"prompt": text}, {"prompt": "hi"}], words, max_prompt_tokens=6, on_long="truncate-left")
         assert list(data.tokens[0]) == whole[:head] + whole[len(whole) - 6 + head :]
         assert list(data.tokens[1]) == list(load(tmp_path, [{"prompt": "hi"}], words).tokens[0])
-        assert list(data.cut) == [0]
+        assert list(data.cut_tokens) == [len(whole) - 6, 0]
 
     def test_a_bos_that_the_template_of_columns_writes_stays(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"prompt_template": "<bos>{q}", "max_prompt_tokens": 4, "on_long": "truncate-left"}
@@ -117,12 +117,12 @@ class TestCut:
 
     def test_no_room_beside_what_comes_first(self, tmp_path: Path) -> None:
         words = framed(byte_level(), ["<pad>", "<bos>"])
-        with pytest.raises(DataError, match=r"exceed 2 tokens, even without the text that may be cut away \(rows 1\)"):
+        with pytest.raises(DataError, match=r"exceeds 2 tokens, even without the text that may be cut away \(row 1\)"):
             load(tmp_path, [{"prompt": "hello"}], words, max_prompt_tokens=2, on_long="truncate-left")
 
     def test_it_is_said(self, tmp_path: Path) -> None:
         with pytest.warns(
-            MarlWarning, match=r"1 of 2 prompts of .* were longer than 3 tokens and lost their oldest text"
+            MarlWarning, match=r"1 of 2 prompts of .* was cut to 3 tokens and lost its oldest text, 2 tokens"
         ):
             load(
                 tmp_path,
@@ -175,7 +175,7 @@ class TestCut:
     def test_a_template_that_has_no_room_is_said_by_row(self, tmp_path: Path) -> None:
         talk = [{"role": "system", "content": "s" * 90}, {"role": "user", "content": "hello"}]
         rows: list[dict[str, Any]] = [{"prompt": TALK}, {"prompt": talk}]
-        with pytest.raises(DataError, match=r"exceed 60 tokens, even without .* \(rows 2\)"):
+        with pytest.raises(DataError, match=r"exceeds 60 tokens, even without .* \(row 2\)"):
             load(tmp_path, rows, talker(), max_prompt_tokens=60, on_long="truncate-left")
 
 
@@ -278,7 +278,7 @@ class TestOptionsOfTheTemplate:
 
     def test_control_tokens_in_them_are_a_rows_too(self, tmp_path: Path) -> None:
         row = {"prompt": TALK, "tools": [{**TOOL, "description": "<eos>"}]}
-        with pytest.raises(DataError, match="hold control tokens such as '<eos>'"):
+        with pytest.raises(DataError, match="holds control tokens such as '<eos>'"):
             load(tmp_path, [row], talker())
 
 
@@ -309,7 +309,7 @@ class TestMessages:
         assert data.texts[0] == talk
 
     def test_nothing_said(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"1 prompts of .* are empty \(rows 2\)"):
+        with pytest.raises(DataError, match=r"1 prompt of .* is empty \(row 2\)"):
             load(tmp_path, [{"prompt": TALK}, {"prompt": [{"role": "user", "content": " "}]}], talker())
 
     def test_whatever_holds_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
