@@ -38,7 +38,7 @@ def read_rows(
     Only the first `limit` of them are read where there is one. DataError naming `asked_by` and, where there is one, the row or line.
     """
     path = Path(os.path.expanduser(source))
-    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+    if is_data_set(source):
         return _from_datasets(source, split, subset, revision, asked_by, limit)
     if not path.exists():
         raise DataError(f"{asked_by}: there is no file {source!r}.{_near_file(path)}")
@@ -54,6 +54,18 @@ def read_rows(
 def is_columnar(source: str) -> bool:
     """Whether the rows come from columns (parquet, a data set), so that every struct has the keys of all others."""
     return Path(source).suffix.lower() not in _READERS
+
+
+def is_data_set(source: str) -> bool:
+    """Whether a source isn't a file but a data set, by its name on the hub or its folder."""
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() not in SUFFIXES or path.is_dir()
+
+
+def is_read_whole(source: str) -> bool:
+    """Whether no few rows of a file can be had cheaply: it is one large JSON list."""
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() == ".json" and os.path.getsize(path) > MAX_JSON_BYTES
 
 
 def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.field") -> DataError | None:
@@ -74,7 +86,7 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
     try:
         if os.path.getsize(path) == 0:
             return _no_rows(name, asked_by)
-        if suffix not in _READERS or (suffix == ".json" and os.path.getsize(path) > MAX_JSON_BYTES):
+        if suffix not in _READERS or is_read_whole(name):
             return None
         rows = _read(path, name, asked_by, PREVIEW_ROWS)
     except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marl_core.artifacts.hub import cached_file, is_repo_name
 from marl_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -32,6 +35,22 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def in_cache(name: str, revision: str | None) -> bool:
+    """Whether this machine's cache has a tokenizer of the hub's; told without loading transformers."""
+    if not is_repo_name(name, owner=False):
+        return False
+    return any(cached_file(name, file, revision) is not None for file in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def custom_tokenizer(folder: str) -> bool:
+    """Whether a folder's tokenizer is code that lies beside it."""
+    try:
+        text = Path(os.path.expanduser(folder), "tokenizer_config.json").read_text(encoding="utf-8")
+        return bool(json.loads(text).get("auto_map"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def stop_token(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from marl_core.artifacts.model_files import unpinned_code
+from marl_core.artifacts.model_files import require_pinned_code
 from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
@@ -69,7 +69,7 @@ def load_for_bank(
     if quantization.config is None:
         quantization = quantization_of_folder(path, revision, dtype) or quantization
     if trust_remote_code:
-        _refuse_unpinned(path, revision, tokenizer)
+        require_pinned_code(path, revision, tokenizer)
     target = _target(device, quantization, shard)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
@@ -100,12 +100,6 @@ def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | Non
         return fingerprint_of_folder(folder, digests=False) if folder is not None else None
     except CannotRead:
         return None
-
-
-def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> None:
-    unpinned = unpinned_code(path, revision, tokenizer)
-    if unpinned:
-        raise ConfigError(f"trust_remote_code: {unpinned}")
 
 
 def _target(device: str, quantization: Quantization, shard: bool) -> str:

@@ -29,28 +29,33 @@ def show_plan(plan: Plan) -> None:
     table = _table("role", "weights", "note")
     for role in plan.describe():
         table.add_row(role.name, Text(role.weights), Text(role.note))
-    console = _console()
-    console.print(table)
+    output = console()
+    output.print(table)
     for sentence in explain(plan):
-        console.print(Text(sentence), soft_wrap=True)
-    for warning in plan.warnings():
-        console.print(Text(f"warning: {warning}", "yellow"))
+        output.print(Text(sentence), soft_wrap=True)
+    show_warnings(plan.warnings())
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """What will run and may not be what was meant."""
+    for warning in warnings:
+        console().print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
 
 
 def show_unseen(sentence: str) -> None:
     """What `marl check` could not look at."""
-    _console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
+    console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
 
 
 def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
     """What a run says before its first step: roles, what was found in the run folder, the pre-flight check."""
     show_plan(plan)
-    console = _console()
+    output = console()
     for note in notes:
-        console.print(Text(note))
+        output.print(Text(note))
     for check in preflight.checks:
         mark = Text("ok    " if check.ok else "note  ", "green" if check.ok else "yellow")
-        console.print(Text("pre-flight  ") + mark + Text(check.detail), soft_wrap=True)
+        output.print(Text("pre-flight  ") + mark + Text(check.detail), soft_wrap=True)
 
 
 def show_memory(memory: MemoryEstimate) -> None:
@@ -67,9 +72,9 @@ def show_memory(memory: MemoryEstimate) -> None:
     table.add_row(
         "peak", _size(memory.peak), "", "the most at one moment: what stays, and sampling or update; or loading"
     )
-    console = _console()
-    console.print(table)
-    console.print(Text(memory.caution), soft_wrap=True)
+    output = console()
+    output.print(table)
+    output.print(Text(memory.caution), soft_wrap=True)
 
 
 def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
@@ -81,7 +86,7 @@ def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
             style = "red" if is_broken else ""
             row = (listing.name, listing.family, listing.package, listing.version, about)
             table.add_row(*(Text(cell, style) for cell in row))
-    _console().print(table)
+    console().print(table)
 
 
 def _about(catalog: Catalog, listing: Listing) -> tuple[str, bool]:
@@ -107,7 +112,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough for a file."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 

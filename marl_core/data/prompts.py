@@ -11,7 +11,7 @@ import torch
 from marl_core.artifacts.rows import Row
 from marl_core.config.run_config import DataSection
 from marl_core.data.reading import Reading, read_prompts
-from marl_core.errors import DataError, warn
+from marl_core.errors import together, warn
 from marl_core.ppo.seeds import generator
 from marl_core.ppo.types import Prompts
 
@@ -47,8 +47,14 @@ class PromptData:
         `room`: positions left for a prompt; `vocabulary`: tokens that the model has embeddings for; `asked_by`: the key of the config
         that names the prompts.
         """
-        reading = read_prompts(data, tokenizer, room, vocabulary, asked_by=asked_by)
-        require_usable(reading)
+        return cls.of(read_prompts(data, tokenizer, room, vocabulary, asked_by=asked_by), tokenizer)
+
+    @classmethod
+    def of(cls, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> PromptData:
+        """From rows that were read with this tokenizer, as `load` says."""
+        if reading.problems:
+            alone = len(reading.problems) == 1
+            raise reading.problems[0] if alone else together(reading.problems, "these prompts can't be used:")
         for remark in reading.remarks:
             warn(remark)
         usable = reading.usable
@@ -79,11 +85,3 @@ class PromptData:
     def _order(self, epoch: int, seed: int) -> list[int]:
         order: list[int] = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
         return order
-
-
-def require_usable(reading: Reading) -> None:
-    """DataError with everything that speaks against these prompts."""
-    if len(reading.problems) == 1:
-        raise reading.problems[0]
-    if reading.problems:
-        raise DataError("\n".join(["these prompts can't be used:", *(f"  {problem}" for problem in reading.problems)]))

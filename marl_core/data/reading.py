@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from marl_core.artifacts.rows import Row, is_columnar, read_rows
@@ -46,6 +46,8 @@ class Reading:
     remarks: Sequence[str]
     looked_at: int
     """How many rows were read."""
+    more: bool = False
+    """Whether the source has more rows than were asked for."""
 
 
 def heldout_section(config: RunConfig) -> DataSection | None:
@@ -71,11 +73,13 @@ def read_prompts(
     `room`: positions left for a prompt; `vocabulary`: tokens that the model has embeddings for. Without a tokenizer nothing that is
     counted in tokens is checked.
     """
-    limits = [limit for limit in (data.limit, most_rows) if limit is not None]
+    limits = [data.limit] if data.limit is not None else []
+    limits += [most_rows + 1] if most_rows is not None else []  # one more tells whether there are more
     rows = read_rows(
         data.prompts, data.split, data.subset, data.revision, asked_by=asked_by, limit=min(limits, default=None)
     )
-    return _Reader(data, tokenizer, room, vocabulary, asked_by).read(rows)
+    reading = _Reader(data, tokenizer, room, vocabulary, asked_by).read(rows[:most_rows])
+    return replace(reading, more=len(rows) > reading.looked_at)
 
 
 class _Reader:
@@ -183,12 +187,11 @@ class _Reader:
     def _tell_cut(self, usable: Sequence[UsablePrompt]) -> None:
         cut = [prompt for prompt in usable if prompt.cut_tokens]
         if cut:
-            longest = max(prompt.cut_tokens for prompt in cut)
+            longest, were = max(prompt.cut_tokens for prompt in cut), "was" if len(cut) == 1 else "were"
             self._problems.remarks.append(
-                f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} "
-                f"{'was' if len(cut) == 1 else 'were'} cut to {counted(self._limit, 'token')} and lost {'its' if len(cut) == 1 else 'their'} "
-                f"oldest text, {'' if len(cut) == 1 else 'up to '}{counted(longest, 'token')} (data.on_long: truncate-left). Policy and rewards "
-                "see what is left."
+                f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} {were} cut to "
+                f"{counted(self._limit, 'token')}, the oldest text is gone ({counted(longest, 'token')} at most; data.on_long: "
+                "truncate-left). Policy and rewards see what is left."
             )
 
 

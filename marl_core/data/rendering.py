@@ -184,7 +184,8 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
     allowed = (
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
     )
-    kind = "nothing (null)" if cell is None else f"a {type(cell).__name__}"
+    name_of_type = type(cell).__name__
+    kind = "nothing (null)" if cell is None else f"a{'n' if name_of_type[0] in 'aeiou' else ''} {name_of_type}"
     raise DataError(f"{key}: {where} has {kind} as {name!r}; {allowed}.")
 
 

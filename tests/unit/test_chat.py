@@ -67,7 +67,9 @@ class TestTemplate:
 
     @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True])
     def test_what_is_neither_text_nor_number(self, tmp_path: Path, value: Any) -> None:
-        with pytest.raises(DataError, match=r"row 1 of .* has (a .*|nothing \(null\)) as 'q'; a template takes texts and numbers"):
+        with pytest.raises(
+            DataError, match=r"row 1 of .* has (a .*|nothing \(null\)) as 'q'; a template takes texts and numbers"
+        ):
             load(tmp_path, {"q": value}, prompt_template="Q: {q}")
 
     def test_a_row_of_blanks_is_empty(self, tmp_path: Path) -> None:

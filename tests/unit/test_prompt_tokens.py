@@ -122,7 +122,7 @@ class TestCut:
 
     def test_it_is_said(self, tmp_path: Path) -> None:
         with pytest.warns(
-            MarlWarning, match=r"1 of 2 prompts of .* was cut to 3 tokens and lost its oldest text, 2 tokens"
+            MarlWarning, match=r"1 of 2 prompts of .* was cut to 3 tokens, the oldest text is gone \(2 tokens at most"
         ):
             load(
                 tmp_path,
