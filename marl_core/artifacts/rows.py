@@ -68,8 +68,10 @@ def is_read_whole(source: str) -> bool:
     return path.suffix.lower() == ".json" and os.path.getsize(path) > MAX_JSON_BYTES
 
 
-def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.field") -> DataError | None:
-    """What is wrong with a prompts file as far as its first rows show; None if nothing, or if it isn't a local file.
+def look_at_prompts(
+    name: str, field: str, asked_by: str, named_by: str = "data.field", limit: int | None = None
+) -> DataError | None:
+    """What is wrong with a prompts file as far as its first rows (`limit` at most) show; None if nothing, or if it isn't a local file.
 
     A parquet file and a .json file of more than MAX_JSON_BYTES aren't looked into: no few rows of them can be had cheaply.
     """
@@ -88,7 +90,7 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
             return _no_rows(name, asked_by)
         if suffix not in _READERS or is_read_whole(name):
             return None
-        rows = _read(path, name, asked_by, PREVIEW_ROWS)
+        rows = _read(path, name, asked_by, min(limit or PREVIEW_ROWS, PREVIEW_ROWS))
     except OSError as error:
         return _unreadable(name, asked_by, error)
     except DataError as error:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 """transformers' own switch: it would say that there is no torch."""
 

@@ -141,7 +141,7 @@ def _wrong_at_a_glance(key: str, section: DataSection) -> Iterator[DataError]:
     """What the plan's own check says of a source already: it isn't there, it lacks a column."""
     template = section.prompt_template
     for column in [section.field] if template is None else columns_of(template):
-        error = look_at_prompts(section.prompts, column, key)
+        error = look_at_prompts(section.prompts, column, key, limit=section.limit)
         if error is not None:
             yield error
 

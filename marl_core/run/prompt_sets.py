@@ -53,7 +53,7 @@ class PromptSets:
     @classmethod
     def read(cls, config: RunConfig, tokenizer: PreTrainedTokenizerBase, room: int, vocabulary: int | None) -> Self:
         """Read with this tokenizer, for a model with this room and vocabulary; errors as `before_weights` raises them."""
-        problems: list[MarlError] = list(stop_findings(config, tokenizer, vocabulary))
+        problems: list[MarlError] = []
         readings = {}
         for key, section in prompt_sections(config).items():
             try:
@@ -61,6 +61,7 @@ class PromptSets:
                 problems += readings[key].problems
             except DataError as error:
                 problems.append(error)
+        problems += stop_findings(config, tokenizer, vocabulary)
         if problems:
             raise problems[0] if len(problems) == 1 else together(problems, "this run can't work:")
         return cls({key: PromptData.of(reading, tokenizer) for key, reading in readings.items()}, room)

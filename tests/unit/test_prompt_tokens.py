@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,24 @@ CHAT = (
     "{% if not loop.last or add_generation_prompt %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% if not enable_thinking | default(true) %}<quiet>{% endif %}{% endif %}"
 )
+REAL_TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful "
+        "AI assistant<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama": (
+        "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+        "+ message['content'] | trim + '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}"
+        "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + eos_token }}"
+        "{% elif message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + eos_token }}{% endif %}"
+        "{% if loop.last and add_generation_prompt %}{{ '\n<|assistant|>' }}{% endif %}{% endfor %}"
+    ),
+}
+"""As SmolLM2 and Qwen, Llama 3, and Zephyr ship them, a little shortened."""
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 TALK = [{"role": "user", "content": "hi"}]
 
@@ -171,6 +190,50 @@ class TestCut:
         assert text.startswith("<bos><|user|>a")
         assert text.endswith("a<|end|><|assistant|>Well, I think")
         assert len(tokens) == 50
+
+    def test_the_cut_lies_in_the_columns_and_not_in_the_template(self, tmp_path: Path) -> None:
+        """A template of columns that writes a chat out keeps its marks."""
+        template = "<bos><|user|>Sum up: {text}\n{ask}<eos><|assistant|>"
+        row = {"text": "a" * 40, "ask": "b" * 20}
+        frame = len(byte_level()(template.format(text="", ask="")).input_ids)
+        for room, left in ((30, "a" * 10 + "\n" + "b" * 20), (15, "\n" + "b" * 15)):
+            options: dict[str, Any] = {"prompt_template": template, "on_control": "parse", "on_long": "truncate-left"}
+            data = load(tmp_path, [row], byte_level(), max_prompt_tokens=frame + room, **options)
+            assert byte_level().decode(list(data.tokens[0])) == f"<bos><|user|>Sum up: {left}<eos><|assistant|>"
+            assert list(data.texts) == [byte_level().decode(list(data.tokens[0]))]
+
+    def test_in_the_columns_of_a_template_that_is_a_chats_message(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"prompt_template": "Sum up: {text}", "chat": True, "on_long": "truncate-left"}
+        data = load(tmp_path, [{"text": "a" * 60}], talker(), max_prompt_tokens=70, system_prompt="Be kind.", **options)
+        text = talker().decode(list(data.tokens[0]))
+        assert re.fullmatch(
+            r"<bos><\|system\|>Be kind\.<\|end\|><\|user\|>Sum up: a{1,59}<\|end\|><\|assistant\|>", text
+        )
+        assert len(data.tokens[0]) == 70
+        assert data.texts[0][-1]["content"] in text
+
+    @pytest.mark.parametrize("template", REAL_TEMPLATES)
+    def test_real_templates_keep_their_frame(self, tmp_path: Path, template: str) -> None:
+        words = framed(byte_level(), ["<bos>"], ["<eos>"])
+        words.chat_template = REAL_TEMPLATES[template]
+        talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "abcdefghij" * 20}]
+        whole = str(words.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+        before, after = whole.split("abcdefghij" * 20)
+        limit = len(words(before + after, add_special_tokens=False).input_ids) + 50
+        data = load(tmp_path, [{"prompt": talk}], words, max_prompt_tokens=limit, on_long="truncate-left")
+        text = words.decode(list(data.tokens[0]))
+        assert text.startswith(before)
+        assert text.endswith(after)
+        assert 1 <= len(text) - len(before) - len(after) <= 50
+        assert data.texts[0][-1]["content"] == text.removeprefix(before).removesuffix(after)
+        assert list(data.cut_tokens) == [len(words(whole, add_special_tokens=False).input_ids) - len(data.tokens[0])]
+
+    def test_what_is_seen_of_a_text_is_what_its_tokens_say(self, tmp_path: Path) -> None:
+        for words in (byte_level(), framed(byte_level(), ["<bos>"], ["<eos>"])):
+            data = load(tmp_path, [{"prompt": "0123456789"}], words, max_prompt_tokens=5, on_long="truncate-left")
+            assert list(data.texts) == ["56789" if len(words("a").input_ids) == 1 else "6789"]
+            batch = data.take([0, 0])
+            assert [batch.cut_of(0), batch.repeat(2).select(slice(1, 3)).to("cpu").cut_of(1)] == [*data.cut_tokens] * 2
 
     def test_a_template_that_has_no_room_is_said_by_row(self, tmp_path: Path) -> None:
         talk = [{"role": "system", "content": "s" * 90}, {"role": "user", "content": "hello"}]

@@ -103,7 +103,7 @@ class TestChat:
 
     @pytest.mark.parametrize("wrong", [[], [{"role": "user"}], ["hi"], {"role": "user", "content": "x"}, 3, True])
     def test_anything_else_is_refused(self, tmp_path: Path, wrong: Any) -> None:
-        with pytest.raises(DataError, match=r"row 2 of .* has a .* as 'prompt'; a prompt is a text, or a list"):
+        with pytest.raises(DataError, match=r"row 2 of .* has an? .* as 'prompt'; a prompt is a text, or a list"):
             load(write(tmp_path, "p.jsonl", [{"prompt": "fine"}, {"prompt": wrong}]))
 
 
