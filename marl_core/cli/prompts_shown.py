@@ -43,7 +43,7 @@ def _heading(key: str, prompt: UsablePrompt) -> str:
 
 def _body(prompt: UsablePrompt, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     if tokenizer is None or not prompt.tokens:
-        return Text(str(prompt.text))
+        return Text(str(prompt.seen))
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special |= set(tokenizer.all_special_ids)
     body = Text()

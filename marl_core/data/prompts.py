@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptData:
-    """All prompts of a run: rows, what the model reads of them, and tokens."""
+    """All prompts of a run: rows, what the user wrote, and tokens."""
 
     rows: Sequence[Row]
     texts: Sequence[Any]
@@ -29,6 +29,8 @@ class PromptData:
     pad: int
     cut_tokens: Sequence[int] = ()
     """How many tokens of its oldest text each prompt lost because it was too long; empty when none lost any."""
+    seen_texts: Sequence[Any] = ()
+    """What the model reads of each prompt; empty when all are whole."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,12 +60,14 @@ class PromptData:
         for remark in reading.remarks:
             warn(remark)
         usable = reading.usable
+        is_cut = any(prompt.cut_tokens for prompt in usable)
         return cls(
             [prompt.row for prompt in usable],
             [prompt.text for prompt in usable],
             [prompt.tokens for prompt in usable],
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-            [prompt.cut_tokens for prompt in usable] if any(prompt.cut_tokens for prompt in usable) else (),
+            [prompt.cut_tokens for prompt in usable] if is_cut else (),
+            [prompt.seen for prompt in usable] if is_cut else (),
         )
 
     def take(self, indices: Sequence[int]) -> Prompts:
@@ -74,6 +78,7 @@ class PromptData:
             [self.rows[i] for i in indices],
             [self.texts[i] for i in indices],
             cut_tokens=[self.cut_tokens[i] for i in indices] if self.cut_tokens else (),
+            seen_texts=[self.seen_texts[i] for i in indices] if self.seen_texts else (),
         )
 
     def batch(self, step: int, count: int, seed: int, shuffle: bool = True) -> Prompts:

@@ -30,7 +30,9 @@ class UsablePrompt:
     index: int
     """Of its row in the source, 0-based."""
     text: Any
-    """A text or a list of messages; of a prompt that was cut what is left of it."""
+    """What the user wrote: a text or a list of messages."""
+    seen: Any
+    """What the model reads of it: the same, but of a prompt that was cut what is left."""
     tokens: list[int]
     """Empty where no tokenizer was at hand."""
     cut_tokens: int = 0
@@ -134,7 +136,7 @@ class _Reader:
             if prompt.empty:
                 self._empty.append(index)
                 return None
-            return UsablePrompt(row, index, prompt.prompt, [])
+            return UsablePrompt(row, index, prompt.prompt, prompt.prompt, [])
         token = self._control.spelled_in(prompt)
         as_text = data.on_control == "as-text"
         if token is not None and data.on_control != "parse" and not (as_text and isinstance(prompt.prompt, str)):
@@ -144,15 +146,17 @@ class _Reader:
         if not tokens or prompt.empty:
             self._empty.append(index)
             return None
-        whole = len(tokens)
+        whole, seen = len(tokens), None
         if whole > self._limit:
             cut = encoder.cut(prompt, tokens, self._limit, as_text, where) if data.on_long == "truncate-left" else None
             if cut is None:
                 self._long.append(index)
                 return None
-            prompt, tokens = cut
+            shorter, tokens = cut
+            seen = encoder.as_written(shorter, where)
         self._require_embeddings(tokens, where)
-        return UsablePrompt(row, index, encoder.as_written(prompt, where), tokens, whole - len(tokens))
+        text = encoder.as_written(prompt, where)
+        return UsablePrompt(row, index, text, text if seen is None else seen, tokens, whole - len(tokens))
 
     def _require_embeddings(self, tokens: Sequence[int], where: str) -> None:
         """DataError when the model has no embedding for one of the tokens."""
@@ -191,7 +195,7 @@ class _Reader:
             self._problems.remarks.append(
                 f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} {were} cut to "
                 f"{counted(self._limit, 'token')}, the oldest text is gone ({counted(longest, 'token')} at most; data.on_long: "
-                "truncate-left). Policy and rewards see what is left."
+                "truncate-left). The model reads what is left; reward functions and reward models read the whole prompt."
             )
 
 

@@ -153,10 +153,8 @@ def _data(plan: Chosen) -> Iterator[MarlError]:
     template = data.prompt_template if data is not None else None
     columns = [data.field if data is not None else "prompt"] if template is None else columns_of(template)
     named_by = "data.field" if template is None else "data.prompt_template"
-    sources = (
-        (data and data.prompts, "data.prompts", data and data.limit),
-        (config.eval.prompts, "eval.prompts", None),
-    )
+    limit = data.limit if data is not None else None
+    sources = ((data and data.prompts, "data.prompts", limit), (config.eval.prompts, "eval.prompts", None))
     for name, key, limit in sources:
         errors = (look_at_prompts(name, column, key, named_by, limit) for column in columns) if name else ()
         yield from [error for error in errors if error is not None][:1]

@@ -200,7 +200,7 @@ class TestCut:
             options: dict[str, Any] = {"prompt_template": template, "on_control": "parse", "on_long": "truncate-left"}
             data = load(tmp_path, [row], byte_level(), max_prompt_tokens=frame + room, **options)
             assert byte_level().decode(list(data.tokens[0])) == f"<bos><|user|>Sum up: {left}<eos><|assistant|>"
-            assert list(data.texts) == [byte_level().decode(list(data.tokens[0]))]
+            assert list(data.seen_texts) == [byte_level().decode(list(data.tokens[0]))]
 
     def test_in_the_columns_of_a_template_that_is_a_chats_message(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"prompt_template": "Sum up: {text}", "chat": True, "on_long": "truncate-left"}
@@ -210,7 +210,7 @@ class TestCut:
             r"<bos><\|system\|>Be kind\.<\|end\|><\|user\|>Sum up: a{1,59}<\|end\|><\|assistant\|>", text
         )
         assert len(data.tokens[0]) == 70
-        assert data.texts[0][-1]["content"] in text
+        assert data.seen_texts[0][-1]["content"] in text
 
     @pytest.mark.parametrize("template", REAL_TEMPLATES)
     def test_real_templates_keep_their_frame(self, tmp_path: Path, template: str) -> None:
@@ -225,14 +225,16 @@ class TestCut:
         assert text.startswith(before)
         assert text.endswith(after)
         assert 1 <= len(text) - len(before) - len(after) <= 50
-        assert data.texts[0][-1]["content"] == text.removeprefix(before).removesuffix(after)
+        assert data.seen_texts[0][-1]["content"] == text.removeprefix(before).removesuffix(after)
         assert list(data.cut_tokens) == [len(words(whole, add_special_tokens=False).input_ids) - len(data.tokens[0])]
 
     def test_what_is_seen_of_a_text_is_what_its_tokens_say(self, tmp_path: Path) -> None:
         for words in (byte_level(), framed(byte_level(), ["<bos>"], ["<eos>"])):
             data = load(tmp_path, [{"prompt": "0123456789"}], words, max_prompt_tokens=5, on_long="truncate-left")
-            assert list(data.texts) == ["56789" if len(words("a").input_ids) == 1 else "6789"]
+            assert list(data.texts) == ["0123456789"]  # what rewards read
+            assert list(data.seen_texts) == ["56789" if len(words("a").input_ids) == 1 else "6789"]
             batch = data.take([0, 0])
+            assert batch.repeat(2).select(slice(1, 3)).seen(1) == data.seen_texts[0]
             assert [batch.cut_of(0), batch.repeat(2).select(slice(1, 3)).to("cpu").cut_of(1)] == [*data.cut_tokens] * 2
 
     def test_a_template_that_has_no_room_is_said_by_row(self, tmp_path: Path) -> None:
