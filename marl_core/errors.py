@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
 
 
@@ -79,6 +79,13 @@ class MarlWarning(UserWarning):
 
 class PluginWarning(MarlWarning, RuntimeWarning):
     """A package did something on import that a run can't have, and that was undone."""
+
+
+def together(problems: Sequence[MarlError], heading: str) -> MarlError:
+    """Several problems as one error, each on a line below `heading`: of their kind where all are of one, else a ConfigError."""
+    kinds = {type(problem) for problem in problems}
+    kind = kinds.pop() if len(kinds) == 1 else ConfigError
+    return kind("\n".join([heading, *(f"  {problem}" for problem in problems)]))
 
 
 INSIDE = ("marl_core", "marl_plugins")

@@ -13,3 +13,11 @@ def message_text(message: Any) -> str:
         return str(content)
     parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
     return " ".join(str(part.get("text", f"[{part.get('type', 'part')}]")) for part in parts)
+
+
+def continues_prompt(prompt: Any) -> bool:
+    """Whether a response continues the prompt's own text: a plain text, or a chat whose last message is the assistant's."""
+    if isinstance(prompt, str):
+        return True
+    last = prompt[-1] if len(prompt) else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"

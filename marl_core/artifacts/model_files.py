@@ -11,7 +11,7 @@ from typing import Any
 
 from marl_core.artifacts.adapter_files import unpacked_shapes
 from marl_core.artifacts.hub import cached_file, is_commit, is_repo_name
-from marl_core.errors import DataError
+from marl_core.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -91,6 +91,13 @@ def unpinned_code(path: str, revision: str | None, tokenizer: str | None = None)
     if tokenizer is not None and not os.path.isdir(os.path.expanduser(tokenizer)):
         return f"code of the tokenizer {tokenizer!r} would run as its newest version stands. Download it and give the folder."
     return None
+
+
+def require_pinned_code(path: str, revision: str | None, tokenizer: str | None = None) -> None:
+    """ConfigError where code that comes with a model may not be run, as `unpinned_code` says."""
+    unpinned = unpinned_code(path, revision, tokenizer)
+    if unpinned:
+        raise ConfigError(f"trust_remote_code: {unpinned}")
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ Row = Mapping[str, Any]
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 PREVIEW_ROWS = 20
+PARQUET_BATCH = 1000
 MAX_JSON_BYTES = 20_000_000
 
 
@@ -31,17 +32,18 @@ def read_rows(
     subset: str | None = None,
     revision: str | None = None,
     asked_by: str = "data.prompts",
+    limit: int | None = None,
 ) -> list[Row]:
     """Rows of a .json, .jsonl, .csv or .parquet file, or of a data set by name or folder, with `split`, `subset` and `revision`.
 
-    DataError naming `asked_by` and, where there is one, the row or line.
+    Only the first `limit` of them are read where there is one. DataError naming `asked_by` and, where there is one, the row or line.
     """
     path = Path(os.path.expanduser(source))
-    if path.suffix.lower() not in SUFFIXES or path.is_dir():
-        return _from_datasets(source, split, subset, revision, asked_by)
+    if is_data_set(source):
+        return _from_datasets(source, split, subset, revision, asked_by, limit)
     if not path.exists():
         raise DataError(f"{asked_by}: there is no file {source!r}.{_near_file(path)}")
-    rows = _read(path, source, asked_by, list)
+    rows = _read(path, source, asked_by, limit)
     if not rows:
         raise _no_rows(source, asked_by)
     for number, row in enumerate(rows, 1):
@@ -55,8 +57,22 @@ def is_columnar(source: str) -> bool:
     return Path(source).suffix.lower() not in _READERS
 
 
-def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.field") -> DataError | None:
-    """What is wrong with a prompts file as far as its first rows show; None if nothing, or if it isn't a local file.
+def is_data_set(source: str) -> bool:
+    """Whether a source isn't a file but a data set, by its name on the hub or its folder."""
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() not in SUFFIXES or path.is_dir()
+
+
+def is_read_whole(source: str) -> bool:
+    """Whether no few rows of a file can be had cheaply: it is one large JSON list."""
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() == ".json" and os.path.getsize(path) > MAX_JSON_BYTES
+
+
+def look_at_prompts(
+    name: str, field: str, asked_by: str, named_by: str = "data.field", limit: int | None = None
+) -> DataError | None:
+    """What is wrong with a prompts file as far as its first rows (`limit` at most) show; None if nothing, or if it isn't a local file.
 
     A parquet file and a .json file of more than MAX_JSON_BYTES aren't looked into: no few rows of them can be had cheaply.
     """
@@ -73,9 +89,9 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
     try:
         if os.path.getsize(path) == 0:
             return _no_rows(name, asked_by)
-        if suffix not in _READERS or (suffix == ".json" and os.path.getsize(path) > MAX_JSON_BYTES):
+        if suffix not in _READERS or is_read_whole(name):
             return None
-        rows = _read(path, name, asked_by, lambda rows: list(islice(rows, PREVIEW_ROWS)))
+        rows = _read(path, name, asked_by, min(limit or PREVIEW_ROWS, PREVIEW_ROWS))
     except OSError as error:
         return _unreadable(name, asked_by, error)
     except DataError as error:
@@ -83,19 +99,25 @@ def look_at_prompts(name: str, field: str, asked_by: str, named_by: str = "data.
     return _wrong_row(rows, name, field, asked_by, named_by)
 
 
-def _read(path: Path, source: str, asked_by: str, take: Callable[[Iterable[Any]], list[Any]]) -> list[Any]:
-    """The rows that `take` selects from those of a file."""
+def _read(path: Path, source: str, asked_by: str, limit: int | None) -> list[Any]:
+    """The first `limit` rows of a file, all of them without a limit."""
     try:
         if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
-            return take(pyarrow.parquet.read_table(path).to_pylist())
+            return list(islice(_parquet(path), limit))
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            return take(_READERS[path.suffix.lower()](stream))
+            return list(islice(_READERS[path.suffix.lower()](stream), limit))
     except UnicodeDecodeError as error:
         raise DataError(f"{asked_by}: {source!r} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise _unreadable(source, asked_by, error) from error
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(PARQUET_BATCH):
+            yield from batch.to_pylist()
 
 
 def _jsonl(stream: TextIO) -> Iterator[Any]:
@@ -129,12 +151,14 @@ def _csv(stream: TextIO) -> Iterator[Any]:
 _READERS: dict[str, Callable[[TextIO], Iterator[Any]]] = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}
 
 
-def _from_datasets(source: str, split: str, subset: str | None, revision: str | None, asked_by: str) -> list[Row]:
+def _from_datasets(
+    source: str, split: str, subset: str | None, revision: str | None, asked_by: str, limit: int | None
+) -> list[Row]:
     import datasets
 
     try:
         with hub_read(source, asked_by, revision):
-            return list(datasets.load_dataset(source, subset, split=split, revision=revision))
+            return list(islice(datasets.load_dataset(source, subset, split=split, revision=revision), limit))
     except DataError:
         raise
     except Exception as error:

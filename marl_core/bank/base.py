@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from marl_core.artifacts.hub import hub_read
-from marl_core.artifacts.model_files import read_model, unpinned_code
+from marl_core.artifacts.model_files import read_model, require_pinned_code
+from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
 from marl_core.bank.identity.which_base import Origin, located
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
@@ -71,7 +72,7 @@ def load_for_bank(
     if quantization.config is None:
         quantization = quantization_of_folder(path, revision, dtype) or quantization
     if trust_remote_code:
-        _refuse_unpinned(path, revision, tokenizer)
+        require_pinned_code(path, revision, tokenizer)
     target = _target(device, quantization, shard)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if attention:
@@ -126,12 +127,6 @@ def _print(base: PreTrainedModel, quantization: Quantization, folder: Path | Non
         return None
 
 
-def _refuse_unpinned(path: str, revision: str | None, tokenizer: str | None) -> None:
-    unpinned = unpinned_code(path, revision, tokenizer)
-    if unpinned:
-        raise ConfigError(f"trust_remote_code: {unpinned}")
-
-
 def _target(device: str, quantization: Quantization, shard: bool) -> str:
     """The device the base goes to; ConfigError when it can't."""
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -152,22 +147,6 @@ def load_base(
 ) -> PreTrainedModel:
     """The plain model, without a bank."""
     return _load(os.path.expanduser(path), dtype, device, None, {"trust_remote_code": False, "revision": revision})
-
-
-def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, revision: str | None = None, asked_by: str = "model.path"
-) -> PreTrainedTokenizerBase:
-    """The tokenizer, left-padding, with a pad token (its EOS if it has none: masks never come from the pad id)."""
-    path = os.path.expanduser(path)
-    try:
-        with hub_read(path, asked_by, revision):
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"model: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _load(

@@ -18,8 +18,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
+from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank import lora
-from marl_core.bank.base import load_base, load_tokenizer
+from marl_core.bank.base import load_base
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
 from marl_core.errors import ConfigError, DataError, warn

@@ -129,20 +129,36 @@ def check(
     memory: Annotated[
         bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")
     ] = False,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="Print the first N prompts as the model reads them.")
+    ] = 0,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Check all rows of the prompts, not only the first 1,000.")
+    ] = False,
 ) -> None:
     """Say everything about FILE that can be known without weights."""
-    from marl_core.cli.tables import show_memory, show_plan, show_unseen
+    from marl_core.cli.prompts_shown import show_prompts
+    from marl_core.cli.tables import console, show_memory, show_plan, show_unseen, show_warnings
+    from marl_core.cli.without_torch import torch_kept_out
+    from marl_core.data.check import ROWS_CHECKED, check_inputs
     from marl_core.plan.describe import unseen
-    from marl_core.plan.plan import Plan
+    from marl_core.plan.plan import Plan, require_none
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
     plan = Plan.of(_read(file, sets, catalog), catalog, command_line=True)
-    plan.require()
+    findings = plan.findings()
+    with torch_kept_out():
+        inputs = check_inputs(plan, findings, None if all_rows else max(ROWS_CHECKED, show))
+        if show:
+            show_prompts(inputs, show, console())
+    require_none([*findings, *inputs.findings])
     show_plan(plan)
-    missing = unseen(plan)
-    if missing:
-        show_unseen(missing)
+    here = [*inputs.remarks, *plan.remarks_here()]
+    show_warnings(here)
+    missing = [note for note in (unseen(plan), *inputs.unseen) if note]
+    for note in missing:
+        show_unseen(note)
     if memory:
         from marl_core.plan.memory import estimate
 

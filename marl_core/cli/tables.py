@@ -28,23 +28,28 @@ def show_plan(plan: Plan) -> None:
     table = _table("role", "weights", "note")
     for role in plan.describe():
         table.add_row(role.name, Text(role.weights), Text(role.note))
-    console = _console()
-    console.print(table)
+    output = console()
+    output.print(table)
     for sentence in explain(plan):
-        console.print(Text(sentence), soft_wrap=True)
-    for warning in plan.warnings():
+        output.print(Text(sentence), soft_wrap=True)
+    show_warnings(plan.warnings())
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """What will run and may not be what was meant: in the one style of all warnings."""
+    for warning in warnings:
         warn(warning)
 
 
 def show_unseen(sentence: str) -> None:
     """What `marl check` could not look at."""
-    _console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
+    console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
 
 
 def show_notes(notes: Sequence[str]) -> int:
     """What was found in the run folder; how many notes that are."""
     for note in notes:
-        _console().print(Text(note), soft_wrap=True)
+        console().print(Text(note), soft_wrap=True)
     return len(notes)
 
 
@@ -62,9 +67,9 @@ def show_memory(memory: MemoryEstimate) -> None:
     table.add_row(
         "peak", _size(memory.peak), "", "the most at one moment: what stays, and sampling or update; or loading"
     )
-    console = _console()
-    console.print(table)
-    console.print(Text(memory.caution), soft_wrap=True)
+    output = console()
+    output.print(table)
+    output.print(Text(memory.caution), soft_wrap=True)
 
 
 def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
@@ -76,7 +81,7 @@ def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
             style = "red" if is_broken else ""
             row = (listing.name, listing.family, listing.package, listing.version, about)
             table.add_row(*(Text(cell, style) for cell in row))
-    _console().print(table)
+    console().print(table)
 
 
 def _about(catalog: Catalog, listing: Listing) -> tuple[str, bool]:
@@ -102,7 +107,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough for a file."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from marl_core.data.rendering import SYSTEM_ROLES, Rendered
+from marl_core.artifacts.messages import continues_prompt
+from marl_core.data.cutting import Messages, without_letters
+from marl_core.data.rendering import Rendered
 from marl_core.errors import DataError
-from marl_core.ppo.texts import continues_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[Mapping[str, Any]]
 
 
 class Encoder:
@@ -30,30 +30,43 @@ class Encoder:
             return self._text(prompt.prompt, as_text)
         return self._chat(prompt.prompt, prompt.options, where)
 
-    def cut(self, prompt: Rendered, tokens: list[int], limit: int, where: str) -> list[int] | None:
-        """`tokens` of a prompt cut to `limit` by removing its oldest text; None where what must stay is too long.
+    def cut(
+        self, prompt: Rendered, tokens: list[int], limit: int, as_text: bool, where: str
+    ) -> tuple[Rendered, list[int]] | None:
+        """A prompt of more than `limit` tokens without its oldest text, and its tokens; None where what must stay is too long.
 
         A text keeps its prefix tokens (BOS) and loses its left end. A chat keeps what the template writes, its system message, and
-        an answer that the response continues; the other messages lose their text, the first message first, each from its left.
+        an answer that the response continues; the other messages lose their text, the first message first, each from its left. A
+        template of columns keeps its own words in the same way.
         """
-        if isinstance(prompt.prompt, str):
-            head = self._head(tokens)
-            return tokens[:head] + tokens[head + len(tokens) - limit :] if head < limit else None
-        _, spoken = _without_letters(prompt.prompt, inf)
+        if isinstance(prompt.prompt, str) and prompt.template is None:
+            return self._without_first_tokens(prompt, tokens, limit)
+        _, removable = without_letters(prompt, inf)
 
-        def shorter(letters: int) -> list[int]:
-            messages, _ = _without_letters(prompt.prompt, letters)
-            return self._chat(messages, prompt.options, where)
+        def shorter(letters: int) -> tuple[Rendered, list[int]]:
+            shortened, _ = without_letters(prompt, letters)
+            return shortened, self.tokens(shortened, as_text, where)
 
         def fits(letters: int) -> bool:
             try:
-                return len(shorter(letters)) <= limit
+                return len(shorter(letters)[1]) <= limit
             except DataError:  # a template that wants every message to say something
                 return False
 
-        if spoken < 2 or not fits(spoken - 1):
+        if removable < 2 or not fits(removable - 1):
             return None
-        return shorter(bisect_left(range(spoken - 1), True, key=fits))
+        return shorter(bisect_left(range(removable - 1), True, key=fits))
+
+    def _without_first_tokens(
+        self, prompt: Rendered, tokens: list[int], limit: int
+    ) -> tuple[Rendered, list[int]] | None:
+        head = self._head(tokens)
+        if head >= limit:
+            return None
+        rest = tokens[head + len(tokens) - limit :]
+        spelled = tokens[:head] != self._prefix  # a BOS that belongs to the text
+        seen = str(self._tokenizer.decode(tokens[:head] + rest if spelled else rest))
+        return replace(prompt, prompt=seen), tokens[:head] + rest
 
     def as_written(self, prompt: Rendered, where: str) -> Any:
         """The prompt as the model reads it.
@@ -124,39 +137,3 @@ def _prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             if framed[start : start + len(text_ids)] == text_ids:
                 return framed[:start]
     return []
-
-
-def _without_letters(messages: Messages, letters: float) -> tuple[Messages, int]:
-    """The messages without their first `letters` characters, or as many as may be removed; and how many were.
-
-    System messages stay whole, and so does an answer that the response continues.
-    """
-    removed = 0
-
-    def cut(text: str) -> str:
-        nonlocal removed
-        count = int(min(letters - removed, len(text)))
-        removed += count
-        return text[count:]
-
-    def shortened(message: Mapping[str, Any]) -> Mapping[str, Any]:
-        content = message.get("content")
-        if isinstance(content, str):
-            return {**message, "content": cut(content)}
-        if isinstance(content, list):
-            return {
-                **message,
-                "content": [{**part, "text": cut(part["text"])} if _has_text(part) else part for part in content],
-            }
-        return message
-
-    last = len(messages) - 1 if continues_prompt(messages) else len(messages)
-    shortened_messages = [
-        shortened(message) if index < last and message["role"] not in SYSTEM_ROLES else message
-        for index, message in enumerate(messages)
-    ]
-    return shortened_messages, removed
-
-
-def _has_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and isinstance(part.get("text"), str)

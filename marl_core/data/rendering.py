@@ -37,6 +37,9 @@ class Rendered:
     """What the chat template gets beside the messages."""
     empty: bool = False
     """Whether the row holds nothing but blanks."""
+    template: str | None = None
+    """The template of columns that was filled, with the `values` of its columns; None where the prompt is a column's own."""
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(data: DataSection, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
@@ -46,6 +49,7 @@ def render(data: DataSection, row: Row, source: str, index: int, columnar: bool 
     """
     where = f"row {index + 1} of {source}"
     options: dict[str, Any] = {}
+    values: dict[str, str] = {}
     if data.prompt_template is not None:
         names = columns_of(data.prompt_template)
         values = {name: _cell(row, name, where) for name in names}
@@ -54,6 +58,8 @@ def render(data: DataSection, row: Row, source: str, index: int, columnar: bool 
         config_texts, filled = tuple(literal for literal, _ in pieces(data.prompt_template)), value
     else:
         value = _value(row, data.field, "data.field", where, columnar)
+        if value is None:
+            return Rendered("", (), empty=True)
         row_texts, config_texts, filled = tuple(_texts(value)), (), ""
         contents = (
             row_texts if isinstance(value, str) else tuple(text for m in value for text in _texts(m.get("content")))
@@ -69,7 +75,8 @@ def render(data: DataSection, row: Row, source: str, index: int, columnar: bool 
         of_row = _options(row, where, columnar)
         row_texts += tuple(_texts(of_row))
         options = {**data.chat_template_kwargs, **of_row}
-    return Rendered(value, row_texts, config_texts, filled, options, not any(text.strip() for text in contents))
+    empty = not any(text.strip() for text in contents)
+    return Rendered(value, row_texts, config_texts, filled, options, empty, data.prompt_template, values)
 
 
 def _refuse_chat_keys(data: DataSection, where: str) -> None:
@@ -158,6 +165,8 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
     if name not in row:
         raise DataError(f"{key}: {where} has no {name!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
     cell = row[name]
+    if cell is None and not column:  # a row without a prompt is an empty one, as data.on_empty says
+        return None
     value = plain(cell, columnar)
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
@@ -175,7 +184,9 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
     allowed = (
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
     )
-    raise DataError(f"{key}: {where} has a {type(cell).__name__} as {name!r}; {allowed}.")
+    name_of_type = type(cell).__name__
+    kind = "nothing (null)" if cell is None else f"a{'n' if name_of_type[0] in 'aeiou' else ''} {name_of_type}"
+    raise DataError(f"{key}: {where} has {kind} as {name!r}; {allowed}.")
 
 
 def _spelled_out(text: str) -> Any:

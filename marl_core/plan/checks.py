@@ -10,7 +10,7 @@ from marl_core.artifacts.architecture import Architecture
 from marl_core.artifacts.hub import cached_adapter
 from marl_core.artifacts.model_files import ModelFiles, read_model, unpinned_code
 from marl_core.artifacts.rows import look_at_prompts
-from marl_core.config.device import device_warnings
+from marl_core.config.device import device_warnings, missing_device
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import RunConfig
 from marl_core.config.section import Section
@@ -27,18 +27,34 @@ from marl_core.plan.stored_weights import stored_findings
 
 def core_findings(plan: Chosen) -> list[MarlError]:
     """Reasons why the run can't work, as the errors that would be raised for each alone."""
-    config = plan.config
-    return [
-        *(ConfigError(sentence) for sentence in estimator_findings(plan)),
-        *_model(plan),
-        *_compile(plan),
-        *_adapter(config),
-        *adapter_findings(plan),
-        *stored_findings(plan),
-        *(ConfigError(sentence) for sentence in lora_findings(plan)),
-        *_data(config),
-        *_folder(plan),
-    ]
+    finders = (
+        _estimator,
+        _model,
+        _compile,
+        _adapter,
+        adapter_findings,
+        stored_findings,
+        _lora,
+        _data,
+        _folder,
+    )
+    return [finding for find in finders for finding in _gathered(find(plan))]
+
+
+def _gathered(findings: Iterator[MarlError]) -> Iterator[MarlError]:
+    """The findings, and last what ended them: a broken plugin that one section asks hides no other section."""
+    try:
+        yield from findings
+    except MarlError as error:
+        yield error
+
+
+def _estimator(plan: Chosen) -> Iterator[MarlError]:
+    yield from (ConfigError(sentence) for sentence in estimator_findings(plan))
+
+
+def _lora(plan: Chosen) -> Iterator[MarlError]:
+    yield from (ConfigError(sentence) for sentence in lora_findings(plan))
 
 
 def core_warnings(plan: Chosen) -> list[str]:
@@ -50,6 +66,18 @@ def core_warnings(plan: Chosen) -> list[str]:
         *adapter_warnings(plan),
         *device_warnings(plan.config),
     ]
+
+
+def remarks_here(plan: Chosen) -> list[str]:
+    """What would stop the run as this machine and its folder are now: a config may be written for another machine, or to go on."""
+    config = plan.config
+    remarks = missing_device(config)
+    folder = config.run.folder
+    if folder and os.path.exists(os.path.join(os.path.expanduser(folder), "config.yaml")):
+        remarks.append(
+            f"run.folder: {folder} already holds a run. `marl run --resume` goes on with it; a new run needs another folder."
+        )
+    return remarks
 
 
 def _model(plan: Chosen) -> Iterator[MarlError]:
@@ -110,8 +138,8 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
         yield error
 
 
-def _adapter(config: RunConfig) -> Iterator[MarlError]:
-    policy = config.policy
+def _adapter(plan: Chosen) -> Iterator[MarlError]:
+    policy = plan.config.policy
     if policy.source is None:
         return
     try:
@@ -120,13 +148,15 @@ def _adapter(config: RunConfig) -> Iterator[MarlError]:
         yield error
 
 
-def _data(config: RunConfig) -> Iterator[MarlError]:
-    data = config.data
+def _data(plan: Chosen) -> Iterator[MarlError]:
+    config, data = plan.config, plan.config.data
     template = data.prompt_template if data is not None else None
     columns = [data.field if data is not None else "prompt"] if template is None else columns_of(template)
     named_by = "data.field" if template is None else "data.prompt_template"
-    for name, key in ((data and data.prompts, "data.prompts"), (config.eval.prompts, "eval.prompts")):
-        errors = (look_at_prompts(name, column, key, named_by) for column in columns) if name else ()
+    limit = data.limit if data is not None else None
+    sources = ((data and data.prompts, "data.prompts", limit), (config.eval.prompts, "eval.prompts", None))
+    for name, key, limit in sources:
+        errors = (look_at_prompts(name, column, key, named_by, limit) for column in columns) if name else ()
         yield from [error for error in errors if error is not None][:1]
     if config.eval.prompts is None and (config.eval.judges or config.eval.every):
         yield ConfigError("eval: judges and `every` need prompts to evaluate on. Set eval.prompts, or remove them.")
@@ -163,6 +193,8 @@ def _folder_problem(name: str, folder: Path) -> str | None:
         os.lstat(folder)
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        return f"{next(parent for parent in folder.parents if os.path.exists(parent))} is a file"
     except (OSError, ValueError) as error:  # too long, a file on the way, a NUL byte
         return getattr(error, "strerror", None) or str(error)
     return None if os.path.isdir(folder) else "there is a file of that name"

@@ -19,7 +19,7 @@ from marl_core.artifacts.architecture import (
 from marl_core.artifacts.lora_targets import ALL_LINEAR, unmatched
 from marl_core.artifacts.model_files import ModelFiles
 from marl_core.config.run_config import LoraSection, RunConfig
-from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.errors import ConfigError, DataError, MarlError, near_match
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
 
@@ -124,19 +124,19 @@ def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
         yield DataError(
             f"model.tokenizer: {folder} holds no tokenizer ({', '.join(names)}). Copy it there, or set model.tokenizer."
         )
-    tokens = _added_tokens(folder)
+    added, words = _tokens(folder)
     for stop in config.sampling.stop:
-        if tokens and stop.startswith("<") and stop.endswith(">") and stop not in tokens:
-            yield ConfigError(
-                f"sampling.stop: {stop!r} is no token of {folder}; its special tokens are {', '.join(sorted(tokens)[:12])}."
-            )
+        if added | words and stop.startswith("<") and stop.endswith(">") and stop not in added | words:
+            near = near_match(stop, added)
+            way_out = f"Did you mean {near!r}?" if near else f"Its special tokens are {', '.join(sorted(added)[:12])}."
+            yield ConfigError(f"sampling.stop: {stop!r} is no token of {folder}. {way_out}")
 
 
-def _added_tokens(folder: Path) -> set[str]:
+def _tokens(folder: Path) -> tuple[set[str], set[str]]:
+    """The tokens that were added to a tokenizer's vocabulary, special ones among them, and those of the vocabulary itself."""
     try:
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        return {str(token["content"]) for token in tokenizer.get("added_tokens", [])} | set(
-            tokenizer["model"].get("vocab", ())
-        )
+        added = {str(token["content"]) for token in tokenizer.get("added_tokens", [])}
+        return added, set(tokenizer["model"].get("vocab", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        return set(), set()

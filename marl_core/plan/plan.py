@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,8 +12,8 @@ from marl_core.config.choice import Choice
 from marl_core.config.fields import KeyPath, choices_in, dotted
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
-from marl_core.errors import ConfigError, DataError, MarlError
-from marl_core.plan.checks import core_findings, core_warnings
+from marl_core.errors import ConfigError, MarlError, together
+from marl_core.plan.checks import core_findings, core_warnings, remarks_here
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import Role, describe_roles
 from marl_core.plan.standing_members import with_standing_members
@@ -77,26 +77,38 @@ class Plan(Chosen):
 
     def check(self) -> list[str]:
         """Every reason, known without weights, why this run can't work."""
-        return [str(finding) for finding in self._findings()]
+        return [str(finding) for finding in self.findings()]
 
     def warnings(self) -> list[str]:
         """What will run and may not be what was meant, each with its consequence."""
         return core_warnings(self)
 
-    def require(self) -> None:
-        """Raise if `check` finds anything: a DataError if all of it is about files, else a ConfigError."""
-        findings = self._findings()
-        if findings:
-            kind = DataError if all(isinstance(finding, DataError) for finding in findings) else ConfigError
-            raise kind("\n".join(["this run can't work:", *(f"  {finding}" for finding in findings)]))
+    def remarks_here(self) -> list[str]:
+        """What would stop this run on this machine, or in its folder as it is now, and may be right elsewhere or later."""
+        return remarks_here(self)
 
-    def _findings(self) -> list[MarlError]:
-        plugin_findings = [ConfigError(f"{sentence} (says {origin})") for origin, sentence in self.hooks.check(self)]
-        return [*core_findings(self), *plugin_findings]
+    def require(self) -> None:
+        """Raise if `check` finds anything: a DataError if all of it is about files, a PluginError if about plugins, else a ConfigError."""
+        require_none(self.findings())
+
+    def findings(self) -> list[MarlError]:
+        """What `check` says, as errors: each of the kind that it would be alone."""
+        return _distinct([*core_findings(self), *self.hooks.check(self)])
 
     def describe(self) -> list[Role]:
         """Each role of the run, where its weights live, and what follows from it."""
         return describe_roles(self)
+
+
+def require_none(findings: Sequence[MarlError]) -> None:
+    """Raise all of these together, if there are any."""
+    if findings:
+        raise together(_distinct(findings), "this run can't work:")
+
+
+def _distinct(findings: Sequence[MarlError]) -> list[MarlError]:
+    """Each sentence once: two strategies may name one file, training and evaluation one source."""
+    return list({str(finding): finding for finding in findings}.values())
 
 
 def _resolve(path: KeyPath, choice: Choice, config: RunConfig, catalog: Catalog) -> Strategy:

@@ -6,8 +6,10 @@ the first word, the half of a character that the prompt's last token began, Word
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from marl_core.artifacts.messages import continues_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,11 +86,3 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(getattr(tokenizer, "all_special_ids", ())) | {
         token_id for token_id, added_token in added if added_token.special
     }
-
-
-def continues_prompt(prompt: Any) -> bool:
-    """Whether a response continues the prompt's own text: a plain text, or a chat whose last message is the assistant's."""
-    if isinstance(prompt, str):
-        return True
-    last = prompt[-1] if len(prompt) else None
-    return isinstance(last, Mapping) and last.get("role") == "assistant"

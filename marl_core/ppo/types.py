@@ -70,6 +70,10 @@ class Prompts:
     rows: Sequence[Mapping[str, Any]]
     texts: Sequence[Any] = ()
     """What the user wrote: a text, or a list of chat messages."""
+    cut_tokens: Sequence[int] = ()
+    """How many tokens of its oldest text each prompt lost because it was too long; empty when none lost any."""
+    seen_texts: Sequence[Any] = ()
+    """What the model reads of each prompt, as `texts` where nothing was cut; empty when all are whole."""
 
     def __post_init__(self) -> None:
         ids = as_ids(self.ids, "Prompts.ids")
@@ -78,6 +82,9 @@ class Prompts:
         _convert(self, mask=as_mask(self.mask, "Prompts.mask", tuple(self.ids.shape)).to(self.ids.device))
         if self.texts and len(self.texts) != len(rows):
             raise DataError(f"Prompts.texts: {len(self.texts)} texts for {len(rows)} prompts.")
+        for name in ("cut_tokens", "seen_texts"):
+            if getattr(self, name) and len(getattr(self, name)) != len(rows):
+                raise DataError(f"Prompts.{name}: {len(getattr(self, name))} entries for {len(rows)} prompts.")
         if not bool(self.mask[:, -1:].all()) or bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
             raise DataError("Prompts: pad on the left: each row's tokens must end at the last column, without holes.")
 
@@ -92,11 +99,13 @@ class Prompts:
         rows: Any = None,
         texts: Sequence[Any] = (),
         mask: object = None,
+        cut_tokens: Sequence[int] = (),
+        seen_texts: Sequence[Any] = (),
     ) -> Prompts:
         """Prompts from token lists: lists, tensors or arrays of any integers.
 
         `rows`: the data's columns, one mapping for each prompt, or columns by name with an entry for each. `mask`: what a
-        tokenizer that was asked to pad gives beside its ids; without it every token counts.
+        tokenizer that was asked to pad gives beside its ids; without it every token counts. `cut_tokens`, `seen_texts`: as the fields.
         """
         token_lists = as_rows(tokens, "Prompts.of: tokens")
         if mask is not None:
@@ -108,14 +117,24 @@ class Prompts:
                 for pair in zip(token_lists, counts, strict=True)
             ]
         ids, mask = pad_rows(token_lists, pad, "left", "Prompts.of: tokens")
-        return cls(ids, mask, rows if rows is not None else [{} for _ in range(len(ids))], texts)
+        rows = rows if rows is not None else [{} for _ in range(len(ids))]
+        return cls(ids, mask, rows, texts, cut_tokens, seen_texts)
 
     def with_texts(self, tokenizer: Any) -> Prompts:
         """The same prompts; texts that nobody gave are decoded from the tokens, so that rewards can read them."""
         if self.texts:
             return self
         rows = [row[keep].tolist() for row, keep in zip(self.ids, self.mask, strict=True)]
-        return Prompts(self.ids, self.mask, self.rows, tokenizer.batch_decode(rows, skip_special_tokens=True))
+        return replace(self, texts=tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def cut_of(self, index: int) -> int:
+        """How many tokens of its oldest text this prompt lost; 0 for one that is whole."""
+        return int(self.cut_tokens[index]) if self.cut_tokens else 0
+
+    def seen(self, index: int) -> Any:
+        """What the model reads of this prompt, a text or a list of messages; an empty text where nobody gave any."""
+        texts = self.seen_texts or self.texts
+        return texts[index] if texts else ""
 
     def repeat(self, times: int) -> Prompts:
         """Each prompt `times` times in a row: groups for estimators that compare responses."""
@@ -125,7 +144,9 @@ class Prompts:
         """Some of the prompts, padded as all of them are."""
         index = torch.arange(len(self))[rows].tolist()
         texts = [self.texts[i] for i in index] if self.texts else ()
-        return Prompts(self.ids[index], self.mask[index], [self.rows[i] for i in index], texts)
+        cut = [self.cut_tokens[i] for i in index] if self.cut_tokens else ()
+        seen = [self.seen_texts[i] for i in index] if self.seen_texts else ()
+        return Prompts(self.ids[index], self.mask[index], [self.rows[i] for i in index], texts, cut, seen)
 
     def shown_row(self, index: int) -> dict[str, Any]:
         """The data's columns beside this prompt, as they are written beside samples: short, secrets struck out."""
@@ -133,7 +154,7 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts with their tensors on `device`."""
-        return Prompts(self.ids.to(device), self.mask.to(device), self.rows, self.texts)
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from marl_core.errors import MarlError, MarlWarning, PluginError, near_match, warn
+from marl_core.errors import ConfigError, MarlError, MarlWarning, PluginError, near_match, warn
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.raised_from import origin_and_notes
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 WEIGHT_WRITING_HOOKS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
-
-Finding: TypeAlias = tuple[str, str]
-"""The origin of the strategy that found it, and the sentence."""
 
 
 class _Manager(pluggy.PluginManager):
@@ -68,16 +65,20 @@ class Hooks:
         """Whether this strategy has this hook, wrappers not counted."""
         return any(impl.plugin is strategy and not _wraps(impl) for impl in self._caller(hook).get_hookimpls())
 
-    def check(self, plan: Chosen) -> list[Finding]:
-        """Every strategy's reasons why the run can't work, each with the strategy's origin."""
-        findings: list[Finding] = []
+    def check(self, plan: Chosen) -> list[MarlError]:
+        """Every strategy's reasons why the run can't work, each naming the strategy; what one raises hides no other's."""
+        findings: list[MarlError] = []
         for strategy in self._implementers("marl_check"):
-            with self._blame(strategy, "marl_check"):
-                for result in self._call(strategy, "marl_check", plan=plan):
-                    sentences = () if result is None else result
-                    if isinstance(sentences, str) or not isinstance(sentences, Iterable):
-                        raise self._wrong(strategy, "marl_check", sentences, "sentences: yield each as a string")
-                    findings += [(self._origins[strategy], str(sentence)) for sentence in sentences]
+            try:
+                with self._blame(strategy, "marl_check"):
+                    for result in self._call(strategy, "marl_check", plan=plan):
+                        sentences = () if result is None else result
+                        if isinstance(sentences, str) or not isinstance(sentences, Iterable):
+                            raise self._wrong(strategy, "marl_check", sentences, "sentences: yield each as a string")
+                        for sentence in sentences:  # one by one: a generator may raise after its first
+                            findings.append(ConfigError(f"{sentence} (says {self._origins[strategy]})"))
+            except MarlError as error:
+                findings.append(error)
         return findings
 
     def describe(self, strategy: Strategy, plan: Chosen) -> str | None:

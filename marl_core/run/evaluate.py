@@ -88,7 +88,8 @@ def _numbers(step: Step, rollout: Rollout) -> EvaluationNumbers:
 def _rows(rollout: Rollout, numbers: EvaluationNumbers) -> list[dict[str, Any]]:
     return [
         {
-            "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
+            "prompt": rollout.prompts.seen(i),
+            **({"cut_tokens": cut} if (cut := rollout.prompts.cut_of(i)) else {}),
             "response": rollout.texts[i],
             "score": float(numbers.score[i]),
             "kl": float(numbers.kl[i]),

@@ -17,9 +17,9 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.out_of_memory import memory_told
 from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
-from marl_core.config.run_config import DataSection, RunConfig
+from marl_core.config.run_config import RunConfig
 from marl_core.config.speed_config import is_on
-from marl_core.data.prompts import PromptData
+from marl_core.data.reading import UNBOUNDED_ROOM
 from marl_core.errors import ConfigError, DataError, Stopped, warn
 from marl_core.logs import LOADING, PREFLIGHT, RUN, logger
 from marl_core.parallel.process_group import join
@@ -53,6 +53,7 @@ from marl_core.run.evaluate import evaluate
 from marl_core.run.host import default_torch_modes, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
 from marl_core.run.optimizer import make_optimizer, set_learning_rates
+from marl_core.run.prompt_sets import PromptSets
 from marl_core.run.roles import BuiltRoles, build_roles
 from marl_core.run.signals import StopRequest
 from marl_core.safety.dump import Phase, dump_on_error
@@ -99,6 +100,7 @@ class Runner:
         self.plan = self.plan if self.ranks.first else self.plan.without_observers()
         self.config = config = self.plan.config
         self.override = override
+        early = PromptSets.before_weights(self.plan) if bank is None else None
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
         self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
         self.plan.hooks.around = self.guard.call
@@ -106,12 +108,12 @@ class Runner:
             self.built = build_roles(self.plan, policy, bank)
         try:
             with self.running():
-                self._open(self.built, resume)
+                self._open(self.built, resume, early)
         except BaseException:
             self.built.discard()
             raise
 
-    def _open(self, built: BuiltRoles, resume: bool) -> None:
+    def _open(self, built: BuiltRoles, resume: bool, early: PromptSets | None) -> None:
         """The step, data, optimizer and state; then, on resume, the checkpoint."""
         config, bank = self.config, built.bank
         roles = self.guard.wrapped_roles(built.roles)
@@ -136,8 +138,8 @@ class Runner:
             temperature=config.sampling.temperature,
             ranks=self.ranks,
         )
-        self.data = self._prompts(config.data) if config.data else None
-        self.heldout = self._heldout()
+        prompts = self._prompts(early)
+        self.data, self.heldout = prompts.training, prompts.heldout
         if self.data is not None:
             held_out = f", {len(self.heldout)} held out" if self.heldout is not None else ""
             logger(LOADING).info("%d prompts%s", len(self.data), held_out)
@@ -480,23 +482,18 @@ class Runner:
     def _checkpoint_bytes(self) -> int:
         return checkpoint_bytes(self.bank, self.roles.trained)
 
-    def _heldout(self) -> PromptData | None:
-        eval_section = self.config.eval
-        if eval_section.prompts is None:
-            return None
-        section = self.config.data or DataSection(prompts=eval_section.prompts)
-        split = eval_section.split or section.split
-        return self._prompts(section.model_copy(update={"prompts": eval_section.prompts, "split": split}))
-
-    def _prompts(self, section: DataSection) -> PromptData:
-        """Prompts that fit into the positions that the model leaves beside a response.
+    def _prompts(self, early: PromptSets | None) -> PromptSets:
+        """Prompts that fit into the positions that the model leaves beside a response; those read before it was loaded, if they do.
 
         A row that grows past the length where its rotary frequencies change would be sampled with other frequencies than it is scored with.
         """
         bank = self.built.bank
-        positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=2**20)
-        room = max(1, positions - self.config.sampling.max_new_tokens)
-        return PromptData.load(section, bank.tokenizer, room, vocabulary_of(bank.base))
+        positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=None)
+        room = UNBOUNDED_ROOM if positions is None else max(1, positions - self.config.sampling.max_new_tokens)
+        vocabulary = vocabulary_of(bank.base)
+        if early is not None and early.fit(self.config, room, vocabulary):
+            return early
+        return PromptSets.read(self.config, bank.tokenizer, room, vocabulary)
 
     # -- around every call ----------------------------------------------------------------------------------
 

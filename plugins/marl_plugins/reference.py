@@ -48,13 +48,13 @@ class MergedBase(Strategy):
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
-        """The adapter must be there, and must not be applied twice."""
-        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
+        """The adapter must not be applied twice, and must be there."""
         if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: merged-base folds {self.adapter} into the base, and the policy continues {plan.config.policy.source} on top "
                 "of it, so policy and reference differ from the start. Write policy: {start: new} to train a new LoRA on the merged base"
             )
+        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
 
     @hookimpl
     def marl_prepare_base(self, base: PreTrainedModel) -> PreTrainedModel:
@@ -80,13 +80,13 @@ class PeftAdapter(Strategy):
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
-        """The adapter must be there, and be what the policy starts from."""
-        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
+        """The adapter must be what the policy starts from, and be there."""
         if plan.config.policy.start == "new" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: peft-adapter {self.adapter}, but the policy starts as a new LoRA on the bare base, which is another model. "
                 f"Write policy: {{start: continue, from: {self.adapter}}}, or reference: {{use: merged-base, adapter: {self.adapter}}}"
             )
+        cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
 
     @hookimpl
     def marl_reference(self, bank: AdapterBank) -> View:

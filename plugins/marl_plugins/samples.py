@@ -30,7 +30,8 @@ def sample_rows(stats: StepStats, scored: ScoredRollout, count: int, tokenizer: 
         keep = rollout.mask[i].cpu()
         row: dict[str, Any] = {
             "step": stats.step,
-            "prompt": rollout.prompts.texts[i] if rollout.prompts.texts else "",
+            "prompt": rollout.prompts.seen(i),
+            **({"cut_tokens": cut} if (cut := rollout.prompts.cut_of(i)) else {}),
             "response": rollout.texts[i],
             "score": round(float(scores[i]), 4),
             "parts": {name: round(float(part[i]), 4) for name, part in scored.parts.items() if part[i] == part[i]},

@@ -88,10 +88,12 @@ class Screen:
             self._headed = True
         self._bar.console.print(line, highlight=False)
         if self._samples_every and stats.step % self._samples_every == 0:
-            prompt = readable(scored.rollout.prompts.texts[0] if scored.rollout.prompts.texts else "")
+            prompt = readable(scored.rollout.prompts.seen(0))
             shown = f"[dim]{escape(prompt)}[/dim]{escape(scored.rollout.texts[0])}"
+            cut = scored.rollout.prompts.cut_of(0)
+            mark = f", cut: {cut} token{'' if cut == 1 else 's'} of the oldest text" if cut else ""
             self._bar.console.print(
-                f"         [dim]sample ({float(scored.scores[0]):.2f}):[/dim] {shown}",
+                f"         [dim]sample ({float(scored.scores[0]):.2f}{mark}):[/dim] {shown}",
                 highlight=False,
                 soft_wrap=not self._console.is_terminal,
             )

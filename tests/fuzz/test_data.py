@@ -98,7 +98,7 @@ class TestNastyPrompts:
 
     def test_a_megabyte_in_one_line_is_too_long_and_no_more(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "x" * 1_000_000)
-        with pytest.raises(DataError, match=r"exceed 64 tokens \(rows 2\)"):
+        with pytest.raises(DataError, match=r"exceeds 64 tokens \(row 2\)"):
             PromptData.load(DataSection(prompts=str(file)), TOKENIZER, 64)
         data = load(file)
         assert data is not None
@@ -106,7 +106,7 @@ class TestNastyPrompts:
 
     def test_control_tokens_in_a_text_are_refused_by_row(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "fine", "so<eos>it ends")
-        with pytest.raises(DataError, match=r"hold control tokens such as '<eos>' \(rows 2\).*data.on_control: parse"):
+        with pytest.raises(DataError, match=r"holds control tokens such as '<eos>' \(row 2\).*data.on_control: parse"):
             PromptData.load(DataSection(prompts=str(file)), TOKENIZER, 64)
         parsed = PromptData.load(DataSection(prompts=str(file), on_control="parse"), TOKENIZER, 64)
         assert TOKENIZER.eos_token_id in parsed.tokens[1]

@@ -59,6 +59,22 @@ def test_i28_commands_import_nothing_heavy_and_answer_quickly(folder: Path, comm
     assert fastest < SECONDS
 
 
+SECONDS_WITH_A_TOKENIZER = 3.0
+
+
+def test_prompts_are_tokenized_without_torch(folder: Path, tiny_folder: str) -> None:
+    (folder / "run.yaml").write_text(CONFIG.replace("owner/model", tiny_folder), encoding="utf-8")
+    start = _cpu_seconds_of_children()
+    command = [sys.executable, "-c", PROBE, "check", "run.yaml", "--show", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    assert "data.prompts, row 1: 1 token\na\n" in done.stdout
+    assert done.stderr == ""
+    assert not {"torch", "transformers"} & set(modules)  # nor is a transformers without torch left behind
+    assert _cpu_seconds_of_children() - start < SECONDS_WITH_A_TOKENIZER
+
+
 def _cpu_seconds_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -125,9 +125,9 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     ),
     "SFT adapter of another base": (DataError, 4, "doesn't fit this model", Inputs.other_width),
     "adapter as pickle": (DataError, 4, "is a pickle, which can run code", Inputs.pickled_adapter),
-    "empty prompt": (DataError, 4, r"1 prompts of .* are empty \(rows 2\)", lambda i: i.prompts("fine", "")),
-    "over-long prompt": (DataError, 4, r"1 prompts of .* exceed 250 tokens \(rows 1\)", lambda i: i.prompts("a" * 251)),
-    "prompt over the limit": (DataError, 4, "exceed 3 tokens", lambda i: i.prompts("four", max_prompt_tokens=3)),
+    "empty prompt": (DataError, 4, r"1 prompt of .* is empty \(row 2\)", lambda i: i.prompts("fine", "")),
+    "over-long prompt": (DataError, 4, r"1 prompt of .* exceeds 250 tokens \(row 1\)", lambda i: i.prompts("a" * 251)),
+    "prompt over the limit": (DataError, 4, "exceeds 3 tokens", lambda i: i.prompts("four", max_prompt_tokens=3)),
     "missing column": (DataError, 4, "no column 'text'", lambda i: i.prompts("a", field="text")),
     "prompts missing": (
         DataError,

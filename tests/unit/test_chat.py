@@ -67,11 +67,13 @@ class TestTemplate:
 
     @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True])
     def test_what_is_neither_text_nor_number(self, tmp_path: Path, value: Any) -> None:
-        with pytest.raises(DataError, match=r"row 1 of .* has a .* as 'q'; a template takes texts and numbers"):
+        with pytest.raises(
+            DataError, match=r"row 1 of .* has (a .*|nothing \(null\)) as 'q'; a template takes texts and numbers"
+        ):
             load(tmp_path, {"q": value}, prompt_template="Q: {q}")
 
     def test_a_row_of_blanks_is_empty(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"1 prompts of .* are empty \(rows 1\)"):
+        with pytest.raises(DataError, match=r"1 prompt of .* is empty \(row 1\)"):
             load(tmp_path, {"q": " "}, prompt_template="Q: {q}")
 
     def test_field_beside_it_would_be_ignored(self) -> None:
@@ -126,7 +128,7 @@ class TestControl:
     @pytest.mark.parametrize("template", ["<eos> {q}", "{q}", "<{q}"])
     def test_a_row_with_one_is_refused(self, tmp_path: Path, template: str, options: dict[str, Any]) -> None:
         text = "eos>x" if template == "<{q}" else "a<eos>b"  # half of it in the template
-        with pytest.raises(DataError, match=r"control tokens such as '<eos>' \(rows 2\)"):
+        with pytest.raises(DataError, match=r"control tokens such as '<eos>' \(row 2\)"):
             load(tmp_path, {"q": "fine"}, {"q": text}, prompt_template=template, **options)
 
     @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ class TestSpelledOutInJson:
 
     @pytest.mark.parametrize("column", [{"tools": [{"type": "function"}]}, {"chat_template_kwargs": '{"a": 1}'}])
     def test_what_only_chats_read_is_told_of_texts(self, tmp_path: Path, column: dict[str, Any]) -> None:
-        with pytest.warns(MarlWarning, match="1 of 1 prompts .* only a chat's template reads"):
+        with pytest.warns(MarlWarning, match="1 of 1 prompt .* only a chat's template reads"):
             load(tmp_path, {"prompt": "hi", **column})
 
 

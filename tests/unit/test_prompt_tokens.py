@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,24 @@ CHAT = (
     "{% if not loop.last or add_generation_prompt %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% if not enable_thinking | default(true) %}<quiet>{% endif %}{% endif %}"
 )
+REAL_TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful "
+        "AI assistant<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama": (
+        "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+        "+ message['content'] | trim + '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}"
+        "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + eos_token }}"
+        "{% elif message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + eos_token }}{% endif %}"
+        "{% if loop.last and add_generation_prompt %}{{ '\n<|assistant|>' }}{% endif %}{% endfor %}"
+    ),
+}
+"""As SmolLM2 and Qwen, Llama 3, and Zephyr ship them, a little shortened."""
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 TALK = [{"role": "user", "content": "hi"}]
 
@@ -108,7 +127,7 @@ class TestCut:
         data = load(tmp_path, [{"prompt": text}, {"prompt": "hi"}], words, max_prompt_tokens=6, on_long="truncate-left")
         assert list(data.tokens[0]) == whole[:head] + whole[len(whole) - 6 + head :]
         assert list(data.tokens[1]) == list(load(tmp_path, [{"prompt": "hi"}], words).tokens[0])
-        assert list(data.cut) == [0]
+        assert list(data.cut_tokens) == [len(whole) - 6, 0]
 
     def test_a_bos_that_the_template_of_columns_writes_stays(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"prompt_template": "<bos>{q}", "max_prompt_tokens": 4, "on_long": "truncate-left"}
@@ -117,12 +136,12 @@ class TestCut:
 
     def test_no_room_beside_what_comes_first(self, tmp_path: Path) -> None:
         words = framed(byte_level(), ["<pad>", "<bos>"])
-        with pytest.raises(DataError, match=r"exceed 2 tokens, even without the text that may be cut away \(rows 1\)"):
+        with pytest.raises(DataError, match=r"exceeds 2 tokens, even without the text that may be cut away \(row 1\)"):
             load(tmp_path, [{"prompt": "hello"}], words, max_prompt_tokens=2, on_long="truncate-left")
 
     def test_it_is_said(self, tmp_path: Path) -> None:
         with pytest.warns(
-            MarlWarning, match=r"1 of 2 prompts of .* were longer than 3 tokens and lost their oldest text"
+            MarlWarning, match=r"1 of 2 prompts of .* was cut to 3 tokens, the oldest text is gone \(2 tokens at most"
         ):
             load(
                 tmp_path,
@@ -172,10 +191,56 @@ class TestCut:
         assert text.endswith("a<|end|><|assistant|>Well, I think")
         assert len(tokens) == 50
 
+    def test_the_cut_lies_in_the_columns_and_not_in_the_template(self, tmp_path: Path) -> None:
+        """A template of columns that writes a chat out keeps its marks."""
+        template = "<bos><|user|>Sum up: {text}\n{ask}<eos><|assistant|>"
+        row = {"text": "a" * 40, "ask": "b" * 20}
+        frame = len(byte_level()(template.format(text="", ask="")).input_ids)
+        for room, left in ((30, "a" * 10 + "\n" + "b" * 20), (15, "\n" + "b" * 15)):
+            options: dict[str, Any] = {"prompt_template": template, "on_control": "parse", "on_long": "truncate-left"}
+            data = load(tmp_path, [row], byte_level(), max_prompt_tokens=frame + room, **options)
+            assert byte_level().decode(list(data.tokens[0])) == f"<bos><|user|>Sum up: {left}<eos><|assistant|>"
+            assert list(data.seen_texts) == [byte_level().decode(list(data.tokens[0]))]
+
+    def test_in_the_columns_of_a_template_that_is_a_chats_message(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"prompt_template": "Sum up: {text}", "chat": True, "on_long": "truncate-left"}
+        data = load(tmp_path, [{"text": "a" * 60}], talker(), max_prompt_tokens=70, system_prompt="Be kind.", **options)
+        text = talker().decode(list(data.tokens[0]))
+        assert re.fullmatch(
+            r"<bos><\|system\|>Be kind\.<\|end\|><\|user\|>Sum up: a{1,59}<\|end\|><\|assistant\|>", text
+        )
+        assert len(data.tokens[0]) == 70
+        assert data.seen_texts[0][-1]["content"] in text
+
+    @pytest.mark.parametrize("template", REAL_TEMPLATES)
+    def test_real_templates_keep_their_frame(self, tmp_path: Path, template: str) -> None:
+        words = framed(byte_level(), ["<bos>"], ["<eos>"])
+        words.chat_template = REAL_TEMPLATES[template]
+        talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "abcdefghij" * 20}]
+        whole = str(words.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+        before, after = whole.split("abcdefghij" * 20)
+        limit = len(words(before + after, add_special_tokens=False).input_ids) + 50
+        data = load(tmp_path, [{"prompt": talk}], words, max_prompt_tokens=limit, on_long="truncate-left")
+        text = words.decode(list(data.tokens[0]))
+        assert text.startswith(before)
+        assert text.endswith(after)
+        assert 1 <= len(text) - len(before) - len(after) <= 50
+        assert data.seen_texts[0][-1]["content"] == text.removeprefix(before).removesuffix(after)
+        assert list(data.cut_tokens) == [len(words(whole, add_special_tokens=False).input_ids) - len(data.tokens[0])]
+
+    def test_what_is_seen_of_a_text_is_what_its_tokens_say(self, tmp_path: Path) -> None:
+        for words in (byte_level(), framed(byte_level(), ["<bos>"], ["<eos>"])):
+            data = load(tmp_path, [{"prompt": "0123456789"}], words, max_prompt_tokens=5, on_long="truncate-left")
+            assert list(data.texts) == ["0123456789"]  # what rewards read
+            assert list(data.seen_texts) == ["56789" if len(words("a").input_ids) == 1 else "6789"]
+            batch = data.take([0, 0])
+            assert batch.repeat(2).select(slice(1, 3)).seen(1) == data.seen_texts[0]
+            assert [batch.cut_of(0), batch.repeat(2).select(slice(1, 3)).to("cpu").cut_of(1)] == [*data.cut_tokens] * 2
+
     def test_a_template_that_has_no_room_is_said_by_row(self, tmp_path: Path) -> None:
         talk = [{"role": "system", "content": "s" * 90}, {"role": "user", "content": "hello"}]
         rows: list[dict[str, Any]] = [{"prompt": TALK}, {"prompt": talk}]
-        with pytest.raises(DataError, match=r"exceed 60 tokens, even without .* \(rows 2\)"):
+        with pytest.raises(DataError, match=r"exceeds 60 tokens, even without .* \(row 2\)"):
             load(tmp_path, rows, talker(), max_prompt_tokens=60, on_long="truncate-left")
 
 
@@ -278,7 +343,7 @@ class TestOptionsOfTheTemplate:
 
     def test_control_tokens_in_them_are_a_rows_too(self, tmp_path: Path) -> None:
         row = {"prompt": TALK, "tools": [{**TOOL, "description": "<eos>"}]}
-        with pytest.raises(DataError, match="hold control tokens such as '<eos>'"):
+        with pytest.raises(DataError, match="holds control tokens such as '<eos>'"):
             load(tmp_path, [row], talker())
 
 
@@ -309,7 +374,7 @@ class TestMessages:
         assert data.texts[0] == talk
 
     def test_nothing_said(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"1 prompts of .* are empty \(rows 2\)"):
+        with pytest.raises(DataError, match=r"1 prompt of .* is empty \(row 2\)"):
             load(tmp_path, [{"prompt": TALK}, {"prompt": [{"role": "user", "content": " "}]}], talker())
 
     def test_whatever_holds_them(self, monkeypatch: pytest.MonkeyPatch) -> None:

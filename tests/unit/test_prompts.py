@@ -101,15 +101,15 @@ class TestChat:
         with pytest.raises(DataError, match="tokenizer has no chat template"):
             load(write(tmp_path, "p.jsonl", [{"prompt": self.messages[0]}]))
 
-    @pytest.mark.parametrize("wrong", [[], [{"role": "user"}], ["hi"], {"role": "user", "content": "x"}, 3, None, True])
+    @pytest.mark.parametrize("wrong", [[], [{"role": "user"}], ["hi"], {"role": "user", "content": "x"}, 3, True])
     def test_anything_else_is_refused(self, tmp_path: Path, wrong: Any) -> None:
-        with pytest.raises(DataError, match=r"row 2 of .* has a .* as 'prompt'; a prompt is a text, or a list"):
+        with pytest.raises(DataError, match=r"row 2 of .* has an? .* as 'prompt'; a prompt is a text, or a list"):
             load(write(tmp_path, "p.jsonl", [{"prompt": "fine"}, {"prompt": wrong}]))
 
 
 class TestRefused:
-    @pytest.mark.parametrize("empty", ["", "   ", "\n"])
-    def test_empty_prompts_are_named_by_row(self, tmp_path: Path, empty: str) -> None:
+    @pytest.mark.parametrize("empty", ["", "   ", "\n", None])
+    def test_empty_prompts_are_named_by_row(self, tmp_path: Path, empty: str | None) -> None:
         source = write(tmp_path, "p.jsonl", [*ROWS, {"prompt": empty}, {"prompt": empty}])
         with pytest.raises(
             DataError, match=r"2 prompts of .* are empty \(rows 4, 5\). Mend them, or set data.on_empty: drop"

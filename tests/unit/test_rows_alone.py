@@ -204,7 +204,7 @@ def test_what_is_sampled_past_the_stretch_is_scored_anew(name: str, tmp_path: Pa
             "run": {"device": "cpu"},
         }
     )
-    with pytest.raises(DataError, match="exceed 5 tokens"):
+    with pytest.raises(DataError, match="exceeds 5 tokens"):
         Runner(config)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from marl_core.artifacts.adapter_files import read_adapter
 from marl_core.artifacts.hub import hub_read
-from marl_core.bank.base import load_tokenizer
+from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank.identity.certificate import FILE
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import located

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marl_core.artifacts.tokenizer import in_vocabulary, stop_token
 from marl_core.config.run_config import SamplingSection
 from marl_core.errors import ConfigError, warn
 
@@ -25,7 +26,7 @@ def stop_ids(
     or none is left.
     """
     ids = set(_ids(tokenizer.eos_token_id)) | set(_ids(model_eos))
-    foreign = sorted(token for token in ids if not _in_vocabulary(token, vocabulary))
+    foreign = sorted(token for token in ids if not in_vocabulary(token, vocabulary))
     if foreign:
         warn(
             f"sampling: the end tokens {', '.join(map(str, foreign))} of this tokenizer or its generation_config are outside the model's "
@@ -33,7 +34,7 @@ def stop_ids(
         )
     ids -= set(foreign)
     for text in sampling.stop:
-        ids.add(_stop(tokenizer, text, vocabulary))
+        ids.add(stop_token(tokenizer, text, vocabulary))
     if not ids:
         raise ConfigError(
             "sampling: this tokenizer has no EOS token" + (" that the model knows" if foreign else "") + "; "
@@ -48,30 +49,6 @@ def _ids(value: Any) -> list[int]:
         return []
     value = value.tolist() if hasattr(value, "tolist") else value
     return [int(token) for token in value] if isinstance(value, Iterable) else [int(value)]
-
-
-def _in_vocabulary(token: int, vocabulary: int | None) -> bool:
-    return token >= 0 and (vocabulary is None or token < vocabulary)
-
-
-def _stop(tokenizer: PreTrainedTokenizerBase, text: str, vocabulary: int | None) -> int:
-    """The one token that `text` is."""
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    if len(tokens) != 1:
-        raise ConfigError(
-            f"sampling.stop: {text!r} is {len(tokens)} tokens for this tokenizer, a stop must be a single token. "
-            "Text of several tokens goes into sampling.stop_strings."
-        )
-    if tokens[0] == tokenizer.unk_token_id and text != tokenizer.unk_token:
-        raise ConfigError(
-            f"sampling.stop: this tokenizer doesn't know {text!r}. Name a token that it has, or use sampling.stop_strings."
-        )
-    if not _in_vocabulary(tokens[0], vocabulary):
-        raise ConfigError(
-            f"sampling.stop: {text!r} is token {tokens[0]}, and the model has {vocabulary} tokens only, so it can never be sampled. "
-            "Name a token that the model has, or use sampling.stop_strings."
-        )
-    return int(tokens[0])
 
 
 def response_mask(ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -149,7 +149,7 @@ def test_the_run_folder(
     assert folder(tmp_path / "new" / "deep") == []
     (tmp_path / "file").write_text("x")
     assert "there is a file of that name" in only(folder(tmp_path / "file"))
-    assert "Not a directory" in only(folder(tmp_path / "file" / "below"))
+    assert "/file is a file" in only(folder(tmp_path / "file" / "below"))
     assert "is also model.path" in only(folder(model_folder, model={"path": str(model_folder)}))
     assert "is also path of short of fake-marl" in only(
         folder(adapter_folder, reward={"use": "short", "path": str(adapter_folder)})

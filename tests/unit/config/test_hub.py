@@ -207,8 +207,7 @@ class TestAdaptersOfTheHub:
         assert any("can't be its own judge" in line for line in plan_of(own).check())
         snapshot = cache / "models--owner--sft" / "snapshots" / OLD
         (snapshot / "adapter_model.safetensors").write_bytes(b"half")
-        with pytest.raises(DataError, match="not a whole safetensors file"):
-            plan_of(settings | continued("v1")).check()
+        assert any("not a whole safetensors file" in line for line in plan_of(settings | continued("v1")).check())
 
     def test_what_is_told(self, settings: dict[str, Any]) -> None:
         plan = plan_of(settings | continued("v1"))

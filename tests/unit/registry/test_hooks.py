@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from marl_core import DataError, PluginError, Quantization, Strategy, hookimpl
+from marl_core import ConfigError, DataError, PluginError, Quantization, Strategy, hookimpl
 from marl_core.registry.hooks import Hooks
 
 
@@ -156,14 +157,28 @@ def sentences() -> Iterator[str]:
 )
 def test_check_collects_sentences(said: Iterable[str] | None, expected: list[str]) -> None:
     plan: Any = None
-    assert hooks_of(Doubtful(said=said)).check(plan) == [("s0 of acme 1.0", sentence) for sentence in expected]
+    found = [str(finding) for finding in hooks_of(Doubtful(said=said)).check(plan)]
+    assert found == [f"{sentence} (says s0 of acme 1.0)" for sentence in expected]
 
 
 @pytest.mark.parametrize("said", ["a bare string", 3])
 def test_check_refuses_what_is_no_list_of_sentences(said: object) -> None:
     plan: Any = None
-    with pytest.raises(PluginError, match=r"marl_check gave a (str|int), expected sentences"):
-        hooks_of(Doubtful(said=said)).check(plan)
+    (finding,) = hooks_of(Doubtful(said=said)).check(plan)
+    assert isinstance(finding, PluginError)
+    assert re.search(r"marl_check gave a (str|int), expected sentences", str(finding))
+
+
+def test_what_one_strategy_raises_hides_no_other() -> None:
+    plan: Any = None
+
+    def breaks() -> Iterator[str]:
+        yield "first"
+        raise DataError("a file is gone")
+
+    found = hooks_of(Doubtful(said=breaks()), Doubtful(said=["second"])).check(plan)
+    assert [type(finding) for finding in found] == [ConfigError, DataError, ConfigError]
+    assert [str(finding).split(" (")[0] for finding in found] == ["first", "a file is gone", "second"]
 
 
 def test_an_unknown_hook_gets_a_near_match() -> None:

@@ -1,0 +1,221 @@
+"""Rows of prompts as the model will read them: every row checked, everything that speaks against them gathered. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from marl_core.artifacts.rows import Row, is_columnar, read_rows
+from marl_core.artifacts.tokenizer import in_vocabulary
+from marl_core.config.prompt_template import columns_of
+from marl_core.config.run_config import DataSection, RunConfig
+from marl_core.data.encoding import Encoder
+from marl_core.data.rendering import TEMPLATE_COLUMNS, ControlTokens, Rendered, render
+from marl_core.data.row_problems import RowProblems, counted
+from marl_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+UNBOUNDED_ROOM = 2**20
+"""Tokens that a prompt may have where the model names no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsablePrompt:
+    """One prompt as the model reads it."""
+
+    row: Row
+    index: int
+    """Of its row in the source, 0-based."""
+    text: Any
+    """What the user wrote: a text or a list of messages."""
+    seen: Any
+    """What the model reads of it: the same, but of a prompt that was cut what is left."""
+    tokens: list[int]
+    """Empty where no tokenizer was at hand."""
+    cut_tokens: int = 0
+    """Tokens of its oldest text that were taken away because it was too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The prompts of one source, what speaks against them, and what is worth telling."""
+
+    usable: Sequence[UsablePrompt]
+    problems: Sequence[DataError]
+    remarks: Sequence[str]
+    looked_at: int
+    """How many rows were read."""
+    more: bool = False
+    """Whether the source has more rows than were asked for."""
+
+
+def heldout_section(config: RunConfig) -> DataSection | None:
+    """How the held-out prompts are read: as `data` says, from their own source. None without any."""
+    section = config.eval
+    if section.prompts is None:
+        return None
+    data = config.data or DataSection(prompts=section.prompts)
+    return data.model_copy(update={"prompts": section.prompts, "split": section.split or data.split, "limit": None})
+
+
+def read_prompts(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase | None,
+    room: int = UNBOUNDED_ROOM,
+    vocabulary: int | None = None,
+    *,
+    asked_by: str = "data.prompts",
+    most_rows: int | None = None,
+) -> Reading:
+    """Read a source's rows, `most_rows` of them at most, and check each. DataError when the source itself can't be read.
+
+    `room`: positions left for a prompt; `vocabulary`: tokens that the model has embeddings for. Without a tokenizer nothing that is
+    counted in tokens is checked.
+    """
+    limits = [data.limit] if data.limit is not None else []
+    limits += [most_rows + 1] if most_rows is not None else []  # one more tells whether there are more
+    rows = read_rows(
+        data.prompts, data.split, data.subset, data.revision, asked_by=asked_by, limit=min(limits, default=None)
+    )
+    reading = _Reader(data, tokenizer, room, vocabulary, asked_by).read(rows[:most_rows])
+    return replace(reading, more=len(rows) > reading.looked_at)
+
+
+class _Reader:
+    """Goes through the rows of one source."""
+
+    def __init__(
+        self,
+        data: DataSection,
+        tokenizer: PreTrainedTokenizerBase | None,
+        room: int,
+        vocabulary: int | None,
+        asked_by: str,
+    ) -> None:
+        self._data, self._vocabulary = data, vocabulary
+        self._limit = min(data.max_prompt_tokens or room, room)
+        self._columnar = is_columnar(data.prompts)
+        self._encoder = None if tokenizer is None else Encoder(tokenizer)
+        self._control = None if tokenizer is None else ControlTokens(tokenizer)
+        self._problems = RowProblems(data.prompts, asked_by)
+        self._empty: list[int] = []
+        self._long: list[int] = []
+        self._spelled: dict[int, str] = {}
+
+    def read(self, rows: Sequence[Row]) -> Reading:
+        """All rows, and what is said of them together."""
+        usable = [prompt for index, row in enumerate(rows) if (prompt := self._prompt(row, index)) is not None]
+        self._tell_rows()
+        problems, source = self._problems, self._data.prompts
+        if not usable and not problems.all():
+            problems.errors.append(
+                DataError(
+                    f"{problems.asked_by}: {source} holds no usable prompt. Each row needs a non-empty {_columns(self._data)}."
+                )
+            )
+        self._tell_cut(usable)
+        problems.remarks += _unread_columns(usable, problems)
+        return Reading(usable, problems.all(), problems.remarks, len(rows))
+
+    def _prompt(self, row: Row, index: int) -> UsablePrompt | None:
+        """A row's prompt; None where it can't be used, which is noted."""
+        where = f"row {index + 1} of {self._data.prompts}"
+        try:
+            prompt = render(self._data, row, self._data.prompts, index, self._columnar)
+            return self._tokenized(row, index, prompt, where)
+        except DataError as error:
+            self._problems.refuse_row(error, where, index)
+            return None
+
+    def _tokenized(self, row: Row, index: int, prompt: Rendered, where: str) -> UsablePrompt | None:
+        data, encoder = self._data, self._encoder
+        if encoder is None or self._control is None:
+            if prompt.empty:
+                self._empty.append(index)
+                return None
+            return UsablePrompt(row, index, prompt.prompt, prompt.prompt, [])
+        token = self._control.spelled_in(prompt)
+        as_text = data.on_control == "as-text"
+        if token is not None and data.on_control != "parse" and not (as_text and isinstance(prompt.prompt, str)):
+            self._spelled[index] = token  # a chat template can't keep it as text
+            return None
+        tokens = encoder.tokens(prompt, as_text, where)
+        if not tokens or prompt.empty:
+            self._empty.append(index)
+            return None
+        whole, seen = len(tokens), None
+        if whole > self._limit:
+            cut = encoder.cut(prompt, tokens, self._limit, as_text, where) if data.on_long == "truncate-left" else None
+            if cut is None:
+                self._long.append(index)
+                return None
+            shorter, tokens = cut
+            seen = encoder.as_written(shorter, where)
+        self._require_embeddings(tokens, where)
+        text = encoder.as_written(prompt, where)
+        return UsablePrompt(row, index, text, text if seen is None else seen, tokens, whole - len(tokens))
+
+    def _require_embeddings(self, tokens: Sequence[int], where: str) -> None:
+        """DataError when the model has no embedding for one of the tokens."""
+        if not in_vocabulary(max(tokens), self._vocabulary):
+            raise DataError(
+                f"{self._problems.asked_by}: {where} holds token {max(tokens)}, and the model has embeddings for {self._vocabulary} tokens "
+                "only: the tokenizer knows tokens that were added after the model. Give the model's own as model.tokenizer, or a model "
+                "that has them."
+            )
+
+    def _tell_rows(self) -> None:
+        """Rows that are empty, spell a control token, or are too long: refused, or dropped as the config allows."""
+        data, tell = self._data, self._problems.rows
+        refused = data.on_empty == "error"
+        way = "data.on_empty: drop"
+        tell(self._empty, refused=refused, what=("is empty", "are empty"), why=way)
+        refused = data.on_control != "drop"
+        way = (
+            "data.on_control: parse where they are meant (a template written out), drop, or (for texts) as-text"
+            if refused
+            else "data.on_control: drop"
+        )
+        example = f"control tokens such as {next(iter(self._spelled.values()), '')!r}"
+        tell(list(self._spelled), refused=refused, what=(f"holds {example}", f"hold {example}"), why=way)
+        refused = data.on_long != "drop"
+        way = "a larger data.max_prompt_tokens, or data.on_long: drop" if refused else "data.on_long: drop"
+        way += " or truncate-left" if data.on_long == "error" else ""
+        longer = counted(self._limit, "token")
+        longer += ", even without the text that may be cut away" if data.on_long == "truncate-left" else ""
+        tell(self._long, refused=refused, what=(f"exceeds {longer}", f"exceed {longer}"), why=way)
+
+    def _tell_cut(self, usable: Sequence[UsablePrompt]) -> None:
+        cut = [prompt for prompt in usable if prompt.cut_tokens]
+        if cut:
+            longest, were = max(prompt.cut_tokens for prompt in cut), "was" if len(cut) == 1 else "were"
+            self._problems.remarks.append(
+                f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} {were} cut to "
+                f"{counted(self._limit, 'token')}, the oldest text is gone ({counted(longest, 'token')} at most; data.on_long: "
+                "truncate-left). The model reads what is left; reward functions and reward models read the whole prompt."
+            )
+
+
+def _columns(data: DataSection) -> str:
+    return (
+        repr(data.field) if data.prompt_template is None else " or ".join(map(repr, columns_of(data.prompt_template)))
+    )
+
+
+def _unread_columns(usable: Sequence[UsablePrompt], problems: RowProblems) -> list[str]:
+    """Rows of plain texts with columns that only chat templates read."""
+    remarks = []
+    for name in TEMPLATE_COLUMNS:
+        count = sum(
+            isinstance(prompt.text, str) and prompt.row.get(name) not in (None, "", [], {}) for prompt in usable
+        )
+        if count:
+            remarks.append(
+                f"{problems.asked_by}: {count:,} of {counted(len(usable), 'prompt')} of {problems.source} "
+                f"{'is a text and has' if count == 1 else 'are texts and have'} a column {name!r}, which only a chat's "
+                "template reads: the model doesn't see it. Set data.chat: true to make texts user messages."
+            )
+    return remarks
