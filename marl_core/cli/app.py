@@ -15,6 +15,7 @@ import typer
 from marl_core.cli.guests import add_commands
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
+from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML).")]
+FileOrRun = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML), or the folder of a run.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable."),
@@ -64,13 +65,13 @@ def _options(
 
 @app.command()
 def run(
-    file: File,
+    file: FileOrRun,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
 ) -> None:
-    """Train the policy that FILE describes."""
+    """Train the policy that FILE describes; with --resume FILE may be a run folder."""
     with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
         _run(file, sets, resume, override)
 
@@ -79,7 +80,9 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    config = _read(file, sets, catalog)
+    if file.expanduser().is_dir() and not resume:
+        raise not_started(file)
+    config, moved = _read(file, sets, catalog)
     from marl_core.cli.tables import show_start
     from marl_core.plan.plan import Plan
 
@@ -87,6 +90,8 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     _set_up_process(device_of(config), config.speed.trim_memory)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    if moved is not None and is_first_rank:
+        typer.echo(moved)
     if resume:
         from marl_core.store.finished import finished
 
@@ -106,7 +111,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
 @app.command()
 def check(
-    file: File,
+    file: FileOrRun,
     sets: Sets = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")
@@ -119,7 +124,8 @@ def check(
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    plan = Plan.of(_read(file, sets, catalog), catalog)
+    config, _ = _read(file, sets, catalog)
+    plan = Plan.of(config, catalog)
     plan.require()
     show_plan(plan)
     missing = unseen(plan)
@@ -222,14 +228,21 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
     quiet_libraries()
 
 
-def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
-    """The config; one from a file needs prompts, and is watched by somebody unless it says otherwise."""
+def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> tuple[RunConfig, str | None]:
+    """The config, and a sentence when it is that of a run folder which was moved.
+
+    One from a file needs prompts, and is watched by somebody unless it says otherwise.
+    """
     from marl_core.config.load import load_config
 
-    config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
+    moved = None
+    if file.expanduser().is_dir():
+        config, moved = config_of_run(file, sets or (), catalog)
+    else:
+        config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
-    return config
+    return config, moved
 
 
 with damaged_metadata_passed_over():

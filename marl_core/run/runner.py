@@ -97,6 +97,12 @@ class Runner:
         self.config = config = self.plan.config
         self.override = override
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
+        with self._folder_kept():
+            self._load(policy, bank, resume)
+
+    def _load(self, policy: str, bank: AdapterBank | None, resume: bool) -> None:
+        """Base and roles, then all that stands on them; a given bank is as it was when that fails."""
+        config = self.config
         self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
         self.plan.hooks.around = self.guard.call
         with default_torch_modes(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
@@ -106,6 +112,16 @@ class Runner:
                 self._open(self.built, resume)
         except BaseException:
             self.built.discard()
+            raise
+
+    @contextmanager
+    def _folder_kept(self) -> Iterator[None]:
+        """A block that comes before the first step. Who reads its error keeps this Runner alive, and must not keep its folder."""
+        try:
+            yield
+        except BaseException:
+            if self.folder is not None:
+                self.folder.release()
             raise
 
     def _open(self, built: BuiltRoles, resume: bool) -> None:
@@ -144,7 +160,7 @@ class Runner:
         self._kl_coef_used = self.state.kl_coef
         self._scores_learned: torch.Tensor | None = None
         if resume:
-            self._resume()
+            self._read_checkpoint()
         self.guard.start(bank)
 
     @property
@@ -380,16 +396,8 @@ class Runner:
             return False
         return True
 
-    def _resume(self) -> None:
-        """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
-        try:
-            self._read_checkpoint()
-        except BaseException:  # whoever reads the error keeps this Runner alive, and must not keep its folder
-            if self.folder is not None:
-                self.folder.release()
-            raise
-
     def _read_checkpoint(self) -> None:
+        """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
         if self.config.run.folder is None:
             raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
         (chosen, *_) = self.ranks.all_gather_object(self._newest_checkpoint())
@@ -421,6 +429,10 @@ class Runner:
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
+        with self._folder_kept():
+            return self._check_start(prompts)
+
+    def _check_start(self, prompts: Prompts) -> Preflight:
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
         with self.running(), self._memory("pre-flight"), self._asking():  # what is logged here is of no step

@@ -11,7 +11,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError, MarlError, warn
+from marl_core.errors import ConfigError, DataError, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint
 from marl_core.store.atomic import recover
@@ -46,7 +46,8 @@ class RunFolder:
         used = (folder.path / "config.yaml").exists()
         if used and not resume:
             raise ConfigError(
-                f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder."
+                f"run.folder: {folder.path} already holds a run. Go on with it (`marl run {folder.path} --resume`; in Python "
+                "Runner(config, resume=True)), or give another folder."
             )
         if resume and used:
             folder._take_up(config, override)
@@ -65,7 +66,7 @@ class RunFolder:
                 f"run.folder: {self.path} can't be written ({error}), so the run in it can't go on. "
                 "Give it write permission, or copy it to a disk that has it."
             ) from error
-        except MarlError:
+        except BaseException:  # a refusal, or Ctrl-C
             self.release()
             raise
 

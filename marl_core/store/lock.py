@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -95,6 +96,14 @@ class RunLock:
             return f"the disk of {self.folder} has no locks ({error}): nothing keeps a second run out of this folder"
         self._lock = lock
         return f"took over the lock of {who}, which is dead" if holder else None
+
+
+@atexit.register
+def _release_all() -> None:
+    """A process that ends of itself leaves nothing that looks like a dead one's, whoever keeps its locks alive till then."""
+    for lock in list(RunLock._newest.values()):
+        with suppress(OSError):
+            lock.release()
 
 
 def _holder(folder: Path) -> dict[str, object]:
