@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from marl_core.ppo.texts import ResponseDecoder
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.catalog import Catalog
-    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
+    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, StopRun, Strategy, hookimpl
     from marl_core.run.runner import Runner
     from marl_core.store.files import append_lines, strict_json
 
@@ -52,7 +52,15 @@ _HOMES = {
         "PluginError",
         "RankError",
     ),
-    "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.strategy": (
+        "API",
+        "AdvantageInputs",
+        "Estimator",
+        "Quantization",
+        "StopRun",
+        "Strategy",
+        "hookimpl",
+    ),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "is_repo_name"),
@@ -106,6 +114,7 @@ __all__ = [
     "ScoreView",
     "ScoredRollout",
     "StepStats",
+    "StopRun",
     "Strategy",
     "View",
     "__version__",
