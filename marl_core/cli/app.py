@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from marl_core.cli.certify import certify
+from marl_core.cli.chat import chat
 from marl_core.cli.guests import add_commands
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
@@ -215,6 +216,7 @@ def replay(
 app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
 app.command("certify")(certify)
+app.command("chat")(chat)
 
 
 def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
