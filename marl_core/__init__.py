@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from marl_core.registry.callables import FunctionTarget, callable_name
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.raised_from import raised_from
-    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, Strategy, hookimpl
+    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, StopRun, Strategy, hookimpl
     from marl_core.report.inline import show_report
     from marl_core.report.page import write_report
     from marl_core.run.runner import Runner
@@ -58,7 +58,15 @@ _HOMES = {
         "RankError",
         "warn",
     ),
-    "marl_core.registry.strategy": ("API", "AdvantageInputs", "Estimator", "Quantization", "Strategy", "hookimpl"),
+    "marl_core.registry.strategy": (
+        "API",
+        "AdvantageInputs",
+        "Estimator",
+        "Quantization",
+        "StopRun",
+        "Strategy",
+        "hookimpl",
+    ),
     "marl_core.registry.callables": ("FunctionTarget", "callable_name"),
     "marl_core.registry.catalog": ("Catalog",),
     "marl_core.registry.raised_from": ("raised_from",),
@@ -117,6 +125,7 @@ __all__ = [
     "ScoreView",
     "ScoredRollout",
     "StepStats",
+    "StopRun",
     "Strategy",
     "View",
     "__version__",

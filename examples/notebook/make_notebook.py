@@ -24,9 +24,12 @@ def execute(folder: Path, **parameters: Any) -> Any:
         if "parameters" in cell.metadata.get("tags", []):
             lines = cell.source.splitlines()
             cell.source = "\n".join(
-                f"{name} = {parameters[name]!r}" if (name := line.split(" = ")[0]) in parameters else line for line in lines
+                f"{name} = {parameters[name]!r}" if (name := line.split(" = ")[0]) in parameters else line
+                for line in lines
             )
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     return notebook
 
 

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marl_core.cli.certify import certify
+from marl_core.cli.chat import chat
 from marl_core.cli.guests import add_commands
 from marl_core.cli.log_lines import VERBOSE_OPTIONS, log_shown, verbosity
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
+from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError
@@ -37,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML).")]
+FileOrRun = Annotated[Path, typer.Argument(metavar="FILE", help="Config file (YAML), or the folder of a run.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. --set ppo.kl.coef=0.1. Repeatable."),
@@ -72,13 +75,13 @@ def _options(
 
 @app.command()
 def run(
-    file: File,
+    file: FileOrRun,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
 ) -> None:
-    """Train the policy that FILE describes."""
+    """Train the policy that FILE describes; with --resume FILE may be a run folder."""
     with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
         _run(file, sets, resume, override)
 
@@ -87,7 +90,9 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    config = _read(file, sets, catalog)
+    if file.expanduser().is_dir() and not resume:
+        raise not_started(file)
+    config, moved = _read(file, sets, catalog)
     from marl_core.artifacts.hub import require_hub
     from marl_core.cli.log_lines import start_shown
     from marl_core.cli.tables import show_notes, show_plan
@@ -98,6 +103,8 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     plan.require()  # before the heavy imports: what can be known without weights is said at once
     _set_up_process(device_of(config), config.speed.trim_memory)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    if moved is not None and is_first_rank:
+        typer.echo(moved)
     if resume:
         from marl_core.store.finished import finished
 
@@ -124,7 +131,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
 @app.command()
 def check(
-    file: File,
+    file: FileOrRun,
     sets: Sets = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Estimate memory per role, and of four separate models.")
@@ -146,7 +153,8 @@ def check(
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    plan = Plan.of(_read(file, sets, catalog), catalog, command_line=True)
+    config, _ = _read(file, sets, catalog)
+    plan = Plan.of(config, catalog, command_line=True)
     findings = plan.findings()
     with torch_kept_out():
         inputs = check_inputs(plan, findings, None if all_rows else max(ROWS_CHECKED, show))
@@ -251,6 +259,8 @@ def replay(
 
 app.command("new-plugin")(new_plugin)
 app.command("publish")(publish)
+app.command("certify")(certify)
+app.command("chat")(chat)
 
 
 def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
@@ -267,14 +277,21 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
         quiet_libraries()
 
 
-def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
-    """The config; one from a file needs prompts."""
+def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> tuple[RunConfig, str | None]:
+    """The config, and a sentence when it is that of a run folder which was moved.
+
+    One from a file needs prompts.
+    """
     from marl_core.config.load import load_config
 
-    config = load_config(file, sets or (), catalog)
+    moved = None
+    if file.expanduser().is_dir():
+        config, moved = config_of_run(file, sets or (), catalog)
+    else:
+        config = load_config(file, sets or (), catalog)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
-    return config
+    return config, moved
 
 
 with damaged_metadata_passed_over():

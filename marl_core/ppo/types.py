@@ -485,3 +485,5 @@ class RunResult:
     last: StepStats | None
     before: Evaluation | None = None
     after: Evaluation | None = None
+    stopped: str | None = None
+    """Why it ended before its last step, where a strategy or `Runner.request_stop` asked for that."""

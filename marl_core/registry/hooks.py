@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from marl_core.errors import ConfigError, MarlError, MarlWarning, PluginError, near_match, warn
+from marl_core.errors import ConfigError, MarlDeprecationWarning, MarlError, MarlWarning, PluginError, near_match, warn
+from marl_core.registry.deprecation import gone_in
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.raised_from import origin_and_notes
-from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
+from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, StopRun, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 WEIGHT_WRITING_HOOKS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
+
+RENAMED_HOOKS = {"marl_evaluation": ("marl_evaluation_end", "0.1")}
+"""Old names that are still called, with what to write instead and the version that renamed them."""
 
 
 class _Manager(pluggy.PluginManager):
@@ -45,6 +49,8 @@ class Hooks:
         """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit."""
         self.around: Callable[..., AbstractContextManager[None]] = lambda origin, *, writes: nullcontext()
         """A context manager around each call: a run puts its plugin guard here, which sees what a plugin changes."""
+        self.stop_reason: str | None = None
+        """Why a strategy asked the run to stop, and which; None until one does."""
         self._manager = _Manager("marl")
         self._manager.add_hookspecs(MarlSpecs)
         self._origins: dict[Strategy, str] = {}
@@ -166,8 +172,13 @@ class Hooks:
         """Tell the observers how far a phase of the step is."""
         self._tell("marl_progress", phase=phase, done=done, total=total)
 
+    def evaluation_end(self, evaluation: Evaluation, bank: AdapterBank, policy: str) -> None:
+        """Tell the observers what was measured on the held-out prompts, by the hook's new and old name."""
+        self._tell("marl_evaluation_end", evaluation=evaluation, bank=bank, policy=policy)
+        self.evaluation(evaluation)
+
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Tell the observers what was measured on the held-out prompts."""
+        """Tell those that have the hook under its old name."""
         self._tell("marl_evaluation", evaluation=evaluation)
 
     def run_end(self, result: RunResult) -> None:
@@ -189,6 +200,10 @@ class Hooks:
         except pluggy.PluginValidationError as error:
             raise PluginError(f"{origin}: {_explain(str(error))}") from error
         self._origins[strategy] = name
+        for old, (new, since) in RENAMED_HOOKS.items():
+            if self.implements(strategy, old):
+                message = f"{name}: the hook {old} is deprecated since {since} and gone in {gone_in(since)}: use {new}"
+                warn(message, MarlDeprecationWarning)
 
     def _caller(self, hook: str) -> pluggy.HookCaller:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
@@ -221,7 +236,9 @@ class Hooks:
 
     def _tell(self, hook: str, **arguments: Any) -> None:
         for strategy in self._implementers(hook):
-            self._first(strategy, hook, **arguments)
+            for result in self._first(strategy, hook, **arguments):
+                if isinstance(result, StopRun) and self.stop_reason is None:
+                    self.stop_reason = f"{result.reason} ({self._origins[strategy]})"
 
     def _tell_all(self, hook: str, **arguments: Any) -> list[MarlError]:
         """Tell every strategy, even when others raise; returns what they raised."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from marl_core.registry.strategy import Estimator, Quantization
+from marl_core.registry.strategy import Estimator, Quantization, StopRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +172,7 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_update_end(self, step: int, bank: AdapterBank, policy: str) -> None:
+    def marl_update_end(self, step: int, bank: AdapterBank, policy: str) -> StopRun | None:
         """Act on the weights after an update, e.g. move a reference after the policy.
 
         Family: any.
@@ -184,7 +184,7 @@ class MarlSpecs:
             bank: the shared base and its adapters.
             policy: name of the policy's adapter in the bank.
 
-        Result: ignored; None by convention.
+        Result: None to go on; `StopRun("the reason")` ends the run after this step. In a loop of one's own nobody reads it.
 
         Example:
             class Watch(Strategy):
@@ -235,7 +235,7 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_run_start(self, plan: Plan, done: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    def marl_run_start(self, plan: Plan, done: int, tokenizer: PreTrainedTokenizerBase) -> StopRun | None:
         """Watch a run begin.
 
         Family: observer (any other may listen too).
@@ -246,7 +246,7 @@ class MarlSpecs:
             done: steps already done: 0, or more after a resume.
             tokenizer: the base's tokenizer, to decode tokens; don't change it.
 
-        Result: ignored; None by convention.
+        Result: None to go on; `StopRun("the reason")` ends the run before its next step.
 
         Example:
             class Greeter(Strategy):
@@ -256,8 +256,8 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> None:
-        """Watch a step end.
+    def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> StopRun | None:
+        """Watch a step end, and end the run if it should go no further.
 
         Family: observer (any other may listen too).
         Called: after every PPO step, in the order of the config. Time spent here is time of the run.
@@ -266,13 +266,16 @@ class MarlSpecs:
             stats: the step's numbers, floats only.
             scored: the step's responses, log-probs and scores. Don't keep it: it holds the batch's tensors.
 
-        Result: ignored; None by convention.
+        Result: None to go on; `StopRun("the reason")` ends the run after this step, as if it were the last. In a loop of one's own
+        nobody reads it.
 
         Example:
-            class Count(Strategy):
+            class Limit(Strategy):
+                nats: float = 10.0
                 @hookimpl
-                def marl_step_end(self, stats: StepStats) -> None:
-                    print("step", stats.step)
+                def marl_step_end(self, stats: StepStats) -> StopRun | None:
+                    print(f"step {stats.step}: KL {stats.kl_nats:.1f} nats")
+                    return StopRun(f"KL is above {self.nats:g} nats") if stats.kl_nats > self.nats else None
         """
 
     @hookspec
@@ -300,16 +303,39 @@ class MarlSpecs:
         """
 
     @hookspec
-    def marl_evaluation(self, evaluation: Evaluation) -> None:
-        """Watch an evaluation on the held-out prompts.
+    def marl_evaluation_end(self, evaluation: Evaluation, bank: AdapterBank, policy: str) -> StopRun | None:
+        """Watch an evaluation on the held-out prompts end: keep the best adapter, or end the run if it should go no further.
 
         Family: observer (any other may listen too).
         Called: after each evaluation: before the first step, every `eval.every` steps, and after the last one.
 
         Arguments:
-            evaluation: its step and means; a judge's `mean` is None where the judge abstained from all.
+            evaluation: its step, means and `eval.samples` responses with their texts; a judge's `mean` is None where the judge
+                abstained from all.
+            bank: the shared base and its adapters, to save the policy as it is now, `bank.save(policy, folder)`; don't change it.
+            policy: name of the policy's adapter in the bank.
 
-        Result: ignored; None by convention.
+        Result: None to go on; `StopRun("the reason")` ends the run here. After the last step nobody reads it.
+
+        Example:
+            class HeldOut(Strategy):
+                @hookimpl
+                def marl_evaluation_end(self, evaluation: Evaluation) -> StopRun | None:
+                    print(f"reward on held-out prompts at step {evaluation.step}: {evaluation.reward:.2f}")
+                    return StopRun("the reward is high enough") if evaluation.reward > 0.9 else None
+        """
+
+    @hookspec
+    def marl_evaluation(self, evaluation: Evaluation) -> StopRun | None:
+        """The old name of `marl_evaluation_end`: deprecated since 0.1, gone in 0.2.
+
+        Family: observer (any other may listen too).
+        Called: where `marl_evaluation_end` is.
+
+        Arguments:
+            evaluation: as `marl_evaluation_end` gets it.
+
+        Result: as that of `marl_evaluation_end`.
 
         Example:
             class HeldOut(Strategy):
@@ -326,7 +352,8 @@ class MarlSpecs:
         Called: once, after the final adapter was saved; not when the run failed: see marl_run_failed.
 
         Arguments:
-            result: what the run gave: its folder, the last numbers, evaluation before and after.
+            result: what the run gave: its folder, the last numbers, evaluation before and after; `stopped` is the reason where it
+                was asked to stop before its last step.
 
         Result: ignored; None by convention.
 

@@ -79,6 +79,18 @@ def api_problem(strategy_class: type[Strategy]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class StopRun:
+    """What a hook returns to end the run after the step it is in, as if that were the last of `ppo.steps`.
+
+    The last evaluation is made and the final adapter is written; observers hear `marl_run_end`, and `RunResult.stopped` is the
+    reason. `--resume` goes on from there.
+    """
+
+    reason: str
+    """A clause for people, such as `KL 12.3 nats is above 10`: it is printed, and stands in ended.json and the report."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quantization:
     """How transformers loads the base, and what the loaded base can do.
 

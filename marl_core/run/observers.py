@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from marl_core.bank.adapters import AdapterBank
 from marl_core.plan.plan import Plan
 from marl_core.ppo.types import Evaluation, RunResult
 
@@ -27,10 +28,10 @@ class ObserverCalls:
             with self.until_the_end(lambda: step):
                 self._plan.hooks.run_start(self._plan, step, tokenizer)  # type: ignore[arg-type]  # transformers' own
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Evaluation, bank: AdapterBank, policy: str) -> None:
         """Tell the numbers of a held-out evaluation."""
         if self._began:
-            self._plan.hooks.evaluation(evaluation)
+            self._plan.hooks.evaluation_end(evaluation, bank, policy)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Tell how far a phase is: its beginning, its end, and between them now and then."""

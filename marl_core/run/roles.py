@@ -10,17 +10,18 @@ from peft import LoraConfig
 
 from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
+from marl_core.bank.base import Prepare
 from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.choice import RewardChoice
-from marl_core.config.run_config import LoraSection
+from marl_core.config.run_config import LoraSection, ModelSection
 from marl_core.errors import ConfigError
 from marl_core.logs import LOADING, logger
 from marl_core.plan.named_paths import own_model
 from marl_core.plan.plan import Plan
 from marl_core.ppo.roles import RewardSource, Roles, TrainableRoles
 from marl_core.ppo.seeds import derive_seed
-from marl_core.registry.strategy import Strategy
+from marl_core.registry.strategy import Quantization, Strategy
 from marl_core.safety.findings import PreflightCheck
 from marl_core.safety.gradient_check import gradient_survives
 
@@ -107,8 +108,8 @@ def _roles(plan: Plan, bank: AdapterBank, trained: TrainableRoles) -> Roles:
         trained=trained,
         reference=plan.hooks.reference(plan.reference, bank, plan.config.sampling.temperature, trained.policy),
         reference_origin=plan.hooks.origin(plan.reference),
-        rewards=_sources(plan, bank, plan.rewards),
-        judges=_sources(plan, bank, judges, "judge"),
+        rewards=reward_sources(plan, bank, plan.rewards),
+        judges=reward_sources(plan, bank, judges, "judge"),
     )
 
 
@@ -124,17 +125,24 @@ def _bank(plan: Plan, bank: AdapterBank | None) -> AdapterBank:
             )
         _same_base(plan, bank)
         return bank
-    model = plan.config.model
+    prepare = (lambda base: plan.hooks.prepare_base(plan.reference, base)) if prepares else None
+    return load_bank(plan.config.model, plan.config.run.device, plan.quantization, prepare, prepared)
+
+
+def load_bank(
+    model: ModelSection, device: str, quantization: Quantization, prepare: Prepare | None, prepared: str
+) -> AdapterBank:
+    """A new bank on the base that `model` names; `prepared`: what `prepare` does to it, in words. Raises as AdapterBank.from_pretrained."""
     bank = AdapterBank.from_pretrained(
         model.path,
         dtype=model.dtype,
         tokenizer=model.tokenizer,
-        device=plan.config.run.device,
+        device=device,
         revision=model.revision,
         attention=model.attention,
         trust_remote_code=model.trust_remote_code,
-        quantization=plan.quantization,
-        prepare=(lambda base: plan.hooks.prepare_base(plan.reference, base)) if prepares else None,
+        quantization=quantization,
+        prepare=prepare,
         shard=model.shard != "none",
     )
     bank.prepared = prepared
@@ -200,12 +208,13 @@ def _lora(part: LoraSection, bank: AdapterBank) -> LoraConfig:
     return lora.make_config(part.r, part.alpha, part.targets, part.dropout, part.lora, bank.linears)
 
 
-def _sources(
+def reward_sources(
     plan: Plan,
     bank: AdapterBank,
     chosen: tuple[tuple[RewardChoice, Strategy], ...] | list[tuple[RewardChoice, Strategy]],
     role: str = "reward",
 ) -> tuple[RewardSource, ...]:
+    """What the strategies of rewards or judges score with, each under its name in metrics and samples."""
     labels = [choice.name or choice.label for choice, _ in chosen]
     repeated = {label for label, count in Counter(labels).items() if count > 1}
     sources = []

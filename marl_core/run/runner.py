@@ -69,6 +69,7 @@ from marl_core.store.disk_space import (
     save_failed,
     warn_if_short,
 )
+from marl_core.store.ended import How, how_it_ended
 from marl_core.store.folder import RunFolder
 from marl_core.store.provenance import provenance
 from marl_core.store.run_state import RunState
@@ -102,6 +103,12 @@ class Runner:
         self.override = override
         early = PromptSets.before_weights(self.plan) if bank is None else None
         self.folder = RunFolder.open(config, resume=resume, override=override) if self.ranks.first else None
+        with self._folder_kept():
+            self._load(policy, bank, resume, early)
+
+    def _load(self, policy: str, bank: AdapterBank | None, resume: bool, early: PromptSets | None) -> None:
+        """Base and roles, then all that stands on them; a given bank is as it was when that fails."""
+        config = self.config
         self.guard, self.checks, self.observers = PluginGuard(), StepChecks(config), ObserverCalls(self.plan)
         self.plan.hooks.around = self.guard.call
         with default_torch_modes(), threads(config.run.threads), memory_told("loading", config, device_of(config)):
@@ -111,6 +118,16 @@ class Runner:
                 self._open(self.built, resume, early)
         except BaseException:
             self.built.discard()
+            raise
+
+    @contextmanager
+    def _folder_kept(self) -> Iterator[None]:
+        """A block that comes before the first step. Who reads its error keeps this Runner alive, and must not keep its folder."""
+        try:
+            yield
+        except BaseException:
+            if self.folder is not None:
+                self.folder.release()
             raise
 
     def _open(self, built: BuiltRoles, resume: bool, early: PromptSets | None) -> None:
@@ -147,13 +164,16 @@ class Runner:
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
+        self.stopped: str | None = None
+        self._stop_asked: str | None = None
+        self._evaluated: Evaluation | None = None
         self.seconds: dict[str, float] = {}
         self.live = LiveReport(self.folder.path) if self.folder is not None else None
         self._rollouts = 0
         self._kl_coef_used = self.state.kl_coef
         self._scores_learned: torch.Tensor | None = None
         if resume:
-            self._resume()
+            self._read_checkpoint()
         self.guard.start(bank)
 
     @property
@@ -271,30 +291,55 @@ class Runner:
 
         Closing the iterator ends the run for its observers; calling this again goes on from there.
         """
-        with self._shown_live(), self.observers.until_the_end(lambda: self.done):
+        with self._shown_live(), self.observers.until_the_end(lambda: self.done), self._end_recorded():
             yield from self._steps()
+            self._record_end()
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after the step it is in, as if that were the last of `ppo.steps`; `reason` is told wherever the end is.
+
+        For code that has the Runner: a loop over `steps()`, another thread, a button in a notebook. A strategy returns a `StopRun`.
+        """
+        self._stop_asked = self._stop_asked or reason
 
     def _steps(self) -> Iterator[StepStats]:
         config = self.config
         self.prepare()
+        self.stopped = None
         self.observers.begin(self.done, self.bank.tokenizer)
         if self.folder is not None:
+            self.folder.go_on()
             warn_if_short(self.folder.path, self._checkpoint_bytes * (config.run.keep + 2))
         self._show_live()
         if self.done == 0:
             self.evaluate()
-        failed = 0
-        while self.done < config.ppo.steps:
+        failed, ending = 0, self._ends()
+        while not ending:
             if self.folder is not None:
                 self.folder.hold()
             stats = self.step(self.prompts())
-            last = self.done == config.ppo.steps
-            if config.eval.every and self.done % config.eval.every == 0 and not last:
+            ending = self._ends()
+            if config.eval.every and self.done % config.eval.every == 0 and not ending:
                 self.evaluate()
-            if last or (config.run.checkpoint_every and self.done % config.run.checkpoint_every == 0):
+                ending = self._ends()
+            if ending or (config.run.checkpoint_every and self.done % config.run.checkpoint_every == 0):
                 failed = 0 if self._saved(failed) else failed + 1
             self._show_live()
             yield stats
+            if not ending and self._ends():  # asked for by whoever was handed the step
+                self._saved(failed)
+                return
+
+    def _ends(self) -> bool:
+        """Whether no step follows: all are done, or somebody asked the run to stop. The same on all ranks."""
+        if self.done >= self.config.ppo.steps:
+            return True
+        asked = self._stop_asked or self.plan.hooks.stop_reason
+        if not self.ranks.all_reduce_max([float(asked is not None)])[0]:
+            return False
+        self.stopped = next(reason for reason in self.ranks.all_gather_object(asked) if reason is not None)
+        self._stop_asked = self.plan.hooks.stop_reason = None
+        return True
 
     def train(self) -> RunResult:
         """Run to the end: steps, last evaluation, final adapter, end of the observers.
@@ -302,7 +347,12 @@ class Runner:
         Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
         """
         try:
-            with self._shown_live(), self.observers.until_the_end(lambda: self.done), StopRequest() as stop:
+            with (
+                self._shown_live(),
+                self.observers.until_the_end(lambda: self.done),
+                self._end_recorded(),
+                StopRequest() as stop,
+            ):
                 last: StepStats | None = None
                 for stats in self._steps():
                     last = stats
@@ -332,7 +382,8 @@ class Runner:
     def _finish(self, last: StepStats | None) -> RunResult:
         if self.folder is not None:
             self.folder.hold()
-        after = self.evaluate()
+        done_already = self._evaluated is not None and self._evaluated.step == self.done
+        after = self._evaluated if done_already else self.evaluate()
         if self.folder is not None:
             try:
                 self.folder.finish(self.bank, self.roles.trained.policy)
@@ -341,21 +392,36 @@ class Runner:
                     f"final: {self.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
                     "Make room on that disk and resume: only this is left to do."
                 ) from error
+            self._record_end()
             draw(self.folder.path)
         self.ranks.all_gather_object(None)  # nobody leaves before the first rank has written
         before = self.folder.first_evaluation() if self.folder is not None else self.before
-        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after)
+        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after, self.stopped)
         logger(RUN).info("finished after %d steps%s", self.done, f", in {result.folder}" if result.folder else "")
         self.observers.end(result)
         return result
+
+    @contextmanager
+    def _end_recorded(self) -> Iterator[None]:
+        """A block of the run: when an exception ends it, the folder says so."""
+        try:
+            yield
+        except BaseException as error:
+            if self.folder is not None and self.preflight is not None:
+                self.folder.end(*how_it_ended(error), self.done)
+            raise
+
+    def _record_end(self) -> None:
+        """The folder says that the run ended as it should."""
+        if self.folder is not None:
+            how: How = "finished" if self.stopped is None else "stopped"
+            self.folder.end(how, self.stopped or "all steps are done", self.done)
 
     def _stopped(self, number: signal.Signals) -> Stopped:
         """Save, unless this very step has been saved, and say how to go on."""
         where = "nothing was saved: this run has no run.folder."
         if self.folder is not None:
-            target = self.folder.checkpoints / checkpoint.name_of(self.done)
-            saved = target if target.is_dir() and checkpoint.damage(target) is None else self.save()
-            where = f"saved in {saved}. Go on with --resume."
+            where = f"saved in {self._save_once()}. Go on with `marl run {self.folder.path} --resume`."
         (where, *_) = self.ranks.all_gather_object(where)
         return Stopped(f"stopped by {number.name} after step {self.done}; {where}", number)
 
@@ -381,7 +447,8 @@ class Runner:
         self.before = self.before or evaluation
         if self.folder is not None:
             self.folder.add_evaluation(asdict(evaluation))
-        self.observers.evaluation(evaluation)
+        self._evaluated = evaluation
+        self.observers.evaluation(evaluation, self.bank, self.roles.trained.policy)
         return evaluation
 
     def save(self) -> Path | None:
@@ -402,10 +469,15 @@ class Runner:
         except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             raise save_failed(folder, self.done, self._checkpoint_bytes, error) from error
 
+    def _save_once(self) -> Path | None:
+        """The checkpoint of this very step, written unless it is there and whole."""
+        target = self.folder.checkpoints / checkpoint.name_of(self.done) if self.folder is not None else None
+        return target if target is not None and target.is_dir() and checkpoint.damage(target) is None else self.save()
+
     def _saved(self, failed: int) -> bool:
         """Save. A full disk is a warning, and an error only after it has happened several times in a row."""
         try:
-            self.save()
+            self._save_once()
         except SaveFailed as error:
             if failed + 1 >= FAILED_SAVES_ALLOWED:
                 raise
@@ -413,16 +485,8 @@ class Runner:
             return False
         return True
 
-    def _resume(self) -> None:
-        """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
-        try:
-            self._read_checkpoint()
-        except BaseException:  # whoever reads the error keeps this Runner alive, and must not keep its folder
-            if self.folder is not None:
-                self.folder.release()
-            raise
-
     def _read_checkpoint(self) -> None:
+        """Put the newest whole checkpoint's state in place; the first rank chooses it, every rank reads it."""
         if self.config.run.folder is None:
             raise ConfigError("resume: this config has no run.folder, so there is nothing to resume from.")
         (chosen, *_) = self.ranks.all_gather_object(self._newest_checkpoint())
@@ -455,6 +519,10 @@ class Runner:
 
     def check_start(self, prompts: Prompts) -> Preflight:
         """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
+        with self._folder_kept():
+            return self._check_start(prompts)
+
+    def _check_start(self, prompts: Prompts) -> Preflight:
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
         with (

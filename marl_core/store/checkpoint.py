@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marl_core.artifacts.adapter_files import read_adapter
+from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError
 from marl_core.ppo.roles import TrainableRoles
@@ -156,6 +158,22 @@ def load_weights(folder: Path, bank: AdapterBank, trained: TrainableRoles) -> No
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(
             f"resume: {folder} doesn't fit this config ({error}). Resume with the config the run was started with."
+        ) from error
+
+
+def load_policy(folder: Path, bank: AdapterBank, name: str) -> None:
+    """Put the policy that `save_weights`, or the end of a run, wrote into `folder` on the bank, frozen. DataError when it doesn't fit.
+
+    The bank's base is taken for the run's own: on a prepared base an adapter's file names none that could be compared.
+    """
+    files = read_adapter(folder, "policy")
+    bank.add(name, lora.config_of(files, bank.linears, "policy"), trainable=False)
+    try:
+        _fill(bank.tensors(name), load_file(files.weights))
+    except (OSError, SafetensorError, ValueError) as error:
+        bank.remove(name)
+        raise DataError(
+            f"policy: {folder} doesn't fit this base ({error}). Restore the base that the run was made on."
         ) from error
 
 

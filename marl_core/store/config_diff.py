@@ -48,7 +48,8 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
     if serious and not override:
         changes = "\n".join(f"  {lines[key]}" for key in serious)
         raise ConfigError(
-            f"resume: the config changed the run's mathematics since it was started:\n{changes}\nRestore it, or resume with --override."
+            f"resume: the config changed the run's mathematics since it was started:\n{changes}\n"
+            f"Restore it, or resume with --override. `marl run {file.parent} --resume` goes on with the run's own config."
         )
     return [f"config changed{' (--override)' if key in serious else ''}: {line}" for key, line in lines.items()]
 

@@ -11,9 +11,9 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError, MarlError, warn
+from marl_core.errors import ConfigError, DataError, warn
 from marl_core.ppo.types import Evaluation
-from marl_core.store import checkpoint
+from marl_core.store import checkpoint, ended
 from marl_core.store.atomic import recover
 from marl_core.store.config_diff import changed_keys
 from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
@@ -49,7 +49,8 @@ class RunFolder:
         used = (folder.path / "config.yaml").exists()
         if used and not resume:
             raise ConfigError(
-                f"run.folder: {folder.path} already holds a run. Go on with it by --resume, or give another folder."
+                f"run.folder: {folder.path} already holds a run. Go on with it (`marl run {folder.path} --resume`; in Python "
+                "Runner(config, resume=True)), or give another folder."
             )
         if resume and used:
             folder._take_up(config, override)
@@ -60,6 +61,7 @@ class RunFolder:
             self.hold()
             self.owned = True
             self._sessions = closed(earlier_sessions(self.path / "provenance.json"), last_seen(self.path))
+            self.notes += ended.stop_note(self.path)
             self.notes += changed_keys(self.path / "config.yaml", config, override=override)
             recover(self.path)
             recover(self.checkpoints)
@@ -69,7 +71,7 @@ class RunFolder:
                 f"run.folder: {self.path} can't be written ({error}), so the run in it can't go on. "
                 "Give it write permission, or copy it to a disk that has it."
             ) from error
-        except MarlError:
+        except BaseException:  # a refusal, or Ctrl-C
             self.release()
             raise
 
@@ -103,6 +105,7 @@ class RunFolder:
             first = self.path / "preflight.json"
             resumed = self.path / f"preflight-step-{step}.json"
             write_json(resumed if first.exists() and step else first, preflight)
+            self.go_on()
         except OSError as error:
             raise ConfigError(
                 f"run.folder: {self.path} can't be made or written ({error}). Give another folder, or make room on that disk."
@@ -219,6 +222,19 @@ class RunFolder:
             raise DataError(
                 f"resume: {self.path / 'evals.jsonl'} is damaged ({error}). Move it away to go on without."
             ) from error
+
+    def go_on(self) -> None:
+        """The run has steps before it: what was said of an end is over."""
+        (self.path / ended.FILE).unlink(missing_ok=True)
+
+    def end(self, how: ended.How, reason: str, step: int) -> None:
+        """Say how the run in this folder ended, unless it has become another's. A disk that takes no more is a warning."""
+        if not self.owned or self.lock.lost:
+            return
+        try:
+            ended.write(self.path, how, reason, step)
+        except OSError as error:
+            warn(f"{ended.FILE}: how the run ended can't be written into {self.path} ({error.strerror or error}).")
 
     def finish(self, bank: AdapterBank, policy: str) -> None:
         """Write final/policy, a plain PEFT adapter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -112,6 +113,14 @@ def is_held(folder: Path) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+@atexit.register
+def _release_all() -> None:
+    """A process that ends of itself leaves nothing that looks like a dead one's, whoever keeps its locks alive till then."""
+    for lock in list(RunLock._newest.values()):
+        with suppress(OSError):
+            lock.release()
 
 
 def _holder(folder: Path) -> dict[str, object]:

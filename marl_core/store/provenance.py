@@ -79,6 +79,29 @@ def _changed(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> list[s
     return [name for name in before if now[key].get(name) != before[name]] if isinstance(before, Mapping) else []
 
 
+def recorded_base(folder: Path, asked_by: str) -> Mapping[str, Any]:
+    """What a run folder says of its base: `source`, `prepared_by` and `fingerprint`. DataError naming `asked_by` where it says nothing."""
+    file = folder / "provenance.json"
+    try:
+        base: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["base"]
+        if not isinstance(base["prepared_by"], str):
+            raise TypeError("base.prepared_by is no text")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{asked_by}: {file} can't be read ({error!r}), so it isn't known what the run's base was. Restore it."
+        ) from error
+    return base
+
+
+def require_base(recorded: Mapping[str, Any], fingerprint: Fingerprint | None, asked_by: str) -> None:
+    """DataError when the base isn't the one that `recorded_base` told of; where that can't be told, nothing."""
+    if not is_short_of(recorded.get("fingerprint"), fingerprint):
+        raise DataError(
+            f"{asked_by}: the weights of {recorded.get('source')!r} are not those that the run was made on, so its policy would mean "
+            "nothing on them. Put back what was there."
+        )
+
+
 def read_provenance(file: Path) -> dict[str, Any]:
     """What a run was started with; DataError when the file isn't what `provenance` gives."""
     try:

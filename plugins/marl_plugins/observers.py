@@ -45,7 +45,7 @@ class Console(Strategy):
             self._screen.progress(phase, done, total)
 
     @hookimpl
-    def marl_evaluation(self, evaluation: Evaluation) -> None:
+    def marl_evaluation_end(self, evaluation: Evaluation) -> None:
         """One line."""
         self._screen.evaluation(evaluation)
 
@@ -142,7 +142,7 @@ class Trackers(Strategy):
         self._trackers.log(stats)
 
     @hookimpl
-    def marl_evaluation(self, evaluation: Evaluation) -> None:
+    def marl_evaluation_end(self, evaluation: Evaluation) -> None:
         """Log the held-out numbers under eval/."""
         self._trackers.evaluation(evaluation)
 

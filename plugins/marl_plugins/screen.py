@@ -125,6 +125,13 @@ class Screen:
     def close(self, result: RunResult) -> None:
         """The bar's end and where the results are."""
         self.stop()
+        if result.stopped is not None:
+            self._console.print(
+                f"stopped after step {result.steps} of {self._steps}: {result.stopped}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         if result.before and result.after:
             b, a = result.before, result.after
             self._console.print(

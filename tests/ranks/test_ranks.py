@@ -67,7 +67,7 @@ def played(tiny_folder: str, prompts_file: str, tmp_path_factory: pytest.TempPat
     (folder / "tiny").symlink_to(tiny_folder)
     (folder / "prompts.jsonl").symlink_to(prompts_file)
     (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
-    names = ["joint", "whole_run", "sampling", "uneven", "disagree", *FAULTS]
+    names = ["joint", "whole_run", "sampling", "asked_to_stop", "uneven", "disagree", *FAULTS]
     asked = ["1:joint", "1:sampling", *(f"2:{name}" for name in names)]
     subprocess.run([sys.executable, str(WORKER), str(folder), *asked], check=True, timeout=300)
     return folder
@@ -239,6 +239,13 @@ class TestOneEndForAll:
         quiet, loud = said(played, "not_finite")
         assert "[rank 1] marl: update: the loss is nan" in loud
         assert "loss" not in quiet
+
+    def test_one_rank_that_asks_stops_all(self, played: Path) -> None:
+        for rank in (0, 1):
+            file = played / "asked_to_stop-2" / str(rank) / "asked_to_stop.json"
+            by_strategy, by_hand = json.loads(file.read_text(encoding="utf-8"))
+            assert by_strategy == [2, "enough (Enough of __main__)"]
+            assert by_hand == [0, "not today"]
 
     def test_a_signal_to_one_rank_stops_all_after_the_step(self, played: Path) -> None:
         assert [rank["code"] for rank in ended(played, "stopped")] == [143, 143]

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from marl_core import Catalog, DataError, MarlError, RunConfig, Runner
+from marl_core import Catalog, DataError, MarlError, RunConfig, Runner, StopRun, Strategy, hookimpl
 from marl_core.bank.base import load_for_bank as _load_for_bank  # noqa: F401  # imported before the fork
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
@@ -156,6 +156,26 @@ def sampling(folder: Path, out: Path) -> None:
     )  # fmt: skip
 
 
+class Enough(Strategy):
+    """Has enough after two steps; observers are the first rank's alone."""
+
+    @hookimpl
+    def marl_step_end(self, stats: Any) -> StopRun | None:
+        return StopRun("enough") if stats.step == 2 else None
+
+
+def asked_to_stop(folder: Path, out: Path) -> None:
+    """One rank alone asks: by a strategy, and by its Runner."""
+    by_strategy = Runner(config(folder, observers=[Enough()]))
+    results = [by_strategy.train()]
+    by_hand = Runner(config(folder))
+    if os.environ["RANK"] == "1":
+        by_hand.request_stop("not today")
+    results.append(by_hand.train())
+    found = [[result.steps, result.stopped] for result in results]
+    (out / "asked_to_stop.json").write_text(json.dumps(found), encoding="utf-8")
+
+
 def uneven(folder: Path, out: Path) -> None:
     """Batches that can't be shared out."""
     found = []
@@ -224,6 +244,7 @@ SCENARIOS: dict[str, Callable[[Path, Path], int | None]] = {
     "joint": joint,
     "whole_run": whole_run,
     "sampling": sampling,
+    "asked_to_stop": asked_to_stop,
     "uneven": uneven,
     "disagree": disagree,
     "raises": lambda folder, out: _command(folder, "raises_on_rank_1"),

@@ -238,7 +238,7 @@ def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(
     assert forks.wait() == code
     words = run.log.read_text(encoding="utf-8")
     assert f"stopped by {number.name} after step {run.last_step()}; saved in" in words
-    assert "Go on with --resume" in words
+    assert "--resume`" in words
     assert "Traceback" not in words
     assert run.saved_step() == run.last_step() < STEPS
     forks.start(run, "--resume")

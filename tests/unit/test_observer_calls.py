@@ -40,7 +40,7 @@ class Ear(Strategy):
         self._hear("step", stats.step)
 
     @hookimpl
-    def marl_evaluation(self, evaluation: Evaluation) -> None:
+    def marl_evaluation_end(self, evaluation: Evaluation) -> None:
         self._hear("evaluation", evaluation.step)
 
     @hookimpl

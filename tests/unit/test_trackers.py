@@ -123,7 +123,7 @@ def test_a_run_that_failed_is_marked_so(
     observer.marl_step_end(SimpleNamespace(step=1, metrics={"a": 1.0, "b": float("nan"), "c": None}))  # type: ignore[arg-type]
     found: dict[str, Any] = {"step": 1, "reward": 1.0, "kl": 0.0, "length": 3.0, "finished": 1.0}
     judges = {"mean": {"mean": 2.0}, "silent": {"mean": None}}
-    observer.marl_evaluation(SimpleNamespace(**found, judges=judges))  # type: ignore[arg-type]
+    observer.marl_evaluation_end(SimpleNamespace(**found, judges=judges))  # type: ignore[arg-type]
     observer.marl_run_end() if error is None else observer.marl_run_failed(error)
     numbers = {"eval/reward": 1.0, "eval/kl": 0.0, "eval/length": 3.0, "eval/finished": 1.0, "eval/mean": 2.0}
     assert ALL.pop().heard == ["config", (1, {"a": 1.0}), (1, numbers), heard]

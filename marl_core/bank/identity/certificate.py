@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,26 @@ from marl_core.bank.identity.fingerprint_v1 import difference_from_first
 from marl_core.errors import DataError
 
 FILE = "marl_certificate.json"
+
+
+class Certificate(dict[str, Any]):
+    """What stands in a certificate's file; a plain dict whose repr is a line, since its fingerprint is long."""
+
+    def __init__(self, written: Mapping[str, Any], file: Path, named: str) -> None:
+        """`file`: where it was written; `named`: whether its base is the one that the adapter names, in words."""
+        super().__init__(written)
+        self.file, self.named = file, named
+
+    @property
+    def golden_scores(self) -> list[float]:
+        """The score of each golden text."""
+        return [float(row["score"]) for row in self["golden"]]
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate(file={str(self.file)!r}, base: {len(self['base']['tensors'])} tensors, "
+            f"position={self['position']!r}, golden_scores={[round(score, 3) for score in self.golden_scores]})"
+        )
 
 
 def _validate(certificate: Any) -> None:

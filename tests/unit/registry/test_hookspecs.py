@@ -41,10 +41,10 @@ ARGUMENTS: dict[str, Any] = {
     "done": 0,
     "total": 8,
     "phase": "sampling",
-    "stats": SimpleNamespace(step=1),
+    "stats": SimpleNamespace(step=1, kl_nats=0.5),
     "scored": object(),
     "result": "result",
-    "evaluation": SimpleNamespace(step=1),
+    "evaluation": SimpleNamespace(step=1, reward=0.5),
     "error": RuntimeError("the disk is gone"),
 }
 
@@ -66,11 +66,15 @@ def test_documented_in_full(hook: str) -> None:
         assert f"\n    {name}: " in doc(hook), f"{hook} doesn't explain {name}"
 
 
+@pytest.mark.filterwarnings("ignore:.*hook marl_evaluation is deprecated")
 @pytest.mark.parametrize("hook", HOOKS)
 def test_example_runs(hook: str, capsys: pytest.CaptureFixture[str]) -> None:
     example = textwrap.dedent(doc(hook).split("Example:\n", 1)[1])
     assert len(example.splitlines()) <= 7
-    names = {name: getattr(marl_core, name) for name in ("Strategy", "hookimpl", "Estimator", "Quantization", "View")}
+    names = {
+        name: getattr(marl_core, name)
+        for name in ("Strategy", "hookimpl", "Estimator", "Quantization", "StopRun", "View")
+    }
     exec(compile("from __future__ import annotations\n" + example, hook, "exec"), names)
     strategy_class: Any = next(reversed(names.values()))
     strategy: Strategy = strategy_class()

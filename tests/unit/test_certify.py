@@ -1,0 +1,134 @@
+"""`marl certify`, and what `write_certificate` gives back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import AdapterBank, DataError, write_certificate
+from marl_core.cli.app import main
+from marl_core.testing import write_tiny_model
+
+Told = pytest.CaptureFixture[str]
+FILE = "marl_certificate.json"
+
+
+@pytest.fixture
+def adapter(reward_adapter: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reward_adapter, tmp_path / "reward"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base of the same shape."""
+    return write_tiny_model(tmp_path_factory.mktemp("other") / "model", seed=5)
+
+
+def test_it_writes_what_a_run_reads_and_says_what(adapter: Path, tiny_folder: str, capsys: Told) -> None:
+    assert main(["certify", str(adapter), "--model", tiny_folder]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{adapter / FILE}: written\n")
+    assert f"base           {tiny_folder}, " in said
+    assert "tensors; it is what the adapter names (" in said
+    assert "golden scores  4 texts, from " in said
+    assert "as float32     trained on these weights; 4 golden scores match within" in said
+    assert len(said) < 1000
+    bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
+    bank.load_reward(adapter)
+    assert "4 golden scores match" in "".join(bank.reward_checks.values())
+
+
+def test_it_is_compared_as_the_run_to_come_reads_it(adapter: Path, tiny_folder: str, capsys: Told) -> None:
+    assert main(["certify", str(adapter), "--model", tiny_folder, "--dtype", "bfloat16"]) == 0
+    assert "as bfloat16    trained on these weights; 4 golden scores match within" in capsys.readouterr().out
+
+
+def test_a_base_that_cannot_be_compared_is_said(adapter: Path, other: str, capsys: Told) -> None:
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "base_model_name_or_path": "owner/elsewhere"}), encoding="utf-8")
+    assert main(["certify", str(adapter), "--model", other]) == 0
+    assert "it can't be compared with 'owner/elsewhere', which the adapter names: " in capsys.readouterr().out
+
+
+def test_another_base_is_refused_before_anything_is_written(
+    adapter: Path, other: str, tiny_folder: str, capsys: Told
+) -> None:
+    assert main(["certify", str(adapter), "--model", other]) == 4
+    said = capsys.readouterr().err
+    assert (
+        f"certify: the reward adapter {adapter} was trained on '{tiny_folder}', whose weights are not those of" in said
+    )
+    assert not (adapter / FILE).exists()
+    with pytest.raises(DataError, match=r"write_certificate: the reward adapter .* was trained on"):
+        write_certificate(adapter, other, ["A"])
+
+
+def test_one_that_is_there_stays_unless_forced(adapter: Path, tiny_folder: str, capsys: Told) -> None:
+    (adapter / FILE).write_text("mine", encoding="utf-8")
+    assert main(["certify", str(adapter), "--model", tiny_folder]) == 2
+    assert "is there already. Write it anew with --force" in capsys.readouterr().err
+    assert (adapter / FILE).read_text(encoding="utf-8") == "mine"
+    assert main(["certify", str(adapter), "--model", tiny_folder, "--force"]) == 0
+    assert json.loads((adapter / FILE).read_text(encoding="utf-8"))["version"] == 2
+
+
+@pytest.mark.parametrize("before", [None, "mine"])
+def test_scores_that_marl_does_not_get_are_not_certified(
+    adapter: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    if before is not None:
+        (adapter / FILE).write_text(before, encoding="utf-8")
+
+    def differs(*_: Any) -> str:
+        raise DataError("certify: scores its own golden texts differently here")
+
+    monkeypatch.setattr("marl_core.bank.identity.reward_check._check_golden", differs)
+    assert main(["certify", str(adapter), "--model", tiny_folder, "--force"]) == 4
+    assert (adapter / FILE).is_file() == (before is not None)
+    if before is not None:
+        assert (adapter / FILE).read_text(encoding="utf-8") == before
+
+
+def test_examples_of_ones_own(adapter: Path, tiny_folder: str, tmp_path: Path, capsys: Told) -> None:
+    lines, rows = tmp_path / "texts.txt", tmp_path / "rows.jsonl"
+    lines.write_text("Good\n\n" + "Bad\n" * 40, encoding="utf-8")
+    rows.write_text('{"review": "Good"}\n{"review": "Bad"}\n', encoding="utf-8")
+    command = ["certify", str(adapter), "--model", tiny_folder, "--force", "--no-append-eos"]
+    assert main([*command, "--examples", str(lines)]) == 0
+    assert "32 texts" in capsys.readouterr().out
+    assert main([*command, "--examples", str(rows), "--field", "review"]) == 0
+    written = json.loads((adapter / FILE).read_text(encoding="utf-8"))
+    assert len(written["golden"]) == 2
+    assert written["append_eos"] is False
+    assert main([*command, "--examples", str(rows)]) == 4
+    assert f"row 1 of {rows} has no text as 'text'; it has: review. Name the column" in capsys.readouterr().err
+    lines.write_text("\n", encoding="utf-8")
+    assert main([*command, "--examples", str(lines)]) == 4
+    assert main([*command, "--examples", str(tmp_path / "none.txt")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("sft", "holds no score head"),
+        ("nothing", "certify: there is no adapter folder"),
+        ("base", "isn't a PEFT adapter"),
+    ],
+)
+def test_what_is_no_reward_adapter(sft_adapter: str, tiny_folder: str, capsys: Told, what: str, message: str) -> None:
+    folder = {"sft": sft_adapter, "nothing": "nowhere", "base": tiny_folder}[what]
+    assert main(["certify", folder, "--model", tiny_folder]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_a_notebook_prints_a_line(adapter: Path, tiny_folder: str) -> None:
+    certificate = write_certificate(adapter, tiny_folder, ["A good film.", "Bad"])
+    assert len(repr(certificate)) < 300
+    assert str(adapter / FILE) in repr(certificate)
+    assert certificate == json.loads((adapter / FILE).read_text(encoding="utf-8"))  # still the dict that it was
+    assert len(certificate["golden"]) == 2
