@@ -17,7 +17,7 @@ from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
 from marl_core.cli.warning_lines import warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
-from marl_core.errors import ConfigError, MarlError
+from marl_core.errors import ConfigError, MarlError, by_command
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
@@ -229,6 +229,11 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> RunConfig:
     config = load_config(file, sets or (), catalog, defaults=DEFAULT_OBSERVERS)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
+    if not config.reward:
+        raise ConfigError(
+            f'{file}: reward: is needed, e.g. reward: {{use: function, target: "rewards.py:score"}}. '
+            "Only a loop by hand, in Python, may bring its own scores."
+        )
     return config
 
 
@@ -241,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     argv = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in argv
     try:
-        with damaged_metadata_passed_over(), warnings_in_one_line():
+        with by_command(), damaged_metadata_passed_over(), warnings_in_one_line():
             code = int(
                 app([argument for argument in argv if argument != "--debug"], prog_name="marl", standalone_mode=False)
                 or 0

@@ -163,9 +163,10 @@ def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
     if key.many == "named":
         return dict[str, choice], _field(key, default_factory=dict)
     if key.many == "list":
-        list_type = Annotated[list[choice], Field(min_length=key.at_least or None)]
-        single_or_list = Annotated[list_type, BeforeValidator(_as_list, json_schema_input_type=list_type | choice)]
-        return single_or_list, _field(key) if key.at_least else _field(key, default_factory=list)
+        single_or_list = Annotated[
+            list[choice], BeforeValidator(_as_list, json_schema_input_type=list[choice] | choice)
+        ]
+        return single_or_list, _field(key, default_factory=list)
     if key.default is None:
         return choice, _field(key)
     return choice, _field(key, default_factory=lambda: choice(use=key.default), validate_default=True)

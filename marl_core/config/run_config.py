@@ -5,7 +5,8 @@ Defaults are settings we would defend for a first run; the units are in the name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, overload
 
 from pydantic import (
     BeforeValidator,
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from marl_core.config.changes import changed
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
@@ -253,7 +255,7 @@ class RunConfig(Section, at=""):
     policy: PolicySection = Field(default_factory=PolicySection)
     """The trained adapter."""
     reference: ReferenceChoice
-    reward: list[RewardChoice]
+    reward: list[RewardChoice] = FROM_FAMILY_RECORD
     value: Annotated[
         ValueSection, BeforeValidator(ValueSection.long_form, json_schema_input_type=ValueSection | ValueOn)
     ] = Field(default_factory=ValueSection)
@@ -273,3 +275,18 @@ class RunConfig(Section, at=""):
     observers: list[Choice] = FROM_FAMILY_RECORD
     run: RunSection = Field(default_factory=RunSection)
     """Where and how."""
+
+    @overload
+    def with_changes(self, changes: Mapping[str, Any], /) -> Self: ...
+
+    @overload
+    def with_changes(self, key: str, value: Any, /, *more: Any) -> Self: ...
+
+    def with_changes(self, *changes: Any) -> Self:
+        """A new config with other values at some keys, checked as a whole; this one stays as it is.
+
+        `config.with_changes("ppo.kl.coef", 0.1, "reward.0.weight", 0.5)`: dotted keys, each followed by its value; or one mapping of them.
+        Keys reach into short forms and lists as those of `--set` do. A mapping for a section changes the keys that it names; a section
+        object replaces the whole. Strategies that were given as objects stay the same objects. ConfigError with a line for each problem.
+        """
+        return changed(self, changes)

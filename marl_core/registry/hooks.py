@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
-from marl_core.errors import MarlError, MarlWarning, PluginError, near_match
+from marl_core.errors import MarlError, MarlWarning, PluginError, in_words, near_match
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, Strategy
 
@@ -237,7 +237,7 @@ class Hooks:
             raise
         except BaseException as error:
             raise PluginError(
-                f"{self._origins[strategy]}: {hook} failed: {error!r}. The traceback (--debug) shows where; "
+                f"{self._origins[strategy]}: {hook} failed: {error!r}. The traceback{in_words(' (--debug)', '')} shows where; "
                 "if the options are right, report it to the plugin's authors."
             ) from error
 

@@ -14,23 +14,24 @@ class ObserverCalls:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._began = False
+        self.began = False
+        """Whether they were told of a start, and of no end since."""
 
     def begin(self, step: int, tokenizer: object) -> None:
         """Tell that the run starts or goes on, with `step` steps done; nothing when that has been told."""
-        if not self._began:
-            self._began = True
+        if not self.began:
+            self.began = True
             with self.until_the_end(lambda: step):
                 self._plan.hooks.run_start(self._plan, step, tokenizer)  # type: ignore[arg-type]  # transformers' own
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Tell the numbers of a held-out evaluation."""
-        if self._began:
+        if self.began:
             self._plan.hooks.evaluation(evaluation)
 
     def end(self, result: RunResult) -> None:
         """Tell that the run is complete."""
-        self._began = False
+        self.began = False
         self._plan.hooks.run_end(result)
 
     @contextmanager
@@ -39,7 +40,7 @@ class ObserverCalls:
         try:
             yield
         except BaseException as error:
-            if self._began:
-                self._began = False
+            if self.began:
+                self.began = False
                 self._plan.hooks.run_failed(step(), error)
             raise

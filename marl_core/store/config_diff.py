@@ -10,7 +10,7 @@ from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import OVERRIDE, ConfigError, DataError, in_words
 
 CHANGEABLE_KEYS = (
     "observers",
@@ -48,9 +48,12 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
     if serious and not override:
         changes = "\n".join(f"  {lines[key]}" for key in serious)
         raise ConfigError(
-            f"resume: the config changed the run's mathematics since it was started:\n{changes}\nRestore it, or resume with --override."
+            f"resume: the config changed the run's mathematics since it was started:\n{changes}\n"
+            f"Restore it, or resume with {in_words(*OVERRIDE)}."
         )
-    return [f"config changed{' (--override)' if key in serious else ''}: {line}" for key, line in lines.items()]
+    return [
+        f"config changed{f' ({in_words(*OVERRIDE)})' if key in serious else ''}: {line}" for key, line in lines.items()
+    ]
 
 
 def _flat(text: str, source: str) -> dict[str, Any]:
