@@ -227,9 +227,9 @@ def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
     off = float((before - merged.float()).abs().max() / before.abs().max().clamp_min(1e-20))
     if not off <= MERGE_ROUNDING:
         raise DataError(
-            f"{in_words('--adapter', 'adapter')}: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the "
-            "largest: this model reads a weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside "
-            "the base."
+            f"{in_words('--adapter', 'adapter')}: {adapter}: merged into this base in float32, the logits are off by "
+            f"{off:.2g} of the largest: this model reads a weight that the adapter changes in another "
+            "way than through its layer, so nothing was written. Keep the adapter beside the base."
         )
 
 

@@ -141,7 +141,7 @@ class RewardChoice(Choice):
     """A reward source, and what may be said beside its options."""
 
     family = "reward"
-    weight: float = Field(1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor of this source's scores in the sum."""
     name: str | None = None
     """Name in metrics and samples; the strategy's name when absent."""
@@ -179,4 +179,4 @@ def _field(key: Key, **more: Any) -> FieldInfo:
 
 def _as_list(value: Any) -> Any:
     """A single choice as a list of one."""
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
