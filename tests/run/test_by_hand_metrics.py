@@ -277,7 +277,7 @@ def test_chats_and_texts_are_rendered_as_data_says(make_config: MakeConfig, prom
 def test_rows_fill_the_template_and_texts_are_whole(make_config: MakeConfig, prompts_file: str) -> None:
     data = {"prompts": prompts_file, "prompt_template": "{prompt} is {label}?"}
     runner = Runner(make_config(data=data))
-    found = runner.encode([{"prompt": "A", "label": 3}, "whole {label}"])  # type: ignore[list-item]  # mixed
+    found = runner.encode([{"prompt": "A", "label": 3}, "whole {label}"])  # type: ignore[arg-type]  # mixed
     assert [text.lstrip("<bos>") for text in shown(runner, found)] == ["A is 3?", "whole {label}"]
     assert found.rows[0]["label"] == 3
 
