@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 
@@ -22,6 +24,13 @@ class ConfigError(MarlError):
     """The config, or a combination of its choices, can't work."""
 
     exit_code = 2
+
+
+class InvalidConfig(ConfigError, ValueError):
+    """Values given to a config, a section or a strategy that it can't have. A ValueError too, as pydantic's own error is.
+
+    So pydantic collects it with the other problems where a validator makes a section or a strategy.
+    """
 
 
 class PluginError(MarlError):
@@ -79,6 +88,29 @@ class MarlWarning(UserWarning):
 
 class PluginWarning(MarlWarning, RuntimeWarning):
     """A package did something on import that a run can't have, and that was undone."""
+
+
+RESUME = ("--resume", "Runner(config, resume=True)")
+OVERRIDE = ("--override", "override=True")
+MERGE = ("marl merge", "marl_core.merge_adapter")
+"""Options and commands of `marl`, each with what Python has instead: for `in_words`."""
+
+_BY_COMMAND: ContextVar[bool] = ContextVar("marl_by_command", default=False)
+
+
+@contextmanager
+def by_command() -> Iterator[None]:
+    """A block in which a command of `marl` runs: messages name its options. Outside of one they name what Python has instead."""
+    token = _BY_COMMAND.set(True)
+    try:
+        yield
+    finally:
+        _BY_COMMAND.reset(token)
+
+
+def in_words(command: str, python: str) -> str:
+    """The way out in the words of whoever asked: an option or command of `marl` for the command line, a call for Python."""
+    return command if _BY_COMMAND.get() else python
 
 
 def together(problems: Sequence[MarlError], heading: str) -> MarlError:

@@ -8,11 +8,10 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from marl_core import AdapterBank, Rollout, RunConfig, Runner, load_config, response_logprobs
+from marl_core import AdapterBank, EvalSection, Rollout, RunConfig, Runner, load_config, response_logprobs
 from marl_core.run.optimizer import make_optimizer
 
 
@@ -62,17 +61,18 @@ def main(config_file: str, base: str, reward: str) -> None:
     written = load_config(Path(config_file))
     folder = Path(str(written.run.folder))
     folder.mkdir(parents=True, exist_ok=True)
-    shared: dict[str, Any] = {
-        **written.model_dump(by_alias=True),
-        "model": {**written.model.model_dump(), "path": base},
-        "reference": "disabled-adapter",
-        "reward": {"use": "adapter", "path": reward},
-        "value": {**written.value.model_dump(), "on": "own"},
-        "run": {**written.run.model_dump(), "folder": None},
-        "observers": [],
-        "eval": {},
-    }
-    runner = spread(Runner(RunConfig.model_validate(shared)), reward)
+    shared = written.with_changes(
+        {
+            "model.path": base,
+            "reference": "disabled-adapter",
+            "reward": {"use": "adapter", "path": reward},
+            "value.on": "own",
+            "run.folder": None,
+            "observers": [],
+            "eval": EvalSection(),
+        }
+    )
+    runner = spread(Runner(shared), reward)
     with open(folder / "steps.jsonl", "w") as steps:
         while runner.done < written.ppo.steps:
             stats = runner.step(runner.prompts())

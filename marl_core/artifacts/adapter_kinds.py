@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
 from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
+from marl_core.errors import MERGE, in_words
 
 Use = Literal["shared", "merged"]
 """`shared`: it stands on the base that all roles share. `merged`: it is merged into a base of its own."""
@@ -109,7 +110,7 @@ def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
         yield (
             f"has init_lora_weights {start!r}, which rewrites the base's weights when it is loaded, and all roles share the base. "
             "Convert it to a plain LoRA (PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it "
-            "(reference: merged-base, marl merge)."
+            f"(reference: merged-base, {in_words(*MERGE)})."
         )
 
 
@@ -182,7 +183,14 @@ def _lost_heads(files: AdapterFiles) -> Iterator[str]:
 def _way_out(files: AdapterFiles) -> str:
     if files.score_keys or files.value_head:
         return "Train the reward adapter again without it."
-    return f"Merge it into a base of its own first: marl merge --model BASE --adapter {files.folder} --out NEW, then model.path: NEW."
+    return f"Merge it into a base of its own first: {how_to_merge(files)}, then model.path: NEW."
+
+
+def how_to_merge(files: AdapterFiles) -> str:
+    """The command, or in Python the call, that merges an adapter into a base of its own."""
+    return in_words(
+        f"{MERGE[0]} --model BASE --adapter {files.folder} --out NEW", f"{MERGE[1]}(BASE, {str(files.folder)!r}, NEW)"
+    )
 
 
 def _list_modules(saved: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from marl_core.bank import lora
 from marl_core.bank.base import load_base
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
-from marl_core.errors import ConfigError, DataError, warn
+from marl_core.errors import ConfigError, DataError, in_words, warn
 from marl_core.plan.adapter_checks import other_rows
 
 if TYPE_CHECKING:
@@ -185,9 +185,11 @@ def merge_adapter(
     """
     start, target = time.perf_counter(), Path(out)
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise DataError(f"--out {target} exists and isn't empty; give a new folder, nothing is overwritten.")
+        raise DataError(
+            f"{in_words('--out ', 'out: ')}{target} exists and isn't empty; give a new folder, nothing is overwritten."
+        )
     tokenizer = load_tokenizer(_tokenizer_of(adapter) or model, revision=None if _tokenizer_of(adapter) else revision)
-    peft = attach(load_base(model, revision=revision), adapter, "--adapter", grow=True)
+    peft = attach(load_base(model, revision=revision), adapter, in_words("--adapter", "adapter"), grow=True)
     probe = _probe(peft)
     before = peft(input_ids=probe).logits.float()
     merged: Any = peft.merge_and_unload(safe_merge=True)
@@ -203,7 +205,9 @@ def merge_adapter(
             tokenizer.save_pretrained(folder)
             folder.rename(target)  # over an empty folder, if there is one
     except OSError as error:
-        raise DataError(f"--out {target} can't be written ({error}). Give another folder.") from error
+        raise DataError(
+            f"{in_words('--out ', 'out: ')}{target} can't be written ({error}). Give another folder."
+        ) from error
     return MergeReport(
         target, float((before - after).abs().max()), float(_kl(before, after)), time.perf_counter() - start
     )
@@ -224,9 +228,9 @@ def _refuse_other_numbers(before: Tensor, merged: Tensor, adapter: str) -> None:
     off = float((before - merged.float()).abs().max() / before.abs().max().clamp_min(1e-20))
     if not off <= MERGE_ROUNDING:
         raise DataError(
-            f"--adapter: {adapter}: merged into this base in float32, the logits are off by {off:.2g} of the largest: this model reads "
-            "a weight that the adapter changes in another way than through its layer, so nothing was written. Keep the adapter beside "
-            "the base."
+            f"{in_words('--adapter', 'adapter')}: {adapter}: merged into this base in float32, the logits are off by "
+            f"{off:.2g} of the largest: this model reads a weight that the adapter changes in another "
+            "way than through its layer, so nothing was written. Keep the adapter beside the base."
         )
 
 
@@ -235,7 +239,7 @@ MERGE_ROUNDING = 1e-3
 
 def _tokenizer_of(adapter: str) -> str | None:
     """The adapter's folder where it changes what tokens mean and has a tokenizer of its own."""
-    files = lora.find_adapter(adapter, "--adapter")
+    files = lora.find_adapter(adapter, in_words("--adapter", "adapter"))
     own = (files.folder / "tokenizer_config.json").is_file()
     return str(files.folder) if own and brings_tokens(files) else None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from marl_core.config.speed_config import usual_tokens
-from marl_core.errors import OutOfMemoryError
+from marl_core.errors import OutOfMemoryError, in_words
 
 if TYPE_CHECKING:
     from marl_core.config.run_config import RunConfig
@@ -72,5 +72,6 @@ def _remedy(phase: str, config: RunConfig, device: str) -> str:
         else f"speed.microbatch_tokens (now {tokens})"
     )
     smaller = f"Make a pass smaller: {now}, or model.gradient_checkpointing: true."
-    resume = " A run with checkpoints goes on by --resume --override with the new setting." if config.run.folder else ""
+    how = in_words("--resume --override", "Runner(config, resume=True, override=True)")
+    resume = f" A run with checkpoints goes on by {how} with the new setting." if config.run.folder else ""
     return f"{smaller}{resume}" if phase != "pre-flight" else f"{smaller} {fewer}"

@@ -22,7 +22,7 @@ from marl_core.cli.publish import publish
 from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.config.device import device_of, machine_device
-from marl_core.errors import ConfigError, MarlError
+from marl_core.errors import ConfigError, MarlError, by_command
 from marl_core.logs import LOADING, NAME, logger
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
@@ -291,6 +291,11 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> tuple[RunConf
         config = load_config(file, sets or (), catalog)
     if config.data is None:
         raise ConfigError(f"{file}: data: is needed, e.g. data: {{prompts: prompts.jsonl, field: prompt}}.")
+    if not config.reward:
+        raise ConfigError(
+            f'{file}: reward: is needed, e.g. reward: {{use: function, target: "rewards.py:score"}}. '
+            "Only a loop by hand, in Python, may bring its own scores."
+        )
     return config, moved
 
 
@@ -304,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in argv
     own = [argument for argument in argv if argument != "--debug" and argument not in VERBOSE_OPTIONS]
     try:
-        with damaged_metadata_passed_over(), warnings_in_one_line(), log_shown(verbosity(argv)):
+        with by_command(), damaged_metadata_passed_over(), warnings_in_one_line(), log_shown(verbosity(argv)):
             code = int(app(own, prog_name="marl", standalone_mode=False) or 0)
         return _fail("marl: interrupted", code, debug) if code == EXIT_INTERRUPTED else code  # typer swallows Ctrl-C
     except MarlError as error:

@@ -166,7 +166,7 @@ class RewardChoice(Choice):
     """A reward source, and what may be said beside its options."""
 
     family = "reward"
-    weight: float = Field(1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor of this source's scores in the sum."""
     name: str | None = None
     """Name in metrics and samples; when absent the strategy's name, or that of a function given in Python."""
@@ -194,9 +194,10 @@ def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
     if key.many == "named":
         return dict[str, choice], _field(key, default_factory=dict)
     if key.many == "list":
-        list_type = Annotated[list[choice], Field(min_length=key.at_least or None)]
-        single_or_list = Annotated[list_type, BeforeValidator(_as_list, json_schema_input_type=list_type | choice)]
-        return single_or_list, _field(key) if key.at_least else _field(key, default_factory=list)
+        single_or_list = Annotated[
+            list[choice], BeforeValidator(_as_list, json_schema_input_type=list[choice] | choice)
+        ]
+        return single_or_list, _field(key, default_factory=list)
     if key.default is None:
         return choice, _field(key)
     return choice, _field(key, default_factory=lambda: choice(use=key.default), validate_default=True)
@@ -209,4 +210,4 @@ def _field(key: Key, **more: Any) -> FieldInfo:
 
 def _as_list(value: Any) -> Any:
     """A single choice as a list of one."""
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]

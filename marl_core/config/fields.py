@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from marl_core.config.choice import Choice, choice_of
-from marl_core.config.run_config import RunConfig
 from marl_core.registry.families import family_keys
-
-KeyPath = tuple[str | int, ...]
-"""Keys, list indices and names on the way to a value: `("reward", 0, "weight")`."""
+from marl_core.registry.model_keys import KeyPath, field_named, models_in
 
 
-def dotted(path: KeyPath) -> str:
-    """`("reward", 0, "weight")` as `reward.0.weight`."""
-    return ".".join(str(part) for part in path)
-
-
-def choices_in(config: RunConfig) -> Iterator[tuple[KeyPath, Choice]]:
+def choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
     """Every choice of a strategy with its path in the config, in the order of the families."""
     for _, key in family_keys():
         value: Any = config
@@ -56,25 +47,12 @@ def _long(value: Any, choice: type[Choice], named: bool) -> Any:
     return choice.long_form(value)
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """All models inside an annotation such as `list[RewardChoice]`, `dict[str, RewardChoice]` or `DataSection | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return iter([annotation])
-    return iter([model for part in get_args(annotation) for model in models_in(part)])
+def long_form(root: type[BaseModel], path: Sequence[str], value: Any, child: str) -> Any:
+    """The section or list that the short `value` at `path` in a `root` stands for, so that its key `child` can be set.
 
-
-def field_named(model: type[BaseModel], key: str) -> FieldInfo | None:
-    """A model's field by its name, or by its name in a config (`from`)."""
-    fields = model.model_fields
-    return fields.get(key) or next((field for field in fields.values() if field.alias == key), None)
-
-
-def long_form(path: Sequence[str], value: Any, child: str) -> Any:
-    """The section or list that the short `value` at `path` stands for, so that its key `child` can be set; None when there is none.
-
-    A single entry where a list is allowed becomes a list of one when `child` is an index.
+    None when there is none. A single entry where a list is allowed becomes a list of one when `child` is an index.
     """
-    model: type[BaseModel] = RunConfig
+    model = root
     container_type: Any = None
     for part in path:
         if container_type is not None:  # this part is the index or the name of an entry

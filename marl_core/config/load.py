@@ -16,8 +16,9 @@ from marl_core.config.redact import redacted
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
 from marl_core.config.yaml_text import MAX_BYTES, Document, dump_yaml, parse_document
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, InvalidConfig
 from marl_core.registry.catalog import Catalog
+from marl_core.registry.problems import told
 
 
 def load_config(
@@ -36,7 +37,7 @@ def load_config(
     settings = settings_from_environment(os.environ if env is None else env) + settings_from_options(sets)
     document = _read(Path(path))
     refuse_foreign(document.value, str(path))
-    written = apply_settings({**(defaults or {}), **document.value}, settings)
+    written = apply_settings(RunConfig, {**(defaults or {}), **document.value}, settings)
     return parse_config(written, str(path), catalog or Catalog.installed(), settings, document)
 
 
@@ -54,10 +55,9 @@ def parse_config(
     try:
         return RunConfig.model_validate(written, context={"catalog": catalog})
     except ValidationError as error:
-        lines = problem_lines(error, written, catalog)
-        located = [f"  {_with_location(line, path, source, settings, document)}" for path, line in lines.items()]
-        count = f"{len(located)} problem{'s' if len(located) > 1 else ''}"
-        raise ConfigError("\n".join([f"{source}: {count} in the config:", *located])) from error
+        lines = problem_lines(error, written, RunConfig, catalog)
+        located = [_with_location(line, path, source, settings, document) for path, line in lines.items()]
+        raise InvalidConfig(told(source, located, " in the config")) from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a config has a few levels.") from error
 

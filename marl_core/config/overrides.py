@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from marl_core.config.fields import long_form
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, in_words
 
 ENVIRONMENT_PREFIX = "MARL__"
 Path = tuple[str, ...]
@@ -39,17 +40,32 @@ def settings_from_options(sets: Iterable[str]) -> list[Setting]:
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {text}: needs the form section.key=value, e.g. --set ppo.kl.coef=0.1.")
-        settings.append(_setting(key.strip().split("."), value, f"--set {text}"))
+            raise ConfigError(f"{_told(text)}: needs the form section.key=value, e.g. {_told('ppo.kl.coef=0.1')}.")
+        settings.append(_setting(key.strip().split("."), value, _told(text)))
     return settings
 
 
-def apply_settings(config: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
-    """A copy of `config` with the settings written into it, the later over the earlier. ConfigError for a path through a plain value."""
-    result = copy.deepcopy(dict(config))
+def _told(text: str) -> str:
+    """How messages call a setting: the option, or in Python the entry of `load_config(..., sets=[...])`."""
+    return in_words(f"--set {text}", f"sets[{text!r}]")
+
+
+def apply_settings(root: type[BaseModel], config: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
+    """A copy of `config`, a `root` as plain dicts and lists, with the settings written into it, the later over the earlier.
+
+    Strategies in it stay the same objects. ConfigError for a path through a plain value.
+    """
+    result: dict[str, Any] = _copied(config)
     for setting in settings:
-        _write(result, setting)
+        _write(root, result, setting)
     return result
+
+
+def _copied(value: Any) -> Any:
+    """Dicts and lists anew, what they hold as it is."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _setting(parts: list[str], value: str, source: str) -> Setting:
@@ -58,9 +74,9 @@ def _setting(parts: list[str], value: str, source: str) -> Setting:
     return Setting(tuple(parts), parse_yaml(value, source), source)
 
 
-def _write(root: dict[str, Any], setting: Setting) -> None:
+def _write(root: type[BaseModel], config: dict[str, Any], setting: Setting) -> None:
     """Write the setting's value at its path, turning short forms on the way into sections."""
-    container: Any = root
+    container: Any = config
     for depth, part in enumerate(setting.path):
         key = _key(container, part, setting)
         if depth == len(setting.path) - 1:
@@ -70,7 +86,7 @@ def _write(root: dict[str, Any], setting: Setting) -> None:
                 container[key] = setting.value
             return
         child = container[key] if isinstance(container, list) else container.get(key)
-        container[key] = _section(setting.path[: depth + 1], child, setting.path[depth + 1], setting)
+        container[key] = _section(root, setting.path[: depth + 1], child, setting.path[depth + 1], setting)
         container = container[key]
 
 
@@ -85,13 +101,13 @@ def _key(container: Any, part: str, setting: Setting) -> Any:
     )
 
 
-def _section(path: Path, value: Any, next_part: str, setting: Setting) -> Any:
+def _section(root: type[BaseModel], path: Path, value: Any, next_part: str, setting: Setting) -> Any:
     """What stands at `path`, in the long form that can be descended into."""
     if isinstance(value, list) or (isinstance(value, dict) and not next_part.isdecimal()):
         return value
     if value is None:
         return {}
-    section = long_form(path, value, next_part)
+    section = long_form(root, path, value, next_part)
     if section is None and not isinstance(value, dict):
         raise ConfigError(
             f"{setting.source}: {'.'.join(path)} is the value {value!r}, not a section; it has no {next_part!r}."

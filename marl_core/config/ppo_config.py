@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Unpack
 
 from pydantic import (
     BeforeValidator,
@@ -16,6 +16,9 @@ from pydantic import (
 
 from marl_core.config.choice import Choice
 from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
+
+if TYPE_CHECKING:
+    from marl_core.config.keys import PPOKeys
 
 KLKind: TypeAlias = Literal["k1", "k2", "k3"]
 """Per-token estimators of the KL: see `marl_core.ppo.kl_estimate`."""
@@ -60,6 +63,11 @@ class ClipSection(Section, at="ppo.clip"):
 
 class PPOSection(Section, at="ppo"):
     """The algorithm."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **keys: Unpack[PPOKeys]) -> None:
+            """The keys of a file, strategies as names, objects or dicts."""
 
     steps: PositiveInt = 50
     """PPO iterations: rollout, scoring, update."""

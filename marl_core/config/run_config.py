@@ -5,7 +5,8 @@ Defaults are settings we would defend for a first run; the units are in the name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Unpack, overload
 
 from pydantic import (
     BeforeValidator,
@@ -17,11 +18,28 @@ from pydantic import (
     model_validator,
 )
 
+from marl_core.config.changes import changed
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
 from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
 from marl_core.config.speed_config import SpeedSection
+
+if TYPE_CHECKING:
+    from marl_core.config.keys import (
+        DataKeys,
+        EvalKeys,
+        ModelKeys,
+        Named,
+        PolicyKeys,
+        PPOKeys,
+        RunKeys,
+        SamplingKeys,
+        Scorer,
+        ShapingKeys,
+        SpeedKeys,
+        ValueKeys,
+    )
 
 __all__ = [
     "ClipSection",
@@ -81,13 +99,18 @@ class LoraSection(Section):
 class PolicySection(LoraSection, at="policy"):
     """The trained adapter."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **keys: Unpack[PolicyKeys]) -> None:
+            """The keys of a file, strategies as names, objects or dicts."""
+
     start: Literal["new", "continue"] = "new"
     """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
-    source: str | None = Field(None, alias="from")
+    source: str | None = Field(default=None, alias="from")
     """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
-    revision: str | None = Field(None, min_length=1)
+    revision: str | None = Field(default=None, min_length=1)
     """Hub revision (branch, tag or commit) of `from`."""
-    subfolder: str | None = Field(None, min_length=1)
+    subfolder: str | None = Field(default=None, min_length=1)
     """Folder inside `from` that holds the adapter."""
 
     @model_validator(mode="after")
@@ -139,7 +162,7 @@ class DataSection(Section, at="data"):
     """The prompt made of columns, instead of `field`: `"Question: {question}\\nAnswer:"`. A literal brace is doubled."""
     chat: bool = False
     """A text is one user message, rendered with the model's chat template; lists of messages always are."""
-    system_prompt: str | None = Field(None, min_length=1)
+    system_prompt: str | None = Field(default=None, min_length=1)
     """System message before each chat prompt that brings none of its own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template for all prompts, e.g. `{enable_thinking: false}`, as transformers' `apply_chat_template` takes
@@ -212,6 +235,11 @@ class SamplingSection(Section, at="sampling"):
 class EvalSection(Section, at="eval"):
     """Evaluation on held-out prompts, before, during and after training."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **keys: Unpack[EvalKeys]) -> None:
+            """The keys of a file, strategies as names, objects or dicts."""
+
     prompts: str | None = None
     """Held-out prompts file or datasets name, read as `data` says; no evaluation when absent."""
     split: str | None = None
@@ -230,7 +258,7 @@ class EvalSection(Section, at="eval"):
 class RunSection(Section, at="run"):
     """Where and how."""
 
-    folder: str | None = Field(None, min_length=1)
+    folder: str | None = Field(default=None, min_length=1)
     """Run folder; without one nothing is written."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialization, sampling and data order."""
@@ -247,7 +275,29 @@ class RunSection(Section, at="run"):
 
 
 class RunConfig(Section, at=""):
-    """One run. Sections are explained in docs/config.md."""
+    """One run. Sections are explained in docs/config.md. ConfigError, with a line for each mistake, for what can't be one."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            model: ModelSection | ModelKeys,
+            quantization: Named = ...,
+            policy: PolicySection | PolicyKeys = ...,
+            reference: Named,
+            reward: Scorer | Sequence[Scorer] = ...,
+            value: ValueSection | ValueKeys | ValueOn = ...,
+            data: DataSection | DataKeys | None = ...,
+            sampling: SamplingSection | SamplingKeys = ...,
+            ppo: PPOSection | PPOKeys = ...,
+            shaping: ShapingSection | ShapingKeys = ...,
+            speed: SpeedSection | SpeedKeys = ...,
+            eval: EvalSection | EvalKeys = ...,
+            observers: Named | Sequence[Named] = ...,
+            run: RunSection | RunKeys = ...,
+        ) -> None:
+            """Each section as its class, or as a dict of its keys; strategies as names, objects or dicts."""
 
     model: ModelSection
     """The one base model."""
@@ -255,7 +305,7 @@ class RunConfig(Section, at=""):
     policy: PolicySection = Field(default_factory=PolicySection)
     """The trained adapter."""
     reference: ReferenceChoice
-    reward: list[RewardChoice]
+    reward: list[RewardChoice] = FROM_FAMILY_RECORD
     value: Annotated[
         ValueSection, BeforeValidator(ValueSection.long_form, json_schema_input_type=ValueSection | ValueOn)
     ] = Field(default_factory=ValueSection)
@@ -275,3 +325,18 @@ class RunConfig(Section, at=""):
     observers: list[Choice] = FROM_FAMILY_RECORD
     run: RunSection = Field(default_factory=RunSection)
     """Where and how."""
+
+    @overload
+    def with_changes(self, changes: Mapping[str, Any], /) -> Self: ...
+
+    @overload
+    def with_changes(self, key: str, value: Any, /, *more: Any) -> Self: ...
+
+    def with_changes(self, *changes: Any) -> Self:
+        """A new config with other values at some keys, checked as a whole; this one stays as it is.
+
+        `config.with_changes("ppo.kl.coef", 0.1, "reward.0.weight", 0.5)`: dotted keys, each followed by its value; or one mapping of them.
+        Keys reach into short forms and lists as those of `--set` do. A mapping for a section changes the keys that it names; a section
+        object replaces the whole. Strategies that were given as objects stay the same objects. ConfigError with a line for each problem.
+        """
+        return changed(self, changes)

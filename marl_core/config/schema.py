@@ -8,7 +8,7 @@ from marl_core.config.choice import Choice, choice_of
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing, LoadedStrategy
-from marl_core.registry.families import FAMILIES, Family
+from marl_core.registry.families import FAMILIES, Family, family_keys
 
 REF = "#/$defs/{model}"
 
@@ -21,9 +21,20 @@ def json_schema(catalog: Catalog) -> dict[str, Any]:
         loaded = _load_all(catalog, family, broken)
         schema["$defs"].update(_definitions(family, loaded, catalog))
     schema["$defs"].pop("Strategy", None)
+    _require(schema)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "marl run"}
     comment = {"$comment": "Left out: " + " | ".join(broken)} if broken else {}
     return {**head, **comment, **{key: value for key, value in schema.items() if key != "title"}}
+
+
+def _require(schema: dict[str, Any]) -> None:
+    """What a run from a file must name, and a config made in Python needn't (`Key.at_least`)."""
+    for _, key in family_keys():
+        if key.at_least and not key.section:
+            schema["required"].append(key.name)
+            for form in schema["properties"][key.name]["anyOf"]:
+                if form.get("type") == "array":
+                    form["minItems"] = key.at_least
 
 
 def _load_all(catalog: Catalog, family: Family, broken: list[str]) -> list[LoadedStrategy]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from marl_core.config.choice import chosen_field
+from marl_core.config.validation_messages import problem_lines
 from marl_core.registry.deprecation import warn_deprecated, warn_options
 from marl_core.registry.families import family_keys
+from marl_core.registry.problems import PlainlyTold, told
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Renamed: TypeAlias = Mapping[str, tuple[str, str]]
@@ -18,7 +20,7 @@ FROM_FAMILY_RECORD: Any = None
 """Placeholder for the default of a key that names strategies: the real one is in its family's record (registry/families.py)."""
 
 
-class Section(BaseModel):
+class Section(PlainlyTold):
     """Base of all sections.
 
     A section that gives its path (`class PPOSection(Section, at="ppo")`) gets every key that the records of registry/families.py
@@ -66,6 +68,10 @@ class Section(BaseModel):
     def long_form(cls, value: Any) -> Any:
         """A short way of writing this section as the mapping it stands for; anything else as it is."""
         return value
+
+    @classmethod
+    def _told(cls, error: ValidationError, given: Mapping[str, Any]) -> str:
+        return told(cls.__name__, problem_lines(error, given, cls).values())
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:

@@ -1,92 +1,39 @@
-"""A pydantic ValidationError as a person reads it: a line per problem with path, value, what is allowed, near match."""
+"""The problems of a config, or of a section of it, as a person reads them: with near matches of sections, keys and strategies' options."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from marl_core.config.choice import Choice
-from marl_core.config.fields import KeyPath, dotted, models_in
-from marl_core.config.run_config import RunConfig
-from marl_core.errors import MarlError, near_match
+from marl_core.errors import MarlError
+from marl_core.registry import problems
 from marl_core.registry.catalog import Catalog
+from marl_core.registry.model_keys import KeyPath, keys_of, models_in
 
 
 def problem_lines(
-    error: ValidationError, config: Mapping[str, Any], catalog: Catalog | None = None, prefix: KeyPath = ()
+    error: ValidationError,
+    config: Mapping[str, Any],
+    root: type[BaseModel],
+    catalog: Catalog | None = None,
+    prefix: KeyPath = (),
 ) -> dict[KeyPath, str]:
-    """Each problem's path in `config` and its line. `prefix` is the path of the part that was validated."""
-    errors_by_path: dict[KeyPath, list[ErrorDetails]] = {}
-    for details in error.errors(include_url=False):
-        errors_by_path.setdefault(_config_path((*prefix, *details["loc"]), details["type"], config), []).append(details)
-    return {path: _line(path, details, config, catalog) for path, details in errors_by_path.items()}
+    """Each problem's path in `config`, which was to be a `root`, and its line. `prefix` is the path of the part that was validated."""
+    return problems.problem_lines(error, config, lambda path: _suggestion(path, config, root, catalog), prefix)
 
 
-def _config_path(location: KeyPath, kind: str, config: Mapping[str, Any]) -> KeyPath:
-    """pydantic's `location` without its tags for members of a union, which are no keys of the config."""
-    path: list[str | int] = []
-    value: Any = config
-    for index, part in enumerate(location):
-        is_missing = kind == "missing" and index == len(location) - 1
-        if isinstance(value, Mapping) and isinstance(part, str):
-            if part in value:
-                value = value[part]
-            elif index and not is_missing:
-                continue
-            else:
-                value = None
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        elif not is_missing:
-            continue
-        path.append(part)
-    return tuple(path)
-
-
-def _line(path: KeyPath, errors: list[ErrorDetails], config: Mapping[str, Any], catalog: Catalog | None) -> str:
-    first = errors[0]
-    dotted_path = dotted(path) or "config"
-    if first["type"] == "extra_forbidden":
-        return f"{dotted_path}: unknown key. {_suggestion(path, config, catalog)}"
-    if first["type"] == "missing":
-        return f"{dotted_path}: is required and wasn't given."
-    if first["type"] == "value_error":
-        return f"{dotted_path}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
-    expectation = _expectation(" or ".join(dict.fromkeys(details["msg"] for details in errors)))
-    return f"{dotted_path}: {expectation}, but {_shortened(first['input'])} was given."
-
-
-def _expectation(message: str) -> str:
-    text = message.replace("Input should", "should")
-    text = re.sub(r"a valid dictionary or instance of \w+", "a section (a mapping with keys)", text)
-    text = re.sub(r" or should be an instance of Strategy", "", text)
-    return text[:1].lower() + text[1:]
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _suggestion(path: KeyPath, config: Mapping[str, Any], catalog: Catalog | None) -> str:
-    keys = _keys_at(path[:-1], config, catalog)
+def _suggestion(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel], catalog: Catalog | None) -> str:
     key = str(path[-1])
-    near = near_match(key, keys)
-    if near is not None:
-        return f"Did you mean {near!r}?"
-    sections = [name for name, fields in _sections().items() if key in fields]
-    if sections:
-        return f"It belongs in {' or '.join(sections)}."
-    return f"Known here: {', '.join(sorted(keys))}." if keys else "Remove it."
+    sections = (name for name, keys in _sections(root).items() if key in keys)
+    return problems.suggestion(key, _keys_at(path[:-1], config, root, catalog), sections)
 
 
-def _keys_at(path: KeyPath, config: Mapping[str, Any], catalog: Catalog | None) -> list[str]:
+def _keys_at(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel], catalog: Catalog | None) -> list[str]:
     """The keys that are allowed at `path`, a strategy's options included."""
-    model: type[BaseModel] | None = RunConfig
+    model: type[BaseModel] | None = root
     value: Any = config
     for part in path:
         if isinstance(part, str) and model is not None and part in model.model_fields:
@@ -94,10 +41,9 @@ def _keys_at(path: KeyPath, config: Mapping[str, Any], catalog: Catalog | None) 
         value = value.get(part) if isinstance(value, Mapping) else value[int(part)]
     if model is None:
         return []
-    keys = [field.alias or name for name, field in model.model_fields.items()]
     if issubclass(model, Choice):
-        keys = [key for key in keys if key != "options"] + _options(model, value, catalog)
-    return keys
+        return [key for key in keys_of(model) if key != "options"] + _options(model, value, catalog)
+    return keys_of(model)
 
 
 def _options(model: type[Choice], value: Any, catalog: Catalog | None) -> list[str]:
@@ -110,15 +56,15 @@ def _options(model: type[Choice], value: Any, catalog: Catalog | None) -> list[s
         return []
 
 
-def _sections() -> dict[str, list[str]]:
+def _sections(root: type[BaseModel]) -> dict[str, list[str]]:
     """Every section's keys, nested ones by dotted name."""
     sections: dict[str, list[str]] = {}
-    queue: list[tuple[str, type[BaseModel]]] = [("", RunConfig)]
+    queue: list[tuple[str, type[BaseModel]]] = [("", root)]
     while queue:
         prefix, model = queue.pop(0)
         for name, field in model.model_fields.items():
             for inner in models_in(field.annotation):
                 if not issubclass(inner, Choice):
-                    sections[f"{prefix}{name}"] = [part.alias or key for key, part in inner.model_fields.items()]
+                    sections[f"{prefix}{name}"] = keys_of(inner)
                     queue.append((f"{prefix}{name}.", inner))
     return sections

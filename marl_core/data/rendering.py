@@ -179,7 +179,7 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
         return _spelled_out(value)
     if isinstance(value, str) or (column and _is_cell(value)):
         return value
-    if not column and _is_chat(value):
+    if not column and is_chat(value):
         return [{name: part for name, part in message.items() if part is not None} for message in value]
     allowed = (
         "a template takes texts and numbers" if column else "a prompt is a text, or a list of {role, content} messages"
@@ -199,7 +199,7 @@ def _spelled_out(text: str) -> Any:
         return text
     return (
         [{name: part for name, part in message.items() if part is not None} for message in value]
-        if _is_chat(value)
+        if is_chat(value)
         else text
     )
 
@@ -208,14 +208,17 @@ def _is_cell(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_chat(value: Any) -> bool:
+def is_chat(value: Any) -> bool:
     """Messages, each with a role and something said: a content, or calls of tools."""
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and _says(m) for m in value)
+    return isinstance(value, list) and bool(value) and all(is_message(entry) for entry in value)
 
 
-def _says(message: Mapping[str, Any]) -> bool:
-    return message.get("role") is not None and any(
-        part is not None for name, part in message.items() if name in ("content", "tool_calls", "reasoning_content")
+def is_message(value: Any) -> bool:
+    """Whether it is a chat message: it has a role, and says something."""
+    return (
+        isinstance(value, Mapping)
+        and value.get("role") is not None
+        and any(value.get(name) is not None for name in ("content", "tool_calls", "reasoning_content"))
     )
 
 

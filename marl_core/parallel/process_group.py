@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, RankError, Stopped
+from marl_core.errors import RESUME, ConfigError, RankError, Stopped, in_words
 from marl_core.ppo.ranks import ONE_PROCESS, Ranks, checksum
 
 FAILURE_KEY, CALLS_KEY = "marl/failed", "marl/at"
@@ -188,7 +188,7 @@ class Group(Ranks):
             )
         return RankError(
             f"{who} died without a word while rank {self.rank} exchanged {what}, as after a kill or for lack of memory "
-            f"({str(error).splitlines()[0][:120]}). Look at that process's output and the system's log; go on with --resume."
+            f"({str(error).splitlines()[0][:120]}). Look at that process's output and the system's log; go on with {in_words(*RESUME)}."
         )
 
     def _lagging_ranks(self) -> list[int]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
-from marl_core.artifacts.adapter_kinds import Use, head_beside, refusals, saved_embeddings, target_parameters
+from marl_core.artifacts.adapter_kinds import (
+    Use,
+    head_beside,
+    how_to_merge,
+    refusals,
+    saved_embeddings,
+    target_parameters,
+)
 from marl_core.artifacts.architecture import (
     CONVERTED_EXPERTS,
     HALVES_OF_ONE_TENSOR,
@@ -15,7 +22,7 @@ from marl_core.artifacts.architecture import (
 )
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
-from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.errors import MERGE, ConfigError, DataError, MarlError, in_words
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import adapter_options
 
@@ -75,7 +82,7 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
         if shape[0] != base_rows:
             yield (
                 f"{files.folder} brings embeddings for {shape[0]} tokens ({name}), the base has {base_rows}: it was trained with added "
-                f"tokens, which the base's tokenizer hasn't. Merge it first: marl merge --model BASE --adapter {files.folder} --out NEW "
+                f"tokens, which the base's tokenizer hasn't. Merge it first: {how_to_merge(files)} "
                 "writes model and tokenizer with these tokens; then model.path: NEW."
             )
             return
@@ -124,7 +131,7 @@ def _experts(plan: Chosen, by_role: Mapping[str, frozenset[str]]) -> Iterator[Ma
         details = "; ".join(f"{key}: {', '.join(sorted(parameters))}" for key, parameters in by_role.items())
         yield ConfigError(
             f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({details}). Give "
-            "policy and value the same list, and merge adapters of other weights first (marl merge)."
+            f"policy and value the same list, and merge adapters of other weights first ({in_words(*MERGE)})."
         )
     if by_role and plan.config.model.shard != "none":
         yield ConfigError(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from marl_core.config.choice import ReferenceChoice, RewardChoice
-from marl_core.config.fields import KeyPath, dotted
 from marl_core.config.run_config import RunConfig, ValueOn
 from marl_core.registry.hooks import Hooks
+from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.strategy import Estimator, Quantization, Strategy
 
 

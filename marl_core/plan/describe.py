@@ -33,6 +33,7 @@ def describe_roles(plan: Chosen) -> list[Role]:
         _scorer(f"reward {choice.name or choice.label}", choice, strategy, plan.hooks.describe(strategy, plan))
         for choice, strategy in plan.rewards
     ]
+    rewards = rewards or [Role("reward", "none", "scores are brought by hand: runner.step(rollout=..., scores=...)")]
     judges = [
         Role(f"judge {name}", summary(type(strategy)), "measured on held-out prompts, never trained on")
         for name, (_, strategy) in plan.judges.items()

@@ -9,10 +9,10 @@ from typing import Self
 from pydantic import ValidationError
 
 from marl_core.config.choice import Choice
-from marl_core.config.fields import KeyPath, choices_in, dotted
+from marl_core.config.fields import choices_in
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
-from marl_core.errors import ConfigError, MarlError, together
+from marl_core.errors import ConfigError, InvalidConfig, MarlError, together
 from marl_core.plan.checks import core_findings, core_warnings, remarks_here
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import Role, describe_roles
@@ -20,6 +20,7 @@ from marl_core.plan.standing_members import with_standing_members
 from marl_core.plan.stored_weights import as_stored
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.hooks import Hooks
+from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.strategy import Strategy
 
 
@@ -115,7 +116,7 @@ def _resolve(path: KeyPath, choice: Choice, config: RunConfig, catalog: Catalog)
     try:
         return choice.build(catalog)
     except ValidationError as error:
-        lines = problem_lines(error, config.model_dump(by_alias=True), catalog, path)
-        raise ConfigError("\n".join(lines.values())) from error
+        lines = problem_lines(error, config.model_dump(by_alias=True), type(config), catalog, path)
+        raise InvalidConfig("\n".join(lines.values())) from error
     except ConfigError as error:
         raise ConfigError(f"{dotted(path)}: {error}") from error

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from marl_core.artifacts.architecture import text_config
 from marl_core.artifacts.model_files import read_model
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.errors import MERGE, ConfigError, DataError, MarlError, in_words
 from marl_core.plan.chosen import Chosen
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization, Strategy
@@ -113,7 +113,7 @@ def stored_findings(plan: Chosen) -> Iterator[MarlError]:
     if plan.hooks.implements(plan.reference, "marl_prepare_base"):
         yield ConfigError(
             f"reference: {config.reference.label} prepares the base in full precision, but {clause}: merging into them would round. Merge "
-            "into the unquantized model first (marl merge), and quantize the result."
+            f"into the unquantized model first ({in_words(*MERGE)}), and quantize the result."
         )
     if config.model.shard != "none":
         yield ConfigError(f"model.shard: {clause}, and packed weights can't be sharded. Set model.shard: none.")

@@ -80,6 +80,23 @@ def response_texts(
     return [decoder.text(ids) for decoder, ids in zip(decoders, responses, strict=True)]
 
 
+def response_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: str) -> list[int]:
+    """Tokens of a response's text as it goes on from a prompt (a text or a chat), without an end token.
+
+    A tokenizer that writes a space before the first word doesn't write one inside a text: the whole is tokenized, where its tokens
+    begin with the prompt's.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    if isinstance(prompt, str) and prompt:
+        before, whole = tokens(prompt), tokens(prompt + response)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+    return tokens(response)
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that decoding leaves out when it skips special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()

@@ -6,7 +6,7 @@ mean "this token counts".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from marl_core.errors import DataError
 from marl_core.ppo.data_columns import shown_row
 from marl_core.ppo.policy_output import PolicyOutput
 from marl_core.ppo.reward_context import Logged
-from marl_core.ppo.texts import response_texts
+from marl_core.ppo.texts import response_texts, response_tokens
 from marl_core.registry.deprecation import warn_deprecated
 
 
@@ -200,24 +200,27 @@ class Rollout:
     def from_responses(
         cls,
         prompts: Prompts,
-        responses: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]] | Sequence[str],
         tokenizer: Any,
         stop_ids: Sequence[int] | int | None = None,
     ) -> Rollout:
-        """A rollout of one's own responses, given as token lists (or tensors, arrays); what follows a stop token is cut off.
+        """A rollout of one's own responses: texts, or token lists (or tensors, arrays); what follows a stop token is cut off.
 
-        `stop_ids`: the tokens that end a response, the tokenizer's EOS when absent.
+        A text is a whole response: a stop token is put behind it. For one that was broken off give tokens. `stop_ids`: the
+        tokens that end a response, the tokenizer's EOS when absent. Prompts are texts too in `Runner.rollout`.
         """
-        stops = _stops(tokenizer.eos_token_id if stop_ids is None else stop_ids)
-        cut = [_up_to_stop(response, stops) for response in as_rows(responses, "responses")]
-        if len(cut) != len(prompts):
+        if not isinstance(prompts, Prompts):
             raise DataError(
-                f"responses: {len(cut)} responses for {len(prompts)} prompts; repeat a prompt that has several."
+                f"prompts: expected Prompts, got {type(prompts).__name__}. Texts, chats and rows are tokenized as a run reads them by "
+                "runner.rollout(prompts, responses), or by runner.encode(prompts)."
             )
+        stops, prompts = _stops(tokenizer.eos_token_id if stop_ids is None else stop_ids), prompts.with_texts(tokenizer)
+        listed = _as_tokens(responses, prompts, tokenizer, stops)
+        cut = [_up_to_stop(response, stops) for response in as_rows(listed, "responses")]
+        _require_count(len(cut), prompts)
         ids, mask = pad_rows(cut, tokenizer.pad_token_id, "right", "responses")
         finished = torch.tensor([bool(row) and row[-1] in stops for row in cut])
-        device, prompts = prompts.ids.device, prompts.with_texts(tokenizer)
-        texts = response_texts(tokenizer, prompts, cut)
+        device, texts = prompts.ids.device, response_texts(tokenizer, prompts, cut)
         return cls(prompts, ids.to(device), mask.to(device), texts, finished.to(device))
 
     @property
@@ -270,6 +273,26 @@ class Rollout:
             finished=self.finished[rows],
             behavior=None if self.behavior is None else self.behavior.select(rows),
         )
+
+
+def _as_tokens(responses: Any, prompts: Prompts, tokenizer: Any, stops: set[int]) -> Any:
+    """Responses given as texts as token lists that end with a stop token; what else was given as it is."""
+    if isinstance(responses, str):
+        raise DataError("responses: give a list with a response for each prompt, not one text.")
+    listed = list(responses) if isinstance(responses, Iterable) and not isinstance(responses, Tensor) else []
+    if not listed or not all(isinstance(response, str) for response in listed):
+        return responses
+    _require_count(len(listed), prompts)
+    if not stops:
+        raise DataError("responses: no token ends a text: this tokenizer has no EOS. Give stop_ids, or token lists.")
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
+    pairs = zip(prompts.texts, listed, strict=True)
+    return [[*response_tokens(tokenizer, prompt, response), end] for prompt, response in pairs]
+
+
+def _require_count(count: int, prompts: Prompts) -> None:
+    if count != len(prompts):
+        raise DataError(f"responses: {count} responses for {len(prompts)} prompts; repeat a prompt that has several.")
 
 
 def _stops(value: Any) -> set[int]:
@@ -462,6 +485,7 @@ class Evaluation:
 
     step: int
     reward: float
+    """NaN for a config without a reward: then KL, lengths and judges alone are measured."""
     reward_std: float
     kl: float
     """KL to the reference, nats per response; 0 when there is no reference."""

@@ -15,8 +15,12 @@ def gone_in(since: str) -> str:
 
 def warn_deprecated(what: str, instead: str, since: str) -> None:
     """Warn (MarlDeprecationWarning) that `what` will be removed, and name what replaces it."""
-    message = f"{what} is deprecated since {since} and gone in {gone_in(since)}: use {instead}"
-    warn(message, MarlDeprecationWarning)
+    warn(deprecation(what, instead, since), MarlDeprecationWarning)
+
+
+def deprecation(what: str, instead: str, since: str) -> str:
+    """The words of that warning."""
+    return f"{what} is deprecated since {since} and gone in {gone_in(since)}: use {instead}"
 
 
 def warn_options(model: BaseModel, where: str) -> None:

@@ -32,7 +32,8 @@ class Key:
     default: str | None = None
     """The strategy where the config names none; a key for one that has no default must be given."""
     at_least: int = 0
-    """Of a list: how many it must name. A list that may be empty is empty where the config says nothing."""
+    """Of a list: how many a run must name that goes from beginning to end by itself. A loop by hand, in Python, may bring what they give;
+    so the list is empty where the config says nothing."""
     with_folder: str | None = None
     """Of a list: the strategy that is a member of every run with a run folder, named or not."""
     on_command_line: str | None = None
@@ -109,7 +110,7 @@ FAMILIES: dict[FamilyName, Family] = {
             keys=(
                 Key(
                     "reward",
-                    "What scores a response: one source, or a list whose weighted sum counts.",
+                    "What scores a response: one source, or a list whose weighted sum counts. A loop by hand may bring scores.",
                     many="list",
                     at_least=1,
                 ),

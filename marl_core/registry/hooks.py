@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from marl_core.errors import ConfigError, MarlDeprecationWarning, MarlError, MarlWarning, PluginError, near_match, warn
+from marl_core.errors import (
+    ConfigError,
+    MarlDeprecationWarning,
+    MarlError,
+    MarlWarning,
+    PluginError,
+    in_words,
+    near_match,
+    warn,
+)
 from marl_core.registry.deprecation import gone_in
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.raised_from import origin_and_notes
@@ -261,7 +270,8 @@ class Hooks:
             place = "".join(f"{sentence}. " for sentence in origin_and_notes(error, type(strategy)))
             shows = "more" if place else "where"
             raise PluginError(
-                f"{self._origins[strategy]}: {hook} failed: {error!r}. {place}The traceback (--debug) shows {shows}; "
+                f"{self._origins[strategy]}: {hook} failed: {error!r}. {place}The traceback{in_words(' (--debug)', '')} "
+                f"shows {shows}; "
                 "if the options are right, report it to the plugin's authors."
             ) from error
 

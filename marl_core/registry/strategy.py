@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import ReferenceType, ref
 
 import pluggy
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
+
+from marl_core.registry.problems import PlainlyTold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +22,11 @@ API = 1
 """The version of everything docs/api.md lists: hooks, base classes, data. Raised when something there breaks."""
 
 
-class Strategy(BaseModel):
+class Strategy(PlainlyTold):
     """Base class of all strategies: pydantic options and pluggy hooks in one class.
 
     Types are strict ("3" is not 3), unknown options are refused, numbers are finite, instances are immutable.
+    ConfigError for wrong options given to the constructor.
     """
 
     api: ClassVar[int] = API

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from marl_core.artifacts.hub import is_repo_name
 from marl_core.config.redact import redact
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import RESUME, ConfigError, DataError, in_words
 from marl_core.report.model_card import model_card, on_a_hub
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.store.files import new_folder, write_text
@@ -32,7 +32,8 @@ def publish_adapter(run: str | Path, to: str | Path, *, hub: str | None = None, 
     missing = [name for name in ADAPTER_FILES[:2] if not (source / name).is_file()]
     if missing:
         raise DataError(
-            f"publish: {source} has no {' and no '.join(missing)}: the run hasn't ended. Go on with it by marl run --resume."
+            f"publish: {source} has no {' and no '.join(missing)}: the run hasn't ended. "
+            f"Go on with it by {in_words('marl run --resume', f'{RESUME[1]}.train()')}."
         )
     if target.exists():
         raise DataError(f"publish: {target} is there already, and nothing is overwritten. Give --to a new folder.")

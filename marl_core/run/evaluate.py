@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from marl_core.config.run_config import EvalSection
@@ -77,9 +79,9 @@ class EvaluationNumbers:
 def _numbers(step: Step, rollout: Rollout) -> EvaluationNumbers:
     """Policy and reference by passes alike, so that their KL is 0 where they are the same."""
     limits, rollout = step.budget.inference, replace(rollout, behavior=None)
-    score, judges = step.rewards(rollout).total, step.judge(rollout)
-    reference = step.ref_logprobs(rollout, limits)
-    kl = 0.0 * score
+    score = step.rewards(rollout).total if step.roles.rewards else rollout.lengths * math.nan
+    judges, reference = step.judge(rollout), step.ref_logprobs(rollout, limits)
+    kl = torch.zeros_like(score)
     if reference is not None:
         kl = masked_sum(step.policy_output(rollout, limits).logprobs - reference, rollout.mask, dim=1)
     return EvaluationNumbers(score, kl, judges)
@@ -105,8 +107,10 @@ def _rows(rollout: Rollout, numbers: EvaluationNumbers) -> list[dict[str, Any]]:
 
 
 def _over_seeds(per_seed: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean of the seeds' means, and their standard deviation, 0 for one seed."""
+    """The mean of the seeds' means, and their standard deviation, 0 for one seed; NaN for what isn't measured."""
     means = [statistics.fmean(values) for values in per_seed]
+    if any(map(math.isnan, means)):  # stdev fails on these
+        return math.nan, math.nan
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
 
 

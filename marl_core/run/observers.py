@@ -18,31 +18,32 @@ class ObserverCalls:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._began = False
+        self.began = False
+        """Whether they were told of a start, and of no end since."""
         self._phase, self._told_at = "", 0.0
 
     def begin(self, step: int, tokenizer: object) -> None:
         """Tell that the run starts or goes on, with `step` steps done; nothing when that has been told."""
-        if not self._began:
-            self._began = True
+        if not self.began:
+            self.began = True
             with self.until_the_end(lambda: step):
                 self._plan.hooks.run_start(self._plan, step, tokenizer)  # type: ignore[arg-type]  # transformers' own
 
     def evaluation(self, evaluation: Evaluation, bank: AdapterBank, policy: str) -> None:
         """Tell the numbers of a held-out evaluation."""
-        if self._began:
+        if self.began:
             self._plan.hooks.evaluation_end(evaluation, bank, policy)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Tell how far a phase is: its beginning, its end, and between them now and then."""
         now = time.perf_counter()
-        if self._began and (phase != self._phase or done in (0, total) or now - self._told_at >= TOLD_EVERY_SECONDS):
+        if self.began and (phase != self._phase or done in (0, total) or now - self._told_at >= TOLD_EVERY_SECONDS):
             self._phase, self._told_at = phase, now
             self._plan.hooks.progress(phase, done, total)
 
     def end(self, result: RunResult) -> None:
         """Tell that the run is complete."""
-        self._began = False
+        self.began = False
         self._plan.hooks.run_end(result)
 
     @contextmanager
@@ -51,7 +52,7 @@ class ObserverCalls:
         try:
             yield
         except BaseException as error:
-            if self._began:
-                self._began = False
+            if self.began:
+                self.began = False
                 self._plan.hooks.run_failed(step(), error)
             raise

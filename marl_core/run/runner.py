@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +19,9 @@ from marl_core.bank.room import position_limit, vocabulary_of
 from marl_core.config.device import device_of
 from marl_core.config.run_config import RunConfig
 from marl_core.config.speed_config import is_on
+from marl_core.data.given_prompts import GivenPrompts, encode_prompts
 from marl_core.data.reading import UNBOUNDED_ROOM
-from marl_core.errors import ConfigError, DataError, Stopped, warn
+from marl_core.errors import RESUME, ConfigError, DataError, Stopped, in_words, warn
 from marl_core.logs import LOADING, PREFLIGHT, RUN, logger
 from marl_core.parallel.process_group import join
 from marl_core.parallel.rank_consistency import require_same_start, trained_tensors
@@ -78,8 +79,9 @@ from marl_core.store.run_state import RunState
 class Runner:
     """PPO on one shared base.
 
-    `Runner(config).train()` does everything; `for stats in runner.steps()` hands out each step; `generate`, `score`
-    and `update` are the step's parts, for loops of one's own. Two Runners may share one `bank`, each with a `policy` name.
+    `Runner(config).train()` does everything; `for stats in runner.steps()` hands out each step. For loops of one's own:
+    `step(rollout=..., scores=...)`, or its parts `generate`, `score`, `advantages`, `update` and `finish`; `end` ends such a run, and so
+    does `with Runner(config) as runner`. Two Runners may share one `bank`, each with a `policy` name.
     """
 
     def __init__(
@@ -134,8 +136,10 @@ class Runner:
         """The step, data, optimizer and state; then, on resume, the checkpoint."""
         config, bank = self.config, built.bank
         roles = self.guard.wrapped_roles(built.roles)
-        stops = stop_ids(
-            bank.tokenizer, config.sampling, bank.base.generation_config.eos_token_id, vocabulary_of(bank.base)
+        self._stops = tuple(
+            stop_ids(
+                bank.tokenizer, config.sampling, bank.base.generation_config.eos_token_id, vocabulary_of(bank.base)
+            )
         )
         self.algorithm = Step(
             bank=bank,
@@ -144,7 +148,7 @@ class Runner:
                 bank,
                 roles.trained.policy,
                 config.sampling,
-                tuple(stops),
+                self._stops,
                 config.speed,
                 value_head=roles.trained.policy_head,
                 options=built.options,
@@ -171,6 +175,7 @@ class Runner:
         self.live = LiveReport(self.folder.path) if self.folder is not None else None
         self._rollouts = 0
         self._kl_coef_used = self.state.kl_coef
+        self._last: StepStats | None = None
         self._scores_learned: torch.Tensor | None = None
         if resume:
             self._read_checkpoint()
@@ -198,16 +203,63 @@ class Runner:
 
     # -- the algorithm --------------------------------------------------------------------------------------
 
-    def step(self, prompts: Prompts) -> StepStats:
-        """One PPO step on these prompts."""
-        rollout = self.generate(prompts)
-        scored = self.score(rollout)  # policy, reference, value, reward: views of one base
-        advantages = self.algorithm.advantages(scored, self.state.kl_coef)
+    def step(
+        self,
+        prompts: Prompts | GivenPrompts | None = None,
+        *,
+        rollout: Rollout | None = None,
+        scores: torch.Tensor | Sequence[float] | None = None,
+    ) -> StepStats:
+        """One PPO step: on `prompts`, or on a `rollout` at hand, with `scores` of one's own ([B] or [B, T]) or the configured reward's.
+
+        Observers hear of it, and the run folder is written. ConfigError unless either prompts or a rollout is given, and for a config
+        without a reward where no scores are given.
+        """
+        rollout = self._rollout_of(prompts, rollout, scores)
+        scored = self.score(rollout, scores)  # policy, reference, value, reward: views of one base
+        advantages = self.advantages(scored)
         update = self.update(scored, advantages)
         return self.finish(scored, advantages, update)
 
-    def generate(self, prompts: Prompts, limits: torch.Tensor | None = None) -> Rollout:
-        """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B] int64: most tokens of each."""
+    def _rollout_of(self, prompts: Any, rollout: Rollout | None, scores: object) -> Rollout:
+        """The rollout that a step is to learn from: the one at hand, or a new one."""
+        if (prompts is None) == (rollout is None):
+            raise ConfigError(
+                "step: give either prompts, which are answered and scored, or rollout= (with scores= of your own, or without)."
+            )
+        if rollout is not None:
+            return rollout
+        if scores is not None:
+            raise ConfigError(
+                "step: scores belong to responses, and those are not sampled yet. Call rollout = runner.generate(prompts), then "
+                "runner.step(rollout=rollout, scores=scores)."
+            )
+        self._require_reward()
+        return self.generate(prompts)
+
+    def encode(self, prompts: Prompts | GivenPrompts) -> Prompts:
+        """Texts, chats or rows of data as a batch, rendered and tokenized as the config's `data` says, plainly where it says nothing.
+
+        Prompts stay as they are. A text or a chat ([{role, content}, ...]) is a whole prompt; of a row (columns by name) `data.field` or
+        `data.prompt_template` makes one. DataError names the entry that can't be a prompt.
+        """
+        if isinstance(prompts, Prompts):
+            return prompts
+        return encode_prompts(prompts, self.config.data, self.bank.tokenizer, self._room)
+
+    def rollout(self, prompts: Prompts | GivenPrompts, responses: Sequence[str] | Sequence[Sequence[int]]) -> Rollout:
+        """Responses that were not sampled here, one for each of the prompts (texts, chats, rows, Prompts), as a rollout to learn from.
+
+        A text is a whole response, and a stop token is put behind it; token lists are taken as they are, up to their first stop token.
+        """
+        return Rollout.from_responses(self.encode(prompts), responses, self.bank.tokenizer, self._stops)
+
+    def generate(self, prompts: Prompts | GivenPrompts, limits: torch.Tensor | None = None) -> Rollout:
+        """Sample `samples_per_prompt` responses to each prompt from the policy; `limits` [B] int64: most tokens of each.
+
+        Prompts are Prompts, or what `encode` takes: texts, chats, rows.
+        """
+        prompts = self.encode(prompts)
         with self._timed("generate"), finite_sampling():
             seed = derive_seed(self.config.run.seed, "rollout", self.state.step, self._rollouts)
             self._rollouts += 1
@@ -217,13 +269,19 @@ class Runner:
         """Score a rollout by every role; `scores` of one's own, [B] or [B, T], replace the configured reward (shaping still applies).
 
         NumericError for numbers that aren't finite, PluginError when a reward or reference fails, DataError for a rollout that
-        the base can't read.
+        the base can't read, ConfigError without scores where the config has no reward.
         """
+        if scores is None:
+            self._require_reward()
         with self._timed("score"), self._dumped(Phase("score", rollout, own=scores)), self._asking():
             scored = self.algorithm.score(rollout, scores)
             scored = shape(scored, self.config.shaping, self.state.reward_stats)
             self.checks.check_scored(self.algorithm, scored)
             return scored
+
+    def advantages(self, scored: ScoredRollout) -> Advantages:
+        """What the update learns from, by the config's estimator: KL, token rewards, advantages, and returns where there are values."""
+        return self.algorithm.advantages(self._on_device(scored), self.state.kl_coef)
 
     def update(self, scored: ScoredRollout, advantages: Advantages | None = None) -> UpdateStats:
         """Train policy and value on a scored rollout; this ends the step: `done` counts up, the KL coefficient adapts.
@@ -232,7 +290,7 @@ class Runner:
         """
         scored = self._on_device(scored)
         if self.preflight is None:
-            self.check_start(scored.rollout.prompts)
+            self.check_start(scored.rollout.prompts, ask_rewards=bool(scored.parts))  # not one that isn't used
         with self._timed("update"), self._dumped(Phase("update", scored.rollout, scored, own=advantages)):
             fitted = None if advantages is None else advantages.fitted(scored.rollout)
             stats = self.train_on(scored, fitted, generator(self.config.run.seed, "minibatches", self.state.step))
@@ -275,9 +333,18 @@ class Runner:
         seconds = ", ".join(f"{name} {spent:.2f} s" for name, spent in self.seconds.items())
         logger(RUN).debug("step %d of %d: %s", self.state.step, self.config.ppo.steps, seconds)
         self.seconds = {}
+        self._last = stats
         self.plan.hooks.step_end(stats, scored)
         self.guard.step_ended(self.state.step)
         return stats
+
+    def _require_reward(self) -> None:
+        """ConfigError when there is nothing to score a response with."""
+        if not self.roles.rewards:
+            raise ConfigError(
+                "reward: this config names none, so nothing scores a response. Give a reward (a function of yours, or a strategy) in the "
+                "config, or scores of your own: runner.step(rollout=rollout, scores=scores)."
+            )
 
     def _on_device(self, scored: ScoredRollout) -> ScoredRollout:
         """On the bank's device, where a scored rollout of one's own needn't be."""
@@ -304,6 +371,7 @@ class Runner:
 
     def _steps(self) -> Iterator[StepStats]:
         config = self.config
+        self._require_reward()
         self.prepare()
         self.stopped = None
         self.observers.begin(self.done, self.bank.tokenizer)
@@ -361,9 +429,43 @@ class Runner:
                         raise self._stopped(signal.Signals(number))
                 return self._finish(last)
         finally:
-            self.plan.release()
-            if self.folder is not None:
-                self.folder.release()
+            self._let_go()
+
+    def end(self) -> RunResult:
+        """End a loop of one's own as `train` ends: checkpoint, last evaluation, final adapter, end of the observers; the folder is free.
+
+        ConfigError when no step was made.
+        """
+        if self.preflight is None:
+            raise ConfigError("end: no step was made yet, so there is nothing to end. Call step, or train.")
+        try:
+            with self.observers.until_the_end(lambda: self.done):
+                if self.folder is not None and self._intact_checkpoint() is None:
+                    self.save()
+                return self._finish(self._last)
+        finally:
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        """A block that makes a run by hand."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """The end of the run, unless it has ended; after an error the observers hear of that."""
+        if error is None and self.observers.began:
+            self.end()
+        elif error is not None:
+            try:
+                with suppress(type(error)), self.observers.until_the_end(lambda: self.done):
+                    raise error
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Others may have the strategies and the folder."""
+        self.plan.release()
+        if self.folder is not None:
+            self.folder.release()
 
     def _show_live(self) -> None:
         """The run's page as it is now, if it is time to; of several processes the first one writes it."""
@@ -421,9 +523,17 @@ class Runner:
         """Save, unless this very step has been saved, and say how to go on."""
         where = "nothing was saved: this run has no run.folder."
         if self.folder is not None:
-            where = f"saved in {self._save_once()}. Go on with `marl run {self.folder.path} --resume`."
+            way = in_words(f"`marl run {self.folder.path} --resume`", RESUME[1])
+            where = f"saved in {self._save_once()}. Go on with {way}."
         (where, *_) = self.ranks.all_gather_object(where)
         return Stopped(f"stopped by {number.name} after step {self.done}; {where}", number)
+
+    def _intact_checkpoint(self) -> Path | None:
+        """The checkpoint of just the steps done, where there is one."""
+        if self.folder is None:
+            return None
+        target = self.folder.checkpoints / checkpoint.name_of(self.done)
+        return target if target.is_dir() and checkpoint.damage(target) is None else None
 
     def prompts(self) -> Prompts:
         """The next step's prompts. ConfigError when the config names none."""
@@ -517,12 +627,15 @@ class Runner:
         """The pre-flight check on the next step's prompts, once."""
         return self.preflight or self.check_start(self.prompts())
 
-    def check_start(self, prompts: Prompts) -> Preflight:
-        """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start."""
-        with self._folder_kept():
-            return self._check_start(prompts)
+    def check_start(self, prompts: Prompts | GivenPrompts, *, ask_rewards: bool = True) -> Preflight:
+        """The pre-flight check; once it has passed the run folder is made, and the observers hear of the start.
 
-    def _check_start(self, prompts: Prompts) -> Preflight:
+        `ask_rewards`: false where scores are brought by hand, so that the configured rewards and judges needn't know these prompts.
+        """
+        with self._folder_kept():
+            return self._check_start(self.encode(prompts), ask_rewards)
+
+    def _check_start(self, prompts: Prompts, ask_rewards: bool) -> Preflight:
         tokens = None if self.data is None else self.data.tokens
         require_same_start(self.ranks, self.config, self.bank, self.roles.trained, tokens)
         with (
@@ -531,7 +644,10 @@ class Runner:
             self._asking(),
             phase("pre-flight"),
         ):  # what is logged here is of no step
-            result = preflight(self.plan, self.algorithm, prompts, self.built.gradient, fresh=self.done == 0)
+            fresh = self.done == 0
+            result = preflight(
+                self.plan, self.algorithm, prompts, self.built.gradient, fresh=fresh, ask_rewards=ask_rewards
+            )
         for check in result.checks:
             logger(PREFLIGHT).info("%s", check.detail, extra={"ok": check.ok})
         self.preflight = result
@@ -551,17 +667,22 @@ class Runner:
         return checkpoint_bytes(self.bank, self.roles.trained)
 
     def _prompts(self, early: PromptSets | None) -> PromptSets:
-        """Prompts that fit into the positions that the model leaves beside a response; those read before it was loaded, if they do.
+        """Prompts that fit into the positions that the model leaves beside a response; those read before it was loaded, if they do."""
+        bank = self.built.bank
+        vocabulary = vocabulary_of(bank.base)
+        if early is not None and early.fit(self.config, self._room, vocabulary):
+            return early
+        return PromptSets.read(self.config, bank.tokenizer, self._room, vocabulary)
+
+    @property
+    def _room(self) -> int:
+        """Positions that the model leaves for a prompt beside a response.
 
         A row that grows past the length where its rotary frequencies change would be sampled with other frequencies than it is scored with.
         """
         bank = self.built.bank
         positions = min(filter(None, (position_limit(bank.base), bank.trunk.stretched.until)), default=None)
-        room = UNBOUNDED_ROOM if positions is None else max(1, positions - self.config.sampling.max_new_tokens)
-        vocabulary = vocabulary_of(bank.base)
-        if early is not None and early.fit(self.config, room, vocabulary):
-            return early
-        return PromptSets.read(self.config, bank.tokenizer, room, vocabulary)
+        return UNBOUNDED_ROOM if positions is None else max(1, positions - self.config.sampling.max_new_tokens)
 
     # -- around every call ----------------------------------------------------------------------------------
 

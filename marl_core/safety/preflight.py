@@ -32,11 +32,20 @@ ROW_TOLERANCE = 0.5
 """Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
 
 
-def preflight(plan: Plan, step: Step, prompts: Prompts, gradient: PreflightCheck, *, fresh: bool = True) -> Preflight:
+def preflight(
+    plan: Plan,
+    step: Step,
+    prompts: Prompts,
+    gradient: PreflightCheck,
+    *,
+    fresh: bool = True,
+    ask_rewards: bool = True,
+) -> Preflight:
     """Run all checks on the first prompts, as many as one pass takes.
 
     ConfigError, NumericError or PluginError when training would be wrong. `gradient`: the gradient check's
-    result. `fresh` is false after a resume: then the policy has moved and is not compared with the reference.
+    result. `fresh` is false after a resume: then the policy has moved and is not compared with the reference. `ask_rewards` is false
+    where scores are brought by hand: rewards and judges may need columns that such prompts haven't.
     """
     bank = step.bank
     checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
@@ -46,8 +55,10 @@ def preflight(plan: Plan, step: Step, prompts: Prompts, gradient: PreflightCheck
     rollout = replace(rollout, behavior=None)  # the passes are what is checked, not what sampling said
     checks += [_reference(plan, step, rollout)] if fresh and plan.config.ppo.kl.coef > 0 else []
     checks += [_ratio(plan, step, rollout), gradient, _rows(plan, step, rollout)]
-    step.rewards(rollout)  # a reward that can't be used should say so before anything is written
-    step.judge(rollout)
+    if ask_rewards:  # one that can't be used should say so before anything is written
+        if step.roles.rewards:
+            step.rewards(rollout)
+        step.judge(rollout)
     checks += [
         PreflightCheck(f"reward adapter {name}", "can't verify" not in detail, detail)
         for name, detail in bank.reward_checks.items()

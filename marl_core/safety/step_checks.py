@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import NumericError, warn
+from marl_core.errors import OVERRIDE, NumericError, in_words, warn
 from marl_core.ppo.objectives import masked_mean
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import ScoredRollout, UpdateStats
@@ -164,5 +164,5 @@ def _finite_weights(roles: Mapping[str, Mapping[str, Tensor]]) -> None:
             name = list(parameters)[int((~norms.isfinite()).nonzero()[0])]
             raise NumericError(
                 f"update: after the optimizer's step the {role}'s weight {name} isn't finite, although its gradient was. The learning "
-                "rate is far too high. Resume from the last checkpoint with a lower ppo.learning_rate (--override)."
+                f"rate is far too high. Resume from the last checkpoint with a lower ppo.learning_rate ({in_words(*OVERRIDE)})."
             )

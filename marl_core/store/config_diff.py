@@ -10,7 +10,7 @@ from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.config.yaml_text import parse_yaml
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import OVERRIDE, ConfigError, DataError, in_words
 
 CHANGEABLE_KEYS = (
     "observers",
@@ -49,9 +49,12 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
         changes = "\n".join(f"  {lines[key]}" for key in serious)
         raise ConfigError(
             f"resume: the config changed the run's mathematics since it was started:\n{changes}\n"
-            f"Restore it, or resume with --override. `marl run {file.parent} --resume` goes on with the run's own config."
+            f"Restore it, or resume with {in_words(*OVERRIDE)}."
+            + in_words(f" `marl run {file.parent} --resume` goes on with the run's own config.", "")
         )
-    return [f"config changed{' (--override)' if key in serious else ''}: {line}" for key, line in lines.items()]
+    return [
+        f"config changed{f' ({in_words(*OVERRIDE)})' if key in serious else ''}: {line}" for key, line in lines.items()
+    ]
 
 
 def _flat(text: str, source: str) -> dict[str, Any]:

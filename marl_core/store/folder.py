@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import ConfigError, DataError, warn
+from marl_core.errors import OVERRIDE, RESUME, ConfigError, DataError, in_words, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint, ended
 from marl_core.store.atomic import recover
@@ -49,8 +50,8 @@ class RunFolder:
         used = (folder.path / "config.yaml").exists()
         if used and not resume:
             raise ConfigError(
-                f"run.folder: {folder.path} already holds a run. Go on with it (`marl run {folder.path} --resume`; in Python "
-                "Runner(config, resume=True)), or give another folder."
+                f"run.folder: {folder.path} already holds a run. Go on with it by "
+                f"{in_words(f'`marl run {folder.path} --resume`', RESUME[1])}, or give another folder."
             )
         if resume and used:
             folder._take_up(config, override)
@@ -141,14 +142,15 @@ class RunFolder:
         except DataError as error:
             if not override:
                 raise
-            self.notes.append(f"{error} (--override)")
+            self.notes.append(f"{error} ({in_words(*OVERRIDE)})")
             return
         serious, judging = changes(was, now, fingerprint)
         if serious and not override:
             raise ConfigError(
-                f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there, or resume with --override."
+                f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there, "
+                f"or resume with {in_words(*OVERRIDE)}."
             )
-        self.notes += [f"changed since the run was started (--override): {name}" for name in serious]
+        self.notes += [f"changed since the run was started ({in_words(*OVERRIDE)}): {name}" for name in serious]
         self.notes += [
             f"changed since the run was started: {name}, read by evaluations: those before and after don't compare"
             for name in judging
@@ -164,7 +166,9 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; None when the run was stopped before its first. DataError without a run, or when none is intact."""
         if not (self.path / "config.yaml").exists():
-            raise DataError(f"resume: {self.path} holds no run. Check run.folder, or start without --resume.")
+            raise DataError(
+                f"resume: {self.path} holds no run. Check run.folder, or start without {in_words('--resume', 'resume=True')}."
+            )
         if not checkpoint.saved(self.checkpoints):
             self._rewind(0)
             self.notes.append("no checkpoint yet: starting from step 0")
@@ -217,7 +221,7 @@ class RunFolder:
         """The evaluation before training, None without one. DataError when the file is damaged."""
         line = next(read_lines(self.path / "evals.jsonl"), None)
         try:
-            return Evaluation(**line) if line else None
+            return Evaluation(**{**line, **_not_measured(line)}) if line else None
         except TypeError as error:
             raise DataError(
                 f"resume: {self.path / 'evals.jsonl'} is damaged ({error}). Move it away to go on without."
@@ -241,3 +245,8 @@ class RunFolder:
         with new_folder(self.path / "final") as temporary:
             bank.save(policy, temporary / "policy")
             write_json(temporary / "policy" / "marl.json", {"base": bank.source, "base_prepared_by": bank.prepared})
+
+
+def _not_measured(line: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of an evaluation that JSON has as null: a reward that nobody gave."""
+    return {name: math.nan for name in ("reward", "reward_std") if line.get(name, 0.0) is None}

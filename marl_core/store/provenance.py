@@ -16,7 +16,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.bank.identity.fingerprint_v1 import is_short_of, short
 from marl_core.config.redact import redacted
-from marl_core.errors import DataError
+from marl_core.errors import OVERRIDE, DataError, in_words
 from marl_core.plan.plan import Plan
 from marl_core.store.files import sha256
 from marl_core.store.input_files import Rows, data_inputs, judging_inputs, training_inputs
@@ -112,7 +112,7 @@ def read_provenance(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"resume: {file} is damaged ({error}), so it can't be told whether data, adapters and base are those of the start. "
-            "Restore it, or resume with --override."
+            f"Restore it, or resume with {in_words(*OVERRIDE)}."
         ) from error
     return record
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Console(Strategy):
     """One line a step: reward, KL, clip fraction, length, speed, time left; a progress bar on a terminal."""
 
-    samples_every: NonNegativeInt = Field(10, description="Print a sampled response every this many steps; 0: never.")
+    samples_every: NonNegativeInt = Field(
+        default=10, description="Print a sampled response every this many steps; 0: never."
+    )
     _screen: Any = PrivateAttr(None)
 
     @hookimpl
@@ -64,9 +66,9 @@ class Console(Strategy):
 class JsonLines(Strategy):
     """steps.jsonl (one line a step) and samples.jsonl (sampled texts with scores) in the run folder."""
 
-    samples: NonNegativeInt = Field(4, description="Responses written for each step.")
+    samples: NonNegativeInt = Field(default=4, description="Responses written for each step.")
     tokens: bool = Field(
-        True, description="Write each sampled token's end in its text and its KL too, for the report's colours."
+        default=True, description="Write each sampled token's end in its text and its KL too, for the report's colours."
     )
     _files: tuple[Lines, Lines] | None = PrivateAttr(None)
     _tokenizer: Any = PrivateAttr(None)
@@ -112,7 +114,7 @@ class Trackers(Strategy):
     """Experiment trackers through accelerate: tensorboard, wandb, mlflow, trackio and others."""
 
     to: list[str] = Field(min_length=1, description="Tracker names that accelerate knows, e.g. [tensorboard].")
-    project: str = Field("marl", description="Project or experiment name.")
+    project: str = Field(default="marl", description="Project or experiment name.")
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Further settings of each tracker's start, e.g. {wandb: {mode: offline, name: first}}.",

@@ -36,7 +36,7 @@ class Bnb8Bit(_BitsAndBytes):
     """bitsandbytes int8 (LLM.int8)."""
 
     threshold: float = Field(
-        0.0,
+        default=0.0,
         ge=0.0,
         description="Outlier threshold. Above 0 (bitsandbytes' own default is 6) a row's log-probs depend on the other rows of its batch.",
     )
@@ -66,10 +66,10 @@ class Bnb8Bit(_BitsAndBytes):
 class Bnb4Bit(_BitsAndBytes):
     """bitsandbytes 4-bit (QLoRA)."""
 
-    type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type.")
-    double: bool = Field(False, description="Quantize the quantization constants too.")
+    type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit data type.")
+    double: bool = Field(default=False, description="Quantize the quantization constants too.")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of the products; auto: model.dtype."
+        default="auto", description="Dtype of the products; auto: model.dtype."
     )
 
     @classmethod

@@ -25,7 +25,8 @@ class TorchaoInt8(Strategy):
     """
 
     group_size: PositiveInt | None = Field(
-        None, description="Weights that share a scale; must divide every layer's input size. Absent: a whole row."
+        default=None,
+        description="Weights that share a scale; must divide every layer's input size. Absent: a whole row.",
     )
 
     @hookimpl

@@ -43,8 +43,10 @@ class MergedBase(Strategy):
     adapter: str = Field(
         min_length=1, description="The SFT adapter to merge into the base at load: a folder or a hub name."
     )
-    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
-    subfolder: str | None = Field(None, min_length=1, description="Folder inside `adapter` that holds it.")
+    revision: str | None = Field(
+        default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
+    )
+    subfolder: str | None = Field(default=None, min_length=1, description="Folder inside `adapter` that holds it.")
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
@@ -75,8 +77,10 @@ class PeftAdapter(Strategy):
     """An explicit, frozen PEFT adapter on the base. Right when the policy is a trainable copy of that adapter."""
 
     adapter: str = Field(min_length=1, description="The frozen adapter that is the reference: a folder or a hub name.")
-    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
-    subfolder: str | None = Field(None, min_length=1, description="Folder inside `adapter` that holds it.")
+    revision: str | None = Field(
+        default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
+    )
+    subfolder: str | None = Field(default=None, min_length=1, description="Folder inside `adapter` that holds it.")
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:

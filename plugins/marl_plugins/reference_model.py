@@ -18,9 +18,9 @@ class ModelReference(Strategy):
     """A separate causal language model with the base's tokenizer, e.g. another checkpoint or the unquantized base."""
 
     path: str = Field(min_length=1, description="Folder or hub name of a causal language model.")
-    revision: str | None = Field(None, description="Hub revision.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Dtype of its weights.")
-    batch: PositiveInt = Field(8, description="Responses per forward pass.")
+    revision: str | None = Field(default=None, description="Hub revision.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Dtype of its weights.")
+    batch: PositiveInt = Field(default=8, description="Responses per forward pass.")
 
     @hookimpl
     def marl_check(self) -> Iterable[str]:

@@ -24,8 +24,10 @@ class EmaAdapter(Strategy):
     where the policy was a while ago, so it bounds the speed of the policy, not how far it goes.
     """
 
-    decay: float = Field(0.99, ge=0.0, lt=1.0, description="Share of the old reference that stays; 0: a fresh copy.")
-    every: PositiveInt = Field(1, description="Move after every this many steps.")
+    decay: float = Field(
+        default=0.99, ge=0.0, lt=1.0, description="Share of the old reference that stays; 0: a fresh copy."
+    )
+    every: PositiveInt = Field(default=1, description="Move after every this many steps.")
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:

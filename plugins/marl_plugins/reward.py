@@ -20,14 +20,16 @@ class AdapterReward(Strategy):
     """A reward adapter with its score head on the shared base, as TRL's RewardTrainer or LLaMA-Factory writes it."""
 
     path: str = Field(min_length=1, description="Folder or hub name of the reward adapter, score head included.")
-    revision: str | None = Field(None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter.")
-    subfolder: str | None = Field(None, min_length=1, description="Folder inside `path` that holds it.")
+    revision: str | None = Field(
+        default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
+    )
+    subfolder: str | None = Field(default=None, min_length=1, description="Folder inside `path` that holds it.")
     position: Literal["auto", "last-attended", "last-non-pad"] = Field(
-        "auto",
+        default="auto",
         description="Token that is scored; auto: as recorded with the adapter, which is how transformers' classifier reads it.",
     )
     pad_token_id: int | None = Field(
-        None, description="Pad id for last-non-pad, when it isn't recorded with the adapter."
+        default=None, description="Pad id for last-non-pad, when it isn't recorded with the adapter."
     )
 
     @hookimpl
@@ -64,19 +66,21 @@ class ModelReward(Strategy):
     """A separate sequence-classification model with its own tokenizer and chat template."""
 
     path: str = Field(min_length=1, description="Folder or hub name of a sequence-classification model with one label.")
-    revision: str | None = Field(None, description="Hub revision.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the reward model.")
+    revision: str | None = Field(default=None, description="Hub revision.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Dtype of the reward model."
+    )
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto",
+        default="auto",
         description="chat: the model's chat template; plain: prompt and response joined; auto: chat if the prompts are messages.",
     )
     append_eos: bool = Field(
-        True,
+        default=True,
         description="End plain texts with the model's EOS, as TRL's RewardTrainer trains them; never twice.",
     )
-    batch: PositiveInt = Field(16, description="Texts per forward pass.")
+    batch: PositiveInt = Field(default=16, description="Texts per forward pass.")
     max_tokens: PositiveInt = Field(
-        2048,
+        default=2048,
         description="Longer texts are cut to this many tokens, or to what model and tokenizer have room for: on the side that the "
         "tokenizer's config names, else on the left to max_tokens, and as its tokenizer cuts to the model's room.",
     )
@@ -97,7 +101,8 @@ class FunctionReward(Strategy):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
     timeout_seconds: PositiveFloat | None = Field(
-        None, description="Give up on a call that takes longer, and stop the run; without one a call may take for ever."
+        default=None,
+        description="Give up on a call that takes longer, and stop the run; without one a call may take for ever.",
     )
 
     @hookimpl

@@ -26,18 +26,18 @@ class HttpReward(Strategy):
 
     url: str = Field(pattern=r"^https?://\S+$", description="Where to POST.")
     format: Literal["marl", "llama-factory"] = Field(
-        "marl",
+        default="marl",
         description="marl: prompts, completions, completion_ids and the data's columns, answered by rewards; "
         "llama-factory: messages (whole texts with their special tokens, as LLaMA-Factory sends them), answered by scores.",
     )
-    batch: PositiveInt = Field(32, description="Responses per request.")
-    workers: PositiveInt = Field(4, description="Requests at a time.")
-    timeout_seconds: PositiveFloat = Field(30.0, description="Longest wait for an answer to one request.")
-    retries: NonNegativeInt = Field(3, description="Further tries after a refused, lost or late request.")
+    batch: PositiveInt = Field(default=32, description="Responses per request.")
+    workers: PositiveInt = Field(default=4, description="Requests at a time.")
+    timeout_seconds: PositiveFloat = Field(default=30.0, description="Longest wait for an answer to one request.")
+    retries: NonNegativeInt = Field(default=3, description="Further tries after a refused, lost or late request.")
     backoff_seconds: NonNegativeFloat = Field(
-        0.5, description="Wait before the second retry; doubled for each further."
+        default=0.5, description="Wait before the second retry; doubled for each further."
     )
-    token_env: str | None = Field(None, description="Environment variable that holds a bearer token to send.")
+    token_env: str | None = Field(default=None, description="Environment variable that holds a bearer token to send.")
 
     @hookimpl
     def marl_check(self) -> Iterable[str]:

@@ -27,9 +27,9 @@ class ProcessReward(Strategy):
         description="`package.module:function` or `file.py:function`; in Python also the function itself."
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments for the function.")
-    per: Literal["step", "token"] = Field("step", description="What gets a score each.")
+    per: Literal["step", "token"] = Field(default="step", description="What gets a score each.")
     separator: str = Field(
-        "\n", min_length=1, description="Text that ends a step; the function gets `steps`, cut there."
+        default="\n", min_length=1, description="Text that ends a step; the function gets `steps`, cut there."
     )
 
     @hookimpl

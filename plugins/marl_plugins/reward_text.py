@@ -21,11 +21,11 @@ class LengthFormat(Strategy):
     """
 
     pattern: str | None = Field(
-        None, description="Regular expression that must be found; anchor it with ^ and $; . matches line ends."
+        default=None, description="Regular expression that must be found; anchor it with ^ and $; . matches line ends."
     )
-    points: float = Field(1.0, description="Points for a text in which the pattern is found; else 0.")
-    max_tokens: PositiveInt | None = Field(None, description="Length in tokens from which the penalty is -1.")
-    cushion: PositiveInt = Field(16, description="Tokens below max_tokens over which the penalty grows.")
+    points: float = Field(default=1.0, description="Points for a text in which the pattern is found; else 0.")
+    max_tokens: PositiveInt | None = Field(default=None, description="Length in tokens from which the penalty is -1.")
+    cushion: PositiveInt = Field(default=16, description="Tokens below max_tokens over which the penalty grows.")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

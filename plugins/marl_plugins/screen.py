@@ -111,7 +111,8 @@ class Screen:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """A line with the held-out numbers."""
-        line = f"held out at step {evaluation.step}: reward {evaluation.reward:.3f}, KL {evaluation.kl:.2f} nats per response"
+        reward = "" if math.isnan(evaluation.reward) else f"reward {evaluation.reward:.3f}, "
+        line = f"held out at step {evaluation.step}: {reward}KL {evaluation.kl:.2f} nats per response"
         self._console.print(line, highlight=False)
         self._bar.update(self._task, phase="")
         if self._finished:
@@ -134,8 +135,9 @@ class Screen:
             )
         if result.before and result.after:
             b, a = result.before, result.after
+            reward = "" if math.isnan(a.reward) else f"reward {b.reward:.3f} -> {a.reward:.3f}, "
             self._console.print(
-                f"held out: reward {b.reward:.3f} -> {a.reward:.3f}, KL {b.kl:.2f} -> {a.kl:.2f} nats per response",
+                f"held out: {reward}KL {b.kl:.2f} -> {a.kl:.2f} nats per response",
                 highlight=False,
             )
         if result.folder:

@@ -89,12 +89,12 @@ def test_what_decides_a_step_is_refused_by_name_unless_overridden(
     Runner(config(make_config, home)).train()
     change, said = SERIOUS[what]
     change(home)
-    with pytest.raises(ConfigError, match=rf"changed since the run was started: {said}.*--override") as caught:
+    with pytest.raises(ConfigError, match=rf"changed since the run was started: {said}.*override=True") as caught:
         Runner(config(make_config, home), resume=True)
     assert "," not in str(caught.value).split("Put back")[0]  # and nothing else is named
     runner = Runner(config(make_config, home), resume=True, override=True)
     assert runner.folder is not None
-    assert any("(--override): " in note and "changed since" in note for note in runner.folder.notes)
+    assert any("(override=True): " in note and "changed since" in note for note in runner.folder.notes)
     runner.train()
     again = Runner(config(make_config, home), resume=True)  # the run goes on with it from here
     assert again.folder is not None

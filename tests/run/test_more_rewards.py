@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from marl_core import Plan, PluginError, RunConfig, Runner
+from marl_core import ConfigError, Plan, PluginError, RunConfig, Runner
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import score_all
 from marl_core.ppo.roles import RewardSource
@@ -294,7 +293,7 @@ class TestLengthFormat:
         ],
     )
     def test_options_that_cannot_work(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValidationError, match=message):
+        with pytest.raises(ConfigError, match=message):
             LengthFormat(**options)
 
     def test_what_check_says(self, make_config: MakeConfig, tmp_path: Path) -> None:

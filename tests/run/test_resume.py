@@ -255,7 +255,7 @@ class TestRefused:
     def test_a_folder_that_holds_a_run(
         self, make_config: MakeConfig, prompts_file: str, whole: tuple[Path, dict[str, Tensor]]
     ) -> None:
-        with pytest.raises(ConfigError, match=r"already holds a run. Go on with it \(`marl run .* --resume`"):
+        with pytest.raises(ConfigError, match=r"already holds a run. Go on with it by Runner\(config, resume=True\)"):
             Runner(config(make_config, whole[0], prompts_file))
 
     def test_a_folder_that_holds_none(self, make_config: MakeConfig, prompts_file: str, tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from marl_core import DataError, MarlWarning, Rollout
+from marl_core import ConfigError, DataError, MarlWarning, Rollout
 from marl_core.artifacts.rows import read_rows
 from marl_core.config.prompt_template import columns_of, fill
 from marl_core.config.run_config import DataSection
@@ -58,7 +57,7 @@ class TestTemplate:
     def test_what_is_no_template(self, wrong: str) -> None:
         with pytest.raises(ValueError, match="a literal brace doubled"):
             columns_of(wrong)
-        with pytest.raises(ValidationError, match="prompt_template"):
+        with pytest.raises(ConfigError, match="prompt_template"):
             DataSection(prompts="p.jsonl", prompt_template=wrong)
 
     def test_a_missing_column_is_named_with_its_row_and_those_there_are(self, tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ class TestTemplate:
             load(tmp_path, {"q": " "}, prompt_template="Q: {q}")
 
     def test_field_beside_it_would_be_ignored(self) -> None:
-        with pytest.raises(ValidationError, match="field is never used with prompt_template"):
+        with pytest.raises(ConfigError, match="field is never used with prompt_template"):
             DataSection(prompts="p.jsonl", field="text", prompt_template="{q}")
 
 

@@ -307,7 +307,9 @@ def test_added_tokens_are_merged_with_their_tokenizer(
 ) -> None:
     resized(tiny_folder, tmp_path / "it")
     (found,) = Plan.of(make_config(reference={"use": "merged-base", "adapter": str(tmp_path / "it")})).check()
-    assert re.search(r"embeddings for 262 tokens .* the base has 260: .*added tokens.*marl merge --model", found)
+    assert re.search(
+        r"embeddings for 262 tokens .* the base has 260: .*added tokens.*marl_core.merge_adapter\(BASE", found
+    )
     with pytest.raises(DataError, match="embeddings for 262 tokens"):
         merge_into(load_base(tiny_folder), tmp_path / "it")
     merge_adapter(tiny_folder, str(tmp_path / "it"), tmp_path / "out")
@@ -352,5 +354,5 @@ def test_an_activated_lora_is_not_merged(tiny_folder: str, make_config: MakeConf
 def test_a_quantized_base_is_not_merged_into(wide_folder: str, tmp_path: Path) -> None:
     folder = write(wide_folder, tmp_path / "it", target_modules=SFT)
     packed = write_packed(wide_folder, tmp_path / "packed", load_in_4bit=True)
-    with pytest.raises(ConfigError, match=r"--adapter: merging needs the full-precision .* this one is quantized"):
+    with pytest.raises(ConfigError, match=r"^adapter: merging needs the full-precision .* this one is quantized"):
         merge_adapter(packed, str(folder), tmp_path / "out")

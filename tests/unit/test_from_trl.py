@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from marl_core import Catalog, Runner, ScoredRollout
+from marl_core import Catalog, Runner, StepStats
 from marl_core.cli.app import main
 from marl_core.config.load import load_config, parse_config
 from marl_core.config.yaml_text import parse_yaml
@@ -39,17 +39,19 @@ def test_the_classic_loop_runs(
     write_tiny_model("my-model")
     write_reward_adapter("my-model", Path("my-reward-adapter"))
     names: dict[str, Any] = {"batches": BATCHES}
-    (loop,) = blocks("python")
+    loop, parts = blocks("python")
     exec(compile(loop, "docs/from-trl.md", "exec"), names)
-    runner, scored, stats = names["runner"], names["scored"], names["stats"]
+    runner = names["runner"]
     assert isinstance(runner, Runner)
-    assert isinstance(scored, ScoredRollout)
-    assert isinstance(stats, UpdateStats)
+    assert isinstance(names["stats"], StepStats)
     assert runner.done == 2
     assert runner.bank.active == "policy"
     assert len(capsys.readouterr().out.splitlines()) == 2
-    again = runner.score(scored.rollout)  # "the configured reward gives the same"
+    again = runner.score(names["rollout"])  # "the configured reward gives the same"
     torch.testing.assert_close(again.scores, names["rewards"], rtol=1e-5, atol=1e-5)
+    exec(compile(parts, "docs/from-trl.md", "exec"), names)
+    assert names["stats"].step == 3
+    assert isinstance(names["update"], UpdateStats)
 
 
 def test_its_commands_write_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

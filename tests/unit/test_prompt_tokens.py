@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from marl_core import ConfigError, DataError, MarlWarning, Prompts
 from marl_core.bank.room import position_limit, vocabulary_of
@@ -338,7 +337,7 @@ class TestOptionsOfTheTemplate:
     def test_the_runs_need_a_chat_and_are_no_arguments_of_the_call(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"data.chat_template_kwargs: row 1 of .* is a text.*Set data.chat: true"):
             load(tmp_path, [{"prompt": "hi"}], talker(), chat_template_kwargs={"enable_thinking": False})
-        with pytest.raises(ValidationError, match="add_generation_prompt: marl sets this itself"):
+        with pytest.raises(ConfigError, match="add_generation_prompt: marl sets this itself"):
             DataSection(prompts="p.jsonl", chat_template_kwargs={"add_generation_prompt": True})
 
     def test_control_tokens_in_them_are_a_rows_too(self, tmp_path: Path) -> None:

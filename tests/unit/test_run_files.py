@@ -99,11 +99,11 @@ class TestChanges:
         assert found == ["config changed: ppo.steps: 2 -> 9", "config changed: run.keep: 2 -> 3"]
 
     def test_mathematical_ones_need_an_override(self, make_config: MakeConfig, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"(?s)mathematics.*\n  ppo.gamma: 1.0 -> 0.9\n.*--override") as caught:
+        with pytest.raises(ConfigError, match=r"(?s)mathematics.*\n  ppo.gamma: 1.0 -> 0.9\n.*override=True") as caught:
             self.changes(make_config, tmp_path, ppo={"gamma": 0.9}, run={"keep": 3})
         assert "run.keep" not in str(caught.value)
         found = self.changes(make_config, tmp_path, True, ppo={"gamma": 0.9}, run={"keep": 3})
-        assert found == ["config changed (--override): ppo.gamma: 1.0 -> 0.9", "config changed: run.keep: 2 -> 3"]
+        assert found == ["config changed (override=True): ppo.gamma: 1.0 -> 0.9", "config changed: run.keep: 2 -> 3"]
 
     def test_the_config_of_the_steps_so_far_is_kept(self, make_config: MakeConfig, tmp_path: Path) -> None:
         run = {"folder": str(tmp_path / "run")}

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from pydantic import ValidationError
 
-from marl_core import AdapterBank, Prompts
+from marl_core import AdapterBank, ConfigError, Prompts
 from marl_core.config.run_config import SamplingSection, ShapingSection, SpeedSection
 from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_strings import StopStrings
@@ -147,5 +146,5 @@ class TestText:
     ],
 )
 def test_what_cannot_be(part: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         SamplingSection(**part)

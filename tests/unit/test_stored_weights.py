@@ -151,7 +151,7 @@ def test_nothing_is_merged_into_packed_weights(packed: dict[str, str], make_conf
     )
     reference = {"use": "merged-base", "adapter": str(tmp_path / "it")}
     (found,) = Plan.of(make_config(model={"path": packed["nf4"]}, reference=reference)).check()
-    assert "merging into them would round. Merge into the unquantized model first (marl merge)" in found
+    assert "merging into them would round. Merge into the unquantized model first (marl_core.merge_adapter)" in found
 
 
 OTHERS: dict[str, dict[str, Any]] = {

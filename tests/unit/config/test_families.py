@@ -13,12 +13,13 @@ from pydantic import Field
 from marl_core import Catalog, ConfigError, PluginError, RunConfig, Strategy, dump_config, hookimpl, load_config
 from marl_core.cli import new_plugin
 from marl_core.cli.app import main
-from marl_core.config import fields, load, schema, validation_messages
-from marl_core.config.fields import choices_in, field_named, models_in, with_long_choices
+from marl_core.config import load, schema
+from marl_core.config.fields import choices_in, with_long_choices
 from marl_core.config.run_config import PPOSection
 from marl_core.plan.plan import Plan
 from marl_core.registry.families import FAMILIES, Family, Key, family_keys
 from marl_core.registry.hookspecs import MarlSpecs, hookspec
+from marl_core.registry.model_keys import field_named, models_in
 from marl_core.testing import check_strategy, contract
 
 ACME = """
@@ -71,7 +72,7 @@ def taste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[RunConfig]:
     class Config(RunConfig, at=""):
         ppo: PPO = Field(default_factory=PPO)
 
-    for module in (fields, load, schema, validation_messages):
+    for module in (load, schema):
         monkeypatch.setattr(module, "RunConfig", Config)
     return Config
 
