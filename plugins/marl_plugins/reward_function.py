@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marl_core import ConfigError, PluginError
+from marl_core import ConfigError, PluginError, near_match
 from marl_plugins.conversation import answered
 from marl_plugins.time_limit import with_caller_state
 from marl_plugins.user_code import noting_origin, raised_from
@@ -36,7 +36,7 @@ def problems(target: str) -> Iterable[str]:
     if location.endswith(".py"):
         file = Path(os.path.expanduser(location))
         if not os.path.isfile(file):
-            yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()})"
+            yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()}){_near_file(file)}"
             return
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -46,9 +46,17 @@ def problems(target: str) -> Iterable[str]:
         names = _defined(tree)
         computed = any(isinstance(node, ast.If | ast.Try | ast.For | ast.With | ast.AnnAssign) for node in tree.body)
         if name not in names and not computed and "*" not in names:
-            yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
+            near = near_match(name, names)
+            hint = f". Did you mean {near!r}?" if near else ""
+            yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}{hint}"
     elif not _module_exists(location):
         yield f"reward.target: there is no module {location!r} in this environment; for a file write {location}.py:{name}"
+
+
+def _near_file(file: Path) -> str:
+    """The Python file beside a missing one that may be meant, as the end of a sentence."""
+    near = near_match(file.name, (other.name for other in file.parent.glob("*.py")))
+    return f". Did you mean {str(file.with_name(near))!r}?" if near else ""
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -53,8 +53,8 @@ def label_index(labels: list[str], label: int | str | None, path: str) -> int:
         if len(labels) == 1:
             return 0
         raise DataError(
-            f"reward.path: {path!r} has {len(labels)} labels; a reward model has one. Set reward.label to the one whose logit is the score: "
-            f"{listing}."
+            f"reward.path: {path!r} has {len(labels)} labels; a reward model has one. Set reward.label to the one whose logit is the "
+            f"score: {listing}."
         )
     if isinstance(label, int) and 0 <= label < len(labels):
         return label

@@ -41,9 +41,7 @@ def write_all(texts: Mapping[Path, str], force: bool = False) -> None:
     """Write new files: all of them, or none where one is there already. ConfigError names it."""
     for file in texts:
         if file.exists() and not force:
-            raise ConfigError(
-                f"{file}: there is such a file already. Give another name, or --force to overwrite it."
-            )
+            raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
     for file, text in texts.items():
         try:
             file.write_text(text, encoding="utf-8")

@@ -98,8 +98,8 @@ def _prompts(foreign: ForeignConfig, folder: Path, entry: Mapping[str, Any]) -> 
     if rows is not None and filled < rows:
         foreign.note(
             "dataset",
-            f"{filled} of {rows} rows have text in {second!r}; in the others data.prompt_template leaves a newline at the prompt's end, which "
-            "LLaMA-Factory doesn't: make one column of the two to be exact",
+            f"{filled} of {rows} rows have text in {second!r}; in the others data.prompt_template leaves a newline at the prompt's end, "
+            "which LLaMA-Factory doesn't: make one column of the two to be exact",
         )
     return {"prompts": source, "prompt_template": template}
 

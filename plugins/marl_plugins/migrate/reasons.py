@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-HUB = {
-    name: "marl publish RUN --to FOLDER --push-to-hub OWNER/NAME uploads the trained adapter, after the run"
-    for name in ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token")
-}
+HUB = dict.fromkeys(
+    ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token"),
+    "marl publish RUN --to FOLDER --push-to-hub OWNER/NAME uploads the trained adapter, after the run",
+)
 
 LLAMAFACTORY = {
     **HUB,
@@ -42,7 +42,7 @@ TRL = {
     "task_name": "name the run by run.folder",
     "tracker_project_name": "name the run by run.folder",
     "tracker_kwargs": "options of trackers stand with the observer: {use: trackers, to: [...], ...}",
-    "non_eos_penalty": "gave a response without EOS penalty_reward_value as its score; shaping.missing_eos_penalty subtracts from the score",
+    "non_eos_penalty": "gave a response without EOS penalty_reward_value as score; shaping.missing_eos_penalty subtracts from its score",
     "penalty_reward_value": "see non_eos_penalty: set shaping.missing_eos_penalty",
     "dataset_streaming": "marl reads all prompts at the start",
     "model_name": "not needed: the base is named by model_name_or_path",

@@ -47,7 +47,12 @@ CLASSIC_KEYS = {
     "use_score_scaling",
 }
 """Keys that only the classic trainer and its scripts had."""
-NESTED = {"ppo_config.": "", "peft_config.r": "lora_r", "peft_config.target_modules": "lora_target_modules", "peft_config.": ""}
+NESTED = {
+    "ppo_config.": "",
+    "peft_config.r": "lora_r",
+    "peft_config.target_modules": "lora_target_modules",
+    "peft_config.": "",
+}
 """Beginnings of arguments as scripts with tyro take them (TRL up to 0.7.10), and what stands for them."""
 KL_ESTIMATORS = {"kl": "k1", "mse": "k2"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
@@ -158,7 +163,9 @@ def _trainer(written: Mapping[str, Any], trl_version: str | None) -> Trainer:
 def _trains_lora(foreign: ForeignConfig, source: Script | None, classic: bool, multi_adapter: bool) -> bool:
     """Whether TRL trained a LoRA, or all weights; the latter is said, for marl trains a LoRA whatever was trained."""
     asked = bool(foreign.take("use_peft"))
-    lora_arguments = any(name.startswith("lora_") for name in foreign.remaining) if classic and source is None else False
+    lora_arguments = (
+        any(name.startswith("lora_") for name in foreign.remaining) if classic and source is None else False
+    )
     if source is not None:
         trains = source.lora == "always" or (source.lora == "if use_peft" and asked)
         because = f"{source.name} {'makes no LoRA' if source.lora == 'never' else 'makes a LoRA with --use_peft only'}"
@@ -179,7 +186,10 @@ def _rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> Non
     usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
     if trains_lora:
         if theirs < SMALL_RATE:
-            foreign.note("learning_rate", f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}")
+            foreign.note(
+                "learning_rate",
+                f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",
+            )
         return
     ppo["learning_rate"] = usual
     default = ", TRL's default," if foreign.assumed.pop("learning_rate", None) else ""
@@ -244,8 +254,8 @@ def _targets(foreign: ForeignConfig, written: Any) -> Any:
     """Modules that get a LoRA; peft's own choice, where nothing was said, depends on the architecture."""
     if written is None:
         foreign.assumed["lora_target_modules"] = (
-            "not given; peft takes a few attention projections then, by architecture (q_proj and v_proj of a Llama). all-linear is written, "
-            "which learns more; to have theirs set policy.targets"
+            "not given; peft takes a few attention projections then, by architecture (q_proj and v_proj of a Llama). all-linear is "
+            "written, which learns more; to have theirs set policy.targets"
         )
         return "all-linear"
     return [written] if isinstance(written, str) and written != "all-linear" else written
@@ -269,8 +279,8 @@ def _reward(foreign: ForeignConfig, source: Script | None, classic: bool) -> tup
         if label:
             foreign.note(
                 "rm_adapter",
-                f"{source.name if source else ''} reads output {label} of the adapter's head; marl reads heads with one output (num_labels=1), and "
-                "refuses others",
+                f"{source.name if source else ''} reads output {label} of the adapter's head; marl reads heads with one output "
+                "(num_labels=1), and refuses others",
             )
         return {"use": "adapter", "path": adapter}, {"on": "policy"}
     model = foreign.take("reward_model_path", "reward_model_name")
@@ -329,8 +339,8 @@ def _data(
             held_out["prompts"] = HELD_OUT_FILE
         foreign.note(
             "dataset_name",
-            f"{source.name} makes its prompts {described(source.recipe)}; marl takes a column as it is. {SCRIPT_FILE}, written beside the config, "
-            "makes them so: run it once",
+            f"{source.name} makes its prompts {described(source.recipe)}; marl takes a column as it is. {SCRIPT_FILE}, "
+            "written beside the config, makes them so: run it once",
         )
         text = prompts_script(source.name, source.recipe, source.conditions, prompts, subset, splits, model)
         return without_none({"prompts": PROMPTS_FILE, "field": "prompt", **length}), held_out, None, {SCRIPT_FILE: text}
@@ -366,8 +376,8 @@ def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
     if top_p < 1 or top_k:
         foreign.note(
             "top_k" if top_k else "top_p",
-            "is kept, and cuts what is sampled but not what is scored: ratio and KL are biased, as they were. Without it (top_p 1, top_k 0) "
-            "they aren't",
+            "is kept, and cuts what is sampled but not what is scored: ratio and KL are biased, as they were. Without it (top_p 1, "
+            "top_k 0) they aren't",
         )
     usual = usual_config().sampling
     return without_none(
@@ -426,12 +436,14 @@ def _classic_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
 
 def _classic_steps(foreign: ForeignConfig, batch: int, rows: int | None) -> int:
     """The classic trainer counted responses; its loop ended with the data."""
-    episodes = foreign.number("steps") if "steps" in foreign.remaining or not rows else None
-    if episodes is None:
+    if rows and "steps" not in foreign.remaining:
         foreign.assumed["steps"] = f"not given; TRL's loop made one pass over the data (rows: {rows})"
-        return max(1, (rows or 0) // batch)
+        return max(1, rows // batch)
+    episodes = float(foreign.number("steps"))
     if "steps" in foreign.assumed:
-        foreign.assumed["steps"] += " (responses), but its loop ended after one pass over the data: set ppo.steps to rows / batch_size"
+        foreign.assumed["steps"] += (
+            " (responses), but its loop ended after one pass over the data: set ppo.steps to rows / batch_size"
+        )
     return max(1, ceil(episodes / batch))
 
 

@@ -148,8 +148,8 @@ def release(trainer: Trainer, asked: str | None, span: Span | None = None) -> st
     if asked is not None:
         if not _has(era, _parsed(asked)):
             raise ConfigError(
-                f"--trl-version: {asked} has no such trainer; by their names, the arguments are those of {era.named}. Leave the option out, "
-                "or name the release that the script was written for."
+                f"--trl-version: {asked} has no such trainer; by their names, the arguments are those of {era.named}. Leave the option "
+                "out, or name the release that the script was written for."
             )
         return asked
     try:
@@ -170,9 +170,7 @@ def defaults(trainer: Trainer, number: str, *, multi_adapter: bool, script_read:
         return known | {key: Default(value, f"TRL {number}'s default") for key, value in LORA.items()}
     if script_read:
         return known
-    name, inside = (
-        ("ppo_multi_adapter.py", MULTI_ADAPTER_SCRIPT) if multi_adapter else ("ppo.py", CLASSIC_SCRIPT)
-    )
+    name, inside = ("ppo_multi_adapter.py", MULTI_ADAPTER_SCRIPT) if multi_adapter else ("ppo.py", CLASSIC_SCRIPT)
     origin = f"what TRL's {name} sets inside: compare with your script"
     return known | {key: Default(value, origin) for key, value in inside.items()}
 

@@ -162,7 +162,9 @@ class _Reader:
     def _own_arguments(self) -> Iterator[tuple[str, Any]]:
         """Fields of the script's dataclasses, which are its arguments, with their defaults; those of a config inside them too."""
         for node in self.nodes:
-            if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            if not isinstance(node, ast.ClassDef) or not any(
+                "dataclass" in ast.unparse(d) for d in node.decorator_list
+            ):
                 continue
             for entry in node.body:
                 if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name) and entry.value is not None:
@@ -209,7 +211,10 @@ class _Reader:
                 value = self.value(node)
             except Unknown as unknown:
                 self.notes.append(
-                    (argument, f"{self.name}, line {node.lineno}, computes it (`{unknown}`): look there, and set it yourself")
+                    (
+                        argument,
+                        f"{self.name}, line {node.lineno}, computes it (`{unknown}`): look there, and set it yourself",
+                    )
                 )
                 continue
             if value is not None:
@@ -331,7 +336,12 @@ class _Reader:
                     if tokens is not None:
                         return PromptRecipe(renamed.get(column, column), tokens=tokens)
             column = _column(call)
-            if column and isinstance(cut, ast.Constant) and isinstance(cut.value, int) and self._calls("apply_chat_template"):
+            if (
+                column
+                and isinstance(cut, ast.Constant)
+                and isinstance(cut.value, int)
+                and self._calls("apply_chat_template")
+            ):
                 return PromptRecipe(renamed.get(column, column), messages=cut.value)
         return None
 
@@ -384,7 +394,7 @@ class _Reader:
                 and isinstance(body.comparators[0], ast.Constant)
             )
             if is_limit:
-                script.values["max_prompt_tokens"] = body.comparators[0].value  # type: ignore[attr-defined]
+                script.values["max_prompt_tokens"] = body.comparators[0].value
             else:
                 script.conditions.append(text)
 
