@@ -248,8 +248,7 @@ def test_two_labels_are_refused(tmp_path: Path) -> None:
 
 def test_one_label_of_several_is_the_score(tmp_path: Path) -> None:
     """By number or by name, and the same as transformers' own logit of it."""
-    names = {"id2label": {0: "BAD", 1: "GOOD"}, "label2id": {"BAD": 0, "GOOD": 1}}
-    path = write(tmp_path, "Llama", tiny_tokenizer(), num_labels=2, **names)
+    path = write(tmp_path, "Llama", tiny_tokenizer(), num_labels=2, id2label={0: "BAD", 1: "GOOD"})
     rollout = fake_rollout(TEXTS)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

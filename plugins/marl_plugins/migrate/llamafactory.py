@@ -107,12 +107,16 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
 
 def _lora(foreign: ForeignConfig) -> dict[str, Any]:
     rank = foreign.number("lora_rank")
+    alpha = foreign.number("lora_alpha")
+    if alpha is None:
+        alpha = 2 * rank
+        foreign.assumed["lora_alpha"] = f"not given; {alpha} is LLaMA-Factory's default, twice the rank"
     targets = str(foreign.take("lora_target", default="all"))
     further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
     return without_none(
         {
             "r": rank,
-            "alpha": float(foreign.number("lora_alpha", default=2 * rank)),
+            "alpha": float(alpha),
             "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
             "dropout": foreign.number("lora_dropout") or None,
             "lora": further or None,
