@@ -84,6 +84,7 @@ def ask(dialog: Dialog, chat: bool | None) -> tuple[dict[str, Any], dict[str, st
     base = dialog.answer("base", "Base model (folder or hub name)", answers.base_problem)
     _say(answers.unseen(base))
     sft = dialog.answer("sft", "SFT adapter on it, to start from (folder; empty: none)", answers.sft_problem(base), "")
+    _say(answers.unseen(sft) if sft else None)
     reward = _ask_reward(dialog, base)
     memory = dialog.answer(
         "memory", "Hold the base as it is (full), or quantized (8bit, 4bit)", _one_of(tuple(QUANTIZATION)), "full"
@@ -195,7 +196,7 @@ def _ask_held_out(
         )
         return None, {}
     if not answer.isdigit():
-        is_split = prompts is None and not answers.is_path(answer)
+        is_split = prompts is None and not answers.is_path(answer) and "/" not in answer
         return ({"prompts": data["prompts"], "split": answer} if is_split else {"prompts": answer}), {}
     assert prompts is not None  # a number was refused without rows
     files = prompts.split(int(answer))

@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import ValidationError
 
-from marl_core import ConfigError, MarlError, Plan, RunConfig, cached_model_config, near_match
+from marl_core import ConfigError, MarlError, Plan, RunConfig, cached_adapter, cached_model_config, near_match
 from marl_plugins.reward_function import problems
 from marl_plugins.reward_labels import labels_of
 
@@ -138,7 +139,10 @@ def reward_section(answer: str) -> dict[str, Any]:
     """A function by its colon, an adapter by its files, else a model."""
     if _is_function(answer):
         return {"use": "function", "target": answer}
-    is_adapter = os.path.isfile(os.path.join(os.path.expanduser(answer), "adapter_config.json"))
+    try:
+        is_adapter = cached_adapter(answer, "reward.path") is not None
+    except MarlError:  # a damaged one is an adapter all the same
+        is_adapter = os.path.isfile(os.path.join(os.path.expanduser(answer), "adapter_config.json"))
     return {"use": "adapter" if is_adapter else "model", "path": answer}
 
 
@@ -154,11 +158,18 @@ def reward_labels(answer: str) -> list[str]:
 
 def unseen(answer: str) -> str | None:
     """What is said of a name that is taken for one of the hub, because nothing of that name is here; None for what is here."""
-    if os.path.exists(os.path.expanduser(answer)):
+    if os.path.exists(os.path.expanduser(answer)) or _is_cached(answer):
         return None
     near = near_match(answer, (path.name for path in Path().iterdir() if path.is_dir()))
     hint = f" Did you mean the folder {near!r}?" if near else ""
     return f"{answer!r} is nothing on this machine, so it is taken for a name on the hub, where it wasn't looked for.{hint}"
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache on this machine holds a model or an adapter of this name."""
+    with suppress(MarlError):
+        return cached_model_config(name, "model.path") is not None or cached_adapter(name, "reward.path") is not None
+    return False
 
 
 def is_path(answer: str) -> bool:

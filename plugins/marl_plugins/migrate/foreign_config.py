@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from marl_core import Catalog, ConfigError, MarlError, read_rows
+from marl_plugins.writing import usual_config
 
 NO_SUCH_SETTING = "marl has no such setting"
+SMALL_RATE = 1e-5
+"""Below it a LoRA hardly moves in a run of usual length."""
 Note = tuple[str, str]
 """A key of the other trainer, and what is said of it."""
 
@@ -141,6 +144,25 @@ def warm_up(
     if ratio:
         foreign.note(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
     return None
+
+
+def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> None:
+    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted."""
+    usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
+    if trains_lora:
+        if theirs < SMALL_RATE:
+            foreign.note(
+                "learning_rate",
+                f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",
+            )
+        return
+    ppo["learning_rate"] = usual
+    default = ", a default," if foreign.assumed.pop("learning_rate", None) else ""
+    foreign.note(
+        "learning_rate",
+        f"{theirs:g}{default} was for training all weights, and is too small for a LoRA, which would hardly move: marl's default {usual:g} "
+        "is written. 1e-4 to 5e-4 is usual for a LoRA",
+    )
 
 
 def without_none(section: Mapping[str, Any]) -> dict[str, Any]:

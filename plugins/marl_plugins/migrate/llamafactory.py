@@ -10,6 +10,7 @@ from marl_plugins.migrate.foreign_config import (
     Carried,
     Default,
     ForeignConfig,
+    lora_rate,
     offers,
     run_sections,
     steps_of,
@@ -53,11 +54,14 @@ def migrate(written: Mapping[str, Any]) -> Carried:
             f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
         )
     if kind != "lora":
-        foreign.note("finetuning_type", f"{kind!r}: marl trains a LoRA")
+        foreign.note(
+            "finetuning_type",
+            f"{kind!r}: weights of the base were trained. marl trains a LoRA on the frozen base, so it is another experiment",
+        )
     model, quantization = _model(foreign)
     policy, reference = _policy(foreign, str(model["path"]))
     data, rows = data_section(foreign)
-    config = {
+    config: dict[str, Any] = {
         "model": model,
         "quantization": quantization,
         "policy": policy,
@@ -69,6 +73,7 @@ def migrate(written: Mapping[str, Any]) -> Carried:
         "shaping": {"normalize": True} if foreign.take("ppo_score_norm", default=False) else None,
         **run_sections(foreign, TRACKERS, 42),
     }
+    lora_rate(foreign, config["ppo"], kind == "lora")
     return foreign.carried(config, LLAMAFACTORY)
 
 

@@ -14,6 +14,7 @@ from marl_core import ConfigError
 from marl_plugins.migrate.foreign_config import (
     Carried,
     ForeignConfig,
+    lora_rate,
     rows_of,
     run_sections,
     steps_of,
@@ -58,8 +59,6 @@ KL_ESTIMATORS = {"kl": "k1", "mse": "k2"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 ADAM_EPS = 1e-8
 """Torch's and transformers' default, which TRL's trainers leave."""
-SMALL_RATE = 1e-5
-"""Below it a LoRA hardly moves in a run of usual length."""
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -135,7 +134,7 @@ def migrate(written: Mapping[str, Any], script: Path | None = None, trl_version:
     classic = trainer == "classic"
     trains_lora = _trains_lora(foreign, source, classic, multi_adapter)
     model, quantization = _model(foreign, source)
-    data, held_out, rows, files = _data(foreign, source, str(model["path"]))
+    data, held_out, rows, files = _data(foreign, source, str(model["path"]), classic)
     reward, value = _reward(foreign, source, classic)
     config = {
         "model": model,
@@ -151,7 +150,7 @@ def migrate(written: Mapping[str, Any], script: Path | None = None, trl_version:
         "eval": held_out,
         **run_sections(foreign, TRACKERS, 0 if classic else 42),
     }
-    _rate(foreign, config["ppo"], trains_lora)
+    lora_rate(foreign, config["ppo"], trains_lora)
     return foreign.carried(config, TRL, files)
 
 
@@ -179,25 +178,6 @@ def _trains_lora(foreign: ForeignConfig, source: Script | None, classic: bool, m
             "so it is another experiment; for more capacity raise policy.r",
         )
     return trains
-
-
-def _rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> None:
-    """A learning rate for all weights isn't one for a LoRA."""
-    usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
-    if trains_lora:
-        if theirs < SMALL_RATE:
-            foreign.note(
-                "learning_rate",
-                f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",
-            )
-        return
-    ppo["learning_rate"] = usual
-    default = ", TRL's default," if foreign.assumed.pop("learning_rate", None) else ""
-    foreign.note(
-        "learning_rate",
-        f"{theirs:g}{default} was for training all weights, and is too small for a LoRA, which would hardly move: marl's default {usual:g} "
-        "is written. 1e-4 to 5e-4 is usual for a LoRA",
-    )
 
 
 def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any], Any]:
@@ -318,7 +298,7 @@ def _pipeline(foreign: ForeignConfig, task: str, name: str, label: int, source: 
 
 
 def _data(
-    foreign: ForeignConfig, source: Script | None, model: str
+    foreign: ForeignConfig, source: Script | None, model: str, classic: bool
 ) -> tuple[dict[str, Any], dict[str, Any] | None, int | None, dict[str, str]]:
     """Section data, section eval where there is one, rows where they can be counted, and files to write beside the config."""
     if source is not None and source.trainer == "classic" and "dataset_name" not in foreign.remaining:
@@ -346,6 +326,11 @@ def _data(
         return without_none({"prompts": PROMPTS_FILE, "field": "prompt", **length}), held_out, None, {SCRIPT_FILE: text}
     for condition in source.conditions if source else ():
         foreign.note("dataset_name", f"the script keeps only rows with `{condition}`: leave the others out of the file")
+    if name is not None and source is None and classic:
+        foreign.note(
+            "dataset_name",
+            "TRL's own scripts make a prompt of the first tokens of a row; give the script to have them made so, or set data.field",
+        )
     field = foreign.take("dataset_text_field", default="prompt")
     rows = None if name is None else rows_of(prompts)
     return without_none({**where, "field": field, **length}), held_out, rows, {}

@@ -186,6 +186,7 @@ def _has(era: Era | Span, number: Version) -> bool:
 
 def _parsed(text: str) -> Version:
     """`0.11.4` as (0, 11, 4)."""
-    if not re.fullmatch(r"\d+(\.\d+)*\D?.*", text) or not text[0].isdigit():
+    start = re.match(r"\d+(\.\d+)+", text)
+    if start is None:
         raise ConfigError(f"--trl-version: {text!r} is no release of TRL; write it as 0.11.4.")
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+    return tuple(int(part) for part in start.group().split("."))

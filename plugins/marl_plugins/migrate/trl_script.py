@@ -222,6 +222,11 @@ class _Reader:
         return found
 
     def _keywords(self, calls: list[ast.Call], names: Mapping[str, str] | None) -> dict[str, Any]:
+        for call in calls:
+            passed = next((ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None), None)
+            if passed and names is None:
+                where = f"{self.name}, line {call.lineno}, passes `**{passed}` on"
+                self.notes.append((_last_name(call.func), f"{where}: what is in it wasn't read; set it yourself"))
         pairs = ((keyword.arg, keyword.value) for call in calls for keyword in call.keywords if keyword.arg)
         return self._pairs(pairs, names)
 

@@ -266,6 +266,14 @@ def test_what_was_not_given_is_said_to_be_assumed(
     assert f"#   {line}" in Path("run.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("full", 3e-4), ("lora", 1e-6)])
+def test_a_rate_for_all_weights_is_not_one_for_a_lora(kind: str, rate: float) -> None:
+    config, refused = carried(llamafactory, {**BASE, "finetuning_type": kind, "learning_rate": 1e-6})
+    assert config["ppo"]["learning_rate"] == rate
+    assert ("too small for a LoRA" in refused["learning_rate"]) == (kind == "full")
+    assert ("another experiment" in refused.get("finetuning_type", "")) == (kind == "full")
+
+
 def test_max_samples_becomes_a_limit_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dataset([{"instruction": "a"}] * 40)

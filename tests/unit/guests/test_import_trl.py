@@ -303,6 +303,11 @@ def test_what_is_no_script(text: str, said: str) -> None:
         script(text, "--model_name m")
 
 
+def test_values_that_are_passed_on_are_named() -> None:
+    text = MULTI_ADAPTER.replace("learning_rate=2e-5", "**settings")
+    assert "line 33, passes `**settings` on" in dict(script(text).refused)["PPOConfig"]
+
+
 def test_a_script_is_never_run() -> None:
     script("open('ran', 'w')\n" + SENTIMENT, "--model_name m")
     assert not Path("ran").exists()
