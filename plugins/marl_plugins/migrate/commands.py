@@ -18,8 +18,8 @@ To = Annotated[Path | None, typer.Option("--to", help="File to write; printed wh
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
 REFUSED = "Not carried over, or not as it was:"
-ASSUMED = "Assumed, because it was not given. Compare it with what you ran; scripts often set values inside:"
-HINT = "what is assumed may be set inside a script: look there (of TRL's, give marl the script itself: marl import trl-args SCRIPT.py ...)"
+ASSUMED = "Assumed, because it was not given. Compare it with what you ran:"
+HINT = "scripts often set inside what is assumed here: look there, or give marl the script itself: marl import trl-args SCRIPT.py ..."
 SECTION_COMMENTS = {
     "model": "The one base that policy, reference, reward and value share.",
     "policy": "The trained adapter.",
@@ -61,6 +61,8 @@ def trl_args(
     carried = trl.migrate(trl.read_arguments(words), script, trl_version)
     origin = f"{script.name} (TRL) and its arguments" if script else "the arguments of a TRL PPO script"
     _finish(context, carried, f"Carried over from {origin}.", to, force)
+    if carried.assumed and script is None:
+        typer.echo(HINT, err=True)
 
 
 def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | None, force: bool) -> None:
@@ -84,5 +86,3 @@ def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | No
         typer.echo(f"not carried over: {line}", err=True)
     for line in assumed:
         typer.echo(f"assumed: {line}", err=True)
-    if assumed:
-        typer.echo(HINT, err=True)

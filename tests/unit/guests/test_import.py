@@ -262,7 +262,7 @@ def test_what_was_not_given_is_said_to_be_assumed(
     line = "batch_size: not given; 128 is TRL 0.11.4's default"
     err = capsys.readouterr().err
     assert f"assumed: {line}" in err
-    assert "may be set inside a script: look there" in err
+    assert "scripts often set inside what is assumed here: look there" in err
     assert f"#   {line}" in Path("run.yaml").read_text(encoding="utf-8")
 
 
