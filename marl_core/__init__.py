@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
     from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
+    from marl_core.artifacts.model_files import cached_model_config
+    from marl_core.artifacts.rows import read_rows
     from marl_core.bank.adapters import AdapterBank
     from marl_core.bank.identity.certify import write_certificate
     from marl_core.bank.merge import merge_adapter, merge_into
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         PluginError,
         RankError,
+        near_match,
         warn,
     )
     from marl_core.plan.plan import Plan
@@ -70,6 +73,7 @@ _HOMES = {
         "OutOfMemoryError",
         "PluginError",
         "RankError",
+        "near_match",
         "warn",
     ),
     "marl_core.registry.strategy": (
@@ -87,6 +91,8 @@ _HOMES = {
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
+    "marl_core.artifacts.model_files": ("cached_model_config",),
+    "marl_core.artifacts.rows": ("read_rows",),
     "marl_core.config.flatten": ("flatten",),
     "marl_core.config.load": ("dump_config", "load_config"),
     "marl_core.plan.plan": ("Plan",),
@@ -171,6 +177,7 @@ __all__ = [
     "__version__",
     "append_lines",
     "cached_adapter",
+    "cached_model_config",
     "callable_name",
     "dump_config",
     "flatten",
@@ -181,9 +188,11 @@ __all__ = [
     "merge_adapter",
     "merge_into",
     "message_text",
+    "near_match",
     "position_limit",
     "raised_from",
     "read_adapter",
+    "read_rows",
     "response_logprobs",
     "reward_context",
     "show_report",

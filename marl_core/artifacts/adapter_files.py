@@ -83,7 +83,14 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
         )
     if not (path / CONFIG_FILE).is_file():
         subfolders = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
-        hint = f"Did you mean {path / subfolders[0]}?" if subfolders else "Save it with PEFT's save_pretrained."
+        whole = (path / "config.json").is_file()
+        hint = (
+            f"Did you mean {path / subfolders[0]}?"
+            if subfolders
+            else "It is a whole model: give the folder of an adapter that was trained on it."
+            if whole
+            else "Save it with PEFT's save_pretrained."
+        )
         raise DataError(f"{asked_by}: {path} holds no {CONFIG_FILE}, so it isn't a PEFT adapter. {hint}")
     if not (path / WEIGHTS_FILE).is_file():
         if (path / PICKLE_FILE).is_file():

@@ -58,27 +58,36 @@ class ModelFiles:
         return sum(tensors(file) for file in self.weight_files)
 
 
-def read_model(path: str, revision: str | None = None) -> ModelFiles | None:
+def cached_model_config(path: str, asked_by: str, revision: str | None = None) -> Mapping[str, Any] | None:
+    """The config.json of a model: a folder, or a hub name in this machine's cache. For checks before a run.
+
+    None for a hub name that has to be fetched first. DataError with `asked_by` when there can be no such model.
+    """
+    files = read_model(path, revision, asked_by)
+    return None if files is None else files.config
+
+
+def read_model(path: str, revision: str | None = None, asked_by: str = "model.path") -> ModelFiles | None:
     """A local model, or a hub model that is in this machine's cache; None for a hub name that isn't.
 
-    Raises DataError for a path that can only be local and holds no model.
+    Raises DataError with `asked_by` for a path that can only be local and holds no model.
     """
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
         if not is_repo_name(path, owner=False):
             raise DataError(
-                f"model.path: there is no folder {path!r}, and the hub has no such names. Give a folder with {CONFIG_FILE}, or a hub name."
+                f"{asked_by}: there is no folder {path!r}, and the hub has no such names. Give a folder with {CONFIG_FILE}, or a hub name."
             )
         file = cached_file(path, CONFIG_FILE, revision)
-        return ModelFiles(file.parent, _read_config(file)) if file is not None else None
+        return ModelFiles(file.parent, _read_config(file, asked_by)) if file is not None else None
     if not (folder / CONFIG_FILE).is_file():
         hint = (
             " It is an adapter: give the base it was trained on." if (folder / "adapter_config.json").is_file() else ""
         )
         raise DataError(
-            f"model.path: the folder {path!r} holds no {CONFIG_FILE}, so it is no model.{hint or ' Check the path.'}"
+            f"{asked_by}: the folder {path!r} holds no {CONFIG_FILE}, so it is no model.{hint or ' Check the path.'}"
         )
-    return ModelFiles(folder, _read_config(folder / CONFIG_FILE))
+    return ModelFiles(folder, _read_config(folder / CONFIG_FILE, asked_by))
 
 
 def unpinned_code(path: str, revision: str | None, tokenizer: str | None = None) -> str | None:
@@ -100,13 +109,13 @@ def require_pinned_code(path: str, revision: str | None, tokenizer: str | None =
         raise ConfigError(f"trust_remote_code: {unpinned}")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, asked_by: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"model.path: {file} is not valid JSON ({error}). Copy the model again.") from error
+        raise DataError(f"{asked_by}: {file} is not valid JSON ({error}). Copy the model again.") from error
     if not isinstance(config, dict):
         raise DataError(
-            f"model.path: {file} holds a {type(config).__name__}, not a model's config. Copy the model again."
+            f"{asked_by}: {file} holds a {type(config).__name__}, not a model's config. Copy the model again."
         )
     return config

@@ -36,7 +36,8 @@ def encode_prompts(given: Any, data: DataSection | None, tokenizer: PreTrainedTo
     rows: list[Row] = []
     texts: list[Any] = []
     tokens: list[list[int]] = []
-    cut = 0
+    seen: list[Any] = []
+    cut_tokens: list[int] = []
     for index, entry in enumerate(_entries(given)):
         where = f"row {index + 1} of {SOURCE}"
         row, how = _row(entry, section, whole, where)
@@ -47,29 +48,30 @@ def encode_prompts(given: Any, data: DataSection | None, tokenizer: PreTrainedTo
                 f"prompts: {where} spells the control token {spelled!r}. Give the chat itself, a list of {{role, content}} messages, which "
                 "marl renders; or the tokens, as Prompts.of(...); or set data.on_control: parse."
             )
-        ids: list[int] | None = encoder.tokens(prompt, as_text, where)
+        ids = encoder.tokens(prompt, as_text, where)
         if not ids or prompt.empty:
             raise DataError(f"prompts: {where} is empty. Take it out.")
-        if len(ids) > limit:
-            count, ids = (
-                len(ids),
-                encoder.cut(prompt, ids, limit, where) if section.on_long == "truncate-left" else None,
-            )
-            if ids is None:
+        text, whole_length = encoder.as_written(prompt, where), len(ids)
+        if whole_length > limit:
+            shorter = encoder.cut(prompt, ids, limit, as_text, where) if section.on_long == "truncate-left" else None
+            if shorter is None:
                 raise DataError(
-                    f"prompts: {where} has {count} tokens, and {limit} is the most (data.max_prompt_tokens, or what the model's positions "
-                    "leave beside sampling.max_new_tokens). Shorten it, or set data.on_long: truncate-left."
+                    f"prompts: {where} has {whole_length} tokens, and {limit} is the most (data.max_prompt_tokens, or what the model's "
+                    "positions leave beside sampling.max_new_tokens). Shorten it, or set data.on_long: truncate-left."
                 )
-            cut += 1
+            prompt, ids = shorter
         rows.append(row)
-        texts.append(encoder.as_written(prompt, where))
+        texts.append(text)
         tokens.append(ids)
-    if cut:
-        warn(
-            f"prompts: {cut} of {len(rows)} of {SOURCE} were longer than {limit} tokens and lost their oldest text "
-            "(data.on_long: truncate-left)."
-        )
-    return Prompts.of(tokens, tokenizer.pad_token_id, rows, texts)
+        seen.append(encoder.as_written(prompt, where))
+        cut_tokens.append(whole_length - len(ids))
+    if not any(cut_tokens):
+        return Prompts.of(tokens, tokenizer.pad_token_id, rows, texts)
+    warn(
+        f"prompts: {sum(map(bool, cut_tokens))} of {len(rows)} of {SOURCE} were cut to {limit} tokens, the oldest text is gone "
+        "(data.on_long: truncate-left)."
+    )
+    return Prompts.of(tokens, tokenizer.pad_token_id, rows, texts, cut_tokens=cut_tokens, seen_texts=seen)
 
 
 def _entries(given: Any) -> list[Any]:

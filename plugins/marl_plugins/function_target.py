@@ -15,7 +15,7 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
-from marl_core import ConfigError, PluginError, callable_name, raised_from
+from marl_core import ConfigError, PluginError, callable_name, near_match, raised_from
 
 MAIN_MODULES = ("__main__", "__mp_main__")
 """The running program; and what a spawned process calls it while it executes it."""
@@ -33,7 +33,7 @@ def problems(target: str | Callable[..., Any]) -> Iterable[str]:
     file = Path(os.path.expanduser(location))
     is_file = location.endswith(".py")
     if is_file and not os.path.isfile(file):
-        yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()})"
+        yield f"reward.target: there is no file {location!r} (looked in {Path.cwd()}){_near_file(file)}"
     elif (running := _running(location, name)) is not None:
         if _found(running, name) is None:
             yield _not_defined(location, name, running)
@@ -74,7 +74,15 @@ def _problems_of_file(file: Path, location: str, name: str) -> Iterable[str]:
     names, name = _defined(tree), name.partition(".")[0]
     computed = any(isinstance(node, ast.If | ast.Try | ast.For | ast.With | ast.AnnAssign) for node in tree.body)
     if name not in names and not computed and "*" not in names:
-        yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}"
+        near = near_match(name, names)
+        hint = f". Did you mean {near!r}?" if near else ""
+        yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}{hint}"
+
+
+def _near_file(file: Path) -> str:
+    """The Python file beside a missing one that may be meant, as the end of a sentence."""
+    near = near_match(file.name, (other.name for other in file.parent.glob("*.py")))
+    return f". Did you mean {str(file.with_name(near))!r}?" if near else ""
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -1,32 +1,24 @@
-"""`marl init`: five questions, and a commented config that `marl check` accepts."""
+"""`marl init`: a few questions, and a commented config that `marl check` accepts and `marl run` runs."""
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from marl_core import ConfigError, Plan, RunConfig
-from marl_plugins.writing import MODELINE, render, write
+from marl_core import ConfigError, Plan
+from marl_plugins import init_answers as answers
+from marl_plugins.init_answers import EXAMPLES, QUANTIZATION, Dialog
+from marl_plugins.init_data import PromptsFile
+from marl_plugins.writing import MODELINE, render, run_command, usual_config, write_all, write_schema
 
 Memory = Literal["full", "8bit", "4bit"]
-QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
-FUNCTION_PATTERN = re.compile(r".+:[A-Za-z_]\w*")
-EXAMPLES = {"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "reward": "rewards.py:score", "data": "prompts.jsonl"}
-QUESTIONS = {
-    "base": "1 of 5. Base model (folder or hub name)",
-    "sft": "2 of 5. SFT adapter on it, to start from (folder; empty: none)",
-    "reward": "3 of 5. Reward: a reward adapter's folder, a reward model, or file.py:function",
-    "memory": "4 of 5. Hold the base as it is (full), or quantized (8bit, 4bit)",
-    "data": "5 of 5. Prompts: a json, jsonl, csv or parquet file, or a datasets name",
-}
+RUN_FOLDER = "runs/first"
 
 
 def init(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Config to write.")] = Path("run.yaml"),
     base: Annotated[str | None, typer.Option("--base", help="Base model: folder or hub name.")] = None,
     sft: Annotated[
@@ -35,97 +27,214 @@ def init(
     reward: Annotated[
         str | None, typer.Option("--reward", help="Reward adapter's folder, reward model, or file.py:function.")
     ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Label of a reward model that has several: the one to reward.")
+    ] = None,
     memory: Annotated[Memory | None, typer.Option("--memory", help="How the base is held.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Prompts: a file, or a datasets name.")] = None,
-    field: Annotated[str, typer.Option("--field", help="Column of the prompts.")] = "prompt",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            "--field", help="Column of the prompts, or a template of columns: 'Question: {question}\\nAnswer:'."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Send each prompt as a user's message, by the chat template."),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt of chats; '' for none.")] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out",
+            help="Held-out prompts: a file, a number of rows to split off the prompts (0: none), or a split.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE, and files of split prompts.")] = False,
 ) -> None:
-    """Ask five questions and write a commented config. Options answer them beforehand; without a terminal nothing is asked."""
+    """Ask a few questions, write a commented config, and check it. Options answer beforehand; without a terminal nothing is asked."""
     if file.exists() and not force:
         raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
-    answers = _answers({"base": base, "sft": sft, "reward": reward, "memory": memory, "data": data})
-    if not field.strip():
-        raise ConfigError("--field: an answer is needed, e.g. prompt.")
-    write(compose(answers, field), file, force=True)
-    typer.echo(f"{file}: written. Next: marl check {file}, then marl run {file}")
-
-
-def _answers(options: dict[str, str | None]) -> dict[str, str]:
-    """The options, then what is asked for the rest: on a terminal only."""
-    missing = [name for name in ("base", "reward", "data") if options[name] is None]
-    is_interactive = sys.stdin is not None and sys.stdin.isatty()
-    if missing and not is_interactive:
+    options = {
+        "base": base, "sft": sft, "reward": reward, "label": label, "memory": memory, "data": data, "field": field,
+        "system": system, "held-out": held_out,
+    }  # fmt: skip
+    dialog = Dialog(options)
+    missing = [name for name in EXAMPLES if options[name] is None]
+    if missing and not dialog.is_interactive:
         raise ConfigError(
             f"marl init: no terminal to ask on, and no answer for {', '.join('--' + name for name in missing)}. "
             "Give them as options, e.g. marl init run.yaml --base my-model --reward rewards.py:score --data prompts.jsonl."
         )
-    defaults = {"sft": "", "memory": "full"}
-    answers = {}
-    for name, question in QUESTIONS.items():
-        value = options[name]
-        if value is None:
-            answers[name] = _ask(name, question, defaults.get(name, "")) if is_interactive else defaults[name]
-            continue
-        answers[name] = value.strip()
-        problem = _problem(name, answers[name])
-        if problem:
-            raise ConfigError(f"--{name}: {problem}.")
-    return answers
-
-
-def _ask(name: str, question: str, default: str) -> str:
-    """Ask until the answer can stand in a config; an empty one is the usual one, where there is one."""
-    while True:
-        answer = str(typer.prompt(question, default=default, show_default=name == "memory")).strip() or default
-        problem = _problem(name, answer)
-        if problem is None:
-            return answer
-        typer.echo(f"  {problem}.")
-
-
-def _problem(name: str, answer: str) -> str | None:
-    """Why an answer can't stand in a config; whether files are there is for `marl check`."""
-    if name == "memory":
-        return None if answer in QUANTIZATION else f"{answer!r} is none of {', '.join(QUANTIZATION)}"
-    if not answer:
-        return None if name == "sft" else f"an answer is needed, e.g. {EXAMPLES[name]}"
-    if name == "reward" and ":" in answer and not os.path.isdir(answer) and not FUNCTION_PATTERN.fullmatch(answer):
-        return f"{answer!r} names no function; write {EXAMPLES[name]}"
-    return None
-
-
-def compose(answers: dict[str, str], field: str = "prompt") -> str:
-    """The config's text."""
-    quantization = QUANTIZATION[answers["memory"]]
-    defaults = _defaults()
-    config: dict[str, Any] = {
-        "model": {"path": answers["base"], **_values(defaults.model, "dtype")},
-        **({"quantization": quantization} if quantization else {}),
-        "policy": _values(defaults.policy, "start", "r", "alpha", "targets"),
-        "reference": {"use": "merged-base", "adapter": answers["sft"]} if answers["sft"] else "disabled-adapter",
-        "reward": _reward(answers["reward"]),
-        "value": {"on": Plan.of(defaults).value_on},
-        "data": {"prompts": answers["data"], "field": field},
-        "sampling": _values(defaults.sampling, "max_new_tokens", "temperature"),
-        "ppo": {
-            **_values(defaults.ppo, "steps", "batch", "minibatch", "epochs", "learning_rate"),
-            "kl": _values(defaults.ppo.kl, "coef"),
-            "clip": _values(defaults.ppo.clip, "low", "high"),
-        },
-        "observers": ["console", "json-lines"],
-        "run": {"folder": "runs/first", **_values(defaults.run, "seed"), "checkpoint_every": 10},
-    }
-    return render(
-        config,
-        _about(answers),
-        [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."],
+    config, about, files = ask(dialog, chat)
+    text = render(
+        config, about, [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."]
     )
+    write_all({**files, file: text}, force)
+    for other in files:
+        typer.echo(f"{other}: written")
+    write_schema(context, file.parent)
+    typer.echo(f"{file}: written. `marl check {file}` says:")
+    run_command(context, "check", str(file))
+    typer.echo(f"Next: marl run {file}")
 
 
-def _defaults() -> RunConfig:
-    """A config with nothing but what every run must name: its values are marl's defaults, and stand nowhere twice."""
-    reward = {"use": "function", "target": EXAMPLES["reward"]}
-    return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
+def ask(dialog: Dialog, chat: bool | None) -> tuple[dict[str, Any], dict[str, str], dict[Path, str]]:
+    """All questions: the config's sections, a comment for each, and files to write beside it."""
+    base = dialog.answer("base", "Base model (folder or hub name)", answers.base_problem)
+    _say(answers.unseen(base))
+    sft = dialog.answer("sft", "SFT adapter on it, to start from (folder; empty: none)", answers.sft_problem(base), "")
+    _say(answers.unseen(sft) if sft else None)
+    reward = _ask_reward(dialog, base)
+    memory = dialog.answer(
+        "memory", "Hold the base as it is (full), or quantized (8bit, 4bit)", _one_of(tuple(QUANTIZATION)), "full"
+    )
+    data, held_out, files = _ask_data(dialog, base, chat)
+    return _compose(base, sft, reward, QUANTIZATION[memory], data, held_out), _about(bool(sft), held_out), files
+
+
+def _say(sentence: str | None) -> None:
+    if sentence:
+        typer.echo(f"  {sentence}")
+
+
+def _one_of(allowed: tuple[str, ...]) -> answers.Problem:
+    return lambda answer: None if answer in allowed else f"{answer!r} is none of {', '.join(allowed)}."
+
+
+def _ask_reward(dialog: Dialog, base: str) -> dict[str, Any]:
+    question = "Reward: file.py:function, a reward adapter's folder, or a reward model (folder or hub name)"
+    answer = dialog.answer("reward", question, answers.reward_problem(base))
+    section = answers.reward_section(answer)
+    labels: list[str] = []
+    if section["use"] == "model":
+        unseen = answers.unseen(answer)
+        adapter = "A whole reward model is meant; an adapter on the base is reward: {use: adapter, path: ...}."
+        _say(unseen and f"{unseen} {adapter}")
+        labels = answers.reward_labels(answer)
+    if labels:
+        asked = f"It has several labels. Which to reward ({', '.join(labels)})"
+        section["label"] = dialog.answer("label", asked, _one_of(tuple(labels)))
+    elif dialog.is_given("label"):
+        raise ConfigError(
+            f"--label: {answer!r} has no labels to choose from, as far as this machine knows. Leave it out."
+        )
+    return section
+
+
+def _ask_data(
+    dialog: Dialog, base: str, chat: bool | None
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[Path, str]]:
+    """Section data, section eval, and the two files where rows are split off."""
+    name = dialog.answer(
+        "data", "Prompts: a json, jsonl, csv or parquet file, or a datasets name", answers.data_problem
+    )
+    prompts = PromptsFile.read(name)
+    _say(prompts.described() if prompts else answers.unseen(name))
+    column = _ask_column(dialog, name, prompts)
+    section: dict[str, Any] = {"prompts": name, **answers.prompt_keys(column)}
+    section |= _ask_chat(dialog, base, chat, column, prompts)
+    held_out, files = _ask_held_out(dialog, section, prompts)
+    if files:
+        train, rest = files
+        section["prompts"] = str(train)
+        typer.echo(f"  {train} will hold the rows to train on, {rest} those that are held out; {name} stays as it is.")
+    return section, held_out, files
+
+
+def _ask_column(dialog: Dialog, name: str, prompts: PromptsFile | None) -> str:
+    columns = ", ".join(prompts.columns) if prompts else "of that data set"
+    default = prompts.likely_column if prompts else "prompt"
+    if default is None and not dialog.is_interactive and not dialog.is_given("field"):
+        raise ConfigError(
+            f"--field: which column of {name} is the prompt? It has {columns}. "
+            "A template of columns does too: --field 'Question: {question}\\nAnswer:'."
+        )
+    question = (
+        f"Column with the prompt ({columns}), or a template of columns such as 'Question: {{question}}\\nAnswer:'"
+    )
+    return dialog.answer("field", question, answers.column_problem(name), default)
+
+
+def _ask_chat(dialog: Dialog, base: str, chat: bool | None, column: str, prompts: PromptsFile | None) -> dict[str, Any]:
+    """`chat` and `system_prompt`, where the base's tokenizer has a chat template; rows that hold messages are chats anyway."""
+    has_template, is_template = answers.has_chat_template(base), "{" in column
+    can_not = not has_template and answers.unseen(base) is None
+    holds_messages = prompts is not None and not is_template and prompts.is_chat(column)
+    if can_not and (chat or holds_messages):
+        what = "--chat" if chat else f"--field: {column!r} holds chats"
+        raise ConfigError(f"{what}: the tokenizer of {base!r} has no chat template. Use texts, or another base.")
+    wanted = False
+    if not holds_messages and (has_template or chat):
+        question = "The base has a chat template. Send each prompt as a user's message"
+        wanted = dialog.agreed(chat, question, not is_template)
+        if chat is None and not dialog.is_interactive and wanted:
+            _say("The base has a chat template: each prompt is a user's message (--no-chat for plain texts).")
+    if not wanted and not holds_messages:
+        if dialog.is_given("system"):
+            raise ConfigError("--system: only chats have a system prompt. Add --chat, or leave it out.")
+        return {}
+    system = dialog.answer("system", "System prompt (empty: none)", lambda answer: None, "")
+    return {**({"chat": True} if wanted else {}), **({"system_prompt": system} if system else {})}
+
+
+def _ask_held_out(
+    dialog: Dialog, data: dict[str, Any], prompts: PromptsFile | None
+) -> tuple[dict[str, Any] | None, dict[Path, str]]:
+    """Section eval: a file of its own, a split of the same data set, or rows that are split off into files."""
+    rows = len(prompts.rows) if prompts else None
+    default = str(prompts.usual_hold_out()) if prompts else "0"
+    question = (
+        "Held-out prompts, answered before and after training: a file, or how many rows to split off (0: none)"
+        if prompts
+        else "Held-out prompts, answered before and after training: a file, or a split of the data set (0: none)"
+    )
+    answer = dialog.answer("held-out", question, answers.held_out_problem(rows, data), default)
+    if answer == "0":
+        typer.echo(
+            "  No held-out prompts: the run will have no numbers before and after. Later: eval: {prompts: FILE}."
+        )
+        return None, {}
+    if not answer.isdigit():
+        is_split = prompts is None and not answers.is_path(answer) and "/" not in answer
+        return ({"prompts": data["prompts"], "split": answer} if is_split else {"prompts": answer}), {}
+    assert prompts is not None  # a number was refused without rows
+    files = prompts.split(int(answer))
+    return {"prompts": str(list(files)[1])}, files
+
+
+def _compose(
+    base: str, sft: str, reward: dict[str, Any], quantization: str | None, data: dict[str, Any], held_out: Any
+) -> dict[str, Any]:
+    """The config's sections; every value that nobody answered is the config class's own."""
+    usual = usual_config()
+    return {
+        "model": {"path": base, **_values(usual.model, "dtype")},
+        **({"quantization": quantization} if quantization else {}),
+        "policy": _values(usual.policy, "start", "r", "alpha", "targets"),
+        "reference": {"use": "merged-base", "adapter": sft} if sft else "disabled-adapter",
+        "reward": reward,
+        "value": {"on": Plan.of(usual).value_on},
+        "data": data,
+        "sampling": _values(usual.sampling, "max_new_tokens", "temperature"),
+        "ppo": {
+            **_values(usual.ppo, "steps", "batch", "minibatch", "epochs", "learning_rate"),
+            "kl": _values(usual.ppo.kl, "coef"),
+            "clip": _values(usual.ppo.clip, "low", "high"),
+        },
+        **({"eval": held_out} if held_out else {}),
+        "observers": ["console", "json-lines"],
+        "run": {"folder": _new_folder(), **_values(usual.run, "seed"), "checkpoint_every": 10},
+    }
+
+
+def _new_folder() -> str:
+    """A run folder that isn't there yet."""
+    number, folder = 1, RUN_FOLDER
+    while Path(folder).exists():
+        number += 1
+        folder = f"{RUN_FOLDER}-{number}"
+    return folder
 
 
 def _values(section: Any, *names: str) -> dict[str, Any]:
@@ -133,19 +242,11 @@ def _values(section: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(section, name) for name in names}
 
 
-def _reward(answer: str) -> dict[str, Any]:
-    """A function by its colon, an adapter by its files, else a model."""
-    if ":" in answer and not os.path.isdir(answer):
-        return {"use": "function", "target": answer}
-    is_adapter = os.path.isfile(os.path.join(os.path.expanduser(answer), "adapter_config.json"))
-    return {"use": "adapter" if is_adapter else "model", "path": answer}
-
-
-def _about(answers: dict[str, str]) -> dict[str, str]:
+def _about(has_sft: bool, held_out: Any) -> dict[str, str]:
     reference = (
         "Which weights the KL penalty pulls towards: the base with the SFT adapter merged in at load.\n"
         "The policy is a new LoRA on that, so it starts as the SFT model and the KL starts at 0."
-        if answers["sft"]
+        if has_sft
         else "Which weights the KL penalty pulls towards: the base with every adapter off, where a new LoRA starts."
     )
     return {
@@ -159,6 +260,9 @@ def _about(answers: dict[str, str]) -> dict[str, str]:
         "sampling": "Without top_p and top_k, so that what is sampled is what is scored.",
         "ppo": "A step: `batch` responses, then `epochs` passes over them, `minibatch` responses an optimizer step.\n"
         "Less memory: ppo.microbatch: 2, or model.gradient_checkpointing: true.",
+        "eval": "Prompts that are never trained on: answered before and after training. every: 10 adds every tenth step."
+        if held_out
+        else "",
         "observers": "Who watches. Experiment trackers: {use: trackers, to: [tensorboard]}.",
         "run": "Where everything is written. marl run --resume goes on from the last checkpoint; marl report shows it.",
     }

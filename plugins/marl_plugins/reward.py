@@ -65,8 +65,13 @@ class AdapterReward(Strategy):
 class ModelReward(Strategy):
     """A separate sequence-classification model with its own tokenizer and chat template."""
 
-    path: str = Field(min_length=1, description="Folder or hub name of a sequence-classification model with one label.")
+    path: str = Field(min_length=1, description="Folder or hub name of a sequence-classification model.")
     revision: str | None = Field(default=None, description="Hub revision.")
+    label: int | str | None = Field(
+        default=None,
+        description="Of a model with several labels the one whose logit is the score: its number, or its name in the model's "
+        "config.json. A reward model has one label, and needs none here.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Dtype of the reward model."
     )
@@ -84,6 +89,15 @@ class ModelReward(Strategy):
         description="Longer texts are cut to this many tokens, or to what model and tokenizer have room for: on the side that the "
         "tokenizer's config names, else on the left to max_tokens, and as its tokenizer cuts to the model's room.",
     )
+
+    @hookimpl
+    def marl_check(self) -> Iterable[str]:
+        """What is on this machine must be a classifier, with the label that is asked for."""
+        from marl_plugins.reward_labels import problem_of
+
+        problem = problem_of(self.path, self.revision, self.label)
+        if problem:
+            yield problem
 
     @hookimpl
     def marl_reward(self, bank: AdapterBank) -> RewardFunction:

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from marl_core import DataError, hub_read, position_limit, warn
 from marl_plugins.conversation import answered, text_of
+from marl_plugins.reward_labels import label_index, labels_of
 
 if TYPE_CHECKING:
     from marl_core import Rollout
@@ -28,7 +29,7 @@ class RewardModel:
     """Callable: Rollout -> scores [B] float32, by a model and tokenizer of its own."""
 
     def __init__(self, options: ModelReward, device: str) -> None:
-        """Load both; DataError when the model has no trained head with one label."""
+        """Load both; DataError when the model has no trained head, or several labels and none is named."""
         self._options, self._device = options, device
         path = os.path.expanduser(options.path)
         try:
@@ -76,11 +77,8 @@ class RewardModel:
                 f"reward.path: {self._options.path!r} lacks trained weights for {missing[:3]}: its scores would be random. "
                 "Give a model that was trained as a sequence classifier (a reward model)."
             )
-        if self._model.config.num_labels != 1:
-            raise DataError(
-                f"reward.path: {self._options.path!r} has {self._model.config.num_labels} labels; a reward model has one. "
-                "Use a function reward to pick a label."
-            )
+        self._label = label_index(labels_of(self._model.config.to_dict()), self._options.label, self._options.path)
+        """The output of the head that is the score."""
 
     def _is_chat(self, prompt: Any) -> bool:
         return self._options.template == "chat" or (self._options.template == "auto" and not isinstance(prompt, str))
@@ -174,4 +172,4 @@ class RewardModel:
             scores = self._model(**{name: values.to(self._device) for name, values in inputs.items()}).logits
         finally:
             config.pad_token_id = config_pad_id
-        return torch.as_tensor(scores).float().reshape(len(rows))
+        return torch.as_tensor(scores).float().reshape(len(rows), -1)[:, self._label]

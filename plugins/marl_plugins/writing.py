@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import typer
 import yaml
 
-from marl_core import ConfigError
+from marl_core import ConfigError, RunConfig
 
-MODELINE = "# yaml-language-server: $schema=marl.schema.json"
+SCHEMA_FILE = "marl.schema.json"
+MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
 
 
 def render(config: Mapping[str, Any], about: Mapping[str, str], head: Iterable[str] = ()) -> str:
@@ -27,14 +31,37 @@ def _dump(name: str, section: Any) -> str:
     return str(text).rstrip().replace("{'on': ", "{on: ")  # a key, not a truth value: marl reads YAML so
 
 
-def write(text: str, file: Path | None, force: bool = False) -> bool:
-    """Write into a new file; without one, say that it has to be printed. ConfigError when the file is there already."""
-    if file is None:
-        return False
-    if file.exists() and not force:
-        raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be written: {error.strerror or error}. Give another name.") from error
-    return True
+def usual_config() -> RunConfig:
+    """A config with nothing but what every run must name: its values are marl's defaults, and stand nowhere twice."""
+    reward = {"use": "function", "target": "rewards.py:score"}
+    return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
+
+
+def write_all(texts: Mapping[Path, str], force: bool = False) -> None:
+    """Write new files: all of them, or none where one is there already. ConfigError names it."""
+    for file in texts:
+        if file.exists() and not force:
+            raise ConfigError(f"{file}: there is such a file already. Give another name, or --force to overwrite it.")
+    for file, text in texts.items():
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{file}: can't be written: {error.strerror or error}. Give another name.") from error
+
+
+def write_schema(context: typer.Context, folder: Path) -> None:
+    """The schema that a config's first line names, as `marl schema` prints it; one that is there already stays, and that is said."""
+    file = folder / SCHEMA_FILE
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        run_command(context, "schema")
+    if not file.exists():
+        write_all({file: printed.getvalue()})
+        typer.echo(f"{file}: written, for completion in an editor")
+    elif file.read_text(encoding="utf-8", errors="replace") != printed.getvalue():
+        typer.echo(f"{file}: is there already and differs; it stays as it is. To renew it: marl schema > {file}")
+
+
+def run_command(context: typer.Context, *words: str) -> None:
+    """Another command of marl's, in this process: its errors are raised."""
+    context.find_root().command.main(list(words), prog_name="marl", standalone_mode=False)

@@ -69,10 +69,11 @@ def test_its_commands_write_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_its_llama_factory_example_becomes_what_it_says() -> None:
     theirs, ours = (parse_yaml(text, "docs/from-trl.md") for text in blocks("yaml"))
-    config, refused = llamafactory.migrate(theirs)
+    found = llamafactory.migrate(theirs)
     catalog = Catalog.installed()
-    assert parse_config(config, "carried", catalog) == parse_config(ours, "docs/from-trl.md", catalog)
-    assert {key for key, _ in refused} == {"cutoff_len", "do_train", "template", "dataset"}
+    assert parse_config(found.config, "carried", catalog) == parse_config(ours, "docs/from-trl.md", catalog)
+    assert {key for key, _ in found.refused} == {"cutoff_len", "do_train", "template", "dataset"}
+    assert {key for key, _ in found.assumed} == {"lora_alpha", "ppo_epochs", "max_grad_norm", "ppo_target", "seed"}
 
 
 def test_the_options_in_its_table_exist() -> None:

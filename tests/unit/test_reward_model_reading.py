@@ -244,3 +244,50 @@ def test_two_labels_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rm", "Llama", byte_level(), num_labels=2, pad_token_id=0)
     with pytest.raises(DataError, match="has 2 labels; a reward model has one"):
         RewardModel(ModelReward(path=path), "cpu")
+
+
+def test_one_label_of_several_is_the_score(tmp_path: Path) -> None:
+    """By number or by name, and the same as transformers' own logit of it."""
+    path = write(tmp_path, "Llama", tiny_tokenizer(), num_labels=2, id2label={0: "BAD", 1: "GOOD"})
+    rollout = fake_rollout(TEXTS)
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    words, model = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
+    with torch.no_grad():
+        expected = torch.stack([model(**words("".join(pair), return_tensors="pt")).logits[0] for pair in TEXTS])
+    for label in (0, 1, "BAD", "GOOD"):
+        index = ["BAD", "GOOD"].index(label) if isinstance(label, str) else label
+        scores = RewardModel(ModelReward(path=path, label=label, append_eos=False), "cpu")(rollout)
+        torch.testing.assert_close(scores, expected[:, index], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (None, "has 2 labels; a reward model has one. Set reward.label"),
+        (2, "has no label 2; it has 0 (BAD), 1 (GOOD)."),
+        ("good", "has no label 'good'; it has 0 (BAD), 1 (GOOD). Did you mean 'GOOD'?"),
+    ],
+)
+def test_a_label_that_is_not_there_is_told_before_the_run(tmp_path: Path, label: Any, said: str) -> None:
+    path = write(tmp_path, "Llama", tiny_tokenizer(), num_labels=2, id2label={0: "BAD", 1: "GOOD"})
+    (problem,) = ModelReward(path=path, label=label).marl_check()
+    assert said in problem
+    with pytest.raises(DataError) as caught:
+        RewardModel(ModelReward(path=path, label=label), "cpu")
+    assert str(caught.value) == problem
+
+
+def test_what_can_be_no_reward_model_is_told_before_the_run(tmp_path: Path, tiny_folder: str, sft_adapter: str) -> None:
+    for path, said in (
+        (
+            "sentiment-analysis:owner/model",
+            "'sentiment-analysis' is the task of a pipeline: write the model's name alone, 'owner/model'",
+        ),
+        ("./nowhere", "reward.path: there is no folder './nowhere'"),
+        (tiny_folder, "is a LlamaForCausalLM, which gives no scores for texts"),
+        (sft_adapter, "is an adapter, not a whole model: write {use: adapter, path:"),
+        (str(tmp_path), "holds no config.json, so it is no model"),
+    ):
+        assert said in "".join(ModelReward(path=path).marl_check()), path
+    assert list(ModelReward(path="owner/model").marl_check()) == []

@@ -1,14 +1,15 @@
-"""Carry a PPO config of another trainer over to marl: `marl import llamafactory FILE`, `marl import trl-args ...`."""
+"""Carry a PPO config of another trainer over to marl: `marl import llamafactory FILE`, `marl import trl-args SCRIPT ...`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from marl_plugins.migrate import llamafactory, trl
-from marl_plugins.writing import MODELINE, render, write
+from marl_plugins.migrate.foreign_config import Carried
+from marl_plugins.writing import MODELINE, render, write_all, write_schema
 
 app = typer.Typer(
     help="Carry a PPO config of another trainer over to marl.", no_args_is_help=True, rich_markup_mode=None
@@ -16,6 +17,9 @@ app = typer.Typer(
 To = Annotated[Path | None, typer.Option("--to", help="File to write; printed when absent.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
+REFUSED = "Not carried over, or not as it was:"
+ASSUMED = "Assumed, because it was not given. Compare it with what you ran:"
+HINT = "scripts often set inside what is assumed here: look there, or give marl the script itself: marl import trl-args SCRIPT.py ..."
 SECTION_COMMENTS = {
     "model": "The one base that policy, reference, reward and value share.",
     "policy": "The trained adapter.",
@@ -29,34 +33,56 @@ SECTION_COMMENTS = {
 
 @app.command("llamafactory")
 def llamafactory_command(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="LLaMA-Factory's YAML (stage: ppo).")],
     to: To = None,
     force: Force = False,
 ) -> None:
     """Carry over a PPO config of LLaMA-Factory."""
-    _finish(*llamafactory.migrate(trl.read_mapping(file)), f"Carried over from {file.name} (LLaMA-Factory).", to, force)
+    carried = llamafactory.migrate(trl.read_mapping(file))
+    _finish(context, carried, f"Carried over from {file.name} (LLaMA-Factory).", to, force)
 
 
 @app.command("trl-args", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def trl_args(context: typer.Context, to: To = None, force: Force = False) -> None:
-    """Carry over the arguments of a TRL PPO script, written as they are: --learning_rate 1e-5 --use_peft ..."""
-    _finish(
-        *trl.migrate(trl.read_arguments(context.args)),
-        "Carried over from the arguments of a TRL PPO script.",
-        to,
-        force,
-    )
+def trl_args(
+    context: typer.Context,
+    to: To = None,
+    force: Force = False,
+    trl_version: Annotated[
+        str | None,
+        typer.Option(
+            "--trl-version",
+            help="Release of TRL that the script is for, whose defaults count; else the installed one, or the newest that fits.",
+        ),
+    ] = None,
+) -> None:
+    """Carry over a TRL PPO script with its arguments, written as they are: ppo.py --learning_rate 1e-5 ... or the arguments alone."""
+    script, words = trl.split_command(context.args)
+    carried = trl.migrate(trl.read_arguments(words), script, trl_version)
+    origin = f"{script.name} (TRL) and its arguments" if script else "the arguments of a TRL PPO script"
+    _finish(context, carried, f"Carried over from {origin}.", to, force)
+    if carried.assumed and script is None:
+        typer.echo(HINT, err=True)
 
 
-def _finish(config: dict[str, Any], refused: list[tuple[str, str]], origin: str, to: Path | None, force: bool) -> None:
-    """The config to the file or to stdout; what was not carried over as comments in it, and to stderr."""
-    lines = [f"{key}: {why}" for key, why in refused]
-    text = render(config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), origin])
-    if lines:
-        text += "\n# Not carried over, or not as it was:\n" + "".join(f"#   {line}\n" for line in lines)
-    if write(text, to, force):
-        typer.echo(f"{to}: written. Next: marl check {to}")
-    else:
+def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | None, force: bool) -> None:
+    """The config to the file or to stdout; what was not carried over, and what was assumed, as comments in it and to stderr."""
+    refused = [f"{key}: {why}" for key, why in carried.refused]
+    assumed = [f"{key}: {why}" for key, why in carried.assumed]
+    text = render(carried.config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), origin])
+    for title, lines in ((REFUSED, refused), (ASSUMED, assumed)):
+        text += f"\n# {title}\n" + "".join(f"#   {line}\n" for line in lines) if lines else ""
+    if to is None:
         typer.echo(text, nl=False)
-    for line in lines:
+        for name in carried.files:
+            typer.echo(f"{name}: is written beside the config when it has a file (--to)", err=True)
+    else:
+        write_all({to: text} | {to.parent / name: content for name, content in carried.files.items()}, force)
+        for name in carried.files:
+            typer.echo(f"{to.parent / name}: written")
+        write_schema(context, to.parent)
+        typer.echo(f"{to}: written. Next: marl check {to}")
+    for line in refused:
         typer.echo(f"not carried over: {line}", err=True)
+    for line in assumed:
+        typer.echo(f"assumed: {line}", err=True)

@@ -1,18 +1,44 @@
-"""What a foreign config said, what was taken over, and why the rest was not."""
+"""What a foreign config said, what was taken over, what was assumed because it said nothing, and why the rest was not taken."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from marl_core import Catalog, ConfigError
+from marl_core import Catalog, ConfigError, MarlError, read_rows
+from marl_plugins.writing import usual_config
 
 NO_SUCH_SETTING = "marl has no such setting"
+SMALL_RATE = 1e-5
+"""Below it a LoRA hardly moves in a run of usual length."""
+Note = tuple[str, str]
+"""A key of the other trainer, and what is said of it."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A config of another trainer as marl's."""
+
+    config: dict[str, Any]
+    """marl's config."""
+    refused: list[Note]
+    """Keys that were not carried over, or not as they were, with the reason."""
+    assumed: list[Note] = field(default_factory=list)
+    """Keys that were not given, with the value that was taken and where it is from."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files that the config needs, by name: their texts."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """A value for a key that nobody gave."""
+
+    value: Any
+    origin: str
+    """Where it is from, to be read after the value: `TRL 0.11.4's default`."""
 
 
 @dataclass
@@ -20,12 +46,25 @@ class ForeignConfig:
     """The keys that nobody has taken over yet, and notes on what was changed on the way."""
 
     remaining: dict[str, Any]
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    defaults: Mapping[str, Default] = field(default_factory=dict)
+    """What the other trainer does where a key is absent, by its first name."""
+    notes: list[Note] = field(default_factory=list)
+    assumed: dict[str, str] = field(default_factory=dict)
 
     def take(self, *names: str, default: Any = None) -> Any:
-        """The value of the first of these keys that is there; all of them count as taken over."""
+        """The value of the first of these keys that is there; all of them count as taken over.
+
+        Where none is, the other trainer's own default for the first name, which is noted as assumed; else `default`.
+        """
         values = [self.remaining.pop(name) for name in names if name in self.remaining]
-        return next((value for value in values if value is not None), default)
+        given = next((value for value in values if value is not None), None)
+        if given is not None:
+            return given
+        usual = self.defaults.get(names[0])
+        if usual is None:
+            return default
+        self.assumed[names[0]] = f"not given; {_shown(usual.value)} is {usual.origin}"
+        return usual.value
 
     def number(self, *names: str, default: float | None = None) -> Any:
         """The same as a number; whole ones as int. YAML reads 1e-5 as a text."""
@@ -42,10 +81,20 @@ class ForeignConfig:
         """Say that a key was not taken over, or not as it was."""
         self.notes.append((key, why))
 
-    def refused(self, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-        """All notes, and every key that nobody took, with its reason; those that change nothing stand last."""
+    def carried(
+        self, config: Mapping[str, Any], reasons: Mapping[str, str], files: Mapping[str, str] | None = None
+    ) -> Carried:
+        """The config with all notes, and every key that nobody took with its reason; those that change nothing stand last."""
         key_reasons = [*self.notes, *((key, reasons.get(key, NO_SUCH_SETTING)) for key in self.remaining)]
-        return sorted(key_reasons, key=lambda pair: pair[1].startswith("not needed"))
+        refused = sorted(key_reasons, key=lambda pair: pair[1].startswith("not needed"))
+        return Carried(without_none(config), refused, list(self.assumed.items()), files or {})
+
+
+def _shown(value: Any) -> str:
+    """A value as people write it in a config."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def offers(family: Any, name: str) -> bool:
@@ -53,21 +102,20 @@ def offers(family: Any, name: str) -> bool:
     return any(listing.name == name for listing in Catalog.installed().listings(family))
 
 
-def rows_of(file: str) -> int | None:
-    """Rows of a local json, json-lines or csv file; None when that can't be told cheaply."""
-    path = Path(file).expanduser()
-    if path.suffix not in (".json", ".jsonl", ".csv") or not path.is_file():
+def local_rows(file: str) -> list[Mapping[str, Any]] | None:
+    """Rows of a prompts file on this machine; None when it isn't here or can't be read."""
+    if not Path(file).expanduser().is_file():
         return None
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix == ".csv":
-                return sum(1 for _ in csv.DictReader(stream))
-            if path.suffix == ".jsonl":
-                return sum(1 for line in stream if line.strip())
-            rows = json.load(stream)
-            return len(rows) if isinstance(rows, list) else None
-    except (OSError, ValueError, csv.Error):
+        return read_rows(file)
+    except MarlError:
         return None
+
+
+def rows_of(file: str) -> int | None:
+    """How many rows a prompts file has; None when that can't be told here."""
+    rows = local_rows(file)
+    return None if rows is None else len(rows)
 
 
 def steps_of(foreign: ForeignConfig, epochs_key: str, epochs: float, rows: int | None, batch: int) -> int | None:
@@ -96,6 +144,25 @@ def warm_up(
     if ratio:
         foreign.note(ratio_key, f"is {ratio:g} of the steps: set ppo.warmup_steps once ppo.steps is known")
     return None
+
+
+def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> None:
+    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted."""
+    usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
+    if trains_lora:
+        if theirs < SMALL_RATE:
+            foreign.note(
+                "learning_rate",
+                f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",
+            )
+        return
+    ppo["learning_rate"] = usual
+    default = ", a default," if foreign.assumed.pop("learning_rate", None) else ""
+    foreign.note(
+        "learning_rate",
+        f"{theirs:g}{default} was for training all weights, and is too small for a LoRA, which would hardly move: marl's default {usual:g} "
+        "is written. 1e-4 to 5e-4 is usual for a LoRA",
+    )
 
 
 def without_none(section: Mapping[str, Any]) -> dict[str, Any]:

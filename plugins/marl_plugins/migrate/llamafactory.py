@@ -6,29 +6,62 @@ from collections.abc import Mapping
 from typing import Any
 
 from marl_core import ConfigError
-from marl_plugins.migrate.foreign_config import ForeignConfig, offers, run_sections, steps_of, warm_up, without_none
+from marl_plugins.migrate.foreign_config import (
+    Carried,
+    Default,
+    ForeignConfig,
+    lora_rate,
+    offers,
+    run_sections,
+    steps_of,
+    warm_up,
+    without_none,
+)
 from marl_plugins.migrate.llamafactory_data import data_section
 from marl_plugins.migrate.reasons import LLAMAFACTORY
 
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
+DEFAULTS = {
+    key: Default(value, "LLaMA-Factory's default")
+    for key, value in {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "ppo_buffer_size": 1,
+        "ppo_epochs": 4,
+        "num_train_epochs": 3.0,
+        "learning_rate": 5e-5,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "ppo_target": 6.0,
+        "max_new_tokens": 1024,
+        "temperature": 0.95,
+        "lora_rank": 8,
+        "cutoff_len": 2048,
+        "seed": 42,
+    }.items()
+}
+"""What LLaMA-Factory does where a key is absent; only what becomes something in marl's config."""
 
 
-def migrate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The marl config, and each key that was not carried over with the reason."""
-    foreign = ForeignConfig(dict(written))
+def migrate(written: Mapping[str, Any]) -> Carried:
+    """The marl config, each key that was not carried over with the reason, and each value that was assumed."""
+    foreign = ForeignConfig(dict(written), DEFAULTS)
     stage, kind = foreign.take("stage", default="ppo"), foreign.take("finetuning_type", default="lora")
     if stage != "ppo":
         raise ConfigError(
             f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
         )
     if kind != "lora":
-        foreign.note("finetuning_type", f"{kind!r}: marl trains a LoRA")
+        foreign.note(
+            "finetuning_type",
+            f"{kind!r}: weights of the base were trained. marl trains a LoRA on the frozen base, so it is another experiment",
+        )
     model, quantization = _model(foreign)
     policy, reference = _policy(foreign, str(model["path"]))
     data, rows = data_section(foreign)
-    config = {
+    config: dict[str, Any] = {
         "model": model,
         "quantization": quantization,
         "policy": policy,
@@ -40,7 +73,8 @@ def migrate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str,
         "shaping": {"normalize": True} if foreign.take("ppo_score_norm", default=False) else None,
         **run_sections(foreign, TRACKERS, 42),
     }
-    return without_none(config), foreign.refused(LLAMAFACTORY)
+    lora_rate(foreign, config["ppo"], kind == "lora")
+    return foreign.carried(config, LLAMAFACTORY)
 
 
 def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
@@ -77,13 +111,17 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
 
 
 def _lora(foreign: ForeignConfig) -> dict[str, Any]:
-    rank = foreign.number("lora_rank", default=8)
+    rank = foreign.number("lora_rank")
+    alpha = foreign.number("lora_alpha")
+    if alpha is None:
+        alpha = 2 * rank
+        foreign.assumed["lora_alpha"] = f"not given; {alpha} is LLaMA-Factory's default, twice the rank"
     targets = str(foreign.take("lora_target", default="all"))
     further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
     return without_none(
         {
             "r": rank,
-            "alpha": float(foreign.number("lora_alpha", default=2 * rank)),
+            "alpha": float(alpha),
             "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
             "dropout": foreign.number("lora_dropout") or None,
             "lora": further or None,
@@ -189,8 +227,8 @@ def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
             )
     return without_none(
         {
-            "max_new_tokens": foreign.number("max_new_tokens", default=1024),
-            "temperature": float(foreign.number("temperature", default=0.95)),
+            "max_new_tokens": foreign.number("max_new_tokens"),
+            "temperature": float(foreign.number("temperature")),
             "top_p": foreign.number("top_p"),
             "top_k": foreign.number("top_k"),
         }
@@ -199,12 +237,16 @@ def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
 
 def _ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
     """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
-    micro = foreign.number("per_device_train_batch_size", default=8)
-    mini = micro * foreign.number("gradient_accumulation_steps", default=1)
-    batch = mini * foreign.number("ppo_buffer_size", default=1)
-    max_steps, epochs = foreign.number("max_steps", default=-1), foreign.number("num_train_epochs", default=3.0)
-    steps = max_steps if max_steps > 0 else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
-    schedule = str(foreign.take("lr_scheduler_type", default="linear"))
+    micro = foreign.number("per_device_train_batch_size")
+    mini = micro * foreign.number("gradient_accumulation_steps")
+    batch = mini * foreign.number("ppo_buffer_size")
+    max_steps = foreign.number("max_steps", default=-1)
+    if max_steps > 0:
+        steps = max_steps
+        foreign.remaining.pop("num_train_epochs", None)
+    else:
+        steps = steps_of(foreign, "num_train_epochs", foreign.number("num_train_epochs"), rows, batch)
+    schedule = str(foreign.take("lr_scheduler_type"))
     if schedule not in SCHEDULES:
         foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
     betas = [foreign.number("adam_beta1", default=0.9), foreign.number("adam_beta2", default=0.999)]
@@ -214,19 +256,19 @@ def _ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
             "batch": batch,
             "minibatch": mini,
             "microbatch": micro if micro != mini else None,
-            "epochs": foreign.number("ppo_epochs", default=4),
-            "learning_rate": float(foreign.number("learning_rate", default=5e-5)),
+            "epochs": foreign.number("ppo_epochs"),
+            "learning_rate": float(foreign.number("learning_rate")),
             "schedule": SCHEDULES.get(schedule, "constant"),
             "warmup_steps": warm_up(foreign, steps),
             "weight_decay": foreign.number("weight_decay"),
             "adam_betas": betas if betas != [0.9, 0.999] else None,
             "adam_eps": float(foreign.number("adam_epsilon", default=1e-8)),
-            "max_grad_norm": float(foreign.number("max_grad_norm", default=1.0)),
+            "max_grad_norm": float(foreign.number("max_grad_norm")),
             "kl": {
                 "estimator": "k1",
                 "into": "reward",
                 "coef": 0.2,
-                "target": float(foreign.number("ppo_target", default=6.0)),
+                "target": float(foreign.number("ppo_target")),
                 "horizon": max(10000.0, 0.2 * batch + 1),
             },
         }

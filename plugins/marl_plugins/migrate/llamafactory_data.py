@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marl_plugins.migrate.foreign_config import ForeignConfig, rows_of
+from marl_plugins.migrate.foreign_config import ForeignConfig, local_rows, rows_of
 
 Part = dict[str, Any]
 
@@ -33,15 +33,15 @@ def data_section(foreign: ForeignConfig) -> tuple[Part, int | None]:
     part = _prompts(foreign, folder, entry) if entry else {"prompts": names[0], "field": "prompt"}
     rows = rows_of(part["prompts"])
     limit = foreign.number("max_samples")
-    if limit and (rows is None or rows > limit):
-        foreign.note("max_samples", f"marl uses all prompts: keep the first {limit:g} in the file")
+    if limit:
+        part, rows = {**part, "limit": int(limit)}, None if rows is None else min(rows, int(limit))
     if "cutoff_len" in foreign.remaining:
         foreign.note(
             "cutoff_len",
             "LLaMA-Factory cuts the end off a longer prompt, which marl never does: it stops at one. Set data.on_long: drop, or "
             "truncate-left to cut the beginning",
         )
-    return {**part, **_chat(foreign), "max_prompt_tokens": foreign.number("cutoff_len", default=2048)}, rows
+    return {**part, **_chat(foreign), "max_prompt_tokens": foreign.number("cutoff_len")}, rows
 
 
 def _chat(foreign: ForeignConfig) -> Part:
@@ -98,21 +98,13 @@ def _prompts(foreign: ForeignConfig, folder: Path, entry: Mapping[str, Any]) -> 
     if rows is not None and filled < rows:
         foreign.note(
             "dataset",
-            f"{filled} of {rows} rows have a {second!r}; in the others data.prompt_template leaves a newline at the prompt's end, which "
-            "LLaMA-Factory doesn't: make one column of the two to be exact",
+            f"{filled} of {rows} rows have text in {second!r}; in the others data.prompt_template leaves a newline at the prompt's end, "
+            "which LLaMA-Factory doesn't: make one column of the two to be exact",
         )
     return {"prompts": source, "prompt_template": template}
 
 
 def _filled(source: str, column: str) -> tuple[int, int | None]:
-    """Rows whose column isn't empty, and all rows (None: not a json or json-lines file that can be read here)."""
-    path = Path(source).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig") if path.suffix in (".json", ".jsonl") else None
-        if text is None:
-            return 0, None
-        lines = path.suffix == ".jsonl"
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
-        return sum(1 for row in rows if row.get(column)), len(rows)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 0, None
+    """Rows whose column isn't empty, and all rows (None: no file that can be read here)."""
+    rows = local_rows(source)
+    return (0, None) if rows is None else (sum(1 for row in rows if row.get(column)), len(rows))

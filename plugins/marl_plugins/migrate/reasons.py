@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+HUB = dict.fromkeys(
+    ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_token"),
+    "marl publish RUN --to FOLDER --push-to-hub OWNER/NAME uploads the trained adapter, after the run",
+)
+
 LLAMAFACTORY = {
+    **HUB,
     "do_train": "not needed: marl run trains",
     "logging_steps": "not needed: every step is logged",
     "logging_dir": "not needed: trackers write into run.folder",
@@ -31,6 +37,15 @@ LLAMAFACTORY = {
 }
 
 TRL = {
+    **HUB,
+    "compare_steps": "not needed: TRL's trainer never used it",
+    "task_name": "name the run by run.folder",
+    "tracker_project_name": "name the run by run.folder",
+    "tracker_kwargs": "options of trackers stand with the observer: {use: trackers, to: [...], ...}",
+    "non_eos_penalty": "gave a response without EOS penalty_reward_value as score; shaping.missing_eos_penalty subtracts from its score",
+    "penalty_reward_value": "see non_eos_penalty: set shaping.missing_eos_penalty",
+    "dataset_streaming": "marl reads all prompts at the start",
+    "model_name": "not needed: the base is named by model_name_or_path",
     "whiten_rewards": "marl whitens advantages (ppo.whiten), not rewards",
     "ratio_threshold": "marl clips the ratio; ppo.max_kl stops an update that goes too far",
     "optimize_cuda_cache": "not needed: marl holds one base",
@@ -43,7 +58,6 @@ TRL = {
     "model_adapter_name": "marl names its adapters by their roles",
     "ds3_gather_for_generation": "marl runs without DeepSpeed",
     "deepspeed": "marl runs without DeepSpeed",
-    "push_to_hub": "final/policy is a plain PEFT adapter: push that",
     "lora_task_type": "marl sets this itself",
     "use_safetensors": "not needed: marl reads and writes nothing else",
     "reward_shaping_enable_length": "write a reward function, or shaping: in the config",

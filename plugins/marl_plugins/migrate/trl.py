@@ -1,7 +1,8 @@
-"""Arguments of a TRL PPO script as a marl config: of the classic trainer (to 0.11) and of the last one (0.12 until its removal)."""
+"""A TRL PPO script and its arguments as a marl config: of the classic trainer (to 0.11), and of the one that came after it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -10,25 +11,63 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
-from marl_plugins.migrate.foreign_config import ForeignConfig, rows_of, run_sections, steps_of, warm_up, without_none
+from marl_plugins.migrate.foreign_config import (
+    Carried,
+    ForeignConfig,
+    lora_rate,
+    rows_of,
+    run_sections,
+    steps_of,
+    warm_up,
+    without_none,
+)
 from marl_plugins.migrate.reasons import TRL
+from marl_plugins.migrate.trl_defaults import Trainer, defaults, only_before_last, release
+from marl_plugins.migrate.trl_prompts import HELD_OUT_FILE, PROMPTS_FILE, SCRIPT_FILE, described, prompts_script
+from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, Script, read_script
+from marl_plugins.writing import usual_config
 
 CLASSIC_KEYS = {
-    "ppo_epochs",
-    "init_kl_coef",
     "adap_kl_ctrl",
-    "mini_batch_size",
-    "kl_penalty",
-    "rm_adapter",
-    "reward_adapter",
+    "batch_size",
+    "early_stopping",
     "horizon",
-    "target",
+    "init_kl_coef",
+    "kl_penalty",
     "log_with",
+    "mini_batch_size",
+    "model_name",
+    "ppo_epochs",
+    "query_dataset",
+    "reward_adapter",
+    "reward_model",
+    "rm_adapter",
+    "steps",
+    "target",
+    "use_score_norm",
+    "use_score_scaling",
 }
 """Keys that only the classic trainer and its scripts had."""
+NESTED = {
+    "ppo_config.": "",
+    "peft_config.r": "lora_r",
+    "peft_config.target_modules": "lora_target_modules",
+    "peft_config.": "",
+}
+"""Beginnings of arguments as scripts with tyro take them (TRL up to 0.7.10), and what stands for them."""
 KL_ESTIMATORS = {"kl": "k1", "mse": "k2"}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+ADAM_EPS = 1e-8
+"""Torch's and transformers' default, which TRL's trainers leave."""
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def split_command(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The script and its arguments. A launcher before the script, as in `accelerate launch --num_processes 4 ppo.py`, goes."""
+    scripts = [index for index, word in enumerate(words) if word.endswith(".py") and not word.startswith("-")]
+    if not scripts:
+        return None, list(words)
+    return Path(words[scripts[0]]), list(words[scripts[0] + 1 :])
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -49,9 +88,16 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             parsed = [yaml.safe_load(part) for part in parts]
         except yaml.YAMLError:
             parsed = list(parts)  # a text that YAML can't take stays a text
-        options[name.replace("-", "_")] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+        options[_plain(name)] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
     file = options.pop("config", None)
     return {**(read_mapping(Path(str(file))) if file else {}), **options}
+
+
+def _plain(name: str) -> str:
+    """`ppo_config.batch-size` as `batch_size`."""
+    name = name.replace("-", "_")
+    start = next((start for start in NESTED if name.startswith(start)), None)
+    return name if start is None else NESTED[start] + name.removeprefix(start)
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
@@ -65,31 +111,79 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return mapping
 
 
-def migrate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The marl config, and each key that was not carried over with the reason."""
-    foreign = ForeignConfig(dict(written))
-    classic = bool(CLASSIC_KEYS & set(written))
-    model, quantization = _model(foreign)
-    data, rows = _data(foreign)
-    reward, value = _reward(foreign, classic)
+def migrate(written: Mapping[str, Any], script: Path | None = None, trl_version: str | None = None) -> Carried:
+    """The marl config of a script's arguments, and of the script itself where it is given.
+
+    `trl_version`: the release whose defaults count; without it the installed one, or the newest that has the trainer.
+    """
+    if script is None and not written:
+        raise ConfigError(
+            "there is nothing to carry over: give the script with its arguments, as in marl import trl-args ppo.py --learning_rate 1e-5."
+        )
+    source = None if script is None else read_script(script, written)
+    trainer = source.trainer if source else _trainer(written, trl_version)
+    number = release(trainer, trl_version, source.span if source else None)
+    given = {**(source.values if source else {}), **written}
+    multi_adapter = bool({"rm_adapter", "reward_adapter"} & set(given))
+    foreign = ForeignConfig(
+        given, defaults(trainer, number, multi_adapter=multi_adapter, script_read=source is not None)
+    )
+    if foreign.take("use_seq2seq"):
+        raise ConfigError("use_seq2seq: marl trains causal (decoder-only) language models, and no encoder-decoders.")
+    foreign.notes += source.notes if source else []
+    classic = trainer == "classic"
+    trains_lora = _trains_lora(foreign, source, classic, multi_adapter)
+    model, quantization = _model(foreign, source)
+    data, held_out, rows, files = _data(foreign, source, str(model["path"]), classic)
+    reward, value = _reward(foreign, source, classic)
     config = {
         "model": model,
         "quantization": quantization,
-        "policy": _policy(foreign),
+        "policy": _policy(foreign, trains_lora),
         "reference": _reference(foreign),
         "reward": reward,
         "value": value,
         "data": data,
         "sampling": _sampling(foreign, classic),
-        "ppo": _classic_ppo(foreign) if classic else _last_ppo(foreign, rows),
+        "ppo": _classic_ppo(foreign, rows) if classic else _last_ppo(foreign, rows),
         "shaping": _shaping(foreign),
+        "eval": held_out,
         **run_sections(foreign, TRACKERS, 0 if classic else 42),
     }
-    return without_none(config), foreign.refused(TRL)
+    lora_rate(foreign, config["ppo"], trains_lora)
+    return foreign.carried(config, TRL, files)
 
 
-def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
-    sft, path = foreign.take("sft_model_path"), foreign.take("model_name_or_path", "model_name")
+def _trainer(written: Mapping[str, Any], trl_version: str | None) -> Trainer:
+    """Which of TRL's two trainers the arguments are for, by their names and the release."""
+    return "classic" if CLASSIC_KEYS & set(written) or only_before_last(trl_version) else "last"
+
+
+def _trains_lora(foreign: ForeignConfig, source: Script | None, classic: bool, multi_adapter: bool) -> bool:
+    """Whether TRL trained a LoRA, or all weights; the latter is said, for marl trains a LoRA whatever was trained."""
+    asked = bool(foreign.take("use_peft"))
+    lora_arguments = (
+        any(name.startswith("lora_") for name in foreign.remaining) if classic and source is None else False
+    )
+    if source is not None:
+        trains = source.lora == "always" or (source.lora == "if use_peft" and asked)
+        because = f"{source.name} {'makes no LoRA' if source.lora == 'never' else 'makes a LoRA with --use_peft only'}"
+    else:
+        trains = asked or multi_adapter or lora_arguments
+        because = "without --use_peft TRL's scripts make no LoRA"
+    if not trains:
+        foreign.note(
+            "use_peft",
+            f"{because}: all weights were trained. marl trains a LoRA on the frozen base, here with marl's own rank and targets, "
+            "so it is another experiment; for more capacity raise policy.r",
+        )
+    return trains
+
+
+def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any], Any]:
+    sft, path = foreign.take("sft_model_path"), foreign.take("model_name_or_path")
+    if not path and (source is not None or "model_name" in foreign.remaining):
+        path = foreign.take("model_name")
     if not (sft or path):
         raise ConfigError("model_name_or_path (or sft_model_path, model_name): is needed; it is the base.")
     four, eight = foreign.take("load_in_4bit", default=False), foreign.take("load_in_8bit", default=False)
@@ -115,21 +209,36 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
     return without_none(model), quantization
 
 
-def _policy(foreign: ForeignConfig) -> dict[str, Any]:
-    if foreign.take("use_peft") is False:
-        foreign.note("use_peft", "marl trains a LoRA, not all weights")
+def _policy(foreign: ForeignConfig, trains_lora: bool) -> dict[str, Any]:
+    """The LoRA that TRL trained, or marl's usual one where it trained all weights."""
     targets = foreign.take("lora_target_modules")
     further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
+    if not trains_lora:
+        for name in [name for name in foreign.remaining if name.startswith("lora_")]:
+            del foreign.remaining[name]  # TRL never used them
+        usual = usual_config().policy
+        return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
     return without_none(
         {
             "start": "new",
-            "r": foreign.number("lora_r", default=16),
-            "alpha": float(foreign.number("lora_alpha", default=32)),
-            "targets": [targets] if isinstance(targets, str) and targets != "all-linear" else targets or "all-linear",
+            "r": foreign.number("lora_r"),
+            "alpha": float(foreign.number("lora_alpha")),
+            "targets": _targets(foreign, targets),
             "dropout": foreign.number("lora_dropout") or None,
             "lora": further or None,
         }
     )
+
+
+def _targets(foreign: ForeignConfig, written: Any) -> Any:
+    """Modules that get a LoRA; peft's own choice, where nothing was said, depends on the architecture."""
+    if written is None:
+        foreign.assumed["lora_target_modules"] = (
+            "not given; peft takes a few attention projections then, by architecture (q_proj and v_proj of a Llama). all-linear is "
+            "written, which learns more; to have theirs set policy.targets"
+        )
+        return "all-linear"
+    return [written] if isinstance(written, str) and written != "all-linear" else written
 
 
 def _reference(foreign: ForeignConfig) -> str:
@@ -142,12 +251,24 @@ def _reference(foreign: ForeignConfig) -> str:
     return "disabled-adapter"
 
 
-def _reward(foreign: ForeignConfig, classic: bool) -> tuple[Any, Any]:
-    """Reward and value: a reward adapter on the base, or the last trainer's separate reward and value models."""
+def _reward(foreign: ForeignConfig, source: Script | None, classic: bool) -> tuple[Any, Any]:
+    """Reward and value: a reward adapter on the base, a classifier, or the last trainer's separate reward and value models."""
     adapter = foreign.take("rm_adapter", "reward_adapter")
-    model = foreign.take("reward_model_path", "reward_model", "reward_model_name")
+    label = source.reward_label if source else None
     if adapter:
+        if label:
+            foreign.note(
+                "rm_adapter",
+                f"{source.name if source else ''} reads output {label} of the adapter's head; marl reads heads with one output "
+                "(num_labels=1), and refuses others",
+            )
         return {"use": "adapter", "path": adapter}, {"on": "policy"}
+    model = foreign.take("reward_model_path", "reward_model_name")
+    if model is None and classic:
+        model = foreign.take("reward_model")
+    task, colon, name = str(model or "").partition(":")
+    if colon and not os.path.exists(str(model)):
+        return _pipeline(foreign, task, name, 1 if label is None else label, source), {"on": "policy"}
     if model:
         if not classic:
             foreign.note(
@@ -155,78 +276,176 @@ def _reward(foreign: ForeignConfig, classic: bool) -> tuple[Any, Any]:
                 "TRL made the value model a second copy of it; here the value is an adapter of its own on the base",
             )
         return {"use": "model", "path": model}, {"on": "policy" if classic else "own"}
-    foreign.note("reward_model_path", "is missing: name a reward")
+    foreign.note("reward_model_path", "is missing: name a reward; rewards.py:score stands for it")
     return {"use": "function", "target": "rewards.py:score"}, {"on": "policy"}
 
 
-def _data(foreign: ForeignConfig) -> tuple[dict[str, Any], int | None]:
-    name, split = foreign.take("dataset_name", "query_dataset"), foreign.take("dataset_train_split")
+def _pipeline(foreign: ForeignConfig, task: str, name: str, label: int, source: Script | None) -> dict[str, Any]:
+    """A pipeline that classifies texts is a classifier, of which one label's logit is the score."""
+    if task not in CLASSIFICATION_TASKS:
+        foreign.note(
+            "reward_model",
+            f"{task}:{name}: marl has no counterpart of such a pipeline. Call it in a reward function: rewards.py:score stands for it",
+        )
+        return {"use": "function", "target": "rewards.py:score"}
+    raw = source is None or source.raw_scores
+    foreign.note(
+        "reward_model",
+        f"the pipeline {task!r} with {name} became reward: {{use: model, label: {label}}}: the score is that label's logit, "
+        + ("as in TRL's ppo.py" if raw else "where the script took its probability; shaping.clip bounds it"),
+    )
+    return {"use": "model", "path": name, "label": label, "append_eos": False}
+
+
+def _data(
+    foreign: ForeignConfig, source: Script | None, model: str, classic: bool
+) -> tuple[dict[str, Any], dict[str, Any] | None, int | None, dict[str, str]]:
+    """Section data, section eval where there is one, rows where they can be counted, and files to write beside the config."""
+    if source is not None and source.trainer == "classic" and "dataset_name" not in foreign.remaining:
+        name = foreign.take("query_dataset")
+    else:
+        name = foreign.take("dataset_name") or foreign.remaining.pop("query_dataset", None)
+    split, subset = foreign.take("dataset_train_split"), foreign.take("dataset_config")
     if name is None:
-        foreign.note("dataset_name", "is missing: name a file of prompts")
-    if foreign.take("dataset_config") is not None:
-        foreign.note("dataset_config", "marl takes a datasets name without a configuration: save it as a file")
-    prompts = str(name or "prompts.jsonl")
-    return without_none({"prompts": prompts, "split": split, "field": "prompt"}), rows_of(prompts)
+        foreign.note("dataset_name", f"is missing: name a file of prompts; {PROMPTS_FILE} stands for it")
+    prompts, limit = str(name or PROMPTS_FILE), foreign.number("max_prompt_tokens")
+    where = {"prompts": prompts, "split": split, "subset": subset}
+    length = {"max_prompt_tokens": limit, "on_long": "drop" if limit else None}
+    held_out = _held_out(foreign, source, prompts, str(split or "train"))
+    if source is not None and source.recipe is not None:
+        splits = {PROMPTS_FILE: str(split or "train")}
+        if held_out is not None:
+            splits[HELD_OUT_FILE] = held_out.pop("split")
+            held_out["prompts"] = HELD_OUT_FILE
+        foreign.note(
+            "dataset_name",
+            f"{source.name} makes its prompts {described(source.recipe)}; marl takes a column as it is. {SCRIPT_FILE}, "
+            "written beside the config, makes them so: run it once",
+        )
+        text = prompts_script(source.name, source.recipe, source.conditions, prompts, subset, splits, model)
+        return without_none({"prompts": PROMPTS_FILE, "field": "prompt", **length}), held_out, None, {SCRIPT_FILE: text}
+    for condition in source.conditions if source else ():
+        foreign.note("dataset_name", f"the script keeps only rows with `{condition}`: leave the others out of the file")
+    if name is not None and source is None and classic:
+        foreign.note(
+            "dataset_name",
+            "TRL's own scripts make a prompt of the first tokens of a row; give the script to have them made so, or set data.field",
+        )
+    field = foreign.take("dataset_text_field", default="prompt")
+    rows = None if name is None else rows_of(prompts)
+    return without_none({**where, "field": field, **length}), held_out, rows, {}
+
+
+def _held_out(foreign: ForeignConfig, source: Script | None, prompts: str, split: str) -> dict[str, Any] | None:
+    """Where TRL evaluated, it looked at one batch of its held-out prompts."""
+    strategy, every = foreign.take("eval_strategy", "evaluation_strategy", default="no"), foreign.number("eval_steps")
+    test, size = foreign.take("dataset_test_split"), foreign.number("per_device_eval_batch_size", default=8)
+    if source is not None and source.held_out:
+        foreign.note(
+            "eval_dataset",
+            f"{source.name} keeps the last {source.held_out} rows for evaluation: put them into a file of their own, and set eval.prompts",
+        )
+        return None
+    if strategy == "no" or (test or "test") == split:
+        return None
+    return without_none({"prompts": prompts, "split": test or "test", "limit": size, "every": every})
 
 
 def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
-    """The classic loop took its generation arguments in Python; the last trainer had 53 tokens at temperature 0.7."""
+    """The classic loop took its generation arguments in Python; the last trainer's are among its own."""
     if foreign.take("stop_token_id") is not None:
         foreign.note("stop_token_id", "write the token's text into sampling.stop; the tokenizer's EOS always stops")
     if foreign.take("stop_token", default="eos") != "eos":
         foreign.note("stop_token", "the tokenizer's EOS always stops; further ones stand in sampling.stop")
-    return {
-        "max_new_tokens": foreign.number("response_length", "max_new_tokens", default=48 if classic else 53),
-        "temperature": float(foreign.number("temperature", default=1.0 if classic else 0.7)),
-    }
-
-
-def _classic_ppo(foreign: ForeignConfig) -> dict[str, Any]:
-    mini = foreign.number("mini_batch_size", "forward_batch_size", default=1)
-    many = mini * foreign.number("gradient_accumulation_steps", default=1)
-    batch = foreign.number("batch_size", default=256)
-    episodes = foreign.number("steps", "total_ppo_epochs", default=20000)
-    adaptive = foreign.take("adap_kl_ctrl", default=True)
-    target, horizon = foreign.number("target", default=6.0), foreign.number("horizon", default=10000.0)
-    penalty = str(foreign.take("kl_penalty", default="kl"))
-    if penalty not in KL_ESTIMATORS:
-        foreign.note("kl_penalty", f"{penalty!r}: marl has k1 (kl), k2 (mse) and k3; k1 is taken")
-    stops, limit = foreign.take("early_stopping", default=False), foreign.number("target_kl", default=1.0)
-    kl = {
-        "estimator": KL_ESTIMATORS.get(penalty, "k1"),
-        "into": "reward",
-        "coef": float(foreign.number("init_kl_coef", default=0.2)),
-    }
+    top_p, top_k = foreign.number("top_p", default=1.0), foreign.number("top_k", default=0)
+    if top_p < 1 or top_k:
+        foreign.note(
+            "top_k" if top_k else "top_p",
+            "is kept, and cuts what is sampled but not what is scored: ratio and KL are biased, as they were. Without it (top_p 1, "
+            "top_k 0) they aren't",
+        )
+    usual = usual_config().sampling
     return without_none(
         {
-            "steps": max(1, ceil(episodes / batch)),
-            "batch": batch,
-            "minibatch": many,
-            "microbatch": mini if mini != many else None,
-            "epochs": foreign.number("ppo_epochs", default=4),
-            "learning_rate": float(foreign.number("learning_rate", default=1e-5)),
-            "max_grad_norm": foreign.number("max_grad_norm"),
-            "kl": {**kl, "target": float(target), "horizon": float(horizon)} if adaptive else kl,
-            "max_kl": 1.5 * limit if stops else None,
-            **_shared(foreign),
+            "max_new_tokens": foreign.number("max_new_tokens", default=usual.max_new_tokens)
+            if classic
+            else foreign.number("response_length", "max_new_tokens"),
+            "temperature": float(foreign.number("temperature", default=usual.temperature)),
+            "top_p": float(top_p) if top_p < 1 else None,
+            "top_k": int(top_k) or None,
         }
     )
 
 
+def _classic_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
+    batch = foreign.number("batch_size")
+    mini = foreign.number("mini_batch_size", "forward_batch_size")
+    many = mini * foreign.number("gradient_accumulation_steps")
+    if batch % many and "mini_batch_size" in foreign.assumed:
+        foreign.assumed["mini_batch_size"] += f"; it doesn't divide batch_size {batch}, which is taken for it"
+        mini = many = batch
+    adaptive = foreign.take("adap_kl_ctrl", default=True)
+    penalty = str(foreign.take("kl_penalty", default="kl"))
+    if penalty not in KL_ESTIMATORS:
+        foreign.note("kl_penalty", f"{penalty!r}: marl has k1 (kl), k2 (mse) and k3; k1 is taken")
+    kl = {
+        "estimator": KL_ESTIMATORS.get(penalty, "k1"),
+        "into": "reward",
+        "coef": float(foreign.number("init_kl_coef")),
+    }
+    if adaptive:
+        kl |= {"target": float(foreign.number("target")), "horizon": float(foreign.number("horizon"))}
+    else:
+        foreign.take("target"), foreign.take("horizon")
+    stops = foreign.take("early_stopping", default=False)
+    limit = foreign.number("target_kl") if stops else foreign.remaining.pop("target_kl", None)
+    grad_norm = foreign.number("max_grad_norm")
+    if grad_norm is None:
+        foreign.assumed["max_grad_norm"] = "not given; TRL's classic trainer clips no gradients then"
+    section = without_none(
+        {
+            "steps": _classic_steps(foreign, batch, rows),
+            "batch": batch,
+            "minibatch": many,
+            "microbatch": mini if mini != many else None,
+            "epochs": foreign.number("ppo_epochs"),
+            "learning_rate": float(foreign.number("learning_rate")),
+            "adam_eps": ADAM_EPS,
+            "kl": kl,
+            "max_kl": round(1.5 * limit, 12) if stops else None,
+            **_shared(foreign),
+        }
+    )
+    return {**section, "max_grad_norm": grad_norm}
+
+
+def _classic_steps(foreign: ForeignConfig, batch: int, rows: int | None) -> int:
+    """The classic trainer counted responses; its loop ended with the data."""
+    if rows and "steps" not in foreign.remaining:
+        foreign.assumed["steps"] = f"not given; TRL's loop made one pass over the data (rows: {rows})"
+        return max(1, rows // batch)
+    episodes = float(foreign.number("steps"))
+    if "steps" in foreign.assumed:
+        foreign.assumed["steps"] += (
+            " (responses), but its loop ended after one pass over the data: set ppo.steps to rows / batch_size"
+        )
+    return max(1, ceil(episodes / batch))
+
+
 def _last_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
-    micro = foreign.number("per_device_train_batch_size", default=8)
-    mini = micro * foreign.number("gradient_accumulation_steps", default=1)
-    batch = mini * foreign.number("num_mini_batches", default=1)
-    episodes, epochs = foreign.number("total_episodes"), foreign.number("num_train_epochs", default=3.0)
-    max_steps = foreign.number("max_steps", default=-1)
+    micro = foreign.number("per_device_train_batch_size")
+    mini = micro * foreign.number("gradient_accumulation_steps")
+    batch = mini * foreign.number("num_mini_batches")
+    episodes, max_steps = foreign.number("total_episodes"), foreign.number("max_steps", default=-1)
     steps = (
-        ceil(episodes / batch)
+        max(1, ceil(episodes / batch))
         if episodes
         else max_steps
         if max_steps > 0
-        else steps_of(foreign, "num_train_epochs", epochs, rows, batch)
+        else steps_of(foreign, "num_train_epochs", foreign.number("num_train_epochs"), rows, batch)
     )
-    schedule = str(foreign.take("lr_scheduler_type", default="linear"))
+    foreign.remaining.pop("num_train_epochs", None)
+    schedule = str(foreign.take("lr_scheduler_type"))
     if schedule not in SCHEDULES:
         foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
     return without_none(
@@ -235,16 +454,17 @@ def _last_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
             "batch": batch,
             "minibatch": mini,
             "microbatch": micro if micro != mini else None,
-            "epochs": foreign.number("num_ppo_epochs", default=4),
-            "learning_rate": float(foreign.number("learning_rate", default=5e-5)),
+            "epochs": foreign.number("num_ppo_epochs"),
+            "learning_rate": float(foreign.number("learning_rate")),
             "schedule": SCHEDULES.get(schedule, "constant"),
             "warmup_steps": warm_up(foreign, steps),
             "weight_decay": foreign.number("weight_decay"),
+            "adam_eps": float(foreign.number("adam_epsilon", default=ADAM_EPS)),
             "max_grad_norm": foreign.number("max_grad_norm"),
             "kl": {
                 "estimator": foreign.take("kl_estimator", default="k1"),
                 "into": "reward",
-                "coef": float(foreign.number("kl_coef", default=0.05)),
+                "coef": float(foreign.number("kl_coef")),
             },
             **_shared(foreign),
         }

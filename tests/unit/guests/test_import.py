@@ -18,9 +18,9 @@ BASE = {"model_name_or_path": "owner/base", "reward_model": "saves/reward", "sta
 
 def carried(module: Any, written: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The config, checked to be one, and the notes by key."""
-    config, refused = module.migrate(written)
-    parse_config(config, "carried", Catalog.installed())
-    return config, dict(refused)
+    found = module.migrate(written)
+    parse_config(found.config, "carried", Catalog.installed())
+    return found.config, dict(found.refused)
 
 
 def test_batches_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config["reward"]["use"] == "function"
     assert "reward service" in refused["reward_model"]
     monkeypatch.setattr(llamafactory, "offers", lambda *asked: True)
-    assert llamafactory.migrate(api)[0]["reward"] == {
+    assert llamafactory.migrate(api).config["reward"] == {
         "use": "http",
         "url": "http://localhost:8000/v1/score",
         "format": "llama-factory",
@@ -177,7 +177,12 @@ def test_arguments_of_the_last_trainer() -> None:
     assert config["shaping"] == {"missing_eos_penalty": 1.0}
     assert config["reward"] == {"use": "model", "path": "rm"}
     assert config["value"] == {"on": "own"}
-    assert set(refused) == {"reward_model_path", "dataset_name", "local_rollout_forward_batch_size"}
+    assert set(refused) == {
+        "reward_model_path",
+        "dataset_name",
+        "local_rollout_forward_batch_size",
+        "learning_rate",  # kept, and small for a LoRA
+    }
 
 
 def test_arguments_of_the_classic_trainer() -> None:
@@ -195,7 +200,7 @@ def test_arguments_of_the_classic_trainer() -> None:
     assert config["shaping"] == {"normalize": True, "clip": 5}
     assert config["observers"][-1] == {"use": "trackers", "to": ["wandb"]}
     assert config["run"]["seed"] == 7
-    assert set(refused) == {"dataset_name"}
+    assert set(refused) == {"dataset_name", "top_p"}
 
 
 def test_a_config_file_beside_arguments(tmp_path: Path) -> None:
@@ -226,6 +231,67 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "can't be read" in capsys.readouterr().err
 
 
+def test_a_schema_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("marl.schema.json").write_text("mine", encoding="utf-8")
+    assert main(["import", "trl-args", "--model_name", "base", "--rm_adapter", "rm", "--to", "run.yaml"]) == 0
+    assert Path("marl.schema.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_schema_that_the_first_line_names_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    assert main(["import", "trl-args", "--model_name", "base", "--rm_adapter", "rm", "--to", "sub/run.yaml"]) == 0
+    first = Path("sub/run.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert (Path("sub") / first.partition("$schema=")[2]).is_file()
+    assert json.loads(Path("sub/marl.schema.json").read_text(encoding="utf-8"))["properties"]["reward"]
+    assert "marl.schema.json: written" in capsys.readouterr().out
+
+
+def test_what_was_not_given_is_said_to_be_assumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assumed = dict(llamafactory.migrate({**BASE, "learning_rate": 1e-4}).assumed)
+    assert assumed["per_device_train_batch_size"] == "not given; 8 is LLaMA-Factory's default"
+    assert "learning_rate" not in assumed
+    words = ["--model_name", "base", "--use_peft", "--reward_model_path", "rm", "--mini_batch_size", "64"]
+    assert main(["import", "trl-args", "--trl-version", "0.11.4", *words, "--to", "run.yaml"]) == 0
+    line = "batch_size: not given; 128 is TRL 0.11.4's default"
+    err = capsys.readouterr().err
+    assert f"assumed: {line}" in err
+    assert "scripts often set inside what is assumed here: look there" in err
+    assert f"#   {line}" in Path("run.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("full", 3e-4), ("lora", 1e-6)])
+def test_a_rate_for_all_weights_is_not_one_for_a_lora(kind: str, rate: float) -> None:
+    config, refused = carried(llamafactory, {**BASE, "finetuning_type": kind, "learning_rate": 1e-6})
+    assert config["ppo"]["learning_rate"] == rate
+    assert ("too small for a LoRA" in refused["learning_rate"]) == (kind == "full")
+    assert ("another experiment" in refused.get("finetuning_type", "")) == (kind == "full")
+
+
+def test_max_samples_becomes_a_limit_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset([{"instruction": "a"}] * 40)
+    given = {**BASE, "dataset": "mine", "max_samples": 16, "per_device_train_batch_size": 8, "num_train_epochs": 1.0}
+    config, refused = carried(llamafactory, given)
+    assert config["data"]["limit"] == 16
+    assert config["ppo"]["steps"] == 2
+    assert "max_samples" not in refused
+
+
+@pytest.mark.parametrize("module", [llamafactory, trl])
+def test_pushing_to_the_hub_names_the_command(module: Any) -> None:
+    given = {"model_name_or_path": "x", "reward_model_path": "y", "push_to_hub": True, "hub_model_id": "me/x"}
+    refused = dict(module.migrate(given).refused)
+    assert "marl publish RUN --to FOLDER --push-to-hub OWNER/NAME" in refused["push_to_hub"]
+    assert refused["hub_model_id"] == refused["push_to_hub"]
+
+
 def dataset(rows: list[dict[str, Any]], **entry: Any) -> None:
     Path("data").mkdir(exist_ok=True)
     Path("data/rows.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -240,7 +306,7 @@ def test_the_input_column_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert config["data"]["prompt_template"] == "{instruction}\n{input}"
     assert "dataset" not in refused
     dataset([{"instruction": "a", "input": "b"}, {"instruction": "a", "input": ""}])
-    assert "1 of 2 rows have a 'input'" in carried(llamafactory, given)[1]["dataset"]
+    assert "1 of 2 rows have text in 'input'" in carried(llamafactory, given)[1]["dataset"]
     dataset([{"instruction": "a", "input": ""}])
     assert carried(llamafactory, given)[0]["data"]["field"] == "instruction"
     Path("data/rows.json").unlink()
@@ -264,20 +330,16 @@ def test_the_template_becomes_a_chat() -> None:
 
 def test_what_changes_nothing_stands_last_and_a_lost_warm_up_is_said() -> None:
     given = {**BASE, "do_train": True, "frobnicate": 1, "max_steps": 10, "warmup_ratio": 0.01}
-    _, refused = llamafactory.migrate(given)
+    refused = llamafactory.migrate(given).refused
     assert refused[-1][0] == "do_train"
     assert "rounds to 0" in dict(refused)["warmup_ratio"]
 
 
 def test_no_importer_chooses_what_becomes_of_long_prompts() -> None:
     """LLaMA-Factory cuts the end off, TRL nothing: neither is cutting the beginning."""
-    from marl_plugins.migrate import llamafactory, trl
-
-    factory, said = llamafactory.migrate(
-        {"stage": "ppo", "model_name_or_path": "x", "reward_model": "y", "cutoff_len": 64}
-    )
-    assert factory["data"]["max_prompt_tokens"] == 64
-    assert "on_long" not in factory["data"]
-    assert any(key == "cutoff_len" and "stops at one" in why for key, why in said)
-    script, _ = trl.migrate({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
-    assert "on_long" not in script["data"]
+    factory = llamafactory.migrate({"model_name_or_path": "x", "reward_model": "y", "cutoff_len": 64})
+    assert factory.config["data"]["max_prompt_tokens"] == 64
+    assert "on_long" not in factory.config["data"]
+    assert any(key == "cutoff_len" and "stops at one" in why for key, why in factory.refused)
+    script = trl.migrate({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
+    assert "on_long" not in script.config["data"]

@@ -1,0 +1,225 @@
+"""The answers to `marl init`: asked for or given, and looked at by the same checks as `marl check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from marl_core import ConfigError, MarlError, Plan, RunConfig, cached_adapter, cached_model_config, near_match
+from marl_plugins.function_target import problems
+from marl_plugins.reward_labels import labels_of
+
+Problem = Callable[[str], str | None]
+"""Why an answer can't stand in a config; None when it can."""
+
+EXAMPLES = {"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "reward": "rewards.py:score", "data": "prompts.jsonl"}
+QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
+
+
+class Dialog:
+    """Asks on a terminal, and takes options in place of answers; without a terminal nothing is asked."""
+
+    def __init__(self, options: Mapping[str, str | None]) -> None:
+        self._options = options
+        self.is_interactive = sys.stdin is not None and sys.stdin.isatty()
+
+    def answer(self, name: str, question: str, problem: Problem, default: str | None = None) -> str:
+        """The option `--name`, or what is asked, until it can stand in a config; `default` for an empty answer, or where nobody asks."""
+        given = self._options[name]
+        if given is not None:
+            given = given.strip()
+            reason = problem(given)
+            if reason:
+                raise ConfigError(f"--{name}: {reason}")
+            return given
+        if not self.is_interactive:
+            if default is None:
+                raise ConfigError(f"--{name}: an answer is needed, and there is no terminal to ask on.")
+            return default
+        while True:
+            answer = str(typer.prompt(question, default=default or "", show_default=bool(default))).strip()
+            reason = problem(answer)
+            if reason is None:
+                return answer
+            typer.echo(f"  {reason}")
+
+    def is_given(self, name: str) -> bool:
+        """Whether an option answers, and not with nothing."""
+        return bool((self._options[name] or "").strip())
+
+    def agreed(self, given: bool | None, question: str, default: bool) -> bool:
+        """A yes or no: the option, or what is asked, or the default."""
+        if given is not None or not self.is_interactive:
+            return default if given is None else given
+        return typer.confirm(question, default=default)
+
+
+def base_problem(answer: str) -> str | None:
+    """The base must be a causal model, as far as this machine can tell."""
+    return _needed("base", answer) or _checked({"model": {"path": answer}}, "model.")
+
+
+def sft_problem(base: str) -> Problem:
+    """An SFT adapter must be one, and fit the base."""
+
+    def problem(answer: str) -> str | None:
+        reference = {"use": "merged-base", "adapter": answer}
+        return _checked({"model": {"path": base}, "reference": reference}, "reference") if answer else None
+
+    return problem
+
+
+def reward_problem(base: str) -> Problem:
+    """A reward must be what it is taken for: a function in a file, an adapter on the base, a classifier."""
+
+    def problem(answer: str) -> str | None:
+        if answer.endswith(".py"):
+            found = next(iter(problems(f"{answer}:score")), None)
+            return f"{answer!r} names no function. {_plain(found) if found else f'Write {answer}:score.'}"
+        if _is_function(answer) and not answer.rpartition(":")[2].isidentifier():
+            return f"{answer!r} names no function. Write it as {EXAMPLES['reward']}."
+        reward = reward_section(answer)
+        if reward["use"] == "model" and reward_labels(answer):
+            reward["label"] = 0  # asked for next
+        return _needed("reward", answer) or _checked({"model": {"path": base}, "reward": reward}, "reward")
+
+    return problem
+
+
+def data_problem(answer: str) -> str | None:
+    """A prompts file must be there and hold rows; which column is asked for next."""
+    columns = "has no column"
+    reason = _needed("data", answer) or _checked({"data": {"prompts": answer}}, "data.")
+    return None if reason is None or columns in reason else reason
+
+
+def column_problem(data: str) -> Problem:
+    """A column must be there; so must each that a template names."""
+
+    def problem(answer: str) -> str | None:
+        if not answer:
+            return "An answer is needed: a column, or a template with columns in braces."
+        return _checked({"data": {"prompts": data, **prompt_keys(answer)}}, "data.")
+
+    return problem
+
+
+def held_out_problem(rows: int | None, section: Mapping[str, Any]) -> Problem:
+    """A number of rows, a file, or a split of the same data set."""
+
+    def problem(answer: str) -> str | None:
+        if os.path.exists(answer) and os.path.realpath(answer) == os.path.realpath(section["prompts"]):
+            return f"{answer!r} holds the prompts to train on. Give a number to split rows off, or another file."
+        if not answer.isdigit():
+            return (
+                _checked({"eval": {"prompts": answer}, "data": section}, "eval.") if is_path(answer) or rows else None
+            )
+        if rows is None:
+            return f"The rows of {section['prompts']!r} can't be split off here. Give a file, or a split's name."
+        return None if int(answer) < rows else f"{answer} of {rows} rows leave none to train on. Hold out fewer."
+
+    return problem
+
+
+def prompt_keys(answer: str) -> dict[str, str]:
+    """A column's name, or a template: a text with names in braces, where `\\n` is a new line."""
+    is_template = "{" in answer
+    return {"prompt_template": answer.replace("\\n", "\n")} if is_template else {"field": answer}
+
+
+def reward_section(answer: str) -> dict[str, Any]:
+    """A function by its colon, an adapter by its files, else a model."""
+    if _is_function(answer):
+        return {"use": "function", "target": answer}
+    try:
+        is_adapter = cached_adapter(answer, "reward.path") is not None
+    except MarlError:  # a damaged one is an adapter all the same
+        is_adapter = os.path.isfile(os.path.join(os.path.expanduser(answer), "adapter_config.json"))
+    return {"use": "adapter" if is_adapter else "model", "path": answer}
+
+
+def reward_labels(answer: str) -> list[str]:
+    """The labels of a classifier that has several; empty where there is nothing to choose, or the model isn't here."""
+    try:
+        config = cached_model_config(answer, "reward.path")
+    except MarlError:
+        return []
+    labels = labels_of(config) if config is not None else []
+    return labels if len(labels) > 1 else []
+
+
+def unseen(answer: str) -> str | None:
+    """What is said of a name that is taken for one of the hub, because nothing of that name is here; None for what is here."""
+    if os.path.exists(os.path.expanduser(answer)) or _is_cached(answer):
+        return None
+    near = near_match(answer, (path.name for path in Path().iterdir() if path.is_dir()))
+    hint = f" Did you mean the folder {near!r}?" if near else ""
+    return f"{answer!r} is nothing on this machine, so it is taken for a name on the hub, where it wasn't looked for.{hint}"
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache on this machine holds a model or an adapter of this name."""
+    with suppress(MarlError):
+        return cached_model_config(name, "model.path") is not None or cached_adapter(name, "reward.path") is not None
+    return False
+
+
+def is_path(answer: str) -> bool:
+    """Whether an answer can only be a file, and no name."""
+    return bool(Path(answer).suffix) or answer.startswith((".", "/", "~"))
+
+
+def has_chat_template(base: str) -> bool:
+    """Whether the base's tokenizer has a chat template, by its files: a folder, or what the hub's cache holds."""
+    folder = Path(os.path.expanduser(base))
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base, "tokenizer_config.json")
+        if not isinstance(cached, str):
+            return False
+        folder = Path(cached).parent
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _checked(changes: Mapping[str, Any], start: str) -> str | None:
+    """The first thing that `marl check` says of these sections; of the others nothing is known yet."""
+    known = {
+        "model": {"path": "-"},
+        "reference": "disabled-adapter",
+        "reward": {"use": "function", "target": "os:getcwd"},
+    }
+    try:
+        found = Plan.of(RunConfig.model_validate({**known, **changes})).check()
+    except ValidationError as error:
+        found = [".".join(map(str, entry["loc"])) + f": {entry['msg']}" for entry in error.errors()]
+    except MarlError as error:
+        found = str(error).splitlines()
+    return next((_plain(line) for line in found if line.strip().startswith(start)), None)
+
+
+def _plain(finding: str) -> str:
+    """A finding without its key and without the plugin that says it: the question tells both."""
+    text = finding.strip().partition(" (says ")[0]
+    return text.partition(": ")[2] if ": " in text else text
+
+
+def _needed(name: str, answer: str) -> str | None:
+    return None if answer else f"An answer is needed, e.g. {EXAMPLES[name]}."
+
+
+def _is_function(answer: str) -> bool:
+    return ":" in answer and not os.path.isdir(os.path.expanduser(answer))

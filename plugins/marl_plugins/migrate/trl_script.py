@@ -1,0 +1,444 @@
+"""What a TRL PPO script sets inside, read from its source: it is parsed, never run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from marl_core import ConfigError
+from marl_plugins.migrate.foreign_config import Note
+from marl_plugins.migrate.trl_defaults import EXPERIMENTAL, PPO_NAMES, V2_NAMES, Span, Trainer
+
+CONFIG_CLASSES = ("PPOConfig", "PPOv2Config")
+TRAINER_CLASSES = ("PPOTrainer", "PPOv2Trainer")
+LORA_NAMES = {
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+QUANTIZATION_NAMES = {
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+    "bnb_4bit_quant_type": "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
+    "bnb_4bit_compute_dtype": "dtype",
+}
+MODEL_NAMES = {
+    "reward_adapter": "rm_adapter",
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+    "torch_dtype": "dtype",
+    "dtype": "dtype",
+    "attn_implementation": "attn_implementation",
+}
+GENERATION_KEYS = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "do_sample")
+CLASSIFICATION_TASKS = ("sentiment-analysis", "text-classification")
+
+Lora = Literal["always", "if use_peft", "never"]
+
+
+@dataclass(frozen=True)
+class PromptRecipe:
+    """How a script makes a prompt of a row, where that isn't the text of a column."""
+
+    column: str
+    tokens: tuple[int, int] | None = None
+    """Its first tokens: at least, and fewer than."""
+    messages: int | None = None
+    """Its first messages."""
+
+
+@dataclass
+class Script:
+    """What was read."""
+
+    name: str
+    trainer: Trainer
+    span: Span | None
+    """The releases it can be for, as far as its imports tell."""
+    lora: Lora
+    values: dict[str, Any] = field(default_factory=dict)
+    """TRL's arguments and what the script gives them: defaults of its own arguments, or values that no argument changes."""
+    recipe: PromptRecipe | None = None
+    reward_label: int | None = None
+    """Which output of the reward's head the script reads."""
+    raw_scores: bool = True
+    """Whether a pipeline gives the label's logit, not its probability."""
+    conditions: list[str] = field(default_factory=list)
+    """Python expressions of `row`: what the script asks of a row that it keeps."""
+    held_out: int | None = None
+    """Rows at the end of the data that the script keeps for evaluation."""
+    notes: list[Note] = field(default_factory=list)
+
+
+class Unknown(Exception):
+    """A value that can't be told from the source."""
+
+
+def read_script(file: Path, arguments: Mapping[str, Any]) -> Script:
+    """Read a script, with the arguments it is started with. ConfigError when it isn't Python, or no PPO of TRL's."""
+    try:
+        tree = ast.parse(file.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: can't be read: {error.strerror or error}. Give the script's path, or its arguments alone."
+        ) from error
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{file}: is no Python that can be parsed: {error}.") from error
+    return _Reader(tree, file.name, arguments).read()
+
+
+class _Reader:
+    """One pass over a script's source."""
+
+    def __init__(self, tree: ast.Module, name: str, arguments: Mapping[str, Any]) -> None:
+        self.tree, self.name = tree, name
+        self.nodes = list(ast.walk(tree))
+        self.calls = [node for node in self.nodes if isinstance(node, ast.Call)]
+        self.names = {node.id for node in self.nodes if isinstance(node, ast.Name)} | {
+            alias.name for node in self.nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        self.own = dict(self._own_arguments())
+        self.arguments = {**self.own, **arguments}
+        self.constants = {
+            target.id: node.value
+            for node in self.nodes
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        self.notes: list[Note] = []
+
+    def read(self) -> Script:
+        """Everything at once: what is missing in the source is missing in the result."""
+        trainer = self._trainer()
+        script = Script(self.name, trainer, None if trainer == "classic" else self._span(), self._lora())
+        inside = {
+            **self._model(),
+            **self._quantization(),
+            **self._generation(),
+            **self._data(),
+            **self._reward(),
+            **self._keywords(self._calls(*CONFIG_CLASSES), None),
+            **self._keywords(self._calls("LoraConfig"), LORA_NAMES),
+        }
+        script.values = {**self.own, **inside}
+        script.recipe, script.held_out = self._recipe(), self._held_out()
+        script.reward_label, script.raw_scores = self._reward_label(), self._raw_scores()
+        self._filters(script)
+        script.notes += self.notes
+        return script
+
+    # What kind of script it is
+
+    def _trainer(self) -> Trainer:
+        if not self.names & {*CONFIG_CLASSES, *TRAINER_CLASSES}:
+            raise ConfigError(
+                f"{self.name}: names neither {' nor '.join((CONFIG_CLASSES[0], TRAINER_CLASSES[0]))}, so it is no PPO script of TRL's. "
+                "Give the script that makes the trainer."
+            )
+        keywords = {keyword.arg for call in self._calls(*TRAINER_CLASSES) for keyword in call.keywords}
+        is_last = self.names & {"PPOv2Config", "PPOv2Trainer"} or keywords & {"reward_model", "value_model", "args"}
+        return "last" if is_last else "classic"
+
+    def _span(self) -> Span:
+        if self.names & {"PPOv2Config", "PPOv2Trainer"}:
+            return V2_NAMES
+        modules = [node.module or "" for node in self.nodes if isinstance(node, ast.ImportFrom)]
+        return EXPERIMENTAL if any(module.startswith("trl.experimental") for module in modules) else PPO_NAMES
+
+    def _lora(self) -> Lora:
+        """Whether it trains a LoRA: always, as an argument says, or never."""
+        if "get_peft_config" in self.names or "use_peft" in self.own:
+            return "if use_peft"
+        return "always" if self._calls("LoraConfig") else "never"
+
+    def _own_arguments(self) -> Iterator[tuple[str, Any]]:
+        """Fields of the script's dataclasses, which are its arguments, with their defaults; those of a config inside them too."""
+        for node in self.nodes:
+            if not isinstance(node, ast.ClassDef) or not any(
+                "dataclass" in ast.unparse(d) for d in node.decorator_list
+            ):
+                continue
+            for entry in node.body:
+                if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name) and entry.value is not None:
+                    default = _field_default(entry.value)
+                    if default is not None and isinstance(default, ast.Constant | ast.List | ast.Tuple | ast.UnaryOp):
+                        value = ast.literal_eval(default)
+                        if value is not None and (value is not False or entry.target.id == "use_peft"):
+                            yield entry.target.id, value
+
+    # Values
+
+    def _calls(self, *names: str) -> list[ast.Call]:
+        return [call for call in self.calls if _last_name(call.func) in names]
+
+    def value(self, node: ast.expr) -> Any:
+        """What an expression is, as far as the source and the arguments tell; Unknown where they don't."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -self.value(node.operand)
+        if isinstance(node, ast.List | ast.Tuple):
+            return [self.value(entry) for entry in node.elts]
+        if isinstance(node, ast.Name) and node.id in self.constants:
+            constant = self.constants[node.id]
+            if isinstance(constant, ast.Constant | ast.UnaryOp | ast.List):
+                return self.value(constant)
+        if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and node.value.id == "torch":
+                return node.attr
+            if node.attr in self.arguments:
+                return self.arguments[node.attr]
+            if isinstance(node.value, ast.Name):
+                return None  # an argument with no default of its own: TRL's counts
+        raise Unknown(ast.unparse(node))
+
+    def _pairs(self, pairs: Iterator[tuple[str, ast.expr]], names: Mapping[str, str] | None) -> dict[str, Any]:
+        """Values of those keys that have a counterpart; what is computed is noted."""
+        found: dict[str, Any] = {}
+        for key, node in pairs:
+            if names is not None and key not in names:
+                continue
+            argument = key if names is None else names[key]
+            try:
+                value = self.value(node)
+            except Unknown as unknown:
+                self.notes.append(
+                    (
+                        argument,
+                        f"{self.name}, line {node.lineno}, computes it (`{unknown}`): look there, and set it yourself",
+                    )
+                )
+                continue
+            if value is not None:
+                found[argument] = value
+        return found
+
+    def _keywords(self, calls: list[ast.Call], names: Mapping[str, str] | None) -> dict[str, Any]:
+        for call in calls:
+            passed = next((ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None), None)
+            if passed and names is None:
+                where = f"{self.name}, line {call.lineno}, passes `**{passed}` on"
+                self.notes.append((_last_name(call.func), f"{where}: what is in it wasn't read; set it yourself"))
+        pairs = ((keyword.arg, keyword.value) for call in calls for keyword in call.keywords if keyword.arg)
+        return self._pairs(pairs, names)
+
+    # Sections
+
+    def _model(self) -> dict[str, Any]:
+        loads = [
+            call
+            for call in self._calls("from_pretrained")
+            if not any(word in ast.unparse(call.func) for word in ("Tokenizer", "Classification", "ref_model"))
+        ]
+        found = self._keywords(loads, MODEL_NAMES)
+        for call in loads:
+            if call.args and isinstance(call.args[0], ast.Constant | ast.Name):
+                try:
+                    found.setdefault("model_name_or_path", self.value(call.args[0]))
+                except Unknown:
+                    continue
+        return found
+
+    def _quantization(self) -> dict[str, Any]:
+        return self._keywords(self._calls("BitsAndBytesConfig"), QUANTIZATION_NAMES)
+
+    def _generation(self) -> dict[str, Any]:
+        """From a dict of generation arguments, GenerationConfig(...) or generate(...)."""
+        names = {key: key for key in GENERATION_KEYS}
+        dicts = (
+            (key.value, value)
+            for node in self.nodes
+            if isinstance(node, ast.Dict) and any(isinstance(k, ast.Constant) and k.value in names for k in node.keys)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant) and isinstance(key.value, str)
+        )
+        found = self._pairs(dicts, names) | self._keywords(self._calls("GenerationConfig", "generate"), names)
+        found.pop("do_sample", None)
+        if "top_k" in found:
+            found["top_k"] = int(found["top_k"])
+        return found
+
+    def _data(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for call in self._calls("load_dataset")[:1]:
+            positional = zip(("dataset_name", "dataset_config"), call.args, strict=False)
+            found = self._pairs(((name, node) for name, node in positional if self._is_told(node)), None)
+            names = {"name": "dataset_config", "split": "dataset_train_split"}
+            keywords = ((k.arg, k.value) for k in call.keywords if k.arg and self._is_told(k.value))
+            found |= self._pairs(keywords, names)
+        column = next((node for node in self.nodes if _is_assigned(node, "dataset_text_field")), None)
+        if isinstance(column, ast.Assign) and isinstance(column.value, ast.Constant):
+            found["dataset_text_field"] = column.value.value
+        return found
+
+    def _is_told(self, node: ast.expr) -> bool:
+        """Whether a value can be had: a data set's name is often a function's argument."""
+        try:
+            return self.value(node) is not None
+        except Unknown:
+            return False
+
+    def _reward(self) -> dict[str, Any]:
+        """A pipeline with a name in it; one that takes its name from an argument is that argument."""
+        for call in self._calls("pipeline"):
+            model = next((k.value for k in call.keywords if k.arg == "model"), None)
+            try:
+                task = self.value(call.args[0]) if call.args else None
+                name = self.value(model) if model is not None else None
+            except Unknown:
+                continue
+            if isinstance(name, str) and isinstance(task, str):
+                return {"reward_model": f"{task}:{name}"}
+        classifiers = [
+            call for call in self._calls("from_pretrained") if "SequenceClassification" in ast.unparse(call.func)
+        ]
+        for call in classifiers:
+            if call.args and isinstance(call.args[0], ast.Constant):
+                return {"reward_model_path": call.args[0].value}
+        return {}
+
+    def _reward_label(self) -> int | None:
+        """`output[1]["score"]` of a pipeline, or `rewards[i, -1, 1]` of a reward adapter: the number in it."""
+        for node in self.nodes:
+            if not isinstance(node, ast.Subscript):
+                continue
+            index = node.slice
+            if isinstance(index, ast.Constant) and index.value == "score" and isinstance(node.value, ast.Subscript):
+                inner = node.value.slice
+                if isinstance(inner, ast.Constant) and isinstance(inner.value, int):
+                    return inner.value
+            if isinstance(index, ast.Tuple) and len(index.elts) == 3 and "reward" in ast.unparse(node.value):
+                last = index.elts[-1]
+                if isinstance(last, ast.Constant) and isinstance(last.value, int):
+                    return last.value
+        return None
+
+    def _raw_scores(self) -> bool:
+        texts = [ast.unparse(node) for node in self.nodes if isinstance(node, ast.Dict | ast.keyword)]
+        return any("function_to_apply" in text and "none" in text for text in texts)
+
+    # Prompts
+
+    def _recipe(self) -> PromptRecipe | None:
+        renamed = self._renamed()
+        sampled = next((call for call in self._calls("LengthSampler") if len(call.args) == 2), None)
+        for node in self.nodes:
+            if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)):
+                continue
+            call, cut = node.value, node.slice.upper
+            if isinstance(call, ast.Call) and _last_name(call.func) == "encode" and call.args:
+                column = _column(call.args[0])
+                if column and sampled is not None:
+                    tokens = self._bounds(sampled)
+                    if tokens is not None:
+                        return PromptRecipe(renamed.get(column, column), tokens=tokens)
+            column = _column(call)
+            if (
+                column
+                and isinstance(cut, ast.Constant)
+                and isinstance(cut.value, int)
+                and self._calls("apply_chat_template")
+            ):
+                return PromptRecipe(renamed.get(column, column), messages=cut.value)
+        return None
+
+    def _bounds(self, call: ast.Call) -> tuple[int, int] | None:
+        """Both ends of a LengthSampler: numbers, names of numbers, or a function's arguments with defaults."""
+        defaults: dict[str, ast.expr] = {}
+        for node in self.nodes:
+            if isinstance(node, ast.FunctionDef) and node.args.defaults:
+                names = [argument.arg for argument in node.args.args][-len(node.args.defaults) :]
+                defaults.update(zip(names, node.args.defaults, strict=True))
+        bounds = []
+        for argument in call.args:
+            node = defaults.get(argument.id, argument) if isinstance(argument, ast.Name) else argument
+            try:
+                bounds.append(int(self.value(node)))
+            except (Unknown, TypeError, ValueError):
+                return None
+        return bounds[0], bounds[1]
+
+    def _renamed(self) -> dict[str, str]:
+        """New names of columns, with the old ones."""
+        found: dict[str, str] = {}
+        for call in self._calls("rename_columns", "rename_column"):
+            if len(call.args) == 1 and isinstance(call.args[0], ast.Dict):
+                pairs = zip(call.args[0].values, call.args[0].keys, strict=True)
+            else:
+                pairs = zip(call.args[1:2], call.args[:1], strict=True)
+            for new, old in pairs:
+                if isinstance(new, ast.Constant) and isinstance(old, ast.Constant):
+                    found[str(new.value)] = str(old.value)
+        return found
+
+    def _held_out(self) -> int | None:
+        constant = self.constants.get("eval_samples")
+        return constant.value if isinstance(constant, ast.Constant) and isinstance(constant.value, int) else None
+
+    def _filters(self, script: Script) -> None:
+        """A limit of prompts in tokens has a key; any other condition on rows is named."""
+        lambdas = [call.args[0] for call in self._calls("filter") if call.args and isinstance(call.args[0], ast.Lambda)]
+        conditions = {}
+        for function in lambdas:
+            names = {argument.arg: "row" for argument in function.args.args[:1]}
+            body = _Renamed(names, self._renamed()).visit(function.body)
+            conditions[ast.unparse(body)] = body
+        for text, body in conditions.items():
+            is_limit = (
+                isinstance(body, ast.Compare)
+                and isinstance(body.ops[0], ast.LtE)
+                and _column(body.left) in ("lengths", "length")
+                and isinstance(body.comparators[0], ast.Constant)
+            )
+            if is_limit:
+                script.values["max_prompt_tokens"] = body.comparators[0].value
+            else:
+                script.conditions.append(text)
+
+
+class _Renamed(ast.NodeTransformer):
+    """An expression with other names, and with columns under the names they have in the data."""
+
+    def __init__(self, names: Mapping[str, str], columns: Mapping[str, str]) -> None:
+        self._names, self._columns = names, columns
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        """A name is replaced where it stands in the list."""
+        return ast.Name(self._names.get(node.id, node.id), node.ctx)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.Subscript:
+        """So is a column."""
+        column = _column(node)
+        index = ast.Constant(self._columns.get(column, column)) if column else node.slice
+        return ast.Subscript(self.visit(node.value), index, node.ctx)
+
+
+def _field_default(node: ast.expr) -> ast.expr | None:
+    """The default of a dataclass's field, written plainly or by `field(default=...)`."""
+    if isinstance(node, ast.Call):
+        return next((keyword.value for keyword in node.keywords if keyword.arg == "default"), None)
+    return node
+
+
+def _last_name(node: ast.expr) -> str:
+    """`load_dataset` of `datasets.load_dataset`."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _column(node: ast.expr) -> str | None:
+    """`chosen` of `example["chosen"]`."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+        return node.slice.value
+    return None
+
+
+def _is_assigned(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)

@@ -1,0 +1,329 @@
+"""A TRL PPO script carried over: defaults by release, values set inside the script, rewards, prompts, and all weights trained."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from marl_core import Catalog, ConfigError
+from marl_core.cli.app import main
+from marl_core.config.load import parse_config
+from marl_plugins.migrate import trl, trl_defaults
+from marl_plugins.migrate.foreign_config import Carried
+
+MULTI_ADAPTER = """
+from dataclasses import dataclass, field
+from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+from trl.core import LengthSampler
+
+shortest = 3
+longest = 5
+
+@dataclass
+class ScriptArguments:
+    model_name: str = field(default="some/llama", metadata={"help": "model"})
+    dataset_name: str = field(default="some/data")
+    rm_adapter: str = field(default="some/rm")
+    seed: int = field(default=0)
+    use_score_scaling: bool = field(default=False)
+
+script_args = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses()[0]
+
+def prompts(tokenizer):
+    dataset = load_dataset(script_args.dataset_name, split="train[:50%]")
+    dataset = dataset.rename_column("chosen", "text").filter(lambda x: len(x["text"]) > 10)
+    size = LengthSampler(shortest, longest)
+    def tokenize(example):
+        example["input_ids"] = tokenizer.encode(example["text"])[: size()]
+        return example
+    return dataset.map(tokenize)
+
+lora_config = LoraConfig(r=4, lora_alpha=8, bias="none", task_type="CAUSAL_LM", target_modules=["q_proj"])
+four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+model = AutoModelForCausalLMWithValueHead.from_pretrained(
+    script_args.model_name, peft_config=lora_config, quantization_config=four_bits, reward_adapter=script_args.rm_adapter
+)
+config = PPOConfig(
+    model_name=script_args.model_name, learning_rate=2e-5, batch_size=8, mini_batch_size=2, gradient_accumulation_steps=2,
+    seed=script_args.seed, early_stopping=True, target_kl=0.1, ppo_epochs=epochs(),
+)
+trainer = PPOTrainer(config, model, ref_model=None, tokenizer=tokenizer)
+generation_kwargs = {"top_k": 0.0, "top_p": 0.9, "do_sample": True, "max_new_tokens": 24}
+rewards = [raw_rewards[i, -1, 1] for i in range(8)]
+"""
+
+SENTIMENT = """
+from trl import PPOConfig, PPOTrainer, AutoModelForCausalLMWithValueHead
+
+@dataclass
+class ScriptArguments:
+    use_peft: bool = field(default=False)
+    lora_r: int = field(default=16)
+
+args, ppo_config = HfArgumentParser((ScriptArguments, PPOConfig)).parse_args_into_dataclasses()
+if args.use_peft:
+    peft_config = LoraConfig(r=args.lora_r, lora_alpha=16)
+task, name = ppo_config.reward_model.split(":")
+pipe = pipeline(task, model=name)
+sent_kwargs = {"function_to_apply": "none"}
+rewards = [torch.tensor(output[1]["score"]) for output in pipe(texts, **sent_kwargs)]
+trainer = PPOTrainer(ppo_config, model, ref_model, tokenizer)
+"""
+
+LAST = """
+from trl import PPOConfig, PPOTrainer, ModelConfig, get_peft_config
+
+script_args, training_args, model_args = parser.parse_args_into_dataclasses()
+reward_model = AutoModelForSequenceClassification.from_pretrained(training_args.reward_model_path)
+dataset = load_dataset(script_args.dataset_name)
+eval_dataset = dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None
+def tokenize(element):
+    return tokenizer.apply_chat_template(element["messages"][:1], add_generation_prompt=True)
+train_dataset = dataset.map(tokenize).filter(lambda x: x["lengths"] <= 512)
+trainer = PPOTrainer(args=training_args, model=policy, reward_model=reward_model, peft_config=get_peft_config(model_args))
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own, and no TRL that decides which release counts."""
+    monkeypatch.chdir(tmp_path)
+
+    def nothing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(trl_defaults, "version", nothing)
+    return tmp_path
+
+
+def script(text: str, arguments: str = "", **options: Any) -> Carried:
+    """A script with its arguments carried over; the config is checked to be one."""
+    Path("script.py").write_text(text, encoding="utf-8")
+    found = trl.migrate(trl.read_arguments(arguments.split()), Path("script.py"), **options)
+    parse_config(found.config, "carried", Catalog.installed())
+    return found
+
+
+def arguments(text: str, **options: Any) -> Carried:
+    """Arguments alone carried over."""
+    found = trl.migrate(trl.read_arguments(text.split()), **options)
+    parse_config(found.config, "carried", Catalog.installed())
+    return found
+
+
+CLASSIC = "--model_name m --use_peft --reward_model_path rm"
+LAST_ARGUMENTS = "--sft_model_path m --use_peft --reward_model_path rm --total_episodes 64"
+
+
+@pytest.mark.parametrize(
+    ("release", "batch", "minibatch", "rate"),
+    [("0.7.4", 256, 1, 1e-5), ("0.7.10", 256, 1, 1e-5), ("0.7.11", 128, 128, 1.41e-5), ("0.11.4", 128, 128, 1.41e-5)],
+)
+def test_defaults_of_the_classic_releases(release: str, batch: int, minibatch: int, rate: float) -> None:
+    found = arguments(CLASSIC, trl_version=release)
+    ppo = found.config["ppo"]
+    assert (ppo["batch"], ppo["minibatch"], ppo["learning_rate"]) == (batch, minibatch, rate)
+    assumed = dict(found.assumed)
+    assert assumed["batch_size"] == f"not given; {batch} is TRL {release}'s default"
+    assert {"mini_batch_size", "learning_rate", "ppo_epochs", "init_kl_coef", "steps", "max_new_tokens"} <= set(assumed)
+    assert ppo["max_grad_norm"] is None
+    assert found.config["sampling"]["max_new_tokens"] == 32
+
+
+@pytest.mark.parametrize(
+    ("release", "rate", "dtype"),
+    [("0.11.4", 5e-5, "float32"), ("0.22.0", 5e-5, "bfloat16"), ("0.29.1", 3e-6, "bfloat16")],
+)
+def test_defaults_of_the_later_releases(release: str, rate: float, dtype: str) -> None:
+    found = arguments(LAST_ARGUMENTS, trl_version=release)
+    assert found.config["ppo"]["learning_rate"] == rate
+    assert found.config["model"]["dtype"] == dtype
+    assert found.config["ppo"]["batch"] == 8
+    assert dict(found.assumed)["response_length"] == f"not given; 53 is TRL {release}'s default"
+
+
+def test_which_release_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trl_defaults.release("classic", None) == "0.11.4"
+    monkeypatch.setattr(trl_defaults, "version", lambda name: "0.8.6")
+    assert trl_defaults.release("classic", None) == "0.8.6"
+    assert trl_defaults.release("last", None) == "0.29.0"  # the installed one has no such trainer
+    assert trl_defaults.release("last", None, trl_defaults.V2_NAMES) == "0.11.4"
+    with pytest.raises(ConfigError, match=r"--trl-version: 0\.15\.2 has no such trainer"):
+        arguments(CLASSIC, trl_version="0.15.2")
+    with pytest.raises(ConfigError, match="'newest' is no release"):
+        arguments(CLASSIC, trl_version="newest")
+
+
+def test_the_multi_adapter_script_by_its_arguments_alone() -> None:
+    found = arguments("--model_name m --rm_adapter rm")
+    config, assumed = found.config, dict(found.assumed)
+    shape = {key: config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "learning_rate")}
+    assert shape == {"batch": 8, "minibatch": 4, "microbatch": 2, "learning_rate": 1e-5}
+    assert config["quantization"] == {"use": "bnb-4bit", "type": "nf4", "double": True}
+    assert config["sampling"] == {"max_new_tokens": 32, "temperature": 1.0, "top_p": 0.9}
+    assert (
+        assumed["batch_size"] == "not given; 8 is what TRL's ppo_multi_adapter.py sets inside: compare with your script"
+    )
+    assert "use_peft" not in dict(found.refused)
+
+
+def test_values_inside_a_script_are_read() -> None:
+    found = script(MULTI_ADAPTER, "--rm_adapter mine --seed 3")
+    config, refused = found.config, dict(found.refused)
+    assert config["model"] == {"path": "some/llama", "dtype": "bfloat16"}
+    assert config["quantization"] == {"use": "bnb-4bit", "type": "nf4", "double": False}
+    assert config["policy"] == {"start": "new", "r": 4, "alpha": 8.0, "targets": ["q_proj"]}
+    assert config["reward"] == {"use": "adapter", "path": "mine"}
+    shape = {key: config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "learning_rate", "max_kl")}
+    assert shape == {"batch": 8, "minibatch": 4, "microbatch": 2, "learning_rate": 2e-5, "max_kl": 0.15}
+    assert config["sampling"] == {"max_new_tokens": 24, "temperature": 1.0, "top_p": 0.9}
+    assert config["run"]["seed"] == 3
+    assert "line 35, computes it (`epochs()`)" in refused["ppo_epochs"]
+    assert "reads output 1 of the adapter's head" in refused["rm_adapter"]
+    assert "first 3 to 4 tokens of each 'chosen'" in refused["dataset_name"]
+    assert "use_peft" not in refused
+    assert not {"batch_size", "learning_rate", "lora_r", "max_new_tokens"} & set(dict(found.assumed))
+
+
+def test_prompts_are_made_as_the_script_made_them(tiny_folder: str, folder: Path) -> None:
+    source = folder / "data"
+    source.mkdir()
+    rows = [{"chosen": "short"}, {"chosen": "a rather long text"}, {"chosen": "another long text"}]
+    (source / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text = MULTI_ADAPTER.replace("train[:50%]", "train")
+    found = script(text, f"--model_name {tiny_folder} --dataset_name {source}")
+    assert found.config["data"] == {"prompts": "prompts.jsonl", "field": "prompt"}
+    Path("make_prompts.py").write_text(found.files["make_prompts.py"], encoding="utf-8")
+    runpy.run_path("make_prompts.py")
+    made = [json.loads(line)["prompt"] for line in Path("prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(made) == 2
+    assert all(long["chosen"].startswith(prompt) and prompt for long, prompt in zip(rows[1:], made, strict=True))
+
+
+def test_a_sentiment_pipeline_becomes_a_classifiers_label() -> None:
+    found = script(SENTIMENT, "--use_peft --model_name m")
+    assert found.config["reward"] == {
+        "use": "model",
+        "path": "lvwerra/distilbert-imdb",
+        "label": 1,
+        "append_eos": False,
+    }
+    assert "that label's logit" in dict(found.refused)["reward_model"]
+    assert "lvwerra/distilbert-imdb" in dict(found.assumed)["reward_model"]
+    other = arguments("--model_name m --use_peft --reward_model text-generation:x/y")
+    assert other.config["reward"]["use"] == "function"
+    assert "no counterpart of such a pipeline" in dict(other.refused)["reward_model"]
+    literal = SENTIMENT.replace("pipeline(task, model=name)", 'pipeline("sentiment-analysis", model="me/judge")')
+    softmax = literal.replace('"function_to_apply": "none"', '"top_k": None').replace("output[1]", "output[0]")
+    found = script(softmax, "--use_peft --model_name m")
+    assert (found.config["reward"]["path"], found.config["reward"]["label"]) == ("me/judge", 0)
+    assert "took its probability" in dict(found.refused)["reward_model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "all_weights"),
+    [
+        (SENTIMENT, "--model_name m", True),
+        (SENTIMENT, "--model_name m --use_peft", False),
+        (MULTI_ADAPTER, "", False),
+        (LAST, "--sft_model_path m --reward_model_path r --learning_rate 3e-6 --total_episodes 80", True),
+        (LAST, "--sft_model_path m --reward_model_path r --use_peft --total_episodes 80", False),
+        (LAST.replace("get_peft_config", "nothing"), "--sft_model_path m --reward_model_path r --use_peft", True),
+        (None, "--model_name_or_path m --reward_model_path r --learning_rate 3e-6", True),
+        (None, "--model_name m --reward_model_path r --lora_r 8", False),
+        (None, "--model_name m --reward_model_path r", True),
+    ],
+)
+def test_a_script_that_trains_all_weights_is_told_so(text: str | None, given: str, all_weights: bool) -> None:
+    found = arguments(given) if text is None else script(text, given)
+    refused = dict(found.refused)
+    assert ("all weights were trained" in refused.get("use_peft", "")) == all_weights
+    if all_weights:
+        assert "too small for a LoRA" in refused["learning_rate"]
+        assert found.config["ppo"]["learning_rate"] == 3e-4
+        assert found.config["policy"] == {"start": "new", "r": 16, "alpha": 32.0, "targets": "all-linear"}
+
+
+def test_chats_and_held_out_prompts_of_the_last_trainer(folder: Path) -> None:
+    (folder / "data").mkdir()
+    for split in ("train", "validation"):
+        row = {"messages": [{"role": "user", "content": split}, {"role": "assistant", "content": "b"}]}
+        (folder / "data" / f"{split}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    given = (
+        f"--sft_model_path m --reward_model_path r --use_peft --dataset_name {folder / 'data'} --eval_strategy steps"
+    )
+    found = script(LAST, f"{given} --eval_steps 50 --dataset_test_split validation --total_episodes 80")
+    assert found.config["data"] == {
+        "prompts": "prompts.jsonl",
+        "field": "prompt",
+        "max_prompt_tokens": 512,
+        "on_long": "drop",
+    }
+    assert found.config["eval"] == {"prompts": "heldout.jsonl", "limit": 8, "every": 50}
+    Path("make_prompts.py").write_text(found.files["make_prompts.py"], encoding="utf-8")
+    runpy.run_path("make_prompts.py")
+    for file, text in (("prompts.jsonl", "train"), ("heldout.jsonl", "validation")):
+        assert json.loads(Path(file).read_text(encoding="utf-8"))["prompt"] == [{"role": "user", "content": text}]
+
+
+def test_no_number_of_a_machine_is_printed() -> None:
+    found = arguments("--model_name m --rm_adapter r --early_stopping --target_kl 0.1")
+    assert yaml.safe_load(yaml.safe_dump(found.config))["ppo"]["max_kl"] == 0.15
+    assert "0.15000" not in yaml.safe_dump(found.config)
+
+
+def test_a_minibatch_that_was_assumed_fits_the_batch() -> None:
+    found = arguments("--model_name m --use_peft --reward_model_path r --batch_size 48")
+    assert found.config["ppo"]["minibatch"] == 48
+    assert "doesn't divide batch_size 48" in dict(found.assumed)["mini_batch_size"]
+
+
+def test_arguments_of_tyro_and_a_launcher() -> None:
+    words = "accelerate launch --num_processes 4 examples/ppo.py --ppo_config.batch-size 64 --peft_config.r 4"
+    file, rest = trl.split_command(words.split())
+    assert file == Path("examples/ppo.py")
+    assert trl.read_arguments(rest) == {"batch_size": 64, "lora_r": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def (", "no Python that can be parsed"),
+        ("print(1)", "no PPO script of TRL's"),
+    ],
+)
+def test_what_is_no_script(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        script(text, "--model_name m")
+
+
+def test_values_that_are_passed_on_are_named() -> None:
+    text = MULTI_ADAPTER.replace("learning_rate=2e-5", "**settings")
+    assert "line 33, passes `**settings` on" in dict(script(text).refused)["PPOConfig"]
+
+
+def test_a_script_is_never_run() -> None:
+    script("open('ran', 'w')\n" + SENTIMENT, "--model_name m")
+    assert not Path("ran").exists()
+
+
+def test_the_command_writes_all_files_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ppo.py").write_text(MULTI_ADAPTER, encoding="utf-8")
+    command = ["import", "trl-args", "ppo.py", "--rm_adapter", "rm", "--to", "run.yaml"]
+    Path("make_prompts.py").write_text("mine", encoding="utf-8")
+    assert main(command) == 2
+    assert "make_prompts.py: there is such a file already" in capsys.readouterr().err
+    assert not Path("run.yaml").exists()
+    assert main([*command, "--force"]) == 0
+    assert "load_dataset" in Path("make_prompts.py").read_text(encoding="utf-8")
+    assert "ppo.py (TRL) and its arguments" in Path("run.yaml").read_text(encoding="utf-8")
+    assert main(["import", "trl-args", "no.py", "--to", "x.yaml"]) == 2
+    assert "no.py: can't be read" in capsys.readouterr().err
+    assert main(["import", "trl-args"]) == 2
+    assert "nothing to carry over" in capsys.readouterr().err
