@@ -32,14 +32,14 @@ def show_plan(plan: Plan) -> None:
     console = _console()
     console.print(table)
     for sentence in explain(plan):
-        console.print(Text(sentence), soft_wrap=True)
+        _say(console, Text(sentence))
     for warning in plan.warnings():
-        console.print(Text(f"warning: {warning}", "yellow"))
+        _say(console, Text(f"warning: {warning}", "yellow"))
 
 
 def show_unseen(sentence: str) -> None:
     """What `marl check` could not look at."""
-    _console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
+    _say(_console(), Text(f"note: {sentence}", "yellow"))
 
 
 def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
@@ -47,10 +47,10 @@ def show_start(plan: Plan, preflight: Preflight, notes: list[str]) -> None:
     show_plan(plan)
     console = _console()
     for note in notes:
-        console.print(Text(note))
+        _say(console, Text(note))
     for check in preflight.checks:
         mark = Text("ok    " if check.ok else "note  ", "green" if check.ok else "yellow")
-        console.print(Text("pre-flight  ") + mark + Text(check.detail), soft_wrap=True)
+        _say(console, Text("pre-flight  ") + mark + Text(check.detail))
 
 
 def show_memory(memory: MemoryEstimate) -> None:
@@ -69,7 +69,7 @@ def show_memory(memory: MemoryEstimate) -> None:
     )
     console = _console()
     console.print(table)
-    console.print(Text(memory.caution), soft_wrap=True)
+    _say(console, Text(memory.caution))
 
 
 def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
@@ -105,6 +105,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column in ("this run", "four models") else "left")
     return table
+
+
+def _say(console: Console, sentence: Text) -> None:
+    """A sentence: on a terminal broken between words, in a pipe one line."""
+    console.print(sentence, soft_wrap=not console.is_terminal)
 
 
 def _console() -> Console:
