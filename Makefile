@@ -1,4 +1,4 @@
-# marl: `make quickstart` runs the whole story on a real model, `make test` the full suite.
+# marl: `make quickstart` runs the whole story on a real model, `make test` the full suite; `make help` lists everything.
 PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
@@ -6,8 +6,14 @@ BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo and not gpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party release test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
+.PHONY: help quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party release test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# This list: each target with the comment above it.
+help:
+	@awk '/^# -/ { next } /^# / { said = said (said ? " " : "") substr($$0, 3); next } \
+		/^[a-z][a-z0-9-]*:/ { sub(/:.*/, ""); sub(/\. .*/, ".", said); printf "make %-13s %s\n", $$0, said } { said = "" }' $(MAKEFILE_LIST)
 
 .venv/base:
 	$(PYTHON) -m venv .venv
@@ -25,6 +31,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 	$(INSTALL) -e '.[test]'
 	@touch $@
 
+# The whole story on a real model: reward adapter, certificate, PPO, report. `make quickstart ARGS=--fast` is shorter.
 quickstart: .venv/quickstart
 	$(BIN)/python examples/quickstart/quickstart.py $(ARGS)
 
@@ -36,6 +43,7 @@ study: .venv/quickstart
 # Every test once: those of the house read the checkout, all others run against the built wheel, as its users will.
 test: lint docs house examples browser trackers real third-party gpu-tiny wheel
 
+# ruff and mypy.
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +53,7 @@ lint: .venv/test
 unit: .venv/test
 	$(BIN)/python -m pytest $(BOTH) -m "$(PLAIN)"
 
+# The rules of the house: arrows, pages that are up to date, light commands.
 house: .venv/test
 	$(BIN)/python -m pytest $(BOTH:loadfile=load) -m "$(PLAIN)" tests/house
 
@@ -61,6 +70,7 @@ docs: .venv/test
 nightly: .venv/test
 	$(BIN)/python -m pytest -m nightly tests
 
+# What needs the real 135M model.
 real: .venv/test
 	$(BIN)/python examples/quickstart/quickstart.py --fast
 	$(BIN)/python -m pytest -m "real and not nightly" tests
@@ -150,5 +160,6 @@ gpu-versions:
 		-e '.[bitsandbytes,torchao,curves,trackers,processes,quickstart]' pytest pytest-xdist hypothesis jsonschema hatchling editables liger_kernel
 	.venv-gpu-versions/bin/python -m pytest $(BOTH) -m "($(PLAIN)) or gpu"
 
+# Everything that was made here.
 clean:
 	rm -rf .venv .venv-lowest .venv-gpu-versions dist build runs .pytest_cache .mypy_cache .ruff_cache

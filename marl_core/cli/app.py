@@ -21,6 +21,7 @@ from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
 from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
+from marl_core.cli.wrapping import wrapped
 from marl_core.config.device import device_of, machine_device
 from marl_core.errors import ConfigError, MarlError, by_command
 from marl_core.logs import LOADING, NAME, logger
@@ -35,7 +36,6 @@ app = typer.Typer(
     name="marl",
     help="PPO for language models: policy, reference, reward and value share one frozen base through LoRA adapters.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -77,11 +77,13 @@ def _options(
 def run(
     file: FileOrRun,
     sets: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint; FILE may be the run folder.")
+    ] = False,
     override: Annotated[bool, typer.Option("--override", help="Resume although the config was changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
 ) -> None:
-    """Train the policy that FILE describes; with --resume FILE may be a run folder."""
+    """Train the policy that FILE describes."""
     with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
         _run(file, sets, resume, override)
 
@@ -340,5 +342,6 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
         text, code = ending(sys.exc_info()[1], redact(str(text)), code)
     if text is not None:
-        print(redact(text).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # half a surrogate can't be
+        printable = redact(text).encode("utf-8", "backslashreplace").decode()  # half a surrogate can't be
+        print(printable if debug else wrapped(printable, sys.stderr), file=sys.stderr)
     return code

@@ -130,7 +130,9 @@ class _Dialog:
                 try:
                     self._ask(text)
                 except MarlError as error:
-                    self._console.print(f"marl: {error}", style="yellow", markup=False, soft_wrap=True)
+                    self._console.print(
+                        f"marl: {error}", style="yellow", markup=False, soft_wrap=not self._console.is_terminal
+                    )
                 except KeyboardInterrupt:
                     self._console.print("no answer: interrupted", style="dim")
             return
@@ -162,7 +164,9 @@ class _Dialog:
     def _show_head(self) -> None:
         way = "chat" if self._is_chat else "plain text"
         for voice in self._talk.voices:
-            self._console.print(f"{voice.name + ':':<8}{voice.about}", markup=False, soft_wrap=True)
+            self._console.print(
+                f"{voice.name + ':':<8}{voice.about}", markup=False, soft_wrap=not self._console.is_terminal
+            )
         sampling = self._talk.sampling
         drawn = "the likeliest token" if sampling.top_k == 1 else f"temperature {sampling.temperature:g}"
         self._console.print(f"{way}, {drawn}, at most {sampling.max_new_tokens} tokens. {HELP}", style="dim")

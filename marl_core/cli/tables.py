@@ -31,7 +31,7 @@ def show_plan(plan: Plan) -> None:
     output = console()
     output.print(table)
     for sentence in explain(plan):
-        output.print(Text(sentence), soft_wrap=True)
+        _say(output, Text(sentence))
     show_warnings(plan.warnings())
 
 
@@ -43,13 +43,13 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
 def show_unseen(sentence: str) -> None:
     """What `marl check` could not look at."""
-    console().print(Text(f"note: {sentence}", "yellow"), soft_wrap=True)
+    _say(console(), Text(f"note: {sentence}", "yellow"))
 
 
 def show_notes(notes: Sequence[str]) -> int:
     """What was found in the run folder; how many notes that are."""
     for note in notes:
-        console().print(Text(note), soft_wrap=True)
+        _say(console(), Text(note))
     return len(notes)
 
 
@@ -69,7 +69,7 @@ def show_memory(memory: MemoryEstimate) -> None:
     )
     output = console()
     output.print(table)
-    output.print(Text(memory.caution), soft_wrap=True)
+    _say(output, Text(memory.caution))
 
 
 def show_plugins(catalog: Catalog, families: Iterable[Family]) -> None:
@@ -105,6 +105,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column in ("this run", "four models") else "left")
     return table
+
+
+def _say(output: Console, sentence: Text) -> None:
+    """A sentence: on a terminal broken between words, in a pipe one line."""
+    output.print(sentence, soft_wrap=not output.is_terminal)
 
 
 def console() -> Console:

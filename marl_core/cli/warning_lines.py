@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from marl_core.cli.wrapping import wrapped
 from marl_core.errors import MarlDeprecationWarning, MarlWarning
 
 MARL_WARNINGS = (MarlWarning, MarlDeprecationWarning)
@@ -28,7 +29,8 @@ def warnings_in_one_line() -> Iterator[None]:
 
         text = " ".join(redact(str(message)).split())
         # sys.stderr as it is now: beside a bar it is rich's, which writes above the bar
-        print(f"marl: warning: {text}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        line = f"marl: warning: {text}".encode("utf-8", "backslashreplace").decode()
+        print(wrapped(line, sys.stderr), file=sys.stderr)
 
     warnings.showwarning = show
     try:

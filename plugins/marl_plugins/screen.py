@@ -131,7 +131,7 @@ class Screen:
                 f"stopped after step {result.steps} of {self._steps}: {result.stopped}",
                 highlight=False,
                 markup=False,
-                soft_wrap=True,
+                soft_wrap=not self._console.is_terminal,
             )
         if result.before and result.after:
             b, a = result.before, result.after
