@@ -105,7 +105,9 @@ def number(value: float) -> str:
 
 def keys(text: str) -> str:
     """Config keys as code; the report shows the same sentence as plain text."""
-    return re.sub(r"(?<![`\w])((?:ppo|value|shaping|sampling|policy)\.[a-z_]+(?:\.[a-z_]+)?)(?=[\s,.:;)]|$)", r"`\1`", text)
+    return re.sub(
+        r"(?<![`\w])((?:ppo|value|shaping|sampling|policy)\.[a-z_]+(?:\.[a-z_]+)?)(?=[\s,.:;)]|$)", r"`\1`", text
+    )
 
 
 if __name__ == "__main__":

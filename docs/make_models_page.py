@@ -12,7 +12,13 @@ RECORD = Path(__file__).with_name("models.json")
 MODELS = Path(__file__).parents[1] / "tests" / "zoo" / "zoo_models.py"
 HEAD = """# Which models work
 
-Every causal language model class of transformers, built tiny from its config and measured against transformers and peft alone, each
+In short: causal language models of transformers. Llama, Qwen, Mistral, Gemma, Phi, SmolLM, OLMo, Falcon, GPT-NeoX and most others work,
+mixtures of experts and Mamba among them; RWKV and RecurrentGemma are refused. T5 and other encoder-decoders are not causal models and can't be used. Search
+this page for the `model_type` of your model's `config.json`. A model that isn't here may work too: the pre-flight check measures it.
+To begin with, take a small model that is tuned for chats: SmolLM2-135M-Instruct on a laptop, an Instruct model of 1.5B to 8B on a
+GPU ([what fits on my card](sizes.md)).
+
+How this was found: every causal language model class of transformers, built tiny from its config and measured against transformers and peft alone, each
 row by itself and without padding, in float32: log-probs of padded and packed rows, the gradient of a LoRA on the default targets,
 sampled against scored log-probs by both ways of sampling, a policy saved and loaded by peft, a reward adapter, the merged model,
 gradient checkpointing, and a whole step of PPO. {right} of {all} work; {refused} are refused with a sentence.

@@ -100,7 +100,9 @@ def test_the_keys_that_guides_name_exist() -> None:
 def test_links_lead_somewhere(file: str) -> None:
     """Relative links to files that are there, anchors to headings that are there, as GitHub names them."""
     page = ROOT / file
-    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)):
+    for target in re.findall(
+        r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    ):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")

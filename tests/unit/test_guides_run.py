@@ -116,7 +116,15 @@ def test_every_field_of_a_run_is_on_the_page(run_folder: Path) -> None:
         fields[name] = {field for line in lines for field in line} - {"column_of_mine"}
         if name == "evals.jsonl":
             fields[name] |= {field for line in lines for sample in line["samples"] for field in sample}
-    assert {"provenance.json", "preflight.json", "samples.jsonl", "evals.jsonl", "checkpoints", "final", "dumps"} <= set(fields)
+    assert {
+        "provenance.json",
+        "preflight.json",
+        "samples.jsonl",
+        "evals.jsonl",
+        "checkpoints",
+        "final",
+        "dumps",
+    } <= set(fields)
     for title, found in fields.items():
         named = in_code(section(title.replace("run.folder", "")))
         assert not found - named, f"docs/run-folder.md, {title}"
@@ -151,9 +159,7 @@ def test_the_steps_are_read_as_the_page_shows(run_folder: Path, capsys: pytest.C
 
 
 @pytest.fixture
-def workplace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Callable[..., str]
-) -> Iterator[Path]:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Callable[..., str]) -> Iterator[Path]:
     """A tiny model, an SFT adapter of it and a finished run, under the names of docs/after-training.md."""
     monkeypatch.chdir(tmp_path)
     write_tiny_model("my-model")
