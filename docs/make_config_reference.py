@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -124,7 +124,10 @@ def _type(annotation: Any) -> str:
         return _type(origin)
     if arguments and all(isinstance(argument, str) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)
-    return " or ".join(dict.fromkeys(_type(argument) for argument in arguments if argument is not type(None)))
+    written = [
+        argument for argument in arguments if get_origin(argument) is not Callable
+    ]  # a function is given in Python alone
+    return " or ".join(dict.fromkeys(_type(argument) for argument in written if argument is not type(None)))
 
 
 def _parts(annotation: Any) -> Iterator[type[Section]]:

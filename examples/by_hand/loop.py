@@ -8,7 +8,6 @@ from typing import Any
 
 from marl_core import Prompts, RunConfig, Runner
 from marl_plugins.reference import DisabledAdapter
-from marl_plugins.reward import FunctionReward
 
 QUESTIONS = (
     "Is the sky blue?",
@@ -32,7 +31,7 @@ def main(model: str, steps: int) -> None:
     config = RunConfig(
         model={"path": model},
         reference=DisabledAdapter(),
-        reward=FunctionReward(target=f"{__file__}:yes_or_no"),  # what `score` would use without scores of your own
+        reward=yes_or_no,  # what `score` would use without scores of your own
         sampling={"max_new_tokens": 8},
         ppo={
             "batch": 32,

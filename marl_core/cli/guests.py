@@ -55,10 +55,13 @@ class GuestCommand(TyperCommand):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may call sys.exit as it is imported
+            place = _place(error, self.points[0].value.partition(":")[0])
             raise PluginError(
-                f"marl {name}: the command of {owners[0]} can't be loaded: {error!r}. Repair or uninstall that package."
+                f"marl {name}: the command of {owners[0]} can't be loaded: {error!r}. {place}Repair or uninstall that package."
             ) from error
-        command.invoke = _blaming(command.invoke, f"marl {name}: the command of {owners[0]}")
+        command.invoke = _blaming(
+            command.invoke, f"marl {name}: the command of {owners[0]}", self.points[0].value.partition(":")[0]
+        )
         return command
 
     def get_short_help_str(self, limit: int = 45) -> str:
@@ -69,8 +72,8 @@ class GuestCommand(TyperCommand):
         return super().get_short_help_str(limit)
 
 
-def _blaming(invoke: Callable[[Any], Any], label: str) -> Callable[[Any], Any]:
-    """Run a guest's command; what goes wrong there isn't marl's."""
+def _blaming(invoke: Callable[[Any], Any], label: str, module: str) -> Callable[[Any], Any]:
+    """Run a guest's command, which `module` defines; what goes wrong there isn't marl's."""
 
     def call(context: Any) -> Any:
         try:
@@ -82,7 +85,11 @@ def _blaming(invoke: Callable[[Any], Any], label: str) -> Callable[[Any], Any]:
                 error, "exit_code"
             ):  # wrong usage, or an end that was asked for, in whichever click typer carries
                 raise
-            raise PluginError(f"{label} failed: {error!r}. Report it to its authors (--debug shows where).") from error
+            place = _place(error, module)
+            more = "shows more" if place else "shows where"
+            raise PluginError(
+                f"{label} failed: {error!r}. {place}Report it to its authors (--debug {more})."
+            ) from error
 
     return call
 
@@ -122,6 +129,14 @@ def _first_line(target: str) -> str:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name.strip()]
     text = ast.get_docstring(functions[0] if functions else tree) or ""
     return text.strip().split("\n", 1)[0]
+
+
+def _place(error: BaseException, module: str) -> str:
+    from marl_core.registry.raised_from import (
+        raised_from,
+    )  # not before there is something to tell: `marl --help` needs no pydantic
+
+    return raised_from(error, module.strip())
 
 
 def _owner(point: metadata.EntryPoint) -> str:

@@ -75,12 +75,12 @@ class Choice(BaseModel):
         named = value.get("use") if isinstance(value, Mapping) else value
         if is_strategy_class(named):
             raise ValueError(f"{named.__name__} is a class; give a strategy made of it: {named.__name__}(...)")
-        if isinstance(value, Mapping) and isinstance(named, str | Strategy):
+        if isinstance(value, Mapping) and "use" in value:
             own_keys = {key: value[key] for key in value if key in cls.model_fields}
             inline_options = {key: value[key] for key in value if key not in cls.model_fields}
             options = own_keys.get("options", {})
             return {**own_keys, "options": {**options, **inline_options} if isinstance(options, Mapping) else options}
-        if not isinstance(value, Choice) and not (isinstance(value, Mapping) and "use" not in value):
+        if not isinstance(value, Mapping | Choice):
             function = ", or in Python a function" if FAMILIES[cls.family].from_callable else ""
             raise ValueError(
                 f"give a strategy's name, or {{use: name, option: value}}{function}; this is {value!r:.60}"

@@ -21,8 +21,8 @@ def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> o
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
         sentences = [
-            f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}",
-            *origin_and_notes(error, function),
+            f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}".removesuffix("."),
+            *(origin_and_notes(error, function) or ["The traceback (--debug) shows where"]),
         ]
         raise PluginError(". ".join(sentences) + ".") from error
 

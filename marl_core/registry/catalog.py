@@ -17,6 +17,7 @@ from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.importing import process_state_restored
 from marl_core.registry.metadata import unreadable
+from marl_core.registry.raised_from import raised_from
 from marl_core.registry.strategy import Strategy, api_problem
 
 
@@ -62,7 +63,7 @@ class LoadedStrategy:
         except Exception as error:
             raise PluginError(
                 f"{self.listing.family} strategy {self.listing.display_name} failed while reading its options: "
-                f"{error!r}. That is a fault of the plugin; report it to its authors."
+                f"{error!r}. {raised_from(error, self.strategy_class)}That is a fault of the plugin; report it to its authors."
             ) from error
 
 
@@ -176,8 +177,8 @@ def _import(listing: Listing) -> object:
         raise
     except BaseException as error:
         raise PluginError(
-            f"{label} could not be imported: {error!r}. Repair or uninstall {listing.package}, or choose another "
-            f"{listing.family}."
+            f"{label} could not be imported: {error!r}. {raised_from(error, listing.target.partition(':')[0].strip())}"
+            f"Repair or uninstall {listing.package}, or choose another {listing.family}."
         ) from error
     if printed.getvalue():
         first_line = printed.getvalue().strip().splitlines()[:1]

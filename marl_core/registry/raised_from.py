@@ -14,13 +14,14 @@ OURS = ("marl_core", "marl_plugins")
 BEGINNING = "It was raised from "
 
 
-def raised_from(error: BaseException, whose: Callable[..., object] | type | None = None) -> str:
+def raised_from(error: BaseException, whose: Callable[..., object] | type | str | None = None) -> str:
     """A sentence with file, line and source line of the last frame in code that isn't a library's; empty where there is none.
 
-    That frame may have called torch or another library. `whose`: a function or a class whose package counts as the user's own,
-    installed or not.
+    That frame may have called torch or another library. `whose`: a function, a class, or a module's name, whose package counts
+    as the user's own, installed or not.
     """
-    package = "" if whose is None else _package(str(getattr(definition_of(whose), "__module__", "")))
+    module = whose if isinstance(whose, str) or whose is None else getattr(definition_of(whose), "__module__", None)
+    package = _package(str(module or ""))
     own = package if package not in OURS else ""
     places = [
         (frame.filename, frame.lineno, frame.name, frame.line)

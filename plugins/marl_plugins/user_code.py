@@ -31,5 +31,5 @@ def _arguments_sentence(names: set[str], columns: set[str]) -> str:
     standard = ", ".join(name for name in STANDARD_ARGUMENTS if name in names)
     of_data = f"the data's columns {', '.join(given)}" if given else "no columns of the data"
     others = ", ".join(sorted(columns - names))
-    rest = f"; there are{' also' if given else ''} {others or 'none'}" if others or not given else ""
+    rest = f"; the data {'also ' if given else ''}have {others or 'none'}" if others or not given else ""
     return f"The function was given {' and '.join(filter(None, (standard, of_data)))}{rest}."

@@ -16,6 +16,7 @@ from marl_core import (
     AdapterBank,
     AdvantageInputs,
     Catalog,
+    ConfigError,
     Estimator,
     PluginError,
     Quantization,
@@ -28,7 +29,7 @@ from marl_core import (
 )
 from marl_core.registry.catalog import Listing
 from marl_core.registry.families import FAMILIES, FamilyName
-from marl_core.testing import check_strategy
+from marl_core.testing import check_strategy, fake_rollout
 
 BUILT_IN: list[Listing] = [
     listing for family in FAMILIES for listing in Catalog.installed().listings(family) if listing.package == "marl-core"
@@ -431,3 +432,62 @@ def test_what_breaks_the_contract_is_named(what: str, sft_adapter: str, tiny_fol
 )
 def test_the_unbroken_ones_pass(family: FamilyName, strategy: Strategy) -> None:
     check_strategy(family, strategy)
+
+
+class TestColumns:
+    """A strategy that reads columns of the data is given some."""
+
+    rewarding = Reward(
+        give=lambda rollout: [
+            float(row["answer"] in text) for row, text in zip(rollout.prompts.rows, rollout.texts, strict=True)
+        ]
+    )
+
+    def test_without_rows_the_remedy_is_said(self) -> None:
+        with pytest.raises(PluginError) as caught:
+            check_strategy("reward", self.rewarding)
+        said = str(caught.value)
+        assert "KeyError: 'answer'. It was raised from " in said
+        assert "test_builtins.py, line " in said
+        assert said.endswith("where 'answer' is one, give it: check_strategy(..., rows=[{'answer': ...}]).")
+
+    def test_another_key_than_the_rows_have_is_a_fault(self) -> None:
+        with pytest.raises(PluginError) as caught:
+            check_strategy("reward", self.rewarding, rows=[{"anwser": "film"}])
+        assert "KeyError: 'answer'" in str(caught.value)
+        assert "Without rows" not in str(caught.value)
+
+    @pytest.mark.parametrize("count", [1, 3, 5])
+    def test_with_rows(self, count: int) -> None:
+        seen: list[Rollout] = []
+
+        def give(rollout: Rollout) -> list[float]:
+            seen.append(rollout)
+            return [float(row["answer"]) for row in rollout.prompts.rows]
+
+        rows = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(count)]
+        check_strategy("reward", Reward(give=give), rows=rows)
+        assert [row["answer"] for row in seen[0].prompts.rows] == [1 + i % count for i in range(max(count, 3))]
+        assert list(seen[0].prompts.texts)[:count] == [row["prompt"] for row in rows]
+
+    def test_with_a_rollout(self) -> None:
+        seen: list[list[str]] = []
+
+        def give(rollout: Rollout) -> list[float]:
+            seen.append(list(rollout.texts))
+            return [0.0] * len(rollout)
+
+        check_strategy("reward", Reward(give=give), rollout=fake_rollout([("2 + 2 =", " 4"), ("2 + 3 =", " 5")]))
+        assert seen[0] == [" 4", " 5"]
+
+    def test_a_reference_reads_them_too(self) -> None:
+        def give(rollout: Rollout) -> torch.Tensor:
+            worth = torch.tensor([-float(row["answer"]) for row in rollout.prompts.rows], device=rollout.ids.device)
+            return worth[:, None].expand(rollout.ids.shape)
+
+        check_strategy("reference", Reference(give=give), rows=[{"answer": 1}, {"answer": 2}])
+
+    @pytest.mark.parametrize("given", [{"rows": []}, {"rows": [{}], "rollout": fake_rollout()}])
+    def test_what_cannot_be_meant(self, given: Any) -> None:
+        with pytest.raises(ConfigError, match="check_strategy: rows"):
+            check_strategy("reward", Reward(), **given)

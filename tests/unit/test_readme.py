@@ -118,10 +118,12 @@ def test_the_pages_examples_of_rewards_run(tmp_path: Path, monkeypatch: pytest.M
     from transformers import AutoModelForSequenceClassification
 
     page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
-    function, certify = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    function, in_python, certify = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(function, "docs/rewards.md", "exec"), names)
     assert names["brevity"](["a"], ["b"], [[1, 2, 3, 4]], 2, other=[0]) == [0.5]
+
+    exec(compile(in_python, "docs/rewards.md", "exec"), names)
 
     monkeypatch.chdir(tmp_path)
     write_tiny_model("my-base")

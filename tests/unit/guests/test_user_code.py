@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import operator
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from marl_core import MarlError, MarlWarning, PluginError, Rollout, raised_from
+from marl_core.ppo import plugin_calls
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import score_all
 from marl_core.ppo.roles import RewardSource
@@ -96,9 +98,9 @@ def failure(target: str) -> PluginError:
             "The function was given prompts, completions, completion_ids and the data's columns label, source.",
         ),
         ("by_name", "line 7, in by_name: `return [1.0 / len(())] * len(completions)`"),
-        ("by_name", "The function was given completions and the data's columns label; there are also source."),
+        ("by_name", "The function was given completions and the data's columns label; the data also have source."),
         ("later", 'ValueError: no. It was raised from rewards.py, line 9, in later: `raise ValueError("no")`'),
-        ("later", "The function was given completions and no columns of the data; there are label, source."),
+        ("later", "The function was given completions and no columns of the data; the data have label, source."),
     ],
 )
 def test_the_line_and_the_columns_are_named(file: Path, name: str, said: str) -> None:
@@ -110,7 +112,7 @@ def test_the_line_and_the_columns_are_named(file: Path, name: str, said: str) ->
 def test_a_column_that_the_data_lacks_has_no_line(file: Path) -> None:
     said = str(failure(f"{file.name}:asks_too_much"))
     assert "missing 1 required positional argument: 'answer'. The function was given completions and no columns" in said
-    assert said.endswith("no columns of the data; there are label, source.")
+    assert said.endswith("no columns of the data; the data have label, source.")
     assert "It was raised from" not in said  # the call itself is marl's
 
 
@@ -180,6 +182,12 @@ class TestPlugins:
 
     def test_an_error_that_tells_its_place_is_told_once(self, file: Path) -> None:
         assert str(failure(f"{file.name}:by_name")).count("It was raised from") == 1
+
+    def test_without_any_line_of_theirs_the_traceback_is_named(self) -> None:
+        nothing: Any = {}
+        built_in: Any = operator.itemgetter("x")
+        with pytest.raises(PluginError, match=r"KeyError: 'x'\. The traceback \(--debug\) shows where\.$"):
+            plugin_calls.call(built_in, nothing, "acme")
 
     def test_marls_own_lines_are_not_the_plugins(self) -> None:
         strategy = FunctionReward(target="nothing.py:f")
