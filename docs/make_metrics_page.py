@@ -31,10 +31,12 @@ FORMULAS = {
     "objective/kl_k2": "`mean_i sum_t (log π_ref(y_t) - log π(y_t))² / 2`",
     "objective/kl_k3": "`mean_i sum_t (r_t - 1 - log r_t)`, `r_t = π_ref(y_t) / π(y_t)`",
     "objective/kl_per_token": "`sum_i sum_t (log π(y_t) - log π_ref(y_t)) / number of tokens`",
-    "objective/kl_coef": "`ppo.kl.coef`; with `ppo.kl.target`, after each step `coef · (1 + clip(kl / target - 1, -0.2, 0.2) · B / horizon)`",
+    "objective/kl_coef": "`ppo.kl.coef`; with `ppo.kl.target`, after each step "
+    "`coef · (1 + clip(kl / target - 1, -0.2, 0.2) · B / horizon)`",
     "objective/entropy": "`- sum_v π(v) log π(v)` over the whole vocabulary at `sampling.temperature`, mean over tokens",
     "reward/NAME": "`mean_i score_k(i)` over the responses that it judged",
-    "policy/loss": "`mean of -min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t)`, `ρ_t = π(y_t) / π_old(y_t)`. A KL or entropy term of the loss isn't in it",
+    "policy/loss": "`mean of -min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t)`, `ρ_t = π(y_t) / π_old(y_t)`. "
+    "A KL or entropy term of the loss isn't in it",
     "policy/clipfrac": "share of tokens where the clipped loss is the larger one (or the bound of `ppo.dual_clip` holds)",
     "policy/approx_kl": "`mean of (log π(y_t) - log π_old(y_t))² / 2`",
     "policy/ratio_mean": "`mean of ρ_t`",
@@ -49,7 +51,8 @@ FORMULAS = {
     "val/loss": "`mean of max((V_t - G_t)², (clip(V_t, V_old - c, V_old + c) - G_t)²) / 2`, `c = ppo.value_clip`, `G_t` the return",
     "val/clipfrac": "share of tokens where the clipped error is the larger one",
     "val/grad_norm": "`sqrt(sum of g²)` over the value head (and the value's adapter with `value.on: own`), mean over optimizer steps",
-    "val/explained_var": "`1 - Var(G - V_old) / Var(G)` over all tokens of the step, `V_old` the values before the update; 0 where the returns don't vary",
+    "val/explained_var": "`1 - Var(G - V_old) / Var(G)` over all tokens of the step, `V_old` the values before the update; "
+    "0 where the returns don't vary",
     "val/mean": "`mean of V_old`, the values before the update",
     "val/returns_mean": "`mean of G_t`, `G_t = A_t + V_t` of generalized advantage estimation, before whitening",
     "tokens/mean_length": "number of tokens / `B`; a stop token counts",

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def in_code(text: str) -> set[str]:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of everything that writes: value adapter, moving reference, judges, logging reward; resumed with another config, then failed."""
+    """A run of everything that writes: value adapter, moving reference, judges, logging reward; resumed, then failed."""
     monkeypatch.chdir(tmp_path)
     Path("rewards.py").write_text(
         "def talks(completions, log_metric, log_extra, **_):\n"
@@ -159,7 +159,7 @@ def test_the_steps_are_read_as_the_page_shows(run_folder: Path, capsys: pytest.C
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Callable[..., str]) -> Iterator[Path]:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Callable[..., str]) -> Path:
     """A tiny model, an SFT adapter of it and a finished run, under the names of docs/after-training.md."""
     monkeypatch.chdir(tmp_path)
     write_tiny_model("my-model")
@@ -173,7 +173,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter
         encoding="utf-8",
     )
     assert main(["run", "run.yaml", "--quiet"]) == 0
-    yield tmp_path
+    return tmp_path
 
 
 def test_the_ways_after_training(workplace: Path) -> None:
