@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from marl_core.artifacts.hub import hub_read
 from marl_core.errors import DataError, near_match
+from marl_core.logs import LOADING, logger
 
 Row = Mapping[str, Any]
 
@@ -132,6 +133,7 @@ _READERS: dict[str, Callable[[TextIO], Iterator[Any]]] = {".json": _json, ".json
 def _from_datasets(source: str, split: str, subset: str | None, revision: str | None, asked_by: str) -> list[Row]:
     import datasets
 
+    logger(LOADING).info("data set %s, split %s", source, split)
     try:
         with hub_read(source, asked_by, revision):
             return list(datasets.load_dataset(source, subset, split=split, revision=revision))
