@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from marl_core.artifacts.hub import hub_read
 from marl_core.errors import DataError, near_match
+from marl_core.logs import LOADING, logger
 
 Row = Mapping[str, Any]
 
@@ -156,6 +157,7 @@ def _from_datasets(
 ) -> list[Row]:
     import datasets
 
+    logger(LOADING).info("data set %s, split %s", source, split)
     try:
         with hub_read(source, asked_by, revision):
             return list(islice(datasets.load_dataset(source, subset, split=split, revision=revision), limit))

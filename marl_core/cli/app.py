@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import traceback
@@ -16,15 +15,20 @@ import typer
 from marl_core.cli.certify import certify
 from marl_core.cli.chat import chat
 from marl_core.cli.guests import add_commands
-from marl_core.cli.log_lines import VERBOSE_OPTIONS, log_shown, verbosity
+from marl_core.cli.log_lines import VERBOSE_OPTIONS, is_verbose, log_shown, verbosity
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
 from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.cli.wrapping import wrapped
 from marl_core.config.device import device_of, machine_device
+<<<<<<< HEAD
 from marl_core.errors import ConfigError, MarlError, by_command
 from marl_core.logs import LOADING, NAME, logger
+=======
+from marl_core.errors import ConfigError, MarlError
+from marl_core.logs import LOADING, logger
+>>>>>>> seen
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
@@ -275,7 +279,7 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
 
     if is_on(trim_memory, device):
         set_up_process()
-    if not logging.getLogger(NAME).isEnabledFor(logging.INFO):  # -v keeps what they say
+    if not is_verbose():
         quiet_libraries()
 
 

@@ -6,11 +6,13 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from marl_core.logs import LOADING, NAME, PREFLIGHT
 
 VERBOSE_OPTIONS = {"-v": 1, "--verbose": 1, "-vv": 2, "-vvv": 2}
 """What each adds: 1 shows milestones and what libraries say, 2 phases with their seconds too."""
+_VERBOSE: ContextVar[bool] = ContextVar("marl_verbose", default=False)
 STARTS = {LOADING: "loading     ", PREFLIGHT: "pre-flight  "}
 
 
@@ -32,8 +34,17 @@ def log_shown(level: int) -> Iterator[None]:
     if not level:
         yield
         return
-    with _handled([NAME], _LogLines(), logging.INFO if level == 1 else logging.DEBUG):
-        yield
+    token = _VERBOSE.set(True)
+    try:
+        with _handled([NAME], _LogLines(), logging.INFO if level == 1 else logging.DEBUG):
+            yield
+    finally:
+        _VERBOSE.reset(token)
+
+
+def is_verbose() -> bool:
+    """Whether the command was called with -v, which keeps what libraries say."""
+    return _VERBOSE.get()
 
 
 class _StartLines(logging.Handler):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ KERNEL_CACHE_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY
 KERNEL_CACHE_CAPACITY = (
     "32"  # a pass forward and backward meets about 20 shapes; each kernel holds 0.6 MiB (figures in docs/speed.md)
 )
+DATASETS_BARS_VARIABLE = "HF_DATASETS_DISABLE_PROGRESS_BARS"
+"""datasets' own, for the bars it draws while it reads a data set. It is read at the import, which is too heavy for one setting."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 QUIET_LOGGERS = {
@@ -74,14 +77,22 @@ def limit_kernel_caches() -> None:
 
 
 def quiet_libraries() -> None:
-    """For the command line: a run's output should be the run's. Call before transformers loads anything."""
+    """For the command line: a run's output should be the run's. Call before transformers loads anything.
+
+    Bars of downloads stay on a terminal: they are what a person waits for.
+    """
     for name, level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     for message, category in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
+    os.environ.setdefault(DATASETS_BARS_VARIABLE, "1")
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    downloads_shown = sys.stderr.isatty() and not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # of weights; and of downloads, too
+    if downloads_shown:
+        enable_progress_bars()
 
 
 # -- in each phase of a run --------------------------------------------------------------------------------------------

@@ -228,6 +228,32 @@ def test_verbose_tells_milestones_and_twice_phases(config: Path) -> None:
     assert "marl.loading" not in twice.stderr, "what standard output tells isn't told twice"
 
 
+def test_libraries_are_silent_and_verbose_keeps_them(config: Path) -> None:
+    """Weights and a data set's folder are read, each with a bar of its library's."""
+    folder = config.parent / "data"
+    folder.mkdir()
+    (config.parent / "prompts.jsonl").rename(folder / "train.jsonl")
+    sets = ["--set", f"data.prompts={folder}", "--set", "eval={}", "--set", "reward.0.target=mine.py:score"]
+    environment = {**os.environ, "HF_HOME": str(config.parent / "hf")}
+    for verbose in ([], ["-v"]):
+        command = [
+            sys.executable,
+            "-m",
+            "marl_core.cli",
+            "run",
+            str(config),
+            *sets,
+            "--set",
+            f"run.folder=run{len(verbose)}",
+        ]
+        done = subprocess.run(
+            [*command, *verbose], capture_output=True, text=True, check=True, env=environment, cwd=config.parent
+        )
+        assert ("Loading weights" in done.stderr) is bool(verbose)
+        assert verbose or done.stderr == ""
+        assert f"loading     data set {folder}, split train" in done.stdout
+
+
 @pytest.mark.parametrize("command", [["check", "RUN"], ["plugins"], ["schema"]])
 def test_verbose_goes_with_every_command(config: Path, command: list[str]) -> None:
     given = [str(config) if word == "RUN" else word for word in command]
