@@ -22,13 +22,8 @@ from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.cli.wrapping import wrapped
 from marl_core.config.device import device_of, machine_device
-<<<<<<< HEAD
 from marl_core.errors import ConfigError, MarlError, by_command
-from marl_core.logs import LOADING, NAME, logger
-=======
-from marl_core.errors import ConfigError, MarlError
 from marl_core.logs import LOADING, logger
->>>>>>> seen
 from marl_core.registry.families import FAMILIES, family_named
 from marl_core.registry.metadata import damaged_metadata_passed_over
 
