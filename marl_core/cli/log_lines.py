@@ -56,7 +56,8 @@ class _StartLines(logging.Handler):
         ok = getattr(record, "ok", None)
         mark = "" if ok is None else Text("ok    ", "green") if ok else Text("note  ", "yellow")
         console = Console(highlight=False)
-        console.print(Text(STARTS[record.name]).append(mark).append(record.getMessage()), soft_wrap=True)
+        line = Text(STARTS[record.name]).append(mark).append(record.getMessage())
+        console.print(line, soft_wrap=not console.is_terminal)
         record.shown = True
 
 

@@ -25,6 +25,10 @@ def shown(cell: Any) -> list[str]:
     return list(dict.fromkeys(kinds))
 
 
+def read_stored() -> Any:
+    return nbformat.read(FOLDER / "short_words.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory, wide_folder: str) -> Any:
     folder = tmp_path_factory.mktemp("notebook")
@@ -34,7 +38,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory, wide_folder: str) -> Any:
 
 
 def test_it_shows_what_is_stored(executed: Any) -> None:
-    stored = nbformat.read(FOLDER / "short_words.ipynb", as_version=4)
+    stored = read_stored()
     for now, then in zip(executed.cells, stored.cells, strict=True):
         if now.cell_type == "code" and "runner.generate" not in now.source:  # sampled texts
             without_report = [kind for kind in shown(now) if kind != "text/html"]
@@ -63,6 +67,6 @@ def test_no_cell_warns_or_fails(executed: Any) -> None:
 
 
 def test_the_stored_notebook_was_run_as_it_is(executed: Any) -> None:
-    stored = nbformat.read(FOLDER / "short_words.ipynb", as_version=4)
+    stored = read_stored()
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))

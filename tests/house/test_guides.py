@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from marl_core import RunConfig
 from marl_core.config.choice import Choice
-from marl_core.config.fields import models_in
 from marl_core.registry.families import FAMILIES
+from marl_core.registry.model_keys import models_in
 from marl_core.report.metric_notes import NOTES
 
 ROOT = Path(__file__).parents[2]

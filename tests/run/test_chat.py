@@ -87,7 +87,7 @@ class TestOfARun:
         runner = Runner(make_config(observers=["json-lines"], **changes), resume=True)
         talk = Talk.of_run(run)
         for voice, adapter in zip(talk.voices, (None, "policy"), strict=True):
-            sampler = runner.algorithm.sampler
+            sampler: Any = runner.algorithm.sampler
             sampler = type(sampler)(
                 **{name: getattr(sampler, name) for name in sampler.__slots__} | {"adapter": adapter}
             )

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from marl_core import AdapterBank, DataError, hub_read
 from marl_core.artifacts import hub
 from marl_core.artifacts.rows import read_rows
-from marl_core.bank.base import load_tokenizer
+from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.testing import tiny_bank, write_tiny_model
 from marl_plugins.reward import ModelReward
 from marl_plugins.reward_model import RewardModel

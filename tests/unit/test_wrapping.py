@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,7 @@ from marl_core.cli import tables
 from marl_core.cli.app import main
 from marl_core.cli.wrapping import wrapped
 from marl_core.errors import warn
+from marl_core.plan.describe import explain
 
 MakeConfig = Callable[..., RunConfig]
 PATH = "/a/folder/with/a/long/name" * 4
@@ -48,14 +48,15 @@ def test_a_sentence_on_a_terminal() -> None:
 def test_the_plan_at_a_terminal(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for terminal in (True, False):
         shown = Console(file=io.StringIO(), width=60, force_terminal=terminal, color_system=None, highlight=False)
-        monkeypatch.setattr(tables, "_console", lambda shown=shown: shown)
+        monkeypatch.setattr(tables, "console", lambda shown=shown: shown)
         plan = Plan.of(make_config(policy={"dropout": 0.1}))
         tables.show_plan(plan)
-        tables.show_start(plan, SimpleNamespace(checks=[SimpleNamespace(ok=True, detail="a value " * 20)]), [])  # type: ignore[arg-type]
+        tables.show_notes(["a note " * 20])
+        tables.show_unseen("a value " * 20)
         said = shown.file.getvalue()  # type: ignore[attr-defined]
-        sentences = [f"warning: {warning}" for warning in plan.warnings()]
+        sentences = explain(plan)
         assert sentences
-        for sentence in [*sentences, "a value " * 20]:
+        for sentence in [*sentences, "a note " * 20, "note: " + "a value " * 20]:
             if terminal:
                 assert sentence not in said
                 assert sentence.strip() in " ".join(said.split())

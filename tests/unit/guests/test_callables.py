@@ -83,7 +83,7 @@ CALLABLES: dict[str, tuple[Callable[..., Any], str, str | None]] = {
 
 
 def config(reward: Any, **more: Any) -> RunConfig:
-    return RunConfig(model={"path": "m"}, reference="disabled-adapter", reward=reward, **more)  # type: ignore[arg-type]
+    return RunConfig(model={"path": "m"}, reference="disabled-adapter", reward=reward, **more)
 
 
 @pytest.mark.parametrize("kind", CALLABLES)
@@ -153,7 +153,7 @@ def test_what_is_no_reward(reward: Any, said: str) -> None:
 
 def test_a_function_is_no_reference() -> None:
     with pytest.raises((ValidationError, ConfigError), match="a function can't stand for a reference"):
-        RunConfig(model={"path": "m"}, reference=length, reward=length)  # type: ignore[arg-type]
+        RunConfig(model={"path": "m"}, reference=length, reward=length)
 
 
 @pytest.mark.parametrize(
@@ -364,5 +364,5 @@ def test_of_a_source_that_isnt_known_nothing_is_said(function: Callable[..., Any
 
 
 def test_an_object_in_place_of_the_reference_stays() -> None:
-    made = RunConfig(model={"path": "m"}, reference=DisabledAdapter(), reward=length)  # type: ignore[arg-type]
+    made = RunConfig(model={"path": "m"}, reference=DisabledAdapter(), reward=length)
     assert Plan.of(made).check() == []
