@@ -153,7 +153,7 @@ def test_what_is_no_reward(reward: Any, said: str) -> None:
 
 def test_a_function_is_no_reference() -> None:
     with pytest.raises((ValidationError, ConfigError), match="a function can't stand for a reference"):
-        RunConfig(model={"path": "m"}, reference=length, reward=length)
+        RunConfig(model={"path": "m"}, reference=length, reward=length)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
