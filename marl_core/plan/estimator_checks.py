@@ -15,7 +15,7 @@ def estimator_findings(plan: Chosen) -> Iterator[str]:
     """A sentence for each key of `value` and `ppo` that doesn't go with the estimator."""
     on, label = plan.config.value.on, plan.config.ppo.advantage.label
     if on == "none" and plan.estimator.needs_values:
-        yield f"value: none with ppo.advantage {label}: {label} needs a value function; write value: policy"
+        yield f"value: none doesn't go with ppo.advantage: {label}, which needs a value function; write value: policy"
     elif on in ("policy", "own") and not plan.estimator.needs_values:
         yield f"value: {on} is never used with ppo.advantage {label}; write value: none"
     unused_keys = _adapter_keys(plan) if plan.value_on != "own" else []

@@ -67,7 +67,10 @@ VALUE_GIVEN = (
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"value": "none"}, "value: none with ppo.advantage gae: gae needs a value function; write value: policy"),
+        (
+            {"value": "none"},
+            "value: none doesn't go with ppo.advantage: gae, which needs a value function; write value: policy",
+        ),
         (
             {"value": "own", "ppo": {"advantage": "rloo", "samples_per_prompt": 2}},
             "value: own is never used with ppo.advantage rloo; write value: none",
