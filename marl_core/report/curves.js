@@ -18,7 +18,7 @@
   };
   // Round numbers that cover a range in about `count` steps of 1, 2 or 5 times a power of ten.
   const ticks = (low, high, count) => {
-    if (!(high > low)) { const room = (Math.abs(low) || 1) / 2; low -= room; high += room; }
+    if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) { const room = (Math.abs(low) || 1) / 2; low -= room; high += room; }
     const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= raw * 0.999);
     const found = [];

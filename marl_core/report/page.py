@@ -24,7 +24,7 @@ from marl_core.report.samples import Samples, tokens, turns
 from marl_core.report.timeline import Timeline, date, duration, why_no_steps
 from marl_core.report.values import embedded, metrics
 from marl_core.store.files import write_text
-from marl_core.store.finished import LIVE_MARK
+from marl_core.store.live_mark import LIVE_MARK
 
 RELOAD_SECONDS = 10
 """How often the page of a run that is going reloads itself."""

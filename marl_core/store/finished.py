@@ -8,11 +8,8 @@ from pathlib import Path
 from marl_core.config.run_config import RunConfig
 from marl_core.store import checkpoint
 from marl_core.store.files import read_lines
+from marl_core.store.live_mark import is_last_page
 
-LIVE_MARK = "data-live"
-"""Stands at the head of a report that was written while its run was going: such a one doesn't say that the run has ended."""
-LIVE_MARK_WITHIN = 200
-"""Bytes at the head of a report in which the mark stands."""
 ADAPTER_FILE = Path("policy", "adapter_model.safetensors")
 
 
@@ -44,16 +41,8 @@ def finished(config: RunConfig) -> str | None:
 def _closed(folder: Path, last: Path, done: int, evaluated: bool) -> bool:
     """Whether the end was written too: a run may be killed between its last checkpoint and that."""
     checkpoint_adapter, final_adapter = last / ADAPTER_FILE, folder / "final" / ADAPTER_FILE
-    if not (checkpoint_adapter.is_file() and final_adapter.is_file() and _is_drawn(folder / "report.html")):
+    if not (checkpoint_adapter.is_file() and final_adapter.is_file() and is_last_page(folder / "report.html")):
         return False
     if checkpoint.damage(last) is not None or not filecmp.cmp(checkpoint_adapter, final_adapter, shallow=False):
         return False
     return not evaluated or any(line["step"] == done for line in read_lines(folder / "evals.jsonl"))
-
-
-def _is_drawn(report: Path) -> bool:
-    """Whether a report is there that was written at the end, not on the way."""
-    if not report.is_file():
-        return False
-    with report.open("rb") as stream:
-        return LIVE_MARK.encode() not in stream.read(LIVE_MARK_WITHIN)

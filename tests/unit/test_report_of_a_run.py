@@ -19,7 +19,8 @@ from marl_core.report.live import LiveReport
 from marl_core.report.page import page, remarks, write_report
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.report.timeline import Timeline, duration, why_no_steps
-from marl_core.store.finished import LIVE_MARK, finished
+from marl_core.store.finished import finished
+from marl_core.store.live_mark import LIVE_MARK
 
 SESSIONS = [
     {"how": "start", "step": 0, "time": 100.0, "until": 130.0, "command": ["marl", "run", "a b.yaml"], "host": "one"},
