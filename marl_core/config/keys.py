@@ -60,6 +60,8 @@ class DataKeys(TypedDict, total=False):
     on_control: Literal["error", "drop", "parse", "as-text"]
     """What to do with a prompt whose text spells a control token, e.g. the EOS: refuse it, drop it, let the
     tokenizer parse it (a template written out), or keep it as plain text."""
+    limit: int | None
+    """Use only the first rows of the training prompts, this many of them; held-out prompts have `eval.limit`."""
     shuffle: bool
     """New order each epoch, from the run's seed."""
 
