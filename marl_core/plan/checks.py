@@ -14,7 +14,7 @@ from marl_core.config.device import device_warnings, missing_device
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import RunConfig
 from marl_core.config.section import Section
-from marl_core.errors import ConfigError, DataError, MarlError, PluginError
+from marl_core.errors import RESUME, in_words, ConfigError, DataError, MarlError, PluginError
 from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import mismatch
@@ -75,7 +75,8 @@ def remarks_here(plan: Chosen) -> list[str]:
     folder = config.run.folder
     if folder and os.path.exists(os.path.join(os.path.expanduser(folder), "config.yaml")):
         remarks.append(
-            f"run.folder: {folder} already holds a run. `marl run --resume` goes on with it; a new run needs another folder."
+            f"run.folder: {folder} already holds a run. {in_words(f'`marl run {folder} --resume`', RESUME[1])} goes on with it; a new run "
+            "needs another folder."
         )
     return remarks
 

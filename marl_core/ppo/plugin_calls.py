@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from marl_core.errors import MarlError, PluginError
+from marl_core.errors import MarlError, PluginError, in_words
 from marl_core.ppo.types import Rollout
 from marl_core.registry.raised_from import origin_and_notes
 
@@ -22,7 +22,7 @@ def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> o
     except (Exception, SystemExit, GeneratorExit) as error:
         sentences = [
             f"{who} failed on a batch of {len(rollout)}: {type(error).__name__}: {error}".removesuffix("."),
-            *(origin_and_notes(error, function) or ["The traceback (--debug) shows where"]),
+            *(origin_and_notes(error, function) or [f"The traceback{in_words(' (--debug)', '')} shows where"]),
         ]
         raise PluginError(". ".join(sentences) + ".") from error
 
