@@ -14,7 +14,7 @@ from marl_core.config.device import device_warnings, missing_device
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import RunConfig
 from marl_core.config.section import Section
-from marl_core.errors import RESUME, in_words, ConfigError, DataError, MarlError, PluginError
+from marl_core.errors import RESUME, ConfigError, DataError, MarlError, PluginError, in_words
 from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import mismatch

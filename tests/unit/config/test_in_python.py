@@ -54,16 +54,13 @@ def test_mistakes_in_a_config_are_lines_with_near_matches() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: PPO(bach=3), ["PPOSection: 1 problem:", "  bach: unknown key. Did you mean 'batch'?"]),
         (
-            lambda: PPOSection(bach=3),  # type: ignore[call-arg]  # mypy sees it, too
-            ["PPOSection: 1 problem:", "  bach: unknown key. Did you mean 'batch'?"],
-        ),
-        (
-            lambda: PPOSection(kl={"koef": 1.0}),  # type: ignore[arg-type]
+            lambda: PPO(kl={"koef": 1.0}),
             ["PPOSection: 1 problem:", "  kl.koef: unknown key. Did you mean 'coef'?"],
         ),
         (
-            lambda: PPOSection(coef=1.0),  # type: ignore[call-arg]
+            lambda: PPO(coef=1.0),
             ["PPOSection: 1 problem:", "  coef: unknown key. It belongs in kl."],
         ),
         (
@@ -71,7 +68,7 @@ def test_mistakes_in_a_config_are_lines_with_near_matches() -> None:
             ["PPOSection: 1 problem:", "  config: minibatch 2 does not divide batch 3 (remainder 1)."],
         ),
         (
-            lambda: FunctionReward(tarjet="m:f"),  # type: ignore[call-arg]
+            lambda: FUNCTION(tarjet="m:f"),
             [
                 "FunctionReward: 2 problems:",
                 "  target: is required and wasn't given.",
@@ -79,7 +76,7 @@ def test_mistakes_in_a_config_are_lines_with_near_matches() -> None:
             ],
         ),
         (
-            lambda: HttpReward(url="http://x", timeout="1"),  # type: ignore[call-arg]
+            lambda: HTTP(url="http://x", timeout="1"),
             None,
         ),
     ],
@@ -91,7 +88,7 @@ def test_sections_and_strategies_say_the_same(make: Callable[[], object], said: 
 
 def test_pydantics_own_error_is_the_cause_and_its_own_ways_in_raise_it() -> None:
     with pytest.raises(ConfigError) as caught:
-        PPOSection(bach=3)  # type: ignore[call-arg]
+        PPO(bach=3)
     assert isinstance(caught.value.__cause__, ValidationError)
     with pytest.raises(ValidationError):
         PPOSection.model_validate({"bach": 3})
