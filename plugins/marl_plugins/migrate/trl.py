@@ -182,7 +182,7 @@ def _trains_lora(foreign: ForeignConfig, source: Script | None, classic: bool, m
 
 def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any], Any]:
     sft, path = foreign.take("sft_model_path"), foreign.take("model_name_or_path")
-    if not path and (source is not None or "model_name" in foreign.remaining):
+    if not path and ("model_name" in foreign.remaining or (source is not None and "model_name" in source.reads)):
         path = foreign.take("model_name")
     if not (sft or path):
         raise ConfigError("model_name_or_path (or sft_model_path, model_name): is needed; it is the base.")
@@ -256,6 +256,7 @@ def _reward(foreign: ForeignConfig, source: Script | None, classic: bool) -> tup
     adapter = foreign.take("rm_adapter", "reward_adapter")
     label = source.reward_label if source else None
     if adapter:
+        foreign.remaining.pop("reward_model", None)  # the script's other way, which an adapter stands in for
         if label:
             foreign.note(
                 "rm_adapter",
@@ -264,8 +265,10 @@ def _reward(foreign: ForeignConfig, source: Script | None, classic: bool) -> tup
             )
         return {"use": "adapter", "path": adapter}, {"on": "policy"}
     model = foreign.take("reward_model_path", "reward_model_name")
-    if model is None and classic:
-        model = foreign.take("reward_model")
+    pipeline = foreign.remaining.pop("reward_model", None)
+    if model is None and pipeline is None and classic and (source is None or "reward_model" in source.reads):
+        pipeline = foreign.take("reward_model")
+    model = pipeline or model  # a script's pipeline says more than the argument that it takes its model from
     task, colon, name = str(model or "").partition(":")
     if colon and not os.path.exists(str(model)):
         return _pipeline(foreign, task, name, 1 if label is None else label, source), {"on": "policy"}
@@ -301,7 +304,7 @@ def _data(
     foreign: ForeignConfig, source: Script | None, model: str, classic: bool
 ) -> tuple[dict[str, Any], dict[str, Any] | None, int | None, dict[str, str]]:
     """Section data, section eval where there is one, rows where they can be counted, and files to write beside the config."""
-    if source is not None and source.trainer == "classic" and "dataset_name" not in foreign.remaining:
+    if source is not None and "query_dataset" in source.reads and "dataset_name" not in foreign.remaining:
         name = foreign.take("query_dataset")
     else:
         name = foreign.take("dataset_name") or foreign.remaining.pop("query_dataset", None)
@@ -357,6 +360,7 @@ def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
         foreign.note("stop_token_id", "write the token's text into sampling.stop; the tokenizer's EOS always stops")
     if foreign.take("stop_token", default="eos") != "eos":
         foreign.note("stop_token", "the tokenizer's EOS always stops; further ones stand in sampling.stop")
+    usual = usual_config().sampling
     top_p, top_k = foreign.number("top_p", default=1.0), foreign.number("top_k", default=0)
     if top_p < 1 or top_k:
         foreign.note(
@@ -364,12 +368,13 @@ def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
             "is kept, and cuts what is sampled but not what is scored: ratio and KL are biased, as they were. Without it (top_p 1, "
             "top_k 0) they aren't",
         )
-    usual = usual_config().sampling
+    length = foreign.number("max_new_tokens") if classic else foreign.number("response_length", "max_new_tokens")
+    if length is None:
+        length = usual.max_new_tokens
+        foreign.assumed["max_new_tokens"] = f"not found in the script; {length} is marl's default"
     return without_none(
         {
-            "max_new_tokens": foreign.number("max_new_tokens", default=usual.max_new_tokens)
-            if classic
-            else foreign.number("response_length", "max_new_tokens"),
+            "max_new_tokens": length,
             "temperature": float(foreign.number("temperature", default=usual.temperature)),
             "top_p": float(top_p) if top_p < 1 else None,
             "top_k": int(top_k) or None,

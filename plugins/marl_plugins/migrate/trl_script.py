@@ -72,9 +72,19 @@ class Script:
     """Whether a pipeline gives the label's logit, not its probability."""
     conditions: list[str] = field(default_factory=list)
     """Python expressions of `row`: what the script asks of a row that it keeps."""
+    reads: frozenset[str] = frozenset()
+    """Arguments that the script reads, by name: a default of TRL's counts for these alone."""
     held_out: int | None = None
     """Rows at the end of the data that the script keeps for evaluation."""
     notes: list[Note] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field of a dataclass in a script."""
+
+    target: ast.Name
+    value: ast.expr | None
 
 
 class Unknown(Exception):
@@ -104,6 +114,7 @@ class _Reader:
         self.names = {node.id for node in self.nodes if isinstance(node, ast.Name)} | {
             alias.name for node in self.nodes if isinstance(node, ast.ImportFrom) for alias in node.names
         }
+        self.declared = {entry.target.id for entry in self._fields()}
         self.own = dict(self._own_arguments())
         self.arguments = {**self.own, **arguments}
         self.constants = {
@@ -113,6 +124,7 @@ class _Reader:
             for target in node.targets
             if isinstance(target, ast.Name)
         }
+        self.parameters = self._parameters()
         self.notes: list[Note] = []
 
     def read(self) -> Script:
@@ -128,9 +140,13 @@ class _Reader:
             **self._keywords(self._calls(*CONFIG_CLASSES), None),
             **self._keywords(self._calls("LoraConfig"), LORA_NAMES),
         }
+        for call in self._calls(*TRAINER_CLASSES):
+            if any(keyword.arg in ("optimizer", "optimizers") for keyword in call.keywords):
+                self.notes.append(("optimizer", f"{self.name} makes its own; marl's is AdamW"))
         script.values = {**self.own, **inside}
         script.recipe, script.held_out = self._recipe(), self._held_out()
         script.reward_label, script.raw_scores = self._reward_label(), self._raw_scores()
+        script.reads = frozenset(node.attr for node in self.nodes if isinstance(node, ast.Attribute))
         self._filters(script)
         script.notes += self.notes
         return script
@@ -159,45 +175,63 @@ class _Reader:
             return "if use_peft"
         return "always" if self._calls("LoraConfig") else "never"
 
-    def _own_arguments(self) -> Iterator[tuple[str, Any]]:
-        """Fields of the script's dataclasses, which are its arguments, with their defaults; those of a config inside them too."""
+    def _fields(self) -> Iterator[_Field]:
+        """Fields of the script's dataclasses, which are its arguments."""
         for node in self.nodes:
-            if not isinstance(node, ast.ClassDef) or not any(
-                "dataclass" in ast.unparse(d) for d in node.decorator_list
-            ):
-                continue
-            for entry in node.body:
-                if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name) and entry.value is not None:
-                    default = _field_default(entry.value)
-                    if default is not None and isinstance(default, ast.Constant | ast.List | ast.Tuple | ast.UnaryOp):
-                        value = ast.literal_eval(default)
-                        if value is not None and (value is not False or entry.target.id == "use_peft"):
-                            yield entry.target.id, value
+            if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                for entry in node.body:
+                    if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+                        yield _Field(entry.target, entry.value)
+
+    def _own_arguments(self) -> Iterator[tuple[str, Any]]:
+        """The script's arguments that have a default worth telling."""
+        for entry in self._fields():
+            default = None if entry.value is None else _field_default(entry.value)
+            if isinstance(default, ast.Constant | ast.List | ast.Tuple | ast.UnaryOp):
+                try:
+                    value = ast.literal_eval(default)
+                except ValueError:  # a list of what isn't plain
+                    continue
+                if value is not None and (value is not False or entry.target.id == "use_peft"):
+                    yield entry.target.id, value
 
     # Values
+
+    def _parameters(self) -> dict[str, ast.expr]:
+        """Arguments of the script's functions: what the first call passes, else the default."""
+        found: dict[str, ast.expr] = {}
+        for function in self.nodes:
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            names = [argument.arg for argument in function.args.args]
+            count = len(function.args.defaults)
+            values = dict(zip(names[len(names) - count :], function.args.defaults, strict=True))
+            for call in self._calls(function.name)[:1]:
+                values.update(zip(names, call.args, strict=False))
+                values.update({keyword.arg: keyword.value for keyword in call.keywords if keyword.arg})
+            found.update({name: node for name, node in values.items() if ast.unparse(node) != name})
+        return found
 
     def _calls(self, *names: str) -> list[ast.Call]:
         return [call for call in self.calls if _last_name(call.func) in names]
 
-    def value(self, node: ast.expr) -> Any:
-        """What an expression is, as far as the source and the arguments tell; Unknown where they don't."""
+    def value(self, node: ast.expr, seen: frozenset[str] = frozenset()) -> Any:
+        """What an expression is, as far as the source and the arguments tell; Unknown where they don't.
+
+        None of an argument that has no default in the script: TRL's counts. `seen` are the names on the way here.
+        """
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -self.value(node.operand)
+            return -self.value(node.operand, seen)
         if isinstance(node, ast.List | ast.Tuple):
-            return [self.value(entry) for entry in node.elts]
-        if isinstance(node, ast.Name) and node.id in self.constants:
-            constant = self.constants[node.id]
-            if isinstance(constant, ast.Constant | ast.UnaryOp | ast.List):
-                return self.value(constant)
-        if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id == "torch":
-                return node.attr
-            if node.attr in self.arguments:
-                return self.arguments[node.attr]
-            if isinstance(node.value, ast.Name):
-                return None  # an argument with no default of its own: TRL's counts
+            return [self.value(entry, seen) for entry in node.elts]
+        if isinstance(node, ast.Name) and node.id not in seen:
+            meant = self.parameters.get(node.id, self.constants.get(node.id))
+            if isinstance(meant, ast.Constant | ast.UnaryOp | ast.List | ast.Name | ast.Attribute):
+                return self.value(meant, seen | {node.id})
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            return node.attr if node.value.id == "torch" else self.arguments.get(node.attr)
         raise Unknown(ast.unparse(node))
 
     def _pairs(self, pairs: Iterator[tuple[str, ast.expr]], names: Mapping[str, str] | None) -> dict[str, Any]:
@@ -209,6 +243,8 @@ class _Reader:
             argument = key if names is None else names[key]
             try:
                 value = self.value(node)
+                if value is None and isinstance(node, ast.Attribute) and node.attr not in {key, *self.declared}:
+                    raise Unknown(ast.unparse(node))
             except Unknown as unknown:
                 self.notes.append(
                     (
@@ -264,6 +300,10 @@ class _Reader:
         found.pop("do_sample", None)
         if "top_k" in found:
             found["top_k"] = int(found["top_k"])
+        for low, high in self._samplers(of_responses=True)[:1]:
+            found["max_new_tokens"] = high - 1
+            why = f"{self.name} drew a length from {low} to {high - 1} for each step; marl has one limit, and EOS ends a response before"
+            self.notes.append(("max_new_tokens", why))
         return found
 
     def _data(self) -> dict[str, Any]:
@@ -329,17 +369,15 @@ class _Reader:
 
     def _recipe(self) -> PromptRecipe | None:
         renamed = self._renamed()
-        sampled = next((call for call in self._calls("LengthSampler") if len(call.args) == 2), None)
+        sampled = self._samplers(of_responses=False)
         for node in self.nodes:
             if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)):
                 continue
             call, cut = node.value, node.slice.upper
             if isinstance(call, ast.Call) and _last_name(call.func) == "encode" and call.args:
                 column = _column(call.args[0])
-                if column and sampled is not None:
-                    tokens = self._bounds(sampled)
-                    if tokens is not None:
-                        return PromptRecipe(renamed.get(column, column), tokens=tokens)
+                if column and sampled:
+                    return PromptRecipe(renamed.get(column, column), tokens=sampled[0])
             column = _column(call)
             if (
                 column
@@ -351,20 +389,22 @@ class _Reader:
         return None
 
     def _bounds(self, call: ast.Call) -> tuple[int, int] | None:
-        """Both ends of a LengthSampler: numbers, names of numbers, or a function's arguments with defaults."""
-        defaults: dict[str, ast.expr] = {}
+        """Both ends of a LengthSampler; None where they are computed."""
+        try:
+            low, high = (int(self.value(argument)) for argument in call.args)
+        except (Unknown, TypeError, ValueError):
+            return None
+        return low, high
+
+    def _samplers(self, *, of_responses: bool) -> list[tuple[int, int]]:
+        """The bounds of LengthSamplers: those whose name has "output" in it draw the length of a response, others that of a prompt."""
+        found = []
         for node in self.nodes:
-            if isinstance(node, ast.FunctionDef) and node.args.defaults:
-                names = [argument.arg for argument in node.args.args][-len(node.args.defaults) :]
-                defaults.update(zip(names, node.args.defaults, strict=True))
-        bounds = []
-        for argument in call.args:
-            node = defaults.get(argument.id, argument) if isinstance(argument, ast.Name) else argument
-            try:
-                bounds.append(int(self.value(node)))
-            except (Unknown, TypeError, ValueError):
-                return None
-        return bounds[0], bounds[1]
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                named_output = "output" in ast.unparse(node.targets[0])
+                if _last_name(node.value.func) == "LengthSampler" and named_output == of_responses:
+                    found.append(self._bounds(node.value))
+        return [bounds for bounds in found if bounds is not None]
 
     def _renamed(self) -> dict[str, str]:
         """New names of columns, with the old ones."""
@@ -385,23 +425,34 @@ class _Reader:
 
     def _filters(self, script: Script) -> None:
         """A limit of prompts in tokens has a key; any other condition on rows is named."""
-        lambdas = [call.args[0] for call in self._calls("filter") if call.args and isinstance(call.args[0], ast.Lambda)]
         conditions = {}
-        for function in lambdas:
-            names = {argument.arg: "row" for argument in function.args.args[:1]}
-            body = _Renamed(names, self._renamed()).visit(function.body)
-            conditions[ast.unparse(body)] = body
+        for call in self._calls("filter"):
+            if isinstance(call.func, ast.Attribute) and call.args and isinstance(call.args[0], ast.Lambda):
+                function = call.args[0]
+                names = {argument.arg: "row" for argument in function.args.args[:1]}
+                body = _Renamed(names, self._renamed()).visit(function.body)
+                conditions[ast.unparse(body)] = body
         for text, body in conditions.items():
-            is_limit = (
-                isinstance(body, ast.Compare)
-                and isinstance(body.ops[0], ast.LtE)
-                and _column(body.left) in ("lengths", "length")
-                and isinstance(body.comparators[0], ast.Constant)
-            )
-            if is_limit:
-                script.values["max_prompt_tokens"] = body.comparators[0].value
-            else:
+            limit = self._token_limit(body)
+            if limit is None:
                 script.conditions.append(text)
+            else:
+                script.values["max_prompt_tokens"] = limit
+
+    def _token_limit(self, condition: ast.expr) -> int | None:
+        """N of `row["lengths"] <= N` or `len(row["input_ids"]) < N + 1`; None of any other condition."""
+        if not isinstance(condition, ast.Compare) or len(condition.ops) != 1:
+            return None
+        left, is_strict = condition.left, isinstance(condition.ops[0], ast.Lt)
+        counts_tokens = _column(left) in ("lengths", "length") or (
+            isinstance(left, ast.Call) and _last_name(left.func) == "len" and _column(left.args[0]) == "input_ids"
+        )
+        try:
+            limit = self.value(condition.comparators[0])
+        except Unknown:
+            return None
+        is_limit = counts_tokens and isinstance(limit, int) and isinstance(condition.ops[0], ast.Lt | ast.LtE)
+        return limit - is_strict if is_limit else None
 
 
 class _Renamed(ast.NodeTransformer):

@@ -219,6 +219,14 @@ def test_a_sentiment_pipeline_becomes_a_classifiers_label() -> None:
     other = arguments("--model_name m --use_peft --reward_model text-generation:x/y")
     assert other.config["reward"]["use"] == "function"
     assert "no counterpart of such a pipeline" in dict(other.refused)["reward_model"]
+    named = SENTIMENT.replace("task, name =", "judge =").replace(
+        "pipeline(task, model=name)", 'pipeline("text-classification", model=args.judge)'
+    )
+    found = script(
+        named.replace("lora_r: int", "judge: str = field(default='a')\n    lora_r: int"),
+        "--use_peft --model_name m --judge me/b",
+    )
+    assert (found.config["reward"]["path"], found.config["reward"]["label"]) == ("me/b", 1)
     literal = SENTIMENT.replace("pipeline(task, model=name)", 'pipeline("sentiment-analysis", model="me/judge")')
     softmax = literal.replace('"function_to_apply": "none"', '"top_k": None').replace("output[1]", "output[0]")
     found = script(softmax, "--use_peft --model_name m")
@@ -306,6 +314,52 @@ def test_what_is_no_script(text: str, said: str) -> None:
 def test_values_that_are_passed_on_are_named() -> None:
     text = MULTI_ADAPTER.replace("learning_rate=2e-5", "**settings")
     assert "line 33, passes `**settings` on" in dict(script(text).refused)["PPOConfig"]
+
+
+def test_a_default_of_trls_counts_only_where_the_script_reads_it() -> None:
+    """A script with a reward and data of its own isn't given the sentiment pipeline and IMDB."""
+    text = SENTIMENT.replace('ppo_config.reward_model.split(":")', "mine()") + "data = load_dataset('my/data')\n"
+    found = script(text, "--use_peft --model_name m")
+    assert found.config["reward"]["use"] == "function"
+    assert "is missing: name a reward" in dict(found.refused)["reward_model_path"]
+    assert found.config["data"]["prompts"] == "my/data"
+    assert not {"reward_model", "query_dataset"} & set(dict(found.assumed))
+
+
+def test_lengths_and_names_found_on_the_way() -> None:
+    """A length that is drawn, a limit in tokens, values passed through functions and names, Python's own filter."""
+    text = (
+        SENTIMENT
+        + """
+def build(config, name="my/data", most=256):
+    ds = load_dataset(name, split="train")
+    return ds.filter(lambda x: len(x["input_ids"]) < most)
+
+dataset = build(ppo_config, most=128)
+parameters = filter(lambda p: p.requires_grad, model.parameters())
+longest = args.longest
+output_length_sampler = LengthSampler(4, 17)
+config = PPOConfig(batch_size=args.other_name, mini_batch_size=half)
+first = second
+second = first
+other = PPOConfig(seed=first)
+"""
+    )
+    found = script(text, "--use_peft --model_name m")
+    refused = dict(found.refused)
+    assert found.config["data"] == {
+        "prompts": "my/data",
+        "split": "train",
+        "field": "prompt",
+        "max_prompt_tokens": 127,
+        "on_long": "drop",
+    }
+    assert found.config["sampling"]["max_new_tokens"] == 16
+    assert "from 4 to 16" in refused["max_new_tokens"]
+    assert "computes it (`args.other_name`)" in refused["batch_size"]
+    assert "computes it (`half`)" in refused["mini_batch_size"]
+    assert "seed" in refused
+    assert "requires_grad" not in str(refused)
 
 
 def test_a_script_is_never_run() -> None:
