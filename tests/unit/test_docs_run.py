@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from marl_core import Catalog, RunConfig, Strategy, dump_config
+from marl_core import Catalog, RunConfig, Runner, Strategy, dump_config
 from marl_core.cli.app import app, main
 from marl_core.config.choice import Choice
 from marl_core.config.fields import choices_in
@@ -104,6 +104,27 @@ def test_the_page_on_plugins(
     assert re.search(r"^2 \d+ '", out, flags=re.MULTILINE)  # the observer's second step
 
 
+CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
+
+
+def a_run_of_chats() -> None:
+    """runs/chats, on a model with a chat template."""
+    write_tiny_model("my-chat-model")
+    file = Path("my-chat-model/tokenizer_config.json")
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**tokenizer, "chat_template": CHAT_TEMPLATE}), encoding="utf-8")
+    written = {
+        **BASE,
+        "model": {"path": "my-chat-model", "dtype": "float32"},
+        "reward": {"use": "length-format", "pattern": "a"},
+        "data": {"prompts": "prompts.jsonl", "chat": True},
+        "sampling": {"max_new_tokens": 4},
+        "ppo": {"steps": 1, "batch": 2, "minibatch": 2},
+        "run": {"folder": "runs/chats", "device": "cpu"},
+    }
+    Runner(parse_config(written, "runs/chats", Catalog.installed())).train()
+
+
 class NoHub:
     """Stands for the hub's interface: nothing leaves the machine."""
 
@@ -115,9 +136,15 @@ class NoHub:
 
 
 def test_every_command_and_each_of_its_options_has_an_executed_example(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, write_sft_adapter: Any, capsys: pytest.CaptureFixture[str]
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_sft_adapter: Any,
+    write_reward_adapter: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_sft_adapter("my-model", workplace / "sft")
+    write_reward_adapter("my-model", workplace / "my-reward-adapter")
+    a_run_of_chats()
     (workplace / "run.yaml").write_text(
         "model: {path: my-model, dtype: float32}\nreference: disabled-adapter\n"
         'reward: {use: function, target: "rewards.py:low"}\ndata: {prompts: prompts.jsonl, max_prompt_tokens: 16}\n'
