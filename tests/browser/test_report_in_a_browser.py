@@ -68,7 +68,7 @@ def write_run(folder: Path, seed: int) -> Path:
                 "token_kl": kl,
             }
         )
-    evaluations = [
+    evaluations: list[dict[str, Any]] = [
         {"step": step, "reward": step / 10, "kl": 1.0, "length": 3.0, "judges": {}, "samples": [sample(step)]}
         for step in (0, 20, 40)
     ]
