@@ -258,15 +258,15 @@ class TestLive:
     def test_the_page_reloads_while_the_run_is_going(self, make_config: Callable[..., Any], tmp_path: Path) -> None:
         folder = tmp_path / "run"
         config = make_config(run={"folder": str(folder), "checkpoint_every": 1}, observers=["json-lines"])
-        runner = Runner(config)
-        going = runner.steps()
+        runner = Runner(config)  # holds the folder
+        going = iter(runner.steps())
         next(going)
         text = (folder / "report.html").read_text(encoding="utf-8")
         assert f'<html lang="en" {LIVE_MARK}="10">' in text
         assert 'class="status running"' in text
         assert finished(config) is None
         assert LIVE_MARK in write_report(folder).read_text(encoding="utf-8")[:200]  # `marl report` beside it
-        going.close()  # type: ignore[attr-defined]  # it is a generator
+        del going
         assert LIVE_MARK not in (folder / "report.html").read_text(encoding="utf-8")[:200]
 
     def test_the_page_of_a_finished_run_stands_still(self, make_config: Callable[..., Any], tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ class TestLive:
             clock[0] += 1.0  # a large page: a second
 
         monkeypatch.setattr("marl_core.report.page.write_report", writes)
-        monkeypatch.setattr("marl_core.report.live.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("time.monotonic", lambda: clock[0])
         report = LiveReport(tmp_path)
         for _ in range(30):
             report.update()

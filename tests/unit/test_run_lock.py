@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -250,3 +251,17 @@ def test_importing_needs_nothing_of_posix() -> None:
     """What Python has on POSIX alone is hidden once the libraries, which ask for the system's name, are imported."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.stdout.strip().endswith("imported"), done.stderr
+
+
+def test_who_else_holds_a_folder_is_told_without_taking_it(tmp_path: Path) -> None:
+    assert not lock.is_held(tmp_path)
+    holder = tmp_path / lock.HOLDER_FILE
+    for value, held in (
+        ({"pid": os.getpid(), "host": platform.node()}, True),
+        ({"pid": 2**22 + 1, "host": platform.node()}, False),
+        ({"pid": 2**40, "host": platform.node()}, True),
+        ({"pid": 0, "host": platform.node()}, False),
+        ({"pid": 2**22 + 1, "host": "another"}, True),
+    ):
+        holder.write_text(json.dumps(value), encoding="utf-8")
+        assert lock.is_held(tmp_path) is held, value
