@@ -57,6 +57,7 @@ include_patterns = ["*.md", "docs/**.md", "examples/**.md", "benchmarks/*.md", "
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "marl_core", "plugins", "**/.*", "**/node_modules"]
 myst_heading_anchors = 4  # the anchors that GitHub gives
 default_role = "code"
+suppress_warnings = ["ref.python"]  # a type's short name, such as `device`, may be an attribute's of two classes
 
 autodoc_mock_imports = [
     "torch",

@@ -17,7 +17,7 @@ from marl_core.registry.strategy import Strategy
 
 MAIN = "__main__"
 """The module of the program that is running: a script, or a notebook."""
-TARGET_PATTERN = r".+:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+TARGET_PATTERN = r".+:[^\W\d]\w*(\.[^\W\d]\w*)*$"
 """How a config names a function: `package.module:function`, `file.py:function`, `module:Class.method`."""
 _OBJECT_ALONE = re.compile(r".+:.*(<|\(\))|functools\.partial\(", re.DOTALL)
 """What `callable_name` writes of a function that no name leads back to."""
