@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from marl_core import ConfigError, DataError, RunConfig, Runner, Strategy, hookimpl
 from marl_core.cli.app import main
 from marl_core.cli.chat import _printable
+from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.run.talk import Talk
 from marl_core.testing import write_tiny_model
 
@@ -87,10 +89,8 @@ class TestOfARun:
         runner = Runner(make_config(observers=["json-lines"], **changes), resume=True)
         talk = Talk.of_run(run)
         for voice, adapter in zip(talk.voices, (None, "policy"), strict=True):
-            sampler: Any = runner.algorithm.sampler
-            sampler = type(sampler)(
-                **{name: getattr(sampler, name) for name in sampler.__slots__} | {"adapter": adapter}
-            )
+            assert isinstance(runner.algorithm.sampler, PolicySampler)
+            sampler = replace(runner.algorithm.sampler, adapter=adapter)
             prompts = runner.data.take([0])  # type: ignore[union-attr]
             assert talk.answer(voice, prompts.texts[0], 7).text == sampler(prompts, 7).texts[0]
 
