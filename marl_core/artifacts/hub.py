@@ -123,7 +123,7 @@ def _not_to_be_had(name: str, asked_by: str, revision: str | None, reason: str) 
 def hub_away() -> str | None:
     """Why nothing can be had from the hub now, as a clause; None when it answers. Asked once, in the way its own library asks."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # as above
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # as validate_repo_id above
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"

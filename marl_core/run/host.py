@@ -86,7 +86,10 @@ def quiet_libraries() -> None:
     for message, category in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
     os.environ.setdefault(DATASETS_BARS_VARIABLE, "1")
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # imported there without a word for checkers
+        are_progress_bars_disabled,
+        enable_progress_bars,
+    )
     from transformers.utils import logging as transformers_logging
 
     downloads_shown = sys.stderr.isatty() and not are_progress_bars_disabled()

@@ -139,6 +139,7 @@ def test_how_many_steps_a_mean_is_over_is_said(finished: Path, steps: int, said:
     assert f"- mean reward of a step: {said}" in model_card(longer)
 
 
+@pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")
 def test_a_base_in_a_folder_is_warned_of(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["publish", str(finished), "--to", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().err
