@@ -49,7 +49,7 @@ from marl_core.ppo.types import (
 )
 from marl_core.registry.catalog import Catalog
 from marl_core.report.draw import draw
-from marl_core.report.live import LiveReport
+from marl_core.run.ending import Ending
 from marl_core.run.evaluate import evaluate
 from marl_core.run.host import default_torch_modes, threads, timed, trim_heap
 from marl_core.run.observers import ObserverCalls
@@ -70,7 +70,6 @@ from marl_core.store.disk_space import (
     save_failed,
     warn_if_short,
 )
-from marl_core.store.ended import How, how_it_ended
 from marl_core.store.folder import RunFolder
 from marl_core.store.provenance import provenance
 from marl_core.store.run_state import RunState
@@ -168,11 +167,9 @@ class Runner:
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
-        self.stopped: str | None = None
-        self._stop_asked: str | None = None
+        self.ending = Ending(self.observers, self.folder, self.plan.hooks, self.ranks)
         self._evaluated: Evaluation | None = None
         self.seconds: dict[str, float] = {}
-        self.live = LiveReport(self.folder.path) if self.folder is not None else None
         self._rollouts = 0
         self._kl_coef_used = self.state.kl_coef
         self._last: StepStats | None = None
@@ -336,6 +333,7 @@ class Runner:
         self._last = stats
         self.plan.hooks.step_end(stats, scored)
         self.guard.step_ended(self.state.step)
+        self.ending.show()
         return stats
 
     def _require_reward(self) -> None:
@@ -358,27 +356,31 @@ class Runner:
 
         Closing the iterator ends the run for its observers; calling this again goes on from there.
         """
-        with self._shown_live(), self.observers.until_the_end(lambda: self.done), self._end_recorded():
+        with self.ending.told(lambda: self.done):
             yield from self._steps()
-            self._record_end()
+            self.ending.record(self.done, self.config.ppo.steps)
 
     def request_stop(self, reason: str) -> None:
         """End the run after the step it is in, as if that were the last of `ppo.steps`; `reason` is told wherever the end is.
 
         For code that has the Runner: a loop over `steps()`, another thread, a button in a notebook. A strategy returns a `StopRun`.
         """
-        self._stop_asked = self._stop_asked or reason
+        self.ending.ask(reason)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run ended before its last step, where somebody asked it to."""
+        return self.ending.stopped
 
     def _steps(self) -> Iterator[StepStats]:
         config = self.config
         self._require_reward()
         self.prepare()
-        self.stopped = None
         self.observers.begin(self.done, self.bank.tokenizer)
+        self.ending.go_on()
         if self.folder is not None:
-            self.folder.go_on()
             warn_if_short(self.folder.path, self._checkpoint_bytes * (config.run.keep + 2))
-        self._show_live()
+        self.ending.show()
         if self.done == 0:
             self.evaluate()
         failed, ending = 0, self._ends()
@@ -392,7 +394,6 @@ class Runner:
                 ending = self._ends()
             if ending or (config.run.checkpoint_every and self.done % config.run.checkpoint_every == 0):
                 failed = 0 if self._saved(failed) else failed + 1
-            self._show_live()
             yield stats
             if not ending and self._ends():  # asked for by whoever was handed the step
                 self._saved(failed)
@@ -400,14 +401,7 @@ class Runner:
 
     def _ends(self) -> bool:
         """Whether no step follows: all are done, or somebody asked the run to stop. The same on all ranks."""
-        if self.done >= self.config.ppo.steps:
-            return True
-        asked = self._stop_asked or self.plan.hooks.stop_reason
-        if not self.ranks.all_reduce_max([float(asked is not None)])[0]:
-            return False
-        self.stopped = next(reason for reason in self.ranks.all_gather_object(asked) if reason is not None)
-        self._stop_asked = self.plan.hooks.stop_reason = None
-        return True
+        return self.done >= self.config.ppo.steps or self.ending.was_asked()
 
     def train(self) -> RunResult:
         """Run to the end: steps, last evaluation, final adapter, end of the observers.
@@ -415,12 +409,7 @@ class Runner:
         Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
         """
         try:
-            with (
-                self._shown_live(),
-                self.observers.until_the_end(lambda: self.done),
-                self._end_recorded(),
-                StopRequest() as stop,
-            ):
+            with self.ending.told(lambda: self.done), StopRequest() as stop:
                 last: StepStats | None = None
                 for stats in self._steps():
                     last = stats
@@ -439,7 +428,7 @@ class Runner:
         if self.preflight is None:
             raise ConfigError("end: no step was made yet, so there is nothing to end. Call step, or train.")
         try:
-            with self.observers.until_the_end(lambda: self.done):
+            with self.ending.told(lambda: self.done):
                 if self.folder is not None and self._intact_checkpoint() is None:
                     self.save()
                 return self._finish(self._last)
@@ -456,7 +445,7 @@ class Runner:
             self.end()
         elif error is not None:
             try:
-                with suppress(type(error)), self.observers.until_the_end(lambda: self.done):
+                with suppress(type(error)), self.ending.told(lambda: self.done):
                     raise error
             finally:
                 self._let_go()
@@ -466,20 +455,6 @@ class Runner:
         self.plan.release()
         if self.folder is not None:
             self.folder.release()
-
-    def _show_live(self) -> None:
-        """The run's page as it is now, if it is time to; of several processes the first one writes it."""
-        if self.live is not None:
-            self.live.update()
-
-    @contextmanager
-    def _shown_live(self) -> Iterator[None]:
-        """A block of the run after which its page no longer reloads, however it ends."""
-        try:
-            yield
-        finally:
-            if self.live is not None and self.folder is not None and not self.folder.lock.lost:
-                self.live.close()
 
     def _finish(self, last: StepStats | None) -> RunResult:
         if self.folder is not None:
@@ -494,7 +469,7 @@ class Runner:
                     f"final: {self.folder.path / 'final'} could not be written ({error}); the last checkpoint holds the same weights. "
                     "Make room on that disk and resume: only this is left to do."
                 ) from error
-            self._record_end()
+            self.ending.record(self.done, self.config.ppo.steps)
             draw(self.folder.path)
         self.ranks.all_gather_object(None)  # nobody leaves before the first rank has written
         before = self.folder.first_evaluation() if self.folder is not None else self.before
@@ -502,22 +477,6 @@ class Runner:
         logger(RUN).info("finished after %d steps%s", self.done, f", in {result.folder}" if result.folder else "")
         self.observers.end(result)
         return result
-
-    @contextmanager
-    def _end_recorded(self) -> Iterator[None]:
-        """A block of the run: when an exception ends it, the folder says so."""
-        try:
-            yield
-        except BaseException as error:
-            if self.folder is not None and self.preflight is not None:
-                self.folder.end(*how_it_ended(error), self.done)
-            raise
-
-    def _record_end(self) -> None:
-        """The folder says that the run ended as it should."""
-        if self.folder is not None:
-            how: How = "finished" if self.stopped is None else "stopped"
-            self.folder.end(how, self.stopped or "all steps are done", self.done)
 
     def _stopped(self, number: signal.Signals) -> Stopped:
         """Save, unless this very step has been saved, and say how to go on."""
