@@ -37,7 +37,7 @@ def _facts(run: RunData, timeline: Timeline) -> Iterator[Fact]:
             changed = [
                 f"{name}: {value}"
                 for name, value in _session(session)
-                if first is None or (name, value) not in list(_session(first))
+                if value and (first is None or (name, value) not in list(_session(first)))
             ]
             yield f"resumed after step {session.step}", "; ".join([date(session.start), *changed])
 
