@@ -51,6 +51,14 @@ def in_cache(name: str, revision: str | None) -> bool:
     return any(cached_file(name, file, revision) is not None for file in ("tokenizer.json", "tokenizer_config.json"))
 
 
+def may_hold_tokenizer(folder: str) -> bool:
+    """Whether a folder has one of the files by which transformers finds out which tokenizer it is."""
+    path = os.path.expanduser(folder)
+    return any(
+        os.path.isfile(os.path.join(path, file)) for file in ("tokenizer_config.json", "tokenizer.json", "config.json")
+    )
+
+
 def custom_tokenizer(folder: str) -> bool:
     """Whether a folder's tokenizer is code that lies beside it."""
     try:

@@ -18,7 +18,6 @@ from marl_core.cli.guests import add_commands
 from marl_core.cli.log_lines import VERBOSE_OPTIONS, is_verbose, log_shown, verbosity
 from marl_core.cli.new_plugin import new_plugin
 from marl_core.cli.publish import publish
-from marl_core.cli.run_folder import config_of_run, not_started
 from marl_core.cli.warning_lines import MARL_WARNINGS, warnings_in_one_line
 from marl_core.cli.wrapping import wrapped
 from marl_core.config.device import device_of, machine_device
@@ -91,7 +90,9 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.registry.catalog import Catalog
 
     catalog = Catalog.installed()
-    if file.expanduser().is_dir() and not resume:
+    if _is_folder(file) and not resume:
+        from marl_core.cli.run_folder import not_started
+
         raise not_started(file)
     config, moved = _read(file, sets, catalog)
     from marl_core.artifacts.hub import require_hub
@@ -278,6 +279,11 @@ def _set_up_process(device: str, trim_memory: bool | None = None) -> None:
         quiet_libraries()
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether a folder is there; of a path that can't be one, no folder is."""
+    return os.path.isdir(os.path.expanduser(path))
+
+
 def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> tuple[RunConfig, str | None]:
     """The config, and a sentence when it is that of a run folder which was moved.
 
@@ -286,7 +292,9 @@ def _read(file: Path, sets: list[str] | None, catalog: Catalog) -> tuple[RunConf
     from marl_core.config.load import load_config
 
     moved = None
-    if file.expanduser().is_dir():
+    if _is_folder(file):
+        from marl_core.cli.run_folder import config_of_run
+
         config, moved = config_of_run(file, sets or (), catalog)
     else:
         config = load_config(file, sets or (), catalog)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from marl_core.artifacts.architecture import Architecture, token_rows
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.artifacts.rows import is_data_set, is_read_whole, look_at_prompts
-from marl_core.artifacts.tokenizer import custom_tokenizer, in_cache, load_tokenizer, stop_token
+from marl_core.artifacts.tokenizer import custom_tokenizer, in_cache, load_tokenizer, may_hold_tokenizer, stop_token
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.reading import UNBOUNDED_ROOM, Reading, heldout_section, read_prompts
@@ -92,6 +92,13 @@ def _load_tokenizer(check: InputCheck, config: RunConfig, told: Sequence[MarlErr
     model = config.model
     path, revision = model.tokenizer or model.path, None if model.tokenizer else model.revision
     is_folder = os.path.isdir(os.path.expanduser(path))
+    key = "model.tokenizer" if model.tokenizer else "model.path"
+    if is_folder and not may_hold_tokenizer(path):
+        if not any(str(finding).startswith(f"{key}:") for finding in told):
+            check.findings.append(
+                DataError(f"{key}: {path!r} holds no tokenizer. Give the folder of one as model.tokenizer.")
+            )
+        return
     if is_folder and model.trust_remote_code and custom_tokenizer(path):
         check.unseen.append(
             f"the tokenizer of {path!r} brings its own code, which `marl check` doesn't run: prompts were not tokenized."

@@ -44,6 +44,9 @@ class RunLock:
         if self._lock is not None:
             return None
         path = os.path.realpath(self.folder)
+        if not RunLock._newest:  # importing marl registers nothing
+            atexit.unregister(_release_all)
+            atexit.register(_release_all)
         previous = RunLock._newest.get(path)
         RunLock._newest[path] = self
         if previous is not None and previous is not self and previous._pid == os.getpid():
@@ -115,7 +118,6 @@ def is_held(folder: Path) -> bool:
     return True
 
 
-@atexit.register
 def _release_all() -> None:
     """A process that ends of itself leaves nothing that looks like a dead one's, whoever keeps its locks alive till then."""
     for lock in list(RunLock._newest.values()):

@@ -81,7 +81,10 @@ def _problems_of_file(file: Path, location: str, name: str) -> Iterable[str]:
 
 def _near_file(file: Path) -> str:
     """The Python file beside a missing one that may be meant, as the end of a sentence."""
-    near = near_match(file.name, (other.name for other in file.parent.glob("*.py")))
+    try:
+        near = near_match(file.name, [other.name for other in file.parent.glob("*.py")])
+    except (OSError, ValueError):  # a path that can't be one
+        return ""
     return f". Did you mean {str(file.with_name(near))!r}?" if near else ""
 
 

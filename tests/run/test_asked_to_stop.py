@@ -225,7 +225,7 @@ class TestEnded:
             def marl_step_end(self) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(Stopped, match=rf"Go on with `marl run {tmp_path / 'run'} --resume`"):
+        with pytest.raises(Stopped, match=r"Go on with Runner\(config, resume=True\)"):
             Runner(config(Kills())).train()
         assert end(tmp_path) == ("interrupted", "SIGINT", 1)
 

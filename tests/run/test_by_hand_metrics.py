@@ -307,7 +307,7 @@ def test_what_is_no_prompt_is_told_with_its_row(bare: MakeConfig, given: Any, sa
 def test_long_texts_are_cut_where_data_says_so(make_config: MakeConfig, prompts_file: str) -> None:
     data = {"prompts": prompts_file, "max_prompt_tokens": 20, "on_long": "truncate-left"}
     runner = Runner(make_config(data=data))
-    with pytest.warns(UserWarning, match="1 of 2 of the given prompts were longer than 20 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 of the given prompts were cut to 20 tokens"):
         assert runner.encode(["A", "x" * 50]).mask.sum(1).max() == 20
 
 

@@ -141,7 +141,7 @@ STRATEGY_FAULTS = {
 def test_a_wrong_strategy_is_named(stranger: Stranger, code: str, said: str) -> None:
     stranger("acme-marl", HEADER + code, reward={"brevity": "Brevity"})
     with pytest.raises(PluginError, match=said) as caught:
-        plan_with("brevity").check()
+        plan_with("brevity").require()
     assert "acme-marl 2.0" in str(caught.value)
 
 

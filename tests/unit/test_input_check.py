@@ -157,6 +157,7 @@ class TestRows:
             Runner(make_config(sampling={"stop": ["foo bar"]}))
 
 
+@pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")
 class TestCommand:
     def config(self, tiny_folder: str, **changes: str) -> str:
         lines = {
@@ -176,9 +177,9 @@ class TestCommand:
     ) -> None:
         write("p.jsonl", ["a long text of many letters"] * 3 + ["short"])
         assert main(["check", self.config(tiny_folder)]) == 0
-        out = capsys.readouterr().out
+        said = capsys.readouterr().err
         for key in ("data", "eval"):
-            assert f"warning: {key}.prompts: 3 of 4 prompts of p.jsonl were cut to 8 tokens" in out
+            assert f"marl: warning: {key}.prompts: 3 of 4 prompts of p.jsonl were cut to 8 tokens" in said
 
     def test_show_prints_what_the_model_reads(
         self, home: Path, tiny_folder: str, capsys: pytest.CaptureFixture[str]
@@ -247,9 +248,11 @@ class TestCommand:
         Path("runs/x").mkdir(parents=True)
         Path("runs/x/config.yaml").write_text("", encoding="utf-8")
         assert main(["check", self.config(tiny_folder, run="{folder: runs/x, device: cuda}")]) == 0
-        out = capsys.readouterr().out
-        assert "warning: run.device: cuda was asked for, and CUDA_VISIBLE_DEVICES hides every GPU" in out
-        assert "warning: run.folder: runs/x already holds a run. `marl run --resume` goes on with it" in out
+        said = capsys.readouterr().err
+        assert "marl: warning: run.device: cuda was asked for, and CUDA_VISIBLE_DEVICES hides every GPU" in said
+        assert (
+            "marl: warning: run.folder: runs/x already holds a run. `marl run runs/x --resume` goes on with it" in said
+        )
 
     def test_a_tokenizer_that_cannot_be_read(
         self, home: Path, tiny_folder: str, capsys: pytest.CaptureFixture[str]

@@ -171,7 +171,7 @@ class TestPlugins:
             with pytest.raises((PluginError, MarlWarning)) as caught:
                 call(hooks, strategy)
         assert "acme_slips.py, " + line in str(caught.value)
-        assert "The traceback (--debug) shows more" in str(caught.value)
+        assert "The traceback shows more" in str(caught.value)
 
     def test_an_estimator(self, acme: Any) -> None:
         strategy = acme.Slip()
@@ -186,7 +186,7 @@ class TestPlugins:
     def test_without_any_line_of_theirs_the_traceback_is_named(self) -> None:
         nothing: Any = {}
         built_in: Any = operator.itemgetter("x")
-        with pytest.raises(PluginError, match=r"KeyError: 'x'\. The traceback \(--debug\) shows where\.$"):
+        with pytest.raises(PluginError, match=r"KeyError: 'x'\. The traceback shows where\.$"):
             plugin_calls.call(built_in, nothing, "acme")
 
     def test_marls_own_lines_are_not_the_plugins(self) -> None:
