@@ -113,6 +113,16 @@ def in_words(command: str, python: str) -> str:
     return command if _BY_COMMAND.get() else python
 
 
+def tell_beside(error: BaseException, sentence: str) -> None:
+    """Say more with an error that is on its way: in the message of a MarlError, which is all that is shown of it; else as a note."""
+    if not sentence:
+        return
+    if isinstance(error, MarlError):
+        error.args = (f"{error} {sentence}", *error.args[1:])
+    else:
+        error.add_note(sentence)
+
+
 def together(problems: Sequence[MarlError], heading: str) -> MarlError:
     """Several problems as one error, each on a line below `heading`: of their kind where all are of one, else a ConfigError."""
     kinds = {type(problem) for problem in problems}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from marl_core.errors import warn
 from marl_core.ppo.ranks import Ranks
 from marl_core.registry.hooks import Hooks
 from marl_core.report.live import LiveReport
@@ -20,8 +22,19 @@ class Ending:
         self._observers, self._folder, self._hooks, self._ranks = observers, folder, hooks, ranks
         self._page = LiveReport(folder.path) if folder is not None else None
         self._asked: str | None = None
+        self._unsaved = [0]
+        weakref.finalize(self, _tell_unsaved, None if folder is None else str(folder.path), self._unsaved)
         self.stopped: str | None = None
         """Why the run ended before its last step, where somebody asked it to."""
+
+    @property
+    def unsaved(self) -> int:
+        """Steps since the last checkpoint. If some are left when nobody holds the Runner any more, a warning says so."""
+        return self._unsaved[0]
+
+    @unsaved.setter
+    def unsaved(self, steps: int) -> None:
+        self._unsaved[0] = steps
 
     def ask(self, reason: str) -> None:
         """End the run after the step it is in; the first reason counts."""
@@ -60,6 +73,7 @@ class Ending:
                 except BaseException as error:
                     if self._folder is not None and self._observers.began:
                         self._folder.end(*how_it_ended(error), steps())
+                    self.unsaved = 0  # the error tells what is saved
                     raise
         finally:
             if self._page is not None and self._folder is not None and not self._folder.lock.lost:
@@ -71,3 +85,12 @@ class Ending:
             how: How = "finished" if self.stopped is None else "stopped"
             reason = self.stopped or ("all steps are done" if done >= of else "the loop by hand ended it")
             self._folder.end(how, reason, done)
+
+
+def _tell_unsaved(folder: str | None, unsaved: list[int]) -> None:
+    """A Runner is gone: the steps that a loop by hand made and never saved are told."""
+    if folder is not None and unsaved[0]:
+        steps = "1 step of this run was" if unsaved[0] == 1 else f"{unsaved[0]} steps of this run were"
+        warn(
+            f"{folder}: {steps} never saved. End a loop by hand with runner.end(), or write `with Runner(config) as runner:`."
+        )

@@ -31,10 +31,13 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, ppo: PPOSect
 
 
 def learning_rate_factor(step: int, ppo: PPOSection) -> float:
-    """Factor on the peak rate at PPO step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
+    """Factor on the peak rate at PPO step `step` (0-based): linear warm-up, then constant, linear or cosine to 0 at `ppo.steps`.
+
+    A loop by hand may go beyond `ppo.steps`: there the factor stays what it was at the schedule's end.
+    """
     if step < ppo.warmup_steps:
         return (step + 1) / ppo.warmup_steps
-    progress = (step - ppo.warmup_steps) / max(1, ppo.steps - ppo.warmup_steps)
+    progress = min(1.0, (step - ppo.warmup_steps) / max(1, ppo.steps - ppo.warmup_steps))
     if ppo.schedule == "linear":
         return 1.0 - progress
     if ppo.schedule == "cosine":

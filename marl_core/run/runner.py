@@ -21,7 +21,7 @@ from marl_core.config.run_config import RunConfig
 from marl_core.config.speed_config import is_on
 from marl_core.data.given_prompts import GivenPrompts, encode_prompts
 from marl_core.data.reading import UNBOUNDED_ROOM
-from marl_core.errors import RESUME, ConfigError, DataError, Stopped, in_words, warn
+from marl_core.errors import RESUME, ConfigError, DataError, MarlError, Stopped, in_words, tell_beside, warn
 from marl_core.logs import LOADING, PREFLIGHT, RUN, logger
 from marl_core.parallel.process_group import join
 from marl_core.parallel.rank_consistency import require_same_start, trained_tensors
@@ -173,6 +173,8 @@ class Runner:
         self._rollouts = 0
         self._kl_coef_used = self.state.kl_coef
         self._last: StepStats | None = None
+        self._result: RunResult | None = None
+        self._whole = True  # weights and optimizer are those of the last whole step
         self._scores_learned: torch.Tensor | None = None
         if resume:
             self._read_checkpoint()
@@ -288,12 +290,20 @@ class Runner:
         scored = self._on_device(scored)
         if self.preflight is None:
             self.check_start(scored.rollout.prompts, ask_rewards=bool(scored.parts))  # not one that isn't used
+        if self.done >= self.config.ppo.steps and self.config.ppo.schedule != "constant":
+            warn(
+                f"step {self.done + 1} is beyond ppo.steps: {self.config.ppo.steps}, where the learning rate's schedule "
+                f"({self.config.ppo.schedule}) ends at 0, and stays there. Raise ppo.steps, or use ppo.schedule: constant."
+            )
+        self._whole = False
         with self._timed("update"), self._dumped(Phase("update", scored.rollout, scored, own=advantages)):
             fitted = None if advantages is None else advantages.fitted(scored.rollout)
             stats = self.train_on(scored, fitted, generator(self.config.run.seed, "minibatches", self.state.step))
         trained = trained_tensors(self.bank, self.roles.trained)
         self.ranks.assert_equal(f"the trained weights after step {self.state.step + 1}", trained)
         self._advance(scored)
+        self._whole = True
+        self.ending.unsaved += 1
         return stats
 
     def train_on(
@@ -354,11 +364,15 @@ class Runner:
     def steps(self) -> Iterator[StepStats]:
         """Run the remaining steps, handing out each one's numbers; checkpoints and evaluations are made on the way.
 
-        Closing the iterator ends the run for its observers; calling this again goes on from there.
+        After the last step the run ends as `train` ends it: last evaluation, final adapter, end of the observers. Closing the iterator
+        before that ends the run for its observers; calling this again goes on from there.
         """
-        with self.ending.told(lambda: self.done):
+        if self._ended():
+            return
+        with self._told():
             yield from self._steps()
-            self.ending.record(self.done, self.config.ppo.steps)
+            self._finish()
+        self._let_go()
 
     def request_stop(self, reason: str) -> None:
         """End the run after the step it is in, as if that were the last of `ppo.steps`; `reason` is told wherever the end is.
@@ -406,19 +420,24 @@ class Runner:
     def train(self) -> RunResult:
         """Run to the end: steps, last evaluation, final adapter, end of the observers.
 
-        Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then.
+        Ctrl-C and SIGTERM end it after the step they came in, with a checkpoint: `Stopped` is raised then. Of a run that has ended
+        already, as after a loop over `steps`, it gives the result.
         """
+        if self._result is not None and self._ended():
+            return self._result
         try:
-            with self.ending.told(lambda: self.done), StopRequest() as stop:
-                last: StepStats | None = None
-                for stats in self._steps():
-                    last = stats
+            with self._told(), StopRequest() as stop:
+                for _ in self._steps():
                     number = int(self.ranks.all_reduce_max([stop.signal or 0])[0])  # a signal to one rank stops all
                     if number:
                         raise self._stopped(signal.Signals(number))
-                return self._finish(last)
+                return self._finish()
         finally:
             self._let_go()
+
+    def _ended(self) -> bool:
+        """Whether the run has come to its end, and nothing was asked of it since."""
+        return self._result is not None and self._result.steps == self.done >= self.config.ppo.steps
 
     def end(self) -> RunResult:
         """End a loop of one's own as `train` ends: checkpoint, last evaluation, final adapter, end of the observers; the folder is free.
@@ -427,11 +446,12 @@ class Runner:
         """
         if self.preflight is None:
             raise ConfigError("end: no step was made yet, so there is nothing to end. Call step, or train.")
+        if self._result is not None and self._result.steps == self.done:
+            return self._result
         try:
-            with self.ending.told(lambda: self.done):
-                if self.folder is not None and self._intact_checkpoint() is None:
-                    self.save()
-                return self._finish(self._last)
+            with self._told():
+                self._save_once()
+                return self._finish()
         finally:
             self._let_go()
 
@@ -445,7 +465,7 @@ class Runner:
             self.end()
         elif error is not None:
             try:
-                with suppress(type(error)), self.ending.told(lambda: self.done):
+                with suppress(type(error)), self._told():
                     raise error
             finally:
                 self._let_go()
@@ -456,7 +476,31 @@ class Runner:
         if self.folder is not None:
             self.folder.release()
 
-    def _finish(self, last: StepStats | None) -> RunResult:
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A block of the run, however it ends: who hears of it, and what a failure says of the steps before it."""
+        with self.ending.told(lambda: self.done):
+            try:
+                yield
+            except Exception as error:
+                if not isinstance(error, Stopped):
+                    tell_beside(error, self._way_on())
+                raise
+
+    def _way_on(self) -> str:
+        """After a failure: what is saved of the steps done, and how to go on; empty where there is nothing to go on with.
+
+        Weights and optimizer are those of the last whole step unless an update was under way: then they are saved now. Of several
+        processes the others may be gone, and saving would wait for them.
+        """
+        if self.folder is None or self.preflight is None or not self.done or self.folder.lock.lost:
+            return ""
+        if self._whole and self.ranks.size == 1 and self._intact_checkpoint() is None:
+            with suppress(SaveFailed, OSError, SafetensorError, MarlError):
+                self.save()
+        return self.folder.way_on()
+
+    def _finish(self) -> RunResult:
         if self.folder is not None:
             self.folder.hold()
         done_already = self._evaluated is not None and self._evaluated.step == self.done
@@ -473,10 +517,11 @@ class Runner:
             draw(self.folder.path)
         self.ranks.all_gather_object(None)  # nobody leaves before the first rank has written
         before = self.folder.first_evaluation() if self.folder is not None else self.before
-        result = RunResult(str(self.folder.path) if self.folder else None, self.done, last, before, after, self.stopped)
-        logger(RUN).info("finished after %d steps%s", self.done, f", in {result.folder}" if result.folder else "")
-        self.observers.end(result)
-        return result
+        folder = str(self.folder.path) if self.folder else None
+        self._result = RunResult(folder, self.done, self._last, before, after, self.stopped)
+        logger(RUN).info("finished after %d steps%s", self.done, f", in {folder}" if folder else "")
+        self.observers.end(self._result)
+        return self._result
 
     def _stopped(self, number: signal.Signals) -> Stopped:
         """Save, unless this very step has been saved, and say how to go on."""
@@ -533,6 +578,7 @@ class Runner:
             strategy_tensors = strategy_state.collect(self.plan, self.bank, trained.policy)
             keep = self.config.run.keep
             saved = checkpoint.save(folder, self.bank, trained, self.optimizer, self.state, keep, strategy_tensors)
+            self.ending.unsaved = 0
             logger(RUN).info("checkpoint saved in %s", saved)
             return saved
         except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
@@ -540,8 +586,7 @@ class Runner:
 
     def _save_once(self) -> Path | None:
         """The checkpoint of this very step, written unless it is there and whole."""
-        target = self.folder.checkpoints / checkpoint.name_of(self.done) if self.folder is not None else None
-        return target if target is not None and target.is_dir() and checkpoint.damage(target) is None else self.save()
+        return self._intact_checkpoint() or self.save()
 
     def _saved(self, failed: int) -> bool:
         """Save. A full disk is a warning, and an error only after it has happened several times in a row."""
@@ -682,6 +727,11 @@ def _checked(config: RunConfig | Plan, catalog: Catalog | None) -> Plan:
     """The config's plan, which can work; what may not be meant is warned of."""
     if isinstance(config, Plan):
         return config
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"Runner: a {type(config).__name__} was given, not a config. Give a RunConfig: RunConfig(**sections), or load_config(FILE), "
+            "which reads a YAML file."
+        )
     plan = Plan.of(config, catalog)
     plan.require()
     for warning in plan.warnings():

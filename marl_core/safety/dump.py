@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core.config.redact import redact
-from marl_core.errors import DataError, MarlError, NumericError, PluginError
+from marl_core.errors import DataError, MarlError, NumericError, PluginError, tell_beside
 from marl_core.ppo.rewards import own_scores
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
@@ -68,8 +68,7 @@ def dump_on_error(folder: Path | None, step: Step, state: RunState, phase: Phase
     try:
         yield
     except (NumericError, PluginError) as error:
-        note = "" if folder is None else dump(folder, step, state, phase, error, guard.last)
-        error.args = (f"{error}{note}",)
+        tell_beside(error, "" if folder is None else dump(folder, step, state, phase, error, guard.last))
         raise
 
 
@@ -77,7 +76,7 @@ def dump(folder: Path, step: Step, state: RunState, phase: Phase, error: MarlErr
     """Write RUN/dumps/step-NNNNNN-PHASE; return a sentence that says where it is and how to replay it, or why there is none."""
     path = folder / "dumps" / f"{checkpoint.name_of(state.step + 1)}-{phase.name}"
     if not path.exists() and path.parent.is_dir() and len(list(path.parent.iterdir())) >= DUMPS_KEPT:
-        return f" Not dumped: {path.parent} holds {DUMPS_KEPT} dumps already."
+        return f"Not dumped: {path.parent} holds {DUMPS_KEPT} dumps already."
     try:
         with new_folder(path) as temporary:
             checkpoint.save_weights(temporary, step.bank, step.roles.trained)
@@ -85,8 +84,8 @@ def dump(folder: Path, step: Step, state: RunState, phase: Phase, error: MarlErr
             save_file(_cpu_copies(tensors), temporary / "batch.safetensors")
             write_json(temporary / "dump.json", _json(state, phase, error, last_plugin))
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as failure:
-        return f" The batch could not be dumped ({failure})."
-    return f" The batch is in {path}; try it again with: marl replay {path}"
+        return f"The batch could not be dumped ({failure})."
+    return f"The batch is in {path}; try it again with `marl replay {path}`."
 
 
 def load(folder: Path) -> Dump:

@@ -147,8 +147,8 @@ class RunFolder:
         serious, judging = changes(was, now, fingerprint)
         if serious and not override:
             raise ConfigError(
-                f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there, "
-                f"or resume with {in_words(*OVERRIDE)}."
+                f"resume: changed since the run was started: {', '.join(serious)}. Put back what was there; "
+                f"or, if you mean the change, resume with {in_words(*OVERRIDE)}."
             )
         self.notes += [f"changed since the run was started ({in_words(*OVERRIDE)}): {name}" for name in serious]
         self.notes += [
@@ -163,6 +163,14 @@ class RunFolder:
                     f"{after} {kind} instead of {before}: {drawn}the numbers may differ in their last bits"
                 )
 
+    def way_on(self) -> str:
+        """After a failure: what of the run's steps is saved, and how it goes on."""
+        way = in_words(f"`marl run {self.path} --resume`", RESUME[1])
+        steps = [checkpoint.step_of(path) for path in checkpoint.saved(self.checkpoints)]
+        if steps:
+            return f"Step {max(steps)} is saved: {way} goes on from there."
+        return f"No checkpoint was written yet (run.checkpoint_every), so {way} starts again at step 1."
+
     def newest_checkpoint(self) -> Path | None:
         """The newest intact checkpoint; None when the run was stopped before its first. DataError without a run, or when none is intact."""
         if not (self.path / "config.yaml").exists():
@@ -170,8 +178,14 @@ class RunFolder:
                 f"resume: {self.path} holds no run. Check run.folder, or start without {in_words('--resume', 'resume=True')}."
             )
         if not checkpoint.saved(self.checkpoints):
+            made = sum(1 for _ in read_lines(self.path / "steps.jsonl"))
             self._rewind(0)
             self.notes.append("no checkpoint yet: starting from step 0")
+            if made:
+                steps = "the step that was" if made == 1 else f"the {made} steps that were"
+                warn(
+                    f"resume: {self.path} holds no checkpoint, so it starts again at step 1; {steps} recorded in it are dropped."
+                )
             return None
         newest, notes = checkpoint.newest(self.checkpoints)
         repeated_steps = max(
