@@ -94,6 +94,7 @@ def _fill(text: str, name: str, family: Family) -> str:
     values = {
         "name": name,
         "family": family.name,
+        "a_family": family.with_article,
         "package": PREFIX + name,
         "module": _module(name),
         "class_name": "".join(part.capitalize() for part in name.split("-")),

@@ -166,11 +166,10 @@ def _shared_base(plan: Chosen) -> str:
     scorers = [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
     roles += [name for name, strategy in scorers if adapter_options(strategy)]
     roles += ["value"] if plan.value_on != "none" else []
-    adapters = sum(bool(adapter_options(strategy)) for _, strategy in scorers) + 1 + (plan.value_on == "own")
     storage = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     return (
         f"In memory once: {plan.config.model.path} ({storage}). {_listed(roles)} look{'s' if len(roles) == 1 else ''} through it, "
-        f"told apart by {adapters} adapter{'s' if adapters > 1 else ''} and small heads, which are float32."
+        "told apart by LoRA adapters and small heads, which are float32."
     )
 
 
@@ -196,6 +195,9 @@ def _reference(plan: Chosen) -> str:
     problem = mismatch(plan)
     if problem:
         return f"The reference is {label}, which is not where the policy starts: {problem}."
+    description = plan.hooks.describe(plan.reference, plan)
+    if description is not None:
+        return f"The reference is {label}: {description}. The pre-flight check measures how far the policy's start is from it."
     source = plan.config.policy.source
     if source is not None:
         return (

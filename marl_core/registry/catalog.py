@@ -17,7 +17,7 @@ from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
 from marl_core.registry.importing import process_state_restored
 from marl_core.registry.metadata import unreadable
-from marl_core.registry.raised_from import raised_from
+from marl_core.registry.raised_from import in_brief, raised_from
 from marl_core.registry.strategy import Strategy, api_problem
 
 
@@ -139,7 +139,7 @@ class Catalog:
             hint = ": a config that Python has written names the class of an object so. Start from the program that has the object."
         others = sorted({listing.family for listing in self._listings if listing.name == name})
         if others and not near and not classes:
-            hint = f"; {name!r} is a {' and a '.join(others)} strategy."
+            hint = f"; {name!r} is {' and '.join(FAMILIES[other].with_article for other in others)} strategy."
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
 
 
@@ -177,7 +177,7 @@ def _import(listing: Listing) -> object:
         raise
     except BaseException as error:
         raise PluginError(
-            f"{label} could not be imported: {error!r}. {raised_from(error, listing.target.partition(':')[0].strip())}"
+            f"{label} could not be imported: {in_brief(error)}. {raised_from(error, listing.target.partition(':')[0].strip())}"
             f"Repair or uninstall {listing.package}, or choose another {listing.family}."
         ) from error
     if printed.getvalue():

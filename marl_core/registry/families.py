@@ -85,6 +85,11 @@ class Family:
         return f"marl.{self.name}"
 
     @property
+    def with_article(self) -> str:
+        """Its name as a sentence says it of one member: `a reward`, `an observer`."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+    @property
     def key(self) -> Key:
         """The family's own config key."""
         return self.keys[0]

@@ -17,13 +17,14 @@ from marl_core.errors import (
     MarlError,
     MarlWarning,
     PluginError,
+    Stopped,
     in_words,
     near_match,
     warn,
 )
 from marl_core.registry.deprecation import gone_in
 from marl_core.registry.hookspecs import MarlSpecs
-from marl_core.registry.raised_from import origin_and_notes
+from marl_core.registry.raised_from import in_brief, origin_and_notes, say_origin
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, StopRun, Strategy
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 WEIGHT_WRITING_HOOKS = ("marl_prepare_base", "marl_reference", "marl_reward", "marl_update_end", "marl_restore")
 """Hooks that may change weights: they build what the run then stands on."""
+
+STOPPING_HOOKS = ("marl_update_end", "marl_run_start", "marl_step_end", "marl_evaluation_end", "marl_evaluation")
+"""Hooks that may give a StopRun; what another one gives of those that tell is ignored."""
 
 RENAMED_HOOKS = {"marl_evaluation": ("marl_evaluation_end", "0.1")}
 """Old names that are still called, with what to write instead and the version that renamed them."""
@@ -203,6 +207,9 @@ class Hooks:
 
     def _register(self, strategy: Strategy, origin: str) -> None:
         name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
+        for hook, spec in _specs().items():
+            if (problem := _parameter_problem(getattr(type(strategy), hook, None), spec)) is not None:
+                raise PluginError(f"{origin}: {hook}: {problem}")
         try:
             self._manager.register(strategy, name)
             self._manager.check_pending()
@@ -246,7 +253,11 @@ class Hooks:
     def _tell(self, hook: str, **arguments: Any) -> None:
         for strategy in self._implementers(hook):
             for result in self._first(strategy, hook, **arguments):
-                if isinstance(result, StopRun) and self.stop_reason is None:
+                if not isinstance(result, StopRun):  # pluggy leaves out each None
+                    if hook in STOPPING_HOOKS:
+                        raise self._wrong(strategy, hook, result, "None or a marl_core.StopRun")
+                    continue
+                if self.stop_reason is None and hook in STOPPING_HOOKS:
                     self.stop_reason = f"{result.reason} ({self._origins[strategy]})"
 
     def _tell_all(self, hook: str, **arguments: Any) -> list[MarlError]:
@@ -264,13 +275,16 @@ class Hooks:
         try:
             with self.around(self._origins[strategy], writes=hook in WEIGHT_WRITING_HOOKS):
                 yield
-        except (MarlError, MarlWarning, KeyboardInterrupt):  # a warning of ours, where somebody makes them errors
+        except (Stopped, MarlWarning, KeyboardInterrupt):  # a warning of ours, where somebody makes them errors
+            raise
+        except MarlError as error:  # of marl, which may not know who called it
+            say_origin(error, f"{hook} of {self._origins[strategy]}", type(strategy))
             raise
         except BaseException as error:
             place = "".join(f"{sentence}. " for sentence in origin_and_notes(error, type(strategy)))
             shows = "more" if place else "where"
             raise PluginError(
-                f"{self._origins[strategy]}: {hook} failed: {error!r}. {place}The traceback{in_words(' (--debug)', '')} "
+                f"{self._origins[strategy]}: {hook} failed: {in_brief(error)}. {place}The traceback{in_words(' (--debug)', '')} "
                 f"shows {shows}; "
                 "if the options are right, report it to the plugin's authors."
             ) from error
@@ -283,14 +297,38 @@ def _wraps(impl: pluggy.HookImpl) -> bool:
     return impl.wrapper or impl.hookwrapper
 
 
+def _specs() -> dict[str, list[str]]:
+    """The arguments that each hook may take."""
+    return {
+        name: [parameter for parameter in inspect.signature(spec).parameters if parameter != "self"]
+        for name, spec in vars(MarlSpecs).items()
+        if name.startswith("marl_")
+    }
+
+
+def _parameter_problem(method: object, arguments: list[str]) -> str | None:
+    """A parameter that pluggy, which hands over arguments by their names alone, would leave empty; None when there is none."""
+    if not callable(method) or not hasattr(method, "marl_impl"):
+        return None
+    named = f"name those you need: {', '.join(arguments)}" if arguments else "this hook has no arguments"
+    for parameter in inspect.signature(method).parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else "*"
+            return f"{stars}{parameter.name} gets nothing; {named}."
+        if parameter.name in arguments and parameter.kind is parameter.KEYWORD_ONLY:
+            return f"{parameter.name} gets nothing, because it stands behind a *; leave the * out."
+        if parameter.name in arguments and parameter.default is not parameter.empty:
+            return f"{parameter.name} gets nothing but its default; write it without one."
+    return None
+
+
 def _explain(message: str) -> str:
     """pluggy's message on one line, with the near match or the arguments that the hook has."""
     text = " ".join(message.split())
     match = re.search(r"hook '(\w+)'", text)
-    specs = [name for name in vars(MarlSpecs) if name.startswith("marl_")]
+    specs = _specs()
     hook = match.group(1) if match else ""
     if hook in specs:
-        parameters = [name for name in inspect.signature(getattr(MarlSpecs, hook)).parameters if name != "self"]
-        return f"{text}. {hook} may take: {', '.join(parameters)}."
+        return f"{text}. {hook} may take: {', '.join(specs[hook])}."
     near = near_match(hook, specs)
     return f"{text}. {f'Did you mean {near}?' if near else 'Known: ' + ', '.join(specs) + '.'} See docs/hooks.md."

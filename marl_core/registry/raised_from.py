@@ -43,6 +43,25 @@ def origin_and_notes(error: BaseException, whose: Callable[..., object] | type |
     return [sentence.removesuffix(".") for sentence in (place, *notes) if sentence]
 
 
+def say_origin(error: BaseException, who: str, whose: Callable[..., object] | type | None = None) -> None:
+    """Add to the message of an error of marl, raised while `who` was called, whose call and which line that was.
+
+    Nothing where no frame is a stranger's: then marl knew what it was asked for. Said once, however many calls it passes.
+    """
+    message = str(error)
+    places = origin_and_notes(error, whose)
+    if BEGINNING in message or not places or not (error.args and isinstance(error.args[0], str)):
+        return
+    error.args = (f"{message.rstrip()} (In {who}. {'. '.join(places)}.)", *error.args[1:])
+
+
+def in_brief(error: BaseException) -> str:
+    """An exception in a clause: its repr, but of code that Python can't read the place and what is wrong there."""
+    if not isinstance(error, SyntaxError) or error.lineno is None:
+        return repr(error)
+    return f"{type(error).__name__}: {_short(str(error.filename))}, line {error.lineno}: {error.msg}"
+
+
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
     return traceback.walk_tb(error.__traceback__)
 

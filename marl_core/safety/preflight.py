@@ -19,6 +19,7 @@ from marl_core.ppo.scoring import forward, pieces, reference_logprobs
 from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import Prompts, Rollout
+from marl_core.registry.raised_from import OURS
 from marl_core.safety.findings import Preflight, PreflightCheck
 
 SAMPLED_TOKENS = 16
@@ -135,13 +136,30 @@ def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
         )
     sentence = (
         f"{what}. Before any update they differ by {mean:.3g} nats per token (largest {worst:.3g}; KL {kl:.3g} nats per response): "
-        "the reference is not the model the policy starts from, and the KL penalty would pull towards a model that never saw its training"
+        f"the reference is not the model the policy starts from{_given_by(plan)}, and the KL penalty would pull towards {_pulled_to(plan)}"
     )
     if not plan.config.reference.allow_mismatch:
         raise ConfigError(
             f"pre-flight: {sentence}. {_remedy(plan)} If you mean it, set reference.allow_mismatch: true."
         )
     return PreflightCheck("reference", False, f"{sentence}; allowed by reference.allow_mismatch", numbers)
+
+
+def _stranger(plan: Plan) -> str | None:
+    """Who gives the reference, when that is no strategy of marl's own."""
+    own = type(plan.reference).__module__.partition(".")[0] in OURS
+    return None if own else plan.hooks.origin(plan.reference)
+
+
+def _given_by(plan: Plan) -> str:
+    stranger = _stranger(plan)
+    return f" (marl_reference of {stranger} gives it)" if stranger else ""
+
+
+def _pulled_to(plan: Plan) -> str:
+    """What is known of the reference: of a stranger's, no more than that it is another model."""
+    trap = plan.config.policy.start == "continue" and _stranger(plan) is None
+    return "a model that never saw its training" if trap else "another model than that"
 
 
 def _remedy(plan: Plan) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from marl_core.bank.adapters import AdapterBank
-    from marl_core.ppo.types import Rollout
+    from marl_core.ppo.types import Evaluation, Rollout, ScoredRollout, StepStats
     from marl_core.registry.strategy import Estimator
 
 RolloutFunction: TypeAlias = "Callable[[Rollout], Tensor]"
@@ -91,7 +91,8 @@ def check_strategy(
 
     Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
     exist, with arguments they have; the family's hook there; state that can be taken back. Of an observer: `marl_run_failed`
-    bears being called without `marl_run_start`. Of a quantization: a `Quantization`. Of rewards and references, on a tiny
+    bears being called without `marl_run_start`; where it has no `marl_run_start`, it is told
+    of a step and of an evaluation, and gives None or a `StopRun`. Of a quantization: a `Quantization`. Of rewards and references, on a tiny
     model (or `bank`) and three responses: the right shape, finite, no gradient, the same answer twice, log-probs not above 0
     and the same for a response alone; after an update only adapters of its own moved; and everything else left as it was:
     active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype. Of an advantage estimator, on
@@ -176,7 +177,14 @@ def check_advantage(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
 
 
 def check_observer(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
-    """`marl_run_failed` works without `marl_run_start` before it: a run may fail while its observers are told of the start."""
+    """It gives None or a StopRun, and `marl_run_failed` works without `marl_run_start` before it: a run may fail while its
+    observers are told of the start.
+    """
+    if not hooks.implements(strategy, "marl_run_start"):  # what that opens may be the world's, such as a tracker's page
+        hooks.step_end(*_step(trial))
+        hooks.evaluation_end(_evaluation(), trial.bank, POLICY)
+    if hooks.implements(strategy, "marl_state"):
+        _check_state(strategy, hooks, _with_policy(trial.bank))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", MarlWarning)
@@ -281,6 +289,26 @@ def _advantages(estimator: Estimator, bank: AdapterBank, early: bool = False, sa
     scored = ScoredRollout(rollout, zero, None, values, scores, token_scores=on_tokens if early else None)
     ppo = PPOSection(batch=4, minibatch=4, samples_per_prompt=samples_per_prompt)
     return estimate_advantages(scored, ppo, estimator=estimator).advantages
+
+
+def _step(trial: Trial) -> tuple[StepStats, ScoredRollout]:
+    """A step as an observer is told of it, with every metric that marl has."""
+    import torch
+
+    from marl_core.ppo.metrics import step_stats
+    from marl_core.ppo.types import Advantages, ScoredRollout, UpdateStats
+
+    rollout = trial.rollout
+    zero, scores = torch.zeros(rollout.ids.shape), torch.linspace(0.0, 1.0, len(rollout))
+    scored = ScoredRollout(rollout, zero, zero, zero, scores, {"reward": scores}, zero)
+    update = UpdateStats(**{field.name: 0.0 for field in fields(UpdateStats)})
+    return step_stats(1, scored, Advantages(zero, zero, zero, zero), update, 0.05, {"rollout": 1.0}), scored
+
+
+def _evaluation() -> Evaluation:
+    from marl_core.ppo.types import Evaluation
+
+    return Evaluation(1, 0.5, 0.0, 0.1, 0.0, 8.0, 0.0, 0.5, {}, ())
 
 
 def _check_update_end(strategy: Strategy, hooks: Hooks, bank: AdapterBank, own: set[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from pydantic import ConfigDict, Field, PrivateAttr
+from torch import Tensor
 
 from marl_core import (
     AdapterBank,
@@ -23,6 +24,8 @@ from marl_core import (
     ReferenceFunction,
     RewardFunction,
     Rollout,
+    ScoredRollout,
+    StepStats,
     Strategy,
     View,
     hookimpl,
@@ -271,6 +274,32 @@ class Eager(Strategy):
         self._file.close()
 
 
+class Talker(Strategy):
+    """An observer that gives a text for an order to stop."""
+
+    @hookimpl
+    def marl_step_end(self, stats: StepStats, scored: ScoredRollout) -> str:
+        return f"stop at {stats['objective/kl']}, {stats['policy/approx_kl']}, {scored.rollout.texts[0]}"
+
+
+class LosesCount(Strategy):
+    """An observer that counts, and takes back another count than it gave."""
+
+    _steps: int = 0
+
+    @hookimpl
+    def marl_step_end(self) -> None:
+        self._steps += 1
+
+    @hookimpl
+    def marl_state(self) -> dict[str, Tensor]:
+        return {"steps": torch.tensor(self._steps)}
+
+    @hookimpl
+    def marl_restore(self, state: dict[str, Tensor]) -> None:
+        self._steps = 0
+
+
 class Advantage(Strategy):
     """An estimator that does what it is told to."""
 
@@ -368,6 +397,16 @@ BROKEN: dict[str, tuple[FamilyName, Callable[[str], Strategy], str]] = {
         "observer",
         lambda _: Eager(),
         "Eager: marl_run_failed must bear being called without marl_run_start: .*'close'",
+    ),
+    "a text for an order to stop": (
+        "observer",
+        lambda _: Talker(),
+        r"Talker: marl_step_end gave a str, expected None or a marl_core.StopRun",
+    ),
+    "a count that is lost on resume": (
+        "observer",
+        lambda _: LosesCount(),
+        "LosesCount: after marl_restore, marl_state gives another 'steps' than was restored",
     ),
     "another shape": (
         "reference",

@@ -127,6 +127,9 @@ class TestReference:
         ) as caught:
             check(config)
         assert "set reference.allow_mismatch: true" in str(caught.value)
+        assert "(marl_reference of Trap" in str(caught.value)
+        assert "would pull towards another model than that" in str(caught.value)
+        assert "never saw" not in str(caught.value)
         assert f"Use the frozen adapter {sft_adapter} as reference" in str(caught.value)
 
     def test_allow_mismatch_passes_and_says_so(self, make_config: MakeConfig, sft_adapter: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -51,6 +52,8 @@ def test_what_is_written(tmp_path: Path, family: str) -> None:
     assert not any("$" in file.read_text(encoding="utf-8") for file in files)
     code = (tmp_path / "out" / "marl_length_limit.py").read_text(encoding="utf-8")
     assert "api: ClassVar[int] = 1" in code
+    for file in files:
+        assert not re.search(r"\b[Aa] [aeiou]", re.sub(r"(?m)^ *#.*", "", file.read_text(encoding="utf-8"))), file
     assert max(len(line) for line in code.splitlines()) <= 120
 
 

@@ -56,7 +56,7 @@ def test_finding_imports_nothing(stranger: Stranger) -> None:
 
 IMPORT_FAULTS = {
     "missing module": ("import nowhere_to_be_found", "ModuleNotFoundError"),
-    "syntax": ("def", "SyntaxError"),
+    "syntax": ("x = 1\ny = [1, 2\n", r"SyntaxError: \S*broken_marl.py, line 2: '\[' was never closed\. "),
     "exit": ("import sys; sys.exit(3)", r"SystemExit\(3\)"),
     "own base exception": ("class Odd(BaseException): pass\nraise Odd()", r"Odd\(\)"),
     "missing attribute": ("x = 1", "AttributeError"),

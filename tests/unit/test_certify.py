@@ -52,7 +52,72 @@ def test_a_base_that_cannot_be_compared_is_said(adapter: Path, other: str, capsy
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "base_model_name_or_path": "owner/elsewhere"}), encoding="utf-8")
     assert main(["certify", str(adapter), "--model", other]) == 0
-    assert "it can't be compared with 'owner/elsewhere', which the adapter names: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it can't be compared with 'owner/elsewhere', which the adapter names: " in said
+    assert "trained on these weights" not in said
+    assert "as float32     the base that its certificate was written on; 4 golden scores match within" in said
+    unchecked = "Whether it was trained on this base could not be checked: its base 'owner/elsewhere' isn't here"
+    assert unchecked in said
+    assert json.loads((adapter / FILE).read_text(encoding="utf-8"))["verified"] is False
+    bank = AdapterBank.from_pretrained(other, device="cpu")
+    bank.load_reward(adapter)
+    assert unchecked in bank.reward_checks["reward"]
+
+
+def test_a_base_taken_on_trust_is_compared_when_the_named_one_is_there(
+    adapter: Path, other: str, tiny_folder: str, tmp_path: Path
+) -> None:
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    named = tmp_path / "named"
+    file.write_text(json.dumps({**config, "base_model_name_or_path": str(named)}), encoding="utf-8")
+    assert write_certificate(adapter, other, ["A"])["verified"] is False
+    named.symlink_to(tiny_folder)
+    with pytest.raises(DataError, match="was trained on other weights than this base"):
+        AdapterBank.from_pretrained(other, device="cpu").load_reward(adapter)
+
+
+def test_a_certificate_that_does_not_say_whether_it_was_compared(adapter: Path, other: str, tiny_folder: str) -> None:
+    """Written before certificates said so: it is read, and what it doesn't say is found out where it can be."""
+    file = adapter / FILE
+    for base, trained in ((tiny_folder, True), (other, False)):
+        if not trained:
+            config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+            renamed = {**config, "base_model_name_or_path": "owner/elsewhere"}
+            (adapter / "adapter_config.json").write_text(json.dumps(renamed), encoding="utf-8")
+        written = dict(write_certificate(adapter, base, ["A"]))
+        assert written.pop("verified") is trained
+        file.write_text(json.dumps(written), encoding="utf-8")  # on one line, as it was
+        bank = AdapterBank.from_pretrained(base, device="cpu")
+        bank.load_reward(adapter)
+        assert ("trained on these weights;" in bank.reward_checks["reward"]) == trained
+        assert ("could not be checked" in bank.reward_checks["reward"]) != trained
+
+
+def test_a_person_can_read_it(adapter: Path, tiny_folder: str) -> None:
+    certificate = write_certificate(adapter, tiny_folder, ["A good film.", "Bad"])
+    text = (adapter / FILE).read_text(encoding="utf-8")
+    assert json.loads(text) == certificate
+    lines = text.splitlines()
+    assert lines[:3] == ["{", ' "version": 2,', ' "verified": true,']
+    assert len(lines) > 10 + len(certificate["base"]["tensors"])
+    head = lines[: lines.index(' "base": {')]
+    assert len(head) == 10  # two golden texts among them
+    assert max(map(len, head)) < 200
+
+
+def test_transformers_does_not_report_the_head_as_missing(
+    adapter: Path, tiny_folder: str, capfd: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.enable_propagation()
+    try:
+        write_certificate(adapter, tiny_folder, ["A"])
+    finally:
+        transformers_logging.disable_propagation()
+    assert "LOAD REPORT" not in caplog.text
+    assert "MISSING" not in capfd.readouterr().err
 
 
 def test_another_base_is_refused_before_anything_is_written(

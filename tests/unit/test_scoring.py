@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_core import AdapterBank, NumericError, PluginError, Prompts, Rollout, ScoreView, View
+from marl_core import AdapterBank, ConfigError, NumericError, PluginError, Prompts, Rollout, ScoreView, View
 from marl_core.bank.lora import make_config
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import as_scores, score_all
@@ -184,6 +184,28 @@ class TestReference:
             reference_logprobs(
                 bank, lambda rollout: rollout.prompts.rows[0]["x"], fake_rollout(), 1.0, PassLimits(2), "acme"
             )
+
+    def test_a_column_that_the_data_have_not_is_told_those_they_have(self, bank: AdapterBank) -> None:
+        rollout = fake_rollout([("A", " film")] * 2, [{"prompt": "A", "wanted": "b"}, {"prompt": "A", "other": 1}])
+
+        def asks(key: str) -> str:
+            with pytest.raises(PluginError) as caught:
+                reference_logprobs(bank, lambda rollout: {}[key], rollout, 1.0, PassLimits(2), "acme")
+            return str(caught.value)
+
+        columns = "The data's columns (rollout.prompts.rows) are: prompt, wanted, other"
+        assert f"{columns}. Did you mean 'wanted'?" in asks("wantd")
+        assert columns not in asks("wanted")  # it is there: another dictionary lacks it
+        assert "Did you mean" not in asks("zzz")
+
+    def test_an_error_of_marl_inside_of_it_names_it(self, bank: AdapterBank) -> None:
+        def looks(rollout: Rollout) -> Any:
+            return bank.tensors("polcy")
+
+        with pytest.raises(ConfigError) as caught:
+            reference_logprobs(bank, looks, fake_rollout(), 1.0, PassLimits(2), "copies of acme 1.0")
+        assert "(In copies of acme 1.0. It was raised from " in str(caught.value)
+        assert 'in looks: `return bank.tensors("polcy")`.)' in str(caught.value)
 
 
 def source(result: Any, name: str = "judge", weight: float = 1.0) -> RewardSource:

@@ -40,6 +40,29 @@ class Certificate(dict[str, Any]):
         )
 
 
+def in_lines(certificate: Mapping[str, Any]) -> str:
+    """JSON for people: a line for each key, for each golden text and for each of the base's tensors."""
+    return _in_lines(certificate, 0, {"golden": 1, "base": 2}) + "\n"
+
+
+def _in_lines(value: Any, depth: int, below: Mapping[str, int] | int) -> str:
+    """`below`: how many levels under this one are broken into lines, the same for all keys or by key."""
+    if below == 0 or not value or not isinstance(value, Mapping | list):
+        return json.dumps(value)
+
+    def of(key: str) -> int:
+        return below - 1 if isinstance(below, int) else below.get(key, 0)
+
+    entries = (
+        [f"{json.dumps(key)}: {_in_lines(entry, depth + 1, of(key))}" for key, entry in value.items()]
+        if isinstance(value, Mapping)
+        else [_in_lines(entry, depth + 1, of("")) for entry in value]
+    )
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    indent = "\n" + " " * (depth + 1)
+    return f"{opening}{indent}{f',{indent}'.join(entries)}{indent[:-1]}{closing}"
+
+
 def _validate(certificate: Any) -> None:
     """ValueError unless it is what write_certificate writes."""
     if not isinstance(certificate, dict) or certificate.get("version") not in (1, 2):
@@ -48,6 +71,8 @@ def _validate(certificate: Any) -> None:
         certificate.get("pad_token_id"), int
     ):
         raise ValueError("position or pad_token_id is not what write_certificate writes")
+    if not isinstance(certificate.get("verified", False), bool):
+        raise ValueError("verified is neither true nor false")
     if not isinstance(certificate.get("base"), dict) or not isinstance(certificate.get("golden"), list):
         raise ValueError("base or golden is missing")
     (_validate_samples if certificate["version"] == 1 else _validate_fingerprint)(certificate["base"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,12 +17,15 @@ from marl_core.artifacts.hub import hub_read
 from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity import reward_adapter
-from marl_core.bank.identity.certificate import FILE, Certificate
+from marl_core.bank.identity.certificate import FILE, Certificate, in_lines
 from marl_core.bank.identity.fingerprint import Fingerprint, fingerprint
-from marl_core.bank.identity.which_base import Origin, which_base
+from marl_core.bank.identity.which_base import Answer, Origin, which_base
 from marl_core.bank.inputs import plain
 from marl_core.bank.read_through import is_half
 from marl_core.errors import DataError
+
+LOAD_REPORT = "transformers.modeling_utils"
+"""The logger by which transformers says that a classifier's head is new: true of every causal model, and the adapter brings its own."""
 
 
 def write_certificate(
@@ -76,7 +80,7 @@ def _written(
             "a random one. Certificates are for SEQ_CLS adapters as TRL's RewardTrainer saves them."
         )
     try:
-        with hub_read(str(base), asked_by, revision):
+        with hub_read(str(base), asked_by, revision), _without_load_report():
             model = AutoModelForSequenceClassification.from_pretrained(
                 os.path.expanduser(base), num_labels=1, dtype=torch.float32, trust_remote_code=False, revision=revision
             )
@@ -90,7 +94,7 @@ def _written(
     model.config.pad_token_id = tokenizer.pad_token_id
     origin = Origin.of(str(base), revision)
     prints = fingerprint(model, half=origin.folder is not None and is_half(origin.folder))
-    named = _compared_with_named(files, origin, prints, asked_by)
+    answer = _compared_with_named(files, origin, prints, asked_by)
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     golden = []
     eos = tokenizer.eos_token_id
@@ -104,21 +108,24 @@ def _written(
     certificate = Certificate(
         {
             "version": 2,
-            "base": prints,
+            "verified": answer.same is True,
             "pad_token_id": tokenizer.pad_token_id,
             "position": "last-non-pad",
             "append_eos": append_eos,
             "golden": golden,
+            "base": prints,
         },
         folder / FILE,
-        named,
+        f"is what the adapter names ({answer.evidence})"
+        if answer.same
+        else f"can't be compared with {files.base_name!r}, which the adapter names: {answer.evidence}",
     )
-    certificate.file.write_text(json.dumps(certificate), encoding="utf-8")
+    certificate.file.write_text(in_lines(certificate), encoding="utf-8")
     return certificate
 
 
-def _compared_with_named(files: AdapterFiles, origin: Origin, prints: Fingerprint, asked_by: str) -> str:
-    """Whether this is the base that the adapter names, in words.
+def _compared_with_named(files: AdapterFiles, origin: Origin, prints: Fingerprint, asked_by: str) -> Answer:
+    """Whether this is the base that the adapter names.
 
     DataError when that one is on this machine and has other weights: the certificate would bless the wrong one.
     """
@@ -129,9 +136,19 @@ def _compared_with_named(files: AdapterFiles, origin: Origin, prints: Fingerprin
             f"{asked_by}: the reward adapter {files.folder} was trained on {files.base_name!r}, whose weights are not those of "
             f"{origin.source!r} ({difference}). Give the base that it was trained on."
         )
-    if answer.same is None:
-        return f"can't be compared with {files.base_name!r}, which the adapter names: {answer.evidence}"
-    return f"is what the adapter names ({answer.evidence})"
+    return answer
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """A block in which transformers reports no head as missing; errors are still said."""
+    logger = logging.getLogger(LOAD_REPORT)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _texts(texts: Iterable[str], asked_by: str) -> list[str]:

@@ -56,7 +56,7 @@ def check_reward(bank: RewardBank, view: ScoreView, files: AdapterFiles, asked_b
     """A sentence on what was verified; DataError when the weights or the golden scores differ."""
     certificate, prints = read_certificate(files.folder), base_of(bank)
     answer = None
-    if certificate is None or certificate["version"] == 1:
+    if certificate is None or not certificate.get("verified"):  # older certificates don't say
         answer = which_base(files, _origin(bank), lambda: prints)
     certified = None
     if certificate is not None and prints is not None:
@@ -81,6 +81,11 @@ def check_reward(bank: RewardBank, view: ScoreView, files: AdapterFiles, asked_b
             else "its certificate names none of these tensors"
         )
         return f"can't verify that {files.folder} was trained on this base: {why}; {golden}"
+    if answer is not None and not answer.same:
+        return (
+            f"the base that its certificate was written on; {golden}. Whether it was trained on this base could not be checked: "
+            f"{answer.evidence}, so the certificate takes the base that its writer gave"
+        )
     return f"trained on these weights; {golden}"
 
 

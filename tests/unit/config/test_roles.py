@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from marl_core import Catalog, Strategy
+from marl_core import Catalog, Strategy, hookimpl
 from marl_core.config.load import parse_config
-from marl_core.plan.describe import Role, summary
+from marl_core.plan.describe import Role, explain, summary
 from marl_core.plan.plan import Plan
 
 
@@ -51,6 +51,26 @@ def test_the_table(
         assert "refused at step 0 unless allow_mismatch: true" in plan.warnings()[0]
         allowed = plan_of(written, catalog, policy=policy, reference={**reference, "allow_mismatch": True})
         assert "allowed by allow_mismatch" in allowed.warnings()[0]
+
+
+@pytest.mark.parametrize("start", ["new", "continue"])
+def test_a_reference_that_speaks_for_itself_is_called_nothing_else(
+    written: dict[str, Any], catalog: Catalog, adapter_folder: Path, start: str
+) -> None:
+    class Copies(Strategy):
+        """Copies."""
+
+        @hookimpl
+        def marl_describe(self) -> str:
+            return "a copy of the policy, made now and then"
+
+        @hookimpl
+        def marl_reference(self) -> None: ...
+
+    policy = {"start": start, **({"from": str(adapter_folder)} if start == "continue" else {})}
+    said = explain(plan_of(written, catalog, policy=policy, reference={"use": Copies()}))
+    assert "a copy of the policy, made now and then. The pre-flight check" in said[-1]
+    assert not any("bare base" in line or "step-0 KL is 0" in line or "1 adapter" in line for line in said)
 
 
 def test_coefficient_zero_needs_no_reference(written: dict[str, Any], catalog: Catalog) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_core import ConfigError, DataError, PluginError, Quantization, Strategy, hookimpl
+from marl_core import ConfigError, DataError, PluginError, Quantization, StopRun, Strategy, hookimpl
 from marl_core.registry.hooks import Hooks
 
 
@@ -118,6 +118,121 @@ def test_what_a_plugin_raises_is_named_as_its_own(error: BaseException) -> None:
     with pytest.raises(PluginError, match=r"s0 of acme 1.0: marl_reward failed: ") as caught:
         call(hooks_of(strategy), strategy)
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("hook", ["marl_run_start", "marl_step_end", "marl_update_end", "marl_evaluation_end"])
+def test_what_is_neither_none_nor_a_stop_is_refused(hook: str) -> None:
+    said: list[Any] = [None]
+
+    def told(self: Strategy) -> Any:
+        return said[0]
+
+    watcher = type("Asker", (Strategy,), {hook: hookimpl(told)})()
+    hooks = hooks_of(watcher)
+    calls: dict[str, Callable[[], None]] = {
+        "marl_run_start": lambda: hooks.run_start(None, 0),  # type: ignore[arg-type]  # any object will do
+        "marl_step_end": lambda: hooks.step_end(None, None),  # type: ignore[arg-type]
+        "marl_update_end": lambda: hooks.update_end(1, None, "policy"),  # type: ignore[arg-type]
+        "marl_evaluation_end": lambda: hooks.evaluation_end(None, None, "policy"),  # type: ignore[arg-type]
+    }
+    calls[hook]()
+    assert hooks.stop_reason is None
+    said[0] = "stop"
+    with pytest.raises(PluginError, match=rf"{hook} gave a str, expected None or a marl_core.StopRun"):
+        calls[hook]()
+    said[0] = StopRun("enough")
+    calls[hook]()
+    assert hooks.stop_reason == "enough (s0 of acme 1.0)"
+
+
+def test_what_the_others_give_is_ignored() -> None:
+    class Chatty(Strategy):
+        @hookimpl
+        def marl_progress(self) -> str:
+            return "going on"
+
+        @hookimpl
+        def marl_run_end(self) -> StopRun:
+            return StopRun("too late")
+
+    hooks = hooks_of(Chatty())
+    hooks.progress("sampling", 0, 1)
+    hooks.run_end(None)  # type: ignore[arg-type]
+    assert hooks.stop_reason is None
+
+
+class Everything(Strategy):
+    @hookimpl
+    def marl_progress(self, **kw: Any) -> None: ...
+
+
+class Starred(Strategy):
+    @hookimpl
+    def marl_progress(self, *rest: Any) -> None: ...
+
+
+class Optional(Strategy):
+    @hookimpl
+    def marl_step_end(self, stats: Any, scored: Any = None) -> None: ...
+
+
+class ByName(Strategy):
+    @hookimpl
+    def marl_step_end(self, *, stats: Any) -> None: ...
+
+
+class OwnDefault(Strategy):
+    """A default that is no argument of the hook is the author's business."""
+
+    @hookimpl
+    def marl_step_end(self, stats: Any, digits: int = 3) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Everything, r"s0 of acme 1.0: marl_progress: \*\*kw gets nothing; name those you need: phase, done, total\."),
+        (Starred, r"marl_progress: \*rest gets nothing"),
+        (Optional, r"marl_step_end: scored gets nothing but its default; write it without one"),
+        (ByName, r"marl_step_end: stats gets nothing, because it stands behind a \*"),
+    ],
+)
+def test_parameters_that_would_stay_empty_are_refused(strategy: type[Strategy], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        hooks_of(strategy())
+    assert hooks_of(OwnDefault()).strategies
+
+
+def test_an_error_of_marl_names_the_plugin_that_asked_and_its_line() -> None:
+    class Asks(Strategy):
+        @hookimpl
+        def marl_reward(self) -> Any:
+            raise ConfigError("There is no adapter 'polcy'.")  # in place of a call of marl's
+
+    strategy = Asks()
+    with pytest.raises(ConfigError) as caught:
+        call(hooks_of(strategy), strategy)
+    said = str(caught.value)
+    assert said.startswith("There is no adapter 'polcy'. (In marl_reward of s0 of acme 1.0. It was raised from ")
+    assert "test_hooks.py, line" in said
+    assert said.count("It was raised from") == 1
+
+
+def test_code_that_is_not_python_is_named_by_its_place(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_written.py").write_text("x = 1\ny = [1, 2\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    class Late(Strategy):
+        @hookimpl
+        def marl_reward(self) -> Any:
+            import half_written  # type: ignore[import-not-found]
+
+            return half_written.x
+
+    strategy = Late()
+    with pytest.raises(PluginError, match=r"failed: SyntaxError: half_written\.py, line 2: '\[' was never closed\. "):
+        call(hooks_of(strategy), strategy)
 
 
 def test_marls_own_errors_pass_through() -> None:
