@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from marl_plugins.migrate import llamafactory, trl
-from marl_plugins.migrate.foreign_config import Carried
+from marl_plugins.migrate.foreign_config import MISSING, Carried
 from marl_plugins.writing import MODELINE, render, write_all, write_schema
 
 app = typer.Typer(
@@ -88,7 +88,11 @@ def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | No
         write_all({to: text} | {to.parent / name: content for name, content in carried.files.items()}, force)
     for word, lines in (("not converted", refused), ("partly", partly), ("assumed", assumed)):
         for line in lines:
-            typer.echo(f"{word}: {line}", err=True)
+            key, _, why = line.partition(": ")
+            typer.echo(
+                f"missing: {key}: {why.removeprefix(MISSING)}" if why.startswith(MISSING) else f"{word}: {line}",
+                err=True,
+            )
     if to is None:
         typer.echo(text, nl=False)
         for name in carried.files:

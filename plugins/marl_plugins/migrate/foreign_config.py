@@ -12,7 +12,11 @@ from marl_core import Catalog, ConfigError, MarlError, read_rows
 from marl_plugins.writing import usual_config
 
 NO_SUCH_SETTING = "marl has no such setting"
-UNKNOWN = "marl has no such setting, and the trainer has no such key: is the name right?"
+UNKNOWN = (
+    "marl has no such setting, and the releases of the trainer that marl knows have no such key: is the name right?"
+)
+MISSING = "is missing: "
+"""How the note on a key begins that a config needs and nobody gave."""
 SMALL_RATE = 1e-5
 """Below it a LoRA hardly moves in a run of usual length."""
 Note = tuple[str, str]
@@ -91,7 +95,7 @@ class ForeignConfig:
     def note(self, key: str, why: str, *, lost: bool = False) -> None:
         """Say that a key was not taken over as it was; `lost`: that nothing came of it."""
         self.notes.append((key, why))
-        if lost:
+        if lost or why.startswith(MISSING):
             self.lost.add(key)
 
     def carried(

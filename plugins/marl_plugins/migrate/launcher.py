@@ -22,7 +22,7 @@ def processes_of(words: Sequence[str]) -> int | None:
         return _product(options, "num_gpus", "num_nodes", without=None)
     if any(name.startswith("accelerate") for name in names):
         return _count(options.get("num_processes")) or _of_config(options.get("config_file"))
-    return 1 if names and PYTHON.fullmatch(names[-1]) else None
+    return 1 if any(PYTHON.fullmatch(name) for name in names) and "-m" not in names else None
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:

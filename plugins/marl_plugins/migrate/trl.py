@@ -247,7 +247,13 @@ def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any
         foreign.take("bnb_4bit_quant_type", default="nf4"),
         foreign.take("use_bnb_nested_quant", default=False),
     )
-    dtype = str(foreign.take("dtype", "torch_dtype", default="bfloat16" if foreign.take("bf16") else "float32"))
+    named = foreign.take("dtype", "torch_dtype", default="bfloat16" if foreign.take("bf16") else None)
+    if named is None:
+        foreign.assume(
+            "dtype",
+            "not given; float32 is written, as transformers 4 loads a model; transformers 5 takes the dtype of its files",
+        )
+    dtype = str(named or "float32")
     checkpointing = foreign.take("gradient_checkpointing")
     if checkpointing and eight:
         foreign.note("gradient_checkpointing", "not on an 8-bit base, whose kernels differ between train and eval mode")

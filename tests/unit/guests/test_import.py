@@ -155,7 +155,7 @@ def test_every_unknown_key_is_named() -> None:
     given = {**BASE, "ppo_whiten_rewards": True, "frobnicate": 1, "template": "llama3", "low_cpu_mem_usage": True}
     _, refused = carried(llamafactory, given)
     assert next(iter(refused)) == "frobnicate"
-    assert "the trainer has no such key" in refused["frobnicate"]
+    assert "is the name right?" in refused["frobnicate"]
     assert refused["low_cpu_mem_usage"] == "marl has no such setting"
     assert "marl check --show 1" in refused["template"]
     assert "whitens advantages" in refused["ppo_whiten_rewards"]
@@ -239,6 +239,9 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "not converted: xyz: marl has no such setting" in captured.err
     assert "partly: top_k" in captured.err
     assert "not converted: top_k" not in captured.err
+    assert "missing: dataset: name a file of prompts" in captured.err
+    assert main(["import", "llamafactory", "lf.yaml", "--num-processes", "2", "--to", "two.yaml"]) == 0
+    assert load_config("two.yaml").ppo.batch == 16
     assert "#   xyz: marl has no such setting" in Path("run.yaml").read_text(encoding="utf-8")
     plan = Plan.of(load_config("run.yaml"))
     assert plan.config.policy.r == 4

@@ -15,7 +15,7 @@ from marl_core import Catalog, ConfigError
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_plugins.migrate import trl, trl_defaults
-from marl_plugins.migrate.foreign_config import Carried
+from marl_plugins.migrate.foreign_config import UNKNOWN, Carried
 
 MULTI_ADAPTER = """
 from dataclasses import dataclass, field
@@ -305,6 +305,8 @@ def test_arguments_of_tyro_and_a_launcher() -> None:
     [
         ("", None),
         ("python", 1),
+        ("python -u", 1),
+        ("python -m some.launcher", None),
         ("/usr/bin/python3.11", 1),
         ("accelerate launch", None),
         ("accelerate launch --num_processes=8 --num_machines 2", 8),
@@ -377,7 +379,7 @@ def test_arguments_that_nobody_knows_stand_first() -> None:
     found = arguments("--model_name m --rm_adapter r --optimize_cuda_cache --colour blue")
     assert found.refused[0] == (
         "colour",
-        "marl has no such setting, and the trainer has no such key: is the name right?",
+        UNKNOWN,
     )
     assert found.partly == {"rm_adapter", "dataset_name", "top_p"}
     own = MULTI_ADAPTER.replace("    seed: int", "    rm_adapters: str = field(default='')\n    seed: int")
@@ -517,6 +519,9 @@ def test_the_command_writes_all_files_or_none(capsys: pytest.CaptureFixture[str]
     assert not Path("run.yaml").exists()
     assert main([*command, "--force"]) == 0
     assert "load_dataset" in Path("make_prompts.py").read_text(encoding="utf-8")
+    launched = ["import", "trl-args", "torchrun", "--nproc-per-node=2", *command[2:], "--force"]
+    assert main(launched) == 0
+    assert yaml.safe_load(Path("run.yaml").read_text(encoding="utf-8"))["ppo"]["batch"] == 16
     assert "ppo.py (TRL) and its arguments" in Path("run.yaml").read_text(encoding="utf-8")
     assert main(["import", "trl-args", "no.py", "--to", "x.yaml"]) == 2
     assert "no.py: can't be read" in capsys.readouterr().err
