@@ -42,7 +42,7 @@ MIN_FOREIGN_KEYS = 2
 
 
 def refuse_foreign(written: Mapping[str, Any], path: str) -> None:
-    """ConfigError naming the command that carries the file over, when its keys are LLaMA-Factory's or TRL's."""
+    """ConfigError naming the command that converts the file, when its keys are LLaMA-Factory's or TRL's."""
     matches = [key for key in (*LLAMAFACTORY_KEYS, *TRL_KEYS) if key in written]
     if "model" in written or len(matches) < MIN_FOREIGN_KEYS:
         return
@@ -54,5 +54,5 @@ def refuse_foreign(written: Mapping[str, Any], path: str) -> None:
     )
     raise ConfigError(
         f"{path}: a config of {trainer}, by its keys {', '.join(matches[:4])}; marl's has sections such as model, reference and reward. "
-        f"Carry it over: {command} --to marl.yaml"
+        f"Convert it: {command} --to marl.yaml"
     )

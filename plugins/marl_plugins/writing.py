@@ -25,9 +25,21 @@ def render(config: Mapping[str, Any], about: Mapping[str, str], head: Iterable[s
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines stand on one, as `"{instruction}\\n{input}"`: a fold would hide the newline."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None),
+)
+
+
 def _dump(name: str, section: Any) -> str:
     flow = None if isinstance(section, Mapping | list) else False
-    text = yaml.safe_dump({name: section}, sort_keys=False, allow_unicode=True, width=120, default_flow_style=flow)
+    text = yaml.dump(
+        {name: section}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=flow
+    )
     return str(text).rstrip().replace("{'on': ", "{on: ")  # a key, not a truth value: marl reads YAML so
 
 

@@ -73,7 +73,16 @@ def test_its_llama_factory_example_becomes_what_it_says() -> None:
     catalog = Catalog.installed()
     assert parse_config(found.config, "carried", catalog) == parse_config(ours, "docs/from-trl.md", catalog)
     assert {key for key, _ in found.refused} == {"cutoff_len", "do_train", "template", "dataset"}
-    assert {key for key, _ in found.assumed} == {"lora_alpha", "ppo_epochs", "max_grad_norm", "ppo_target", "seed"}
+    assert {key for key, _ in found.assumed} == {
+        "lora_alpha",
+        "ppo_epochs",
+        "max_grad_norm",
+        "ppo_target",
+        "seed",
+        "reward_model_type",
+        "disable_gradient_checkpointing",
+        "number of processes",
+    }
 
 
 def test_the_options_in_its_table_exist() -> None:

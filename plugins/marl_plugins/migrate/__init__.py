@@ -1,1 +1,1 @@
-"""Configs of other trainers carried over: `marl import`."""
+"""Configs of other trainers converted: `marl import`."""

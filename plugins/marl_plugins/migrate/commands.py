@@ -1,4 +1,4 @@
-"""Carry a PPO config of another trainer over to marl: `marl import llamafactory FILE`, `marl import trl-args SCRIPT ...`."""
+"""Convert a PPO config of another trainer to marl's: `marl import llamafactory FILE`, `marl import trl-args SCRIPT ...`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Annotated
 import typer
 
 from marl_plugins.migrate import llamafactory, trl
-from marl_plugins.migrate.foreign_config import Carried
+from marl_plugins.migrate.foreign_config import MISSING, Carried
 from marl_plugins.writing import MODELINE, render, write_all, write_schema
 
 app = typer.Typer(
-    help="Carry a PPO config of another trainer over to marl.", no_args_is_help=True, rich_markup_mode=None
+    help="Convert a PPO config of another trainer to marl's.", no_args_is_help=True, rich_markup_mode=None
 )
 To = Annotated[Path | None, typer.Option("--to", help="File to write; printed when absent.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
-REFUSED = "Not carried over, or not as it was:"
+REFUSED = "Not converted:"
+PARTLY = "Converted in part, or changed:"
 ASSUMED = "Assumed, because it was not given. Compare it with what you ran:"
 HINT = "scripts often set inside what is assumed here: look there, or give marl the script itself: marl import trl-args SCRIPT.py ..."
 SECTION_COMMENTS = {
@@ -37,10 +38,18 @@ def llamafactory_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="LLaMA-Factory's YAML (stage: ppo).")],
     to: To = None,
     force: Force = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            min=1,
+            help="How many processes (GPUs) the run had; LLaMA-Factory's batch is that of one.",
+        ),
+    ] = None,
 ) -> None:
-    """Carry over a PPO config of LLaMA-Factory."""
-    carried = llamafactory.migrate(trl.read_mapping(file))
-    _finish(context, carried, f"Carried over from {file.name} (LLaMA-Factory).", to, force)
+    """Convert a PPO config of LLaMA-Factory."""
+    carried = llamafactory.migrate(trl.read_mapping(file), processes)
+    _finish(context, carried, f"Converted from {file.name} (LLaMA-Factory).", to, force)
 
 
 @app.command("trl-args", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -56,33 +65,40 @@ def trl_args(
         ),
     ] = None,
 ) -> None:
-    """Carry over a TRL PPO script with its arguments, written as they are: ppo.py --learning_rate 1e-5 ... or the arguments alone."""
-    script, words = trl.split_command(context.args)
-    carried = trl.migrate(trl.read_arguments(words), script, trl_version)
+    """Convert a TRL PPO script with its arguments, written as you start it: accelerate launch --num_processes 4 ppo.py --learning_rate 1e-5
+    ..., ppo.py --learning_rate 1e-5 ..., or the arguments alone."""
+    command = trl.split_command(context.args)
+    script = command.script
+    carried = trl.migrate(trl.read_arguments(command.words), script, trl_version, command.processes)
     origin = f"{script.name} (TRL) and its arguments" if script else "the arguments of a TRL PPO script"
-    _finish(context, carried, f"Carried over from {origin}.", to, force)
+    _finish(context, carried, f"Converted from {origin}.", to, force)
     if carried.assumed and script is None:
         typer.echo(HINT, err=True)
 
 
 def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | None, force: bool) -> None:
-    """The config to the file or to stdout; what was not carried over, and what was assumed, as comments in it and to stderr."""
-    refused = [f"{key}: {why}" for key, why in carried.refused]
+    """The config to the file or to stdout; what was not converted, and what was assumed, as comments in it and to stderr."""
+    refused = [f"{key}: {why}" for key, why in carried.refused if key not in carried.partly]
+    partly = [f"{key}: {why}" for key, why in carried.refused if key in carried.partly]
     assumed = [f"{key}: {why}" for key, why in carried.assumed]
     text = render(carried.config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), origin])
-    for title, lines in ((REFUSED, refused), (ASSUMED, assumed)):
+    for title, lines in ((REFUSED, refused), (PARTLY, partly), (ASSUMED, assumed)):
         text += f"\n# {title}\n" + "".join(f"#   {line}\n" for line in lines) if lines else ""
+    if to is not None:
+        write_all({to: text} | {to.parent / name: content for name, content in carried.files.items()}, force)
+    for word, lines in (("not converted", refused), ("partly", partly), ("assumed", assumed)):
+        for line in lines:
+            key, _, why = line.partition(": ")
+            typer.echo(
+                f"missing: {key}: {why.removeprefix(MISSING)}" if why.startswith(MISSING) else f"{word}: {line}",
+                err=True,
+            )
     if to is None:
         typer.echo(text, nl=False)
         for name in carried.files:
             typer.echo(f"{name}: is written beside the config when it has a file (--to)", err=True)
     else:
-        write_all({to: text} | {to.parent / name: content for name, content in carried.files.items()}, force)
         for name in carried.files:
             typer.echo(f"{to.parent / name}: written")
         write_schema(context, to.parent)
         typer.echo(f"{to}: written. Next: marl check {to}")
-    for line in refused:
-        typer.echo(f"not carried over: {line}", err=True)
-    for line in assumed:
-        typer.echo(f"assumed: {line}", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -12,6 +12,11 @@ from marl_core import Catalog, ConfigError, MarlError, read_rows
 from marl_plugins.writing import usual_config
 
 NO_SUCH_SETTING = "marl has no such setting"
+UNKNOWN = (
+    "marl has no such setting, and the releases of the trainer that marl knows have no such key: is the name right?"
+)
+MISSING = "is missing: "
+"""How the note on a key begins that a config needs and nobody gave."""
 SMALL_RATE = 1e-5
 """Below it a LoRA hardly moves in a run of usual length."""
 Note = tuple[str, str]
@@ -25,11 +30,13 @@ class Carried:
     config: dict[str, Any]
     """marl's config."""
     refused: list[Note]
-    """Keys that were not carried over, or not as they were, with the reason."""
+    """Keys that were not converted, or not as they were, with the reason."""
     assumed: list[Note] = field(default_factory=list)
     """Keys that were not given, with the value that was taken and where it is from."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Further files that the config needs, by name: their texts."""
+    partly: frozenset[str] = frozenset()
+    """Keys of `refused` that became something in the config, but not as they were."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class ForeignConfig:
     """What the other trainer does where a key is absent, by its first name."""
     notes: list[Note] = field(default_factory=list)
     assumed: dict[str, str] = field(default_factory=dict)
+    unknown: Sequence[str] = ()
+    """Keys that the other trainer doesn't have either."""
+    lost: set[str] = field(default_factory=set)
+    """Keys with a note that became nothing in the config."""
 
     def take(self, *names: str, default: Any = None) -> Any:
         """The value of the first of these keys that is there; all of them count as taken over.
@@ -77,17 +88,28 @@ class ForeignConfig:
             raise ConfigError(f"{names[0]}: {value!r} is not a number.") from None
         return int(number) if number.is_integer() and not isinstance(value, float) else number
 
-    def note(self, key: str, why: str) -> None:
-        """Say that a key was not taken over, or not as it was."""
+    def assume(self, key: str, why: str) -> None:
+        """Say what was taken for a key that nobody gave; what was said before stays."""
+        self.assumed.setdefault(key, why)
+
+    def note(self, key: str, why: str, *, lost: bool = False) -> None:
+        """Say that a key was not taken over as it was; `lost`: that nothing came of it."""
         self.notes.append((key, why))
+        if lost or why.startswith(MISSING):
+            self.lost.add(key)
 
     def carried(
         self, config: Mapping[str, Any], reasons: Mapping[str, str], files: Mapping[str, str] | None = None
     ) -> Carried:
-        """The config with all notes, and every key that nobody took with its reason; those that change nothing stand last."""
-        key_reasons = [*self.notes, *((key, reasons.get(key, NO_SUCH_SETTING)) for key in self.remaining)]
-        refused = sorted(key_reasons, key=lambda pair: pair[1].startswith("not needed"))
-        return Carried(without_none(config), refused, list(self.assumed.items()), files or {})
+        """The config with all notes, and every key that nobody took with its reason.
+
+        Keys that the other trainer doesn't have stand first, for they may be slips of the pen; those that change nothing stand last.
+        """
+        unknown = [(key, UNKNOWN) for key in self.unknown if key in self.remaining]
+        rest = [(key, reasons.get(key, NO_SUCH_SETTING)) for key in self.remaining if key not in self.unknown]
+        refused = sorted([*unknown, *self.notes, *rest], key=lambda pair: pair[1].startswith("not needed"))
+        partly = frozenset(key for key, _ in self.notes) - self.lost
+        return Carried(without_none(config), refused, list(self.assumed.items()), files or {}, partly)
 
 
 def _shown(value: Any) -> str:
@@ -118,15 +140,63 @@ def rows_of(file: str) -> int | None:
     return None if rows is None else len(rows)
 
 
-def steps_of(foreign: ForeignConfig, epochs_key: str, epochs: float, rows: int | None, batch: int) -> int | None:
-    """PPO steps that so many passes over so many prompts make; None, with a note, when the rows aren't known."""
+def steps_of(
+    foreign: ForeignConfig, epochs_key: str, epochs: float, rows: int | None, batch: int, *, whole_passes: bool = False
+) -> int | None:
+    """PPO steps that so many passes over so many prompts make; None, with a note, when the rows aren't known.
+
+    `whole_passes`: the trainer rounds each pass up to whole batches, not their sum.
+    """
     if rows:
-        return max(1, ceil(epochs * ceil(rows / batch)))
+        exact = epochs * rows / batch
+        steps = ceil(epochs * ceil(rows / batch)) if whole_passes else ceil(exact)
+        return rounded_up(foreign, epochs_key, exact, f"{epochs:g} x {rows} prompts / {batch}", steps)
     foreign.note(
         epochs_key,
         f"marl counts PPO steps: set ppo.steps to {epochs:g} x prompts / {batch}; the prompts can't be counted here",
     )
     return None
+
+
+def rounded_up(foreign: ForeignConfig, key: str, exact: float, counted: str, steps: int | None = None) -> int:
+    """Whole PPO steps, at least one; that they were rounded up is noted.
+
+    `exact`: the number before rounding, `counted` how it was counted, `steps` what the trainer rounds it to, if not to the next integer.
+    """
+    whole = max(1, ceil(exact) if steps is None else steps)
+    if whole != exact:
+        foreign.note(key, f"{counted} is {exact:.4g} steps; ppo.steps is rounded up to {whole}")
+    return whole
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes a run had: the trainers' batches are those of one process, marl's are those of all."""
+
+    count: int
+    known: bool
+
+    def assume(self, foreign: ForeignConfig, trainer: str, divided: str) -> None:
+        """Say that one process was taken where nobody told how many there were. `divided`: what becomes of ppo.steps."""
+        if not self.known:
+            foreign.assume(
+                "number of processes",
+                f"taken as 1; {trainer}'s batch is that of one process. If it ran with N GPUs, multiply ppo.batch and "
+                f"ppo.minibatch by N{divided}",
+            )
+
+
+DIVIDED = ", and divide ppo.steps by N"
+
+
+def processes(foreign: ForeignConfig) -> Processes:
+    """Out of what a launcher was told, under the names of accelerate, torchrun and deepspeed; ConfigError when that is no count."""
+    count = foreign.number("num_processes", "nproc_per_node", "num_gpus")
+    if count is None:
+        return Processes(1, known=False)
+    if isinstance(count, bool) or count != int(count) or count < 1:
+        raise ConfigError(f"number of processes: {count!r} is no count of processes. Give 1 or more.")
+    return Processes(int(count), known=True)
 
 
 def warm_up(

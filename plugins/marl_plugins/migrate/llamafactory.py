@@ -7,9 +7,11 @@ from typing import Any
 
 from marl_core import ConfigError
 from marl_plugins.migrate.foreign_config import (
+    DIVIDED,
     Carried,
     Default,
     ForeignConfig,
+    Processes,
     lora_rate,
     offers,
     run_sections,
@@ -17,6 +19,7 @@ from marl_plugins.migrate.foreign_config import (
     warm_up,
     without_none,
 )
+from marl_plugins.migrate.known_keys import LLAMAFACTORY_KEYS
 from marl_plugins.migrate.llamafactory_data import data_section
 from marl_plugins.migrate.reasons import LLAMAFACTORY
 
@@ -37,7 +40,10 @@ DEFAULTS = {
         "ppo_target": 6.0,
         "max_new_tokens": 1024,
         "temperature": 0.95,
+        "finetuning_type": "lora",
+        "reward_model_type": "lora",
         "lora_rank": 8,
+        "lora_target": "all",
         "cutoff_len": 2048,
         "seed": 42,
     }.items()
@@ -45,10 +51,14 @@ DEFAULTS = {
 """What LLaMA-Factory does where a key is absent; only what becomes something in marl's config."""
 
 
-def migrate(written: Mapping[str, Any]) -> Carried:
-    """The marl config, each key that was not carried over with the reason, and each value that was assumed."""
-    foreign = ForeignConfig(dict(written), DEFAULTS)
-    stage, kind = foreign.take("stage", default="ppo"), foreign.take("finetuning_type", default="lora")
+def migrate(written: Mapping[str, Any], processes: int | None = None) -> Carried:
+    """The marl config, each key that was not converted with the reason, and each value that was assumed.
+
+    `processes`: how many the run had, where that is known.
+    """
+    foreign = ForeignConfig(dict(written), DEFAULTS, unknown=LLAMAFACTORY_KEYS.unknown(written))
+    many = Processes(processes or 1, known=processes is not None)
+    stage, kind = foreign.take("stage", default="ppo"), foreign.take("finetuning_type")
     if stage != "ppo":
         raise ConfigError(
             f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
@@ -69,7 +79,7 @@ def migrate(written: Mapping[str, Any]) -> Carried:
         "reward": _reward(foreign, str(model["path"])),
         "data": data,
         "sampling": _sampling(foreign),
-        "ppo": _ppo(foreign, rows),
+        "ppo": _ppo(foreign, rows, many),
         "shaping": {"normalize": True} if foreign.take("ppo_score_norm", default=False) else None,
         **run_sections(foreign, TRACKERS, 42),
     }
@@ -81,8 +91,7 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
     path = foreign.take("model_name_or_path")
     if not path:
         raise ConfigError("model_name_or_path: is needed; a PPO config of LLaMA-Factory names its base there.")
-    half = foreign.take("fp16", default=False)
-    bf16 = foreign.take("bf16", "pure_bf16", default=False)
+    dtype = _dtype(foreign)
     bits, method = foreign.number("quantization_bit"), foreign.take("quantization_method", default="bnb")
     double, kind = foreign.take("double_quantization", default=True), foreign.take("quantization_type", default="nf4")
     quantization: Any = None
@@ -92,7 +101,13 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
         quantization = "bnb-8bit"
     elif bits:
         foreign.note("quantization_bit", f"{bits} bits by {method}: marl has 4 and 8 bits by bitsandbytes")
-    checkpointing = not foreign.take("disable_gradient_checkpointing", default=False)
+    disabled = foreign.take("disable_gradient_checkpointing")
+    if disabled is None and bits != 8:
+        foreign.assume(
+            "disable_gradient_checkpointing",
+            "not given; LLaMA-Factory checkpoints gradients then: model.gradient_checkpointing is true",
+        )
+    checkpointing = not disabled
     if checkpointing and bits == 8:
         foreign.note(
             "disable_gradient_checkpointing",
@@ -102,12 +117,28 @@ def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
     model = {
         "path": path,
         "revision": foreign.take("model_revision"),
-        "dtype": "bfloat16" if bf16 else "float16" if half else "float32",
+        "dtype": dtype,
         "attention": ATTENTION.get(str(attention)),
         "trust_remote_code": foreign.take("trust_remote_code") or None,
         "gradient_checkpointing": True if checkpointing and bits != 8 else None,
     }
     return without_none(model), quantization
+
+
+def _dtype(foreign: ForeignConfig) -> str:
+    """The dtype of the base's weights. Where nothing is said LLaMA-Factory takes one of 16 bits, unless the machine has none."""
+    half, bf16 = foreign.take("fp16", default=False), foreign.take("bf16", "pure_bf16", default=False)
+    inferred = foreign.take("infer_dtype", default="auto")
+    if bf16 or half:
+        return "bfloat16" if bf16 else "float16"
+    if inferred in ("bfloat16", "float16", "float32"):
+        return str(inferred)
+    foreign.assume(
+        "bf16",
+        "neither bf16 nor fp16 given; LLaMA-Factory loads a base in bfloat16 then where its config.json says so and the GPU can, else in "
+        "float16, on a CPU in float32. bfloat16 is written: compare model.dtype",
+    )
+    return "bfloat16"
 
 
 def _lora(foreign: ForeignConfig) -> dict[str, Any]:
@@ -116,7 +147,7 @@ def _lora(foreign: ForeignConfig) -> dict[str, Any]:
     if alpha is None:
         alpha = 2 * rank
         foreign.assumed["lora_alpha"] = f"not given; {alpha} is LLaMA-Factory's default, twice the rank"
-    targets = str(foreign.take("lora_target", default="all"))
+    targets = str(foreign.take("lora_target"))
     further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
     return without_none(
         {
@@ -158,7 +189,7 @@ def _own_reference(foreign: ForeignConfig, base: str, default: Any) -> Any:
     model, adapter = foreign.take("ref_model"), _last_adapter(foreign, "ref_model_adapters")
     if model is None:
         if adapter:
-            foreign.note("ref_model_adapters", "without ref_model LLaMA-Factory doesn't read them")
+            foreign.note("ref_model_adapters", "without ref_model LLaMA-Factory doesn't read them", lost=True)
         return default
     if model == base:
         return {"use": "peft-adapter", "adapter": adapter} if adapter else default
@@ -166,7 +197,7 @@ def _own_reference(foreign: ForeignConfig, base: str, default: Any) -> Any:
         foreign.note("ref_model_adapters", "merge them into ref_model first (marl merge)")
     if offers("reference", "model"):
         return {"use": "model", "path": model}
-    foreign.note("ref_model", "no strategy for a reference that is a model of its own is installed")
+    foreign.note("ref_model", "no strategy for a reference that is a model of its own is installed", lost=True)
     return default
 
 
@@ -181,7 +212,7 @@ def _last_adapter(foreign: ForeignConfig, key: str) -> str | None:
 
 
 def _reward(foreign: ForeignConfig, base: str) -> Any:
-    kind = foreign.take("reward_model_type", default="lora")
+    kind = foreign.take("reward_model_type")
     model, adapter = foreign.take("reward_model"), _last_adapter(foreign, "reward_model_adapters")
     if model is None:
         foreign.note("reward_model", "is missing: name a reward")
@@ -213,6 +244,7 @@ def _reward(foreign: ForeignConfig, base: str) -> Any:
         foreign.note(
             "reward_model_adapters",
             "with reward_model_type lora LLaMA-Factory reads reward_model as the adapter, and not these",
+            lost=True,
         )
     return {"use": "adapter", "path": model}
 
@@ -235,17 +267,19 @@ def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
     )
 
 
-def _ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
+def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
     """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
     micro = foreign.number("per_device_train_batch_size")
-    mini = micro * foreign.number("gradient_accumulation_steps")
+    mini = micro * foreign.number("gradient_accumulation_steps") * many.count
     batch = mini * foreign.number("ppo_buffer_size")
     max_steps = foreign.number("max_steps", default=-1)
     if max_steps > 0:
         steps = max_steps
         foreign.remaining.pop("num_train_epochs", None)
     else:
-        steps = steps_of(foreign, "num_train_epochs", foreign.number("num_train_epochs"), rows, batch)
+        epochs = foreign.number("num_train_epochs")
+        steps = steps_of(foreign, "num_train_epochs", epochs, rows, batch, whole_passes=True)
+    many.assume(foreign, "LLaMA-Factory", DIVIDED if max_steps <= 0 else "")
     schedule = str(foreign.take("lr_scheduler_type"))
     if schedule not in SCHEDULES:
         foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")

@@ -38,8 +38,8 @@ def data_section(foreign: ForeignConfig) -> tuple[Part, int | None]:
     if "cutoff_len" in foreign.remaining:
         foreign.note(
             "cutoff_len",
-            "LLaMA-Factory cuts the end off a longer prompt, which marl never does: it stops at one. Set data.on_long: drop, or "
-            "truncate-left to cut the beginning",
+            "LLaMA-Factory cuts the end off a longer prompt. marl refuses such a prompt; to leave it out set data.on_long: drop, to cut "
+            "its beginning set data.on_long: truncate-left",
         )
     return {**part, **_chat(foreign), "max_prompt_tokens": foreign.number("cutoff_len")}, rows
 
@@ -51,13 +51,15 @@ def _chat(foreign: ForeignConfig) -> Part:
         return {}
     if template == "default":
         foreign.note(
-            "template", "'default' is LLaMA-Factory's own text around a prompt: write it as data.prompt_template"
+            "template",
+            "'default' is LLaMA-Factory's own text around a prompt: write it as data.prompt_template",
+            lost=True,
         )
         return {}
     foreign.note(
         "template",
-        f"data.chat: true uses the tokenizer's own chat template in place of {template!r}: compare the two, or set data.chat: false for "
-        "the plain text",
+        f"data.chat: true uses the tokenizer's own chat template in place of {template!r}. Compare the two: marl check --show 1 prints a "
+        "prompt as the model gets it, with the system prompt that the template adds itself. For the plain text set data.chat: false",
     )
     return {"chat": True}
 

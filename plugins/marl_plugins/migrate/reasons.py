@@ -1,4 +1,4 @@
-"""Why a key of another trainer was not carried over."""
+"""Why a key of another trainer was not converted."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ LLAMAFACTORY = {
     "deepspeed": "marl runs without DeepSpeed",
     "fsdp": "marl runs without FSDP",
     "val_size": "name a file of held-out prompts: eval.prompts",
+    "eval_strategy": "LLaMA-Factory's PPO had no evaluation; marl's stands in section eval",
+    "eval_steps": "LLaMA-Factory's PPO had no evaluation; where you name eval.prompts, this is eval.every",
+    "per_device_eval_batch_size": "LLaMA-Factory's PPO had no evaluation; where you name eval.prompts, eval.limit bounds it",
     "eval_dataset": "LLaMA-Factory's PPO refused it; marl evaluates on eval.prompts",
     "resume_from_checkpoint": "marl run --resume goes on from run.folder",
     "save_only_model": "a checkpoint always holds what resume needs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,42 +13,41 @@ import yaml
 
 from marl_core import ConfigError
 from marl_plugins.migrate.foreign_config import (
+    DIVIDED,
     Carried,
     ForeignConfig,
+    Processes,
     lora_rate,
+    rounded_up,
     rows_of,
     run_sections,
     steps_of,
     warm_up,
     without_none,
 )
+from marl_plugins.migrate.foreign_config import processes as processes_told
+from marl_plugins.migrate.known_keys import TRL_KEYS
+from marl_plugins.migrate.launcher import processes_of
 from marl_plugins.migrate.reasons import TRL
-from marl_plugins.migrate.trl_defaults import Trainer, defaults, only_before_last, release
-from marl_plugins.migrate.trl_prompts import HELD_OUT_FILE, PROMPTS_FILE, SCRIPT_FILE, described, prompts_script
+from marl_plugins.migrate.trl_defaults import (
+    CLASSIC_KEYS,
+    MULTI_ADAPTER_LABEL,
+    Trainer,
+    defaults,
+    only_before_last,
+    release,
+)
+from marl_plugins.migrate.trl_prompts import (
+    HELD_OUT_FILE,
+    OWN_RECIPES,
+    PROMPTS_FILE,
+    SCRIPT_FILE,
+    described,
+    prompts_script,
+)
 from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, Script, read_script
 from marl_plugins.writing import usual_config
 
-CLASSIC_KEYS = {
-    "adap_kl_ctrl",
-    "batch_size",
-    "early_stopping",
-    "horizon",
-    "init_kl_coef",
-    "kl_penalty",
-    "log_with",
-    "mini_batch_size",
-    "model_name",
-    "ppo_epochs",
-    "query_dataset",
-    "reward_adapter",
-    "reward_model",
-    "rm_adapter",
-    "steps",
-    "target",
-    "use_score_norm",
-    "use_score_scaling",
-}
-"""Keys that only the classic trainer and its scripts had."""
 NESTED = {
     "ppo_config.": "",
     "peft_config.r": "lora_r",
@@ -62,12 +62,25 @@ ADAM_EPS = 1e-8
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
-def split_command(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The script and its arguments. A launcher before the script, as in `accelerate launch --num_processes 4 ppo.py`, goes."""
+@dataclass(frozen=True)
+class Command:
+    """A command line that starts a script."""
+
+    script: Path | None
+    """None where there are arguments alone."""
+    words: list[str]
+    """The script's arguments."""
+    processes: int | None = None
+    """How many processes the launcher before the script starts; None where that isn't told."""
+
+
+def split_command(words: Sequence[str]) -> Command:
+    """Tell launcher, script and arguments apart, as in `accelerate launch --num_processes 4 ppo.py --seed 1`."""
     scripts = [index for index, word in enumerate(words) if word.endswith(".py") and not word.startswith("-")]
     if not scripts:
-        return None, list(words)
-    return Path(words[scripts[0]]), list(words[scripts[0] + 1 :])
+        return Command(None, list(words))
+    first = scripts[0]
+    return Command(Path(words[first]), list(words[first + 1 :]), processes_of(words[:first]))
 
 
 def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -111,30 +124,48 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return mapping
 
 
-def migrate(written: Mapping[str, Any], script: Path | None = None, trl_version: str | None = None) -> Carried:
+def migrate(
+    written: Mapping[str, Any],
+    script: Path | None = None,
+    trl_version: str | None = None,
+    processes: int | None = None,
+) -> Carried:
     """The marl config of a script's arguments, and of the script itself where it is given.
 
     `trl_version`: the release whose defaults count; without it the installed one, or the newest that has the trainer.
+    `processes`: how many the run had, where that is known.
     """
     if script is None and not written:
         raise ConfigError(
-            "there is nothing to carry over: give the script with its arguments, as in marl import trl-args ppo.py --learning_rate 1e-5."
+            "there is nothing to convert: give the script with its arguments, as in marl import trl-args ppo.py --learning_rate 1e-5."
         )
     source = None if script is None else read_script(script, written)
+    written = _negated(written, source)
+    unknown = _checked(written, source)
     trainer = source.trainer if source else _trainer(written, trl_version)
     number = release(trainer, trl_version, source.span if source else None)
     given = {**(source.values if source else {}), **written}
+    if processes is not None:
+        given["num_processes"] = processes
     multi_adapter = bool({"rm_adapter", "reward_adapter"} & set(given))
     foreign = ForeignConfig(
-        given, defaults(trainer, number, multi_adapter=multi_adapter, script_read=source is not None)
+        given,
+        defaults(trainer, number, multi_adapter=multi_adapter, script_read=source is not None),
+        unknown=unknown,
     )
+    many = processes_told(foreign)
     if foreign.take("use_seq2seq"):
         raise ConfigError("use_seq2seq: marl trains causal (decoder-only) language models, and no encoder-decoders.")
     foreign.notes += source.notes if source else []
     classic = trainer == "classic"
     trains_lora = _trains_lora(foreign, source, classic, multi_adapter)
     model, quantization = _model(foreign, source)
-    data, held_out, rows, files = _data(foreign, source, str(model["path"]), classic)
+    own = (
+        "ppo_multi_adapter.py" if multi_adapter else "ppo.py" if classic and "reward_model_path" not in given else None
+    )
+    data, held_out, rows, files = _data(
+        foreign, source, str(model["path"]), own if classic and source is None else None
+    )
     reward, value = _reward(foreign, source, classic)
     config = {
         "model": model,
@@ -145,13 +176,38 @@ def migrate(written: Mapping[str, Any], script: Path | None = None, trl_version:
         "value": value,
         "data": data,
         "sampling": _sampling(foreign, classic),
-        "ppo": _classic_ppo(foreign, rows) if classic else _last_ppo(foreign, rows),
+        "ppo": _classic_ppo(foreign, rows, many) if classic else _last_ppo(foreign, rows, many),
         "shaping": _shaping(foreign),
         "eval": held_out,
         **run_sections(foreign, TRACKERS, 0 if classic else 42),
     }
+    if held_out is not None and "limit" in held_out:
+        held_out["limit"] *= many.count  # each process takes a batch
     lora_rate(foreign, config["ppo"], trains_lora)
     return foreign.carried(config, TRL, files)
+
+
+def _negated(written: Mapping[str, Any], source: Script | None) -> dict[str, Any]:
+    """`--no_adap_kl_ctrl` as transformers' parser takes it: adap_kl_ctrl is false."""
+    declared = source.declared if source else ()
+    found: dict[str, Any] = {}
+    for key, value in written.items():
+        name = key.removeprefix("no_")
+        negates = (
+            name != key
+            and value is True
+            and key not in {*TRL_KEYS.flags, *declared}
+            and name in {*TRL_KEYS.flags, *declared}
+        )
+        found.update({name: False} if negates else {key: value})
+    return found
+
+
+def _checked(written: Mapping[str, Any], source: Script | None) -> list[str]:
+    """Arguments that neither TRL nor the script knows; ConfigError for a slip of the pen, and for a value that was forgotten."""
+    if source is None:
+        return TRL_KEYS.unknown(written, dashes="--")
+    return TRL_KEYS.unknown(written, source.declared, source.flags, dashes="--")
 
 
 def _trainer(written: Mapping[str, Any], trl_version: str | None) -> Trainer:
@@ -191,7 +247,13 @@ def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any
         foreign.take("bnb_4bit_quant_type", default="nf4"),
         foreign.take("use_bnb_nested_quant", default=False),
     )
-    dtype = str(foreign.take("dtype", "torch_dtype", default="bfloat16" if foreign.take("bf16") else "float32"))
+    named = foreign.take("dtype", "torch_dtype", default="bfloat16" if foreign.take("bf16") else None)
+    if named is None:
+        foreign.assume(
+            "dtype",
+            "not given; float32 is written, as transformers 4 loads a model; transformers 5 takes the dtype of its files",
+        )
+    dtype = str(named or "float32")
     checkpointing = foreign.take("gradient_checkpointing")
     if checkpointing and eight:
         foreign.note("gradient_checkpointing", "not on an 8-bit base, whose kernels differ between train and eval mode")
@@ -247,6 +309,7 @@ def _reference(foreign: ForeignConfig) -> str:
         foreign.note(
             "ref_adapter_name",
             "it named an adapter in memory: write reference: {use: peft-adapter, adapter: its folder}",
+            lost=True,
         )
     return "disabled-adapter"
 
@@ -254,14 +317,14 @@ def _reference(foreign: ForeignConfig) -> str:
 def _reward(foreign: ForeignConfig, source: Script | None, classic: bool) -> tuple[Any, Any]:
     """Reward and value: a reward adapter on the base, a classifier, or the last trainer's separate reward and value models."""
     adapter = foreign.take("rm_adapter", "reward_adapter")
-    label = source.reward_label if source else None
+    label = source.reward_label if source else MULTI_ADAPTER_LABEL if adapter else None
     if adapter:
         foreign.remaining.pop("reward_model", None)  # the script's other way, which an adapter stands in for
         if label:
             foreign.note(
                 "rm_adapter",
-                f"{source.name if source else ''} reads output {label} of the adapter's head; marl reads heads with one output "
-                "(num_labels=1), and refuses others",
+                f"{source.name if source else 'ppo_multi_adapter.py of TRL'} reads output {label} of the adapter's head; "
+                "marl reads heads with one output (num_labels=1), and refuses others",
             )
         return {"use": "adapter", "path": adapter}, {"on": "policy"}
     model = foreign.take("reward_model_path", "reward_model_name")
@@ -301,11 +364,17 @@ def _pipeline(foreign: ForeignConfig, task: str, name: str, label: int, source: 
 
 
 def _data(
-    foreign: ForeignConfig, source: Script | None, model: str, classic: bool
+    foreign: ForeignConfig, source: Script | None, model: str, own: str | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None, int | None, dict[str, str]]:
-    """Section data, section eval where there is one, rows where they can be counted, and files to write beside the config."""
+    """Section data, section eval where there is one, rows where they can be counted, and files to write beside the config.
+
+    `own`: the script of TRL's that arguments alone are for.
+    """
+    is_assumed = own is not None and not {"dataset_name", "query_dataset"} & set(foreign.remaining)
     if source is not None and "query_dataset" in source.reads and "dataset_name" not in foreign.remaining:
         name = foreign.take("query_dataset")
+    elif is_assumed:
+        name = foreign.take("dataset_name", "query_dataset") or foreign.take("query_dataset")
     else:
         name = foreign.take("dataset_name") or foreign.remaining.pop("query_dataset", None)
     split, subset = foreign.take("dataset_train_split"), foreign.take("dataset_config")
@@ -315,21 +384,24 @@ def _data(
     where = {"prompts": prompts, "split": split, "subset": subset}
     length = {"max_prompt_tokens": limit, "on_long": "drop" if limit else None}
     held_out = _held_out(foreign, source, prompts, str(split or "train"))
-    if source is not None and source.recipe is not None:
+    script, recipe, conditions = (source.name, source.recipe, source.conditions) if source else ("", None, [])
+    if is_assumed and own is not None:
+        script, (recipe, conditions) = f"TRL's {own}", OWN_RECIPES[own]
+    if recipe is not None:
         splits = {PROMPTS_FILE: str(split or "train")}
         if held_out is not None:
             splits[HELD_OUT_FILE] = held_out.pop("split")
             held_out["prompts"] = HELD_OUT_FILE
         foreign.note(
             "dataset_name",
-            f"{source.name} makes its prompts {described(source.recipe)}; marl takes a column as it is. {SCRIPT_FILE}, "
+            f"{script} makes its prompts {described(recipe)}; marl takes a column as it is. {SCRIPT_FILE}, "
             "written beside the config, makes them so: run it once",
         )
-        text = prompts_script(source.name, source.recipe, source.conditions, prompts, subset, splits, model)
+        text = prompts_script(script, recipe, conditions, prompts, subset, splits, model)
         return without_none({"prompts": PROMPTS_FILE, "field": "prompt", **length}), held_out, None, {SCRIPT_FILE: text}
     for condition in source.conditions if source else ():
         foreign.note("dataset_name", f"the script keeps only rows with `{condition}`: leave the others out of the file")
-    if name is not None and source is None and classic:
+    if name is not None and source is None and own is not None:
         foreign.note(
             "dataset_name",
             "TRL's own scripts make a prompt of the first tokens of a row; give the script to have them made so, or set data.field",
@@ -347,9 +419,16 @@ def _held_out(foreign: ForeignConfig, source: Script | None, prompts: str, split
         foreign.note(
             "eval_dataset",
             f"{source.name} keeps the last {source.held_out} rows for evaluation: put them into a file of their own, and set eval.prompts",
+            lost=True,
         )
         return None
-    if strategy == "no" or (test or "test") == split:
+    if strategy in ("no", False) or (test or "test") == split:  # YAML reads a bare no as false
+        if every:
+            foreign.note(
+                "eval_steps",
+                "became nothing, for there was no eval_strategy: name eval.prompts, and set eval.every",
+                lost=True,
+            )
         return None
     return without_none({"prompts": prompts, "split": test or "test", "limit": size, "every": every})
 
@@ -357,9 +436,11 @@ def _held_out(foreign: ForeignConfig, source: Script | None, prompts: str, split
 def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
     """The classic loop took its generation arguments in Python; the last trainer's are among its own."""
     if foreign.take("stop_token_id") is not None:
-        foreign.note("stop_token_id", "write the token's text into sampling.stop; the tokenizer's EOS always stops")
+        foreign.note(
+            "stop_token_id", "write the token's text into sampling.stop; the tokenizer's EOS always stops", lost=True
+        )
     if foreign.take("stop_token", default="eos") != "eos":
-        foreign.note("stop_token", "the tokenizer's EOS always stops; further ones stand in sampling.stop")
+        foreign.note("stop_token", "the tokenizer's EOS always stops; further ones stand in sampling.stop", lost=True)
     usual = usual_config().sampling
     top_p, top_k = foreign.number("top_p", default=1.0), foreign.number("top_k", default=0)
     if top_p < 1 or top_k:
@@ -382,13 +463,13 @@ def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
     )
 
 
-def _classic_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
+def _classic_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
     batch = foreign.number("batch_size")
     mini = foreign.number("mini_batch_size", "forward_batch_size")
-    many = mini * foreign.number("gradient_accumulation_steps")
-    if batch % many and "mini_batch_size" in foreign.assumed:
+    backward = mini * foreign.number("gradient_accumulation_steps")
+    if batch % backward and "mini_batch_size" in foreign.assumed:
         foreign.assumed["mini_batch_size"] += f"; it doesn't divide batch_size {batch}, which is taken for it"
-        mini = many = batch
+        mini = backward = batch
     adaptive = foreign.take("adap_kl_ctrl", default=True)
     penalty = str(foreign.take("kl_penalty", default="kl"))
     if penalty not in KL_ESTIMATORS:
@@ -409,10 +490,10 @@ def _classic_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
         foreign.assumed["max_grad_norm"] = "not given; TRL's classic trainer clips no gradients then"
     section = without_none(
         {
-            "steps": _classic_steps(foreign, batch, rows),
-            "batch": batch,
-            "minibatch": many,
-            "microbatch": mini if mini != many else None,
+            "steps": _classic_steps(foreign, batch, rows, many),
+            "batch": batch * many.count,
+            "minibatch": backward * many.count,
+            "microbatch": mini if mini != backward * many.count else None,
             "epochs": foreign.number("ppo_epochs"),
             "learning_rate": float(foreign.number("learning_rate")),
             "adam_eps": ADAM_EPS,
@@ -424,31 +505,35 @@ def _classic_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
     return {**section, "max_grad_norm": grad_norm}
 
 
-def _classic_steps(foreign: ForeignConfig, batch: int, rows: int | None) -> int:
-    """The classic trainer counted responses; its loop ended with the data."""
+def _classic_steps(foreign: ForeignConfig, batch: int, rows: int | None, many: Processes) -> int:
+    """The classic trainer counted the responses of one process; its loop ended with the data, which the processes share."""
     if rows and "steps" not in foreign.remaining:
+        many.assume(foreign, "TRL", DIVIDED)
         foreign.assumed["steps"] = f"not given; TRL's loop made one pass over the data (rows: {rows})"
-        return max(1, rows // batch)
+        return max(1, rows // (batch * many.count))
+    many.assume(foreign, "TRL", "")
     episodes = float(foreign.number("steps"))
     if "steps" in foreign.assumed:
         foreign.assumed["steps"] += (
-            " (responses), but its loop ended after one pass over the data: set ppo.steps to rows / batch_size"
+            " (responses), but its loop ended after one pass over the data: set ppo.steps to rows / ppo.batch"
         )
-    return max(1, ceil(episodes / batch))
+        return max(1, ceil(episodes / batch))
+    return rounded_up(foreign, "steps", episodes / batch, f"{episodes:g} responses / {batch}")
 
 
-def _last_ppo(foreign: ForeignConfig, rows: int | None) -> dict[str, Any]:
+def _last_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
     micro = foreign.number("per_device_train_batch_size")
-    mini = micro * foreign.number("gradient_accumulation_steps")
+    mini = micro * foreign.number("gradient_accumulation_steps") * many.count
     batch = mini * foreign.number("num_mini_batches")
     episodes, max_steps = foreign.number("total_episodes"), foreign.number("max_steps", default=-1)
     steps = (
-        max(1, ceil(episodes / batch))
+        rounded_up(foreign, "total_episodes", episodes / batch, f"{episodes:g} episodes / {batch}")
         if episodes
         else max_steps
         if max_steps > 0
         else steps_of(foreign, "num_train_epochs", foreign.number("num_train_epochs"), rows, batch)
     )
+    many.assume(foreign, "TRL", DIVIDED if episodes or max_steps <= 0 else "")
     foreign.remaining.pop("num_train_epochs", None)
     schedule = str(foreign.take("lr_scheduler_type"))
     if schedule not in SCHEDULES:
@@ -495,6 +580,8 @@ def _shaping(foreign: ForeignConfig) -> dict[str, Any] | None:
             "use_score_scaling",
             "without use_score_norm it divided by the running deviation only; shaping.normalize also subtracts the mean",
         )
+    if normed and not scaled:
+        foreign.note("use_score_norm", "has no effect without use_score_scaling, as in TRL", lost=True)
     section = without_none(
         {
             "missing_eos_penalty": foreign.number("missing_eos_penalty"),

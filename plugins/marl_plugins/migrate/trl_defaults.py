@@ -18,6 +18,42 @@ from marl_plugins.migrate.foreign_config import Default
 Trainer = Literal["classic", "last"]
 Version = tuple[int, ...]
 
+CLASSIC_KEYS = {
+    "adap_kl_ctrl",
+    "batch_size",
+    "early_stopping",
+    "horizon",
+    "init_kl_coef",
+    "kl_penalty",
+    "log_with",
+    "mini_batch_size",
+    "model_name",
+    "ppo_epochs",
+    "query_dataset",
+    "reward_adapter",
+    "reward_model",
+    "rm_adapter",
+    "steps",
+    "target",
+    "use_score_norm",
+    "use_score_scaling",
+}
+"""Keys that only the classic trainer and its scripts had."""
+LAST_KEYS = {
+    "kl_coef",
+    "kl_estimator",
+    "local_rollout_forward_batch_size",
+    "missing_eos_penalty",
+    "num_mini_batches",
+    "num_ppo_epochs",
+    "num_sample_generations",
+    "response_length",
+    "sft_model_path",
+    "stop_token",
+    "stop_token_id",
+    "total_episodes",
+}
+"""Keys that only the trainer after it has."""
 SENTIMENT = "sentiment-analysis:lvwerra/distilbert-imdb"
 """The reward of TRL's own ppo.py: a pipeline's task and its model."""
 LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
@@ -115,9 +151,13 @@ MULTI_ADAPTER_SCRIPT = {
     "dtype": "bfloat16",
     "max_new_tokens": 32,
     "top_p": 0.9,
+    "dataset_name": "Anthropic/hh-rlhf",
+    "dataset_train_split": "train[:1%]",
 }
 """What ppo_multi_adapter.py sets inside, and no argument changes."""
-CLASSIC_SCRIPT = {"lora_r": 16, "lora_alpha": 16, "max_new_tokens": 32}
+MULTI_ADAPTER_LABEL = 1
+"""Which output of the reward adapter's head it reads."""
+CLASSIC_SCRIPT = {"lora_r": 16, "lora_alpha": 16, "max_new_tokens": 32, "dataset_train_split": "train"}
 """What the classic ppo.py sets inside."""
 
 

@@ -10,21 +10,37 @@ PROMPTS_FILE = "prompts.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"
 SCRIPT_FILE = "make_prompts.py"
 
+OWN_RECIPES = {
+    "ppo_multi_adapter.py": (PromptRecipe("chosen", tokens=(6, 12)), []),
+    "ppo.py": (PromptRecipe("text", tokens=(2, 8)), ["len(row['text']) > 200"]),
+}
+"""How TRL's own scripts make their prompts, and which rows they keep."""
+
 TEXT = '''"""Write {targets}: prompts made of {data} as {script} made them."""
 
 import json
-{imports}
+{imports}import sys
+
 from datasets import load_dataset
 {tokenizer}
+data = {data!r}
 for name, split in {splits!r}.items():
+    try:
+        rows = load_dataset(data, {subset!r}, split=split)
+    except Exception as error:
+        sys.exit(f"The data set {{data}} can't be read: {{error}}\\nWithout a network, name a local copy in this script.")
     with open(name, "w", encoding="utf-8") as file:
-        for row in load_dataset({data!r}, {subset!r}, split=split):
+        for row in rows:
 {conditions}{prompt}
             file.write(json.dumps({{"prompt": prompt}}, ensure_ascii=False) + "\\n")
 '''
 TOKENIZER = """from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({model!r})
+model = {model!r}
+try:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+except Exception as error:
+    sys.exit(f"The tokenizer of {{model}} can't be read: {{error}}\\nWithout a network, name a local copy in this script.")
 draw = random.Random(0)
 """
 INDENT = "            "

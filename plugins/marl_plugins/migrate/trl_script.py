@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from marl_core import ConfigError
 from marl_plugins.migrate.foreign_config import Note
-from marl_plugins.migrate.trl_defaults import EXPERIMENTAL, PPO_NAMES, V2_NAMES, Span, Trainer
+from marl_plugins.migrate.trl_defaults import CLASSIC_KEYS, EXPERIMENTAL, LAST_KEYS, PPO_NAMES, V2_NAMES, Span, Trainer
 
 CONFIG_CLASSES = ("PPOConfig", "PPOv2Config")
 TRAINER_CLASSES = ("PPOTrainer", "PPOv2Trainer")
@@ -76,6 +76,10 @@ class Script:
     """Arguments that the script reads, by name: a default of TRL's counts for these alone."""
     held_out: int | None = None
     """Rows at the end of the data that the script keeps for evaluation."""
+    declared: frozenset[str] = frozenset()
+    """Arguments that the script declares itself."""
+    flags: frozenset[str] = frozenset()
+    """Those of them that may stand without a value."""
     notes: list[Note] = field(default_factory=list)
 
 
@@ -84,6 +88,7 @@ class _Field:
     """A field of a dataclass in a script."""
 
     target: ast.Name
+    annotation: ast.expr
     value: ast.expr | None
 
 
@@ -111,9 +116,15 @@ class _Reader:
         self.tree, self.name = tree, name
         self.nodes = list(ast.walk(tree))
         self.calls = [node for node in self.nodes if isinstance(node, ast.Call)]
-        self.names = {node.id for node in self.nodes if isinstance(node, ast.Name)} | {
-            alias.name for node in self.nodes if isinstance(node, ast.ImportFrom) for alias in node.names
-        }
+        self.attributes = frozenset(node.attr for node in self.nodes if isinstance(node, ast.Attribute))
+        self.names = (
+            {node.id for node in self.nodes if isinstance(node, ast.Name)}
+            | {alias.name for node in self.nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+            | {name for name in self.attributes if name in (*CONFIG_CLASSES, *TRAINER_CLASSES)}
+        )
+        self.modules = [node.module or "" for node in self.nodes if isinstance(node, ast.ImportFrom)] + [
+            alias.name for node in self.nodes if isinstance(node, ast.Import) for alias in node.names
+        ]
         self.declared = {entry.target.id for entry in self._fields()}
         self.own = dict(self._own_arguments())
         self.arguments = {**self.own, **arguments}
@@ -146,7 +157,8 @@ class _Reader:
         script.values = {**self.own, **inside}
         script.recipe, script.held_out = self._recipe(), self._held_out()
         script.reward_label, script.raw_scores = self._reward_label(), self._raw_scores()
-        script.reads = frozenset(node.attr for node in self.nodes if isinstance(node, ast.Attribute))
+        script.reads = self.attributes
+        script.declared, script.flags = self._declared()
         self._filters(script)
         script.notes += self.notes
         return script
@@ -154,20 +166,29 @@ class _Reader:
     # What kind of script it is
 
     def _trainer(self) -> Trainer:
-        if not self.names & {*CONFIG_CLASSES, *TRAINER_CLASSES}:
+        if not (self.names & {*CONFIG_CLASSES, *TRAINER_CLASSES} or self._is_experimental()):
             raise ConfigError(
                 f"{self.name}: names neither {' nor '.join((CONFIG_CLASSES[0], TRAINER_CLASSES[0]))}, so it is no PPO script of TRL's. "
                 "Give the script that makes the trainer."
             )
-        keywords = {keyword.arg for call in self._calls(*TRAINER_CLASSES) for keyword in call.keywords}
-        is_last = self.names & {"PPOv2Config", "PPOv2Trainer"} or keywords & {"reward_model", "value_model", "args"}
-        return "last" if is_last else "classic"
+        if self.names & {"PPOv2Config", "PPOv2Trainer"} or self._is_experimental():
+            return "last"
+        calls = self._calls(*TRAINER_CLASSES)
+        keywords = {keyword.arg for call in calls for keyword in call.keywords}
+        if keywords & {"reward_model", "value_model", "args"}:
+            return "last"
+        if calls or "AutoModelForCausalLMWithValueHead" in self.names:
+            return "classic"
+        told = {keyword.arg for call in self._calls(*CONFIG_CLASSES) for keyword in call.keywords} | set(self.arguments)
+        return "classic" if told & CLASSIC_KEYS and not told & LAST_KEYS else "last"
 
     def _span(self) -> Span:
         if self.names & {"PPOv2Config", "PPOv2Trainer"}:
             return V2_NAMES
-        modules = [node.module or "" for node in self.nodes if isinstance(node, ast.ImportFrom)]
-        return EXPERIMENTAL if any(module.startswith("trl.experimental") for module in modules) else PPO_NAMES
+        return EXPERIMENTAL if self._is_experimental() else PPO_NAMES
+
+    def _is_experimental(self) -> bool:
+        return any(module.startswith("trl.experimental.ppo") for module in self.modules)
 
     def _lora(self) -> Lora:
         """Whether it trains a LoRA: always, as an argument says, or never."""
@@ -181,7 +202,7 @@ class _Reader:
             if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
                 for entry in node.body:
                     if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-                        yield _Field(entry.target, entry.value)
+                        yield _Field(entry.target, entry.annotation, entry.value)
 
     def _own_arguments(self) -> Iterator[tuple[str, Any]]:
         """The script's arguments that have a default worth telling."""
@@ -194,6 +215,24 @@ class _Reader:
                     continue
                 if value is not None and (value is not False or entry.target.id == "use_peft"):
                     yield entry.target.id, value
+
+    def _declared(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The script's own arguments, by dataclass, by `"--name"` in its source, or by a function's parameters; and its flags."""
+        fields = list(self._fields())
+        names, flags = (
+            {entry.target.id for entry in fields},
+            {e.target.id for e in fields if "bool" in ast.unparse(e.annotation)},
+        )
+        for call in self.calls:
+            words = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            options = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+            names |= options
+            action = next((ast.unparse(k.value) for k in call.keywords if k.arg in ("action", "is_flag")), "")
+            flags |= options if action else set()
+        for node in self.nodes:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names |= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+        return frozenset(names), frozenset(flags)
 
     # Values
 

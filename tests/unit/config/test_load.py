@@ -64,9 +64,9 @@ TRL = "model_name_or_path: EleutherAI/pythia-1b\nreward_model_path: x\nkl_coef: 
     [
         (
             LLAMAFACTORY,
-            "a config of LLaMA-Factory, .*Carry it over: marl import llamafactory .*ppo.yaml --to marl.yaml",
+            "a config of LLaMA-Factory, .*Convert it: marl import llamafactory .*ppo.yaml --to marl.yaml",
         ),
-        (TRL, "a config of a TRL script, .*Carry it over: marl import trl-args --config .*ppo.yaml --to marl.yaml"),
+        (TRL, "a config of a TRL script, .*Convert it: marl import trl-args --config .*ppo.yaml --to marl.yaml"),
     ],
 )
 def test_a_config_of_another_trainer_is_told_by_its_keys(

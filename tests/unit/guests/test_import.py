@@ -12,6 +12,7 @@ from marl_core import Catalog, ConfigError, Plan
 from marl_core.cli.app import main
 from marl_core.config.load import load_config, parse_config
 from marl_plugins.migrate import llamafactory, trl
+from marl_plugins.writing import render
 
 BASE = {"model_name_or_path": "owner/base", "reward_model": "saves/reward", "stage": "ppo"}
 
@@ -40,7 +41,16 @@ def test_batches_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     shape = {key: config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "steps", "warmup_steps")}
     assert shape == {"batch": 24, "minibatch": 8, "microbatch": 2, "steps": 10, "warmup_steps": 1}  # 2 x ceil(100 / 24)
     assert config["ppo"]["kl"] == {"estimator": "k1", "into": "reward", "coef": 0.2, "target": 6.0, "horizon": 10000.0}
-    assert set(refused) == {"top_p", "top_k"}  # LLaMA-Factory's defaults, which cut the distribution
+    assert set(refused) == {
+        "top_p",
+        "top_k",
+        "num_train_epochs",
+    }  # the first two: LLaMA-Factory's defaults, which cut the distribution
+    assert refused["num_train_epochs"] == "2 x 100 prompts / 24 is 8.333 steps; ppo.steps is rounded up to 10"
+    of_four = llamafactory.migrate({**BASE, **given, "num_train_epochs": 2.0}, 4)
+    shape = {key: of_four.config["ppo"][key] for key in ("batch", "minibatch", "microbatch", "steps")}
+    assert shape == {"batch": 96, "minibatch": 32, "microbatch": 2, "steps": 4}
+    assert "number of processes" not in dict(of_four.assumed)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +152,12 @@ def test_lora_and_quantization_of_llamafactory() -> None:
 
 
 def test_every_unknown_key_is_named() -> None:
-    _, refused = carried(llamafactory, {**BASE, "ppo_whiten_rewards": True, "frobnicate": 1, "template": "llama3"})
-    assert refused["frobnicate"] == "marl has no such setting"
+    given = {**BASE, "ppo_whiten_rewards": True, "frobnicate": 1, "template": "llama3", "low_cpu_mem_usage": True}
+    _, refused = carried(llamafactory, given)
+    assert next(iter(refused)) == "frobnicate"
+    assert "is the name right?" in refused["frobnicate"]
+    assert refused["low_cpu_mem_usage"] == "marl has no such setting"
+    assert "marl check --show 1" in refused["template"]
     assert "whitens advantages" in refused["ppo_whiten_rewards"]
     assert "chat template" in refused["template"]
 
@@ -154,6 +168,8 @@ def test_every_unknown_key_is_named() -> None:
         ({**BASE, "stage": "dpo"}, "stage: 'dpo' is no PPO"),
         ({}, "model_name_or_path"),
         ({**BASE, "seed": "x"}, "seed: 'x'"),
+        ({**BASE, "ppo_bufer_size": 2}, "ppo_bufer_size: LLaMA-Factory has no such key. Did you mean ppo_buffer_size"),
+        ({**BASE, "reward_model": True}, "reward_model: needs a value"),
     ],
 )
 def test_what_can_not_be_carried_at_all(written: dict[str, Any], text: str) -> None:
@@ -177,7 +193,9 @@ def test_arguments_of_the_last_trainer() -> None:
     assert config["shaping"] == {"missing_eos_penalty": 1.0}
     assert config["reward"] == {"use": "model", "path": "rm"}
     assert config["value"] == {"on": "own"}
+    assert refused["total_episodes"] == "1000 episodes / 128 is 7.812 steps; ppo.steps is rounded up to 8"
     assert set(refused) == {
+        "total_episodes",
         "reward_model_path",
         "dataset_name",
         "local_rollout_forward_batch_size",
@@ -200,7 +218,7 @@ def test_arguments_of_the_classic_trainer() -> None:
     assert config["shaping"] == {"normalize": True, "clip": 5}
     assert config["observers"][-1] == {"use": "trackers", "to": ["wandb"]}
     assert config["run"]["seed"] == 7
-    assert set(refused) == {"dataset_name", "top_p"}
+    assert set(refused) == {"dataset_name", "top_p", "rm_adapter", "steps"}
 
 
 def test_a_config_file_beside_arguments(tmp_path: Path) -> None:
@@ -217,7 +235,13 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     Path("lf.yaml").write_text("\n".join(f"{key}: {value}" for key, value in BASE.items()) + "\nlora_rank: 4\nxyz: 1\n")
     assert main(["import", "llamafactory", "lf.yaml", "--to", "run.yaml"]) == 0
-    assert "not carried over: xyz: marl has no such setting" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "not converted: xyz: marl has no such setting" in captured.err
+    assert "partly: top_k" in captured.err
+    assert "not converted: top_k" not in captured.err
+    assert "missing: dataset: name a file of prompts" in captured.err
+    assert main(["import", "llamafactory", "lf.yaml", "--num-processes", "2", "--to", "two.yaml"]) == 0
+    assert load_config("two.yaml").ppo.batch == 16
     assert "#   xyz: marl has no such setting" in Path("run.yaml").read_text(encoding="utf-8")
     plan = Plan.of(load_config("run.yaml"))
     assert plan.config.policy.r == 4
@@ -257,6 +281,10 @@ def test_what_was_not_given_is_said_to_be_assumed(
     assumed = dict(llamafactory.migrate({**BASE, "learning_rate": 1e-4}).assumed)
     assert assumed["per_device_train_batch_size"] == "not given; 8 is LLaMA-Factory's default"
     assert "learning_rate" not in assumed
+    assert {"bf16", "disable_gradient_checkpointing", "reward_model_type", "finetuning_type", "lora_target"} <= set(
+        assumed
+    )
+    assert "multiply ppo.batch and ppo.minibatch by N, and divide ppo.steps by N" in assumed["number of processes"]
     words = ["--model_name", "base", "--use_peft", "--reward_model_path", "rm", "--mini_batch_size", "64"]
     assert main(["import", "trl-args", "--trl-version", "0.11.4", *words, "--to", "run.yaml"]) == 0
     line = "batch_size: not given; 128 is TRL 0.11.4's default"
@@ -304,6 +332,7 @@ def test_the_input_column_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     dataset([{"instruction": "a", "input": "b"}] * 2)
     config, refused = carried(llamafactory, given)
     assert config["data"]["prompt_template"] == "{instruction}\n{input}"
+    assert '"{instruction}\\n{input}"' in render(config, {})
     assert "dataset" not in refused
     dataset([{"instruction": "a", "input": "b"}, {"instruction": "a", "input": ""}])
     assert "1 of 2 rows have text in 'input'" in carried(llamafactory, given)[1]["dataset"]
@@ -340,6 +369,6 @@ def test_no_importer_chooses_what_becomes_of_long_prompts() -> None:
     factory = llamafactory.migrate({"model_name_or_path": "x", "reward_model": "y", "cutoff_len": 64})
     assert factory.config["data"]["max_prompt_tokens"] == 64
     assert "on_long" not in factory.config["data"]
-    assert any(key == "cutoff_len" and "stops at one" in why for key, why in factory.refused)
+    assert any(key == "cutoff_len" and "refuses such a prompt" in why for key, why in factory.refused)
     script = trl.migrate({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
     assert "on_long" not in script.config["data"]

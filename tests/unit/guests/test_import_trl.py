@@ -1,4 +1,4 @@
-"""A TRL PPO script carried over: defaults by release, values set inside the script, rewards, prompts, and all weights trained."""
+"""A TRL PPO script converted: defaults by release, values set inside the script, rewards, prompts, and all weights trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from marl_core import Catalog, ConfigError
 from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_plugins.migrate import trl, trl_defaults
-from marl_plugins.migrate.foreign_config import Carried
+from marl_plugins.migrate.foreign_config import UNKNOWN, Carried
 
 MULTI_ADAPTER = """
 from dataclasses import dataclass, field
@@ -103,7 +103,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def script(text: str, arguments: str = "", **options: Any) -> Carried:
-    """A script with its arguments carried over; the config is checked to be one."""
+    """A script with its arguments converted; the config is checked to be one."""
     Path("script.py").write_text(text, encoding="utf-8")
     found = trl.migrate(trl.read_arguments(arguments.split()), Path("script.py"), **options)
     parse_config(found.config, "carried", Catalog.installed())
@@ -111,7 +111,7 @@ def script(text: str, arguments: str = "", **options: Any) -> Carried:
 
 
 def arguments(text: str, **options: Any) -> Carried:
-    """Arguments alone carried over."""
+    """Arguments alone converted."""
     found = trl.migrate(trl.read_arguments(text.split()), **options)
     parse_config(found.config, "carried", Catalog.installed())
     return found
@@ -294,9 +294,152 @@ def test_a_minibatch_that_was_assumed_fits_the_batch() -> None:
 
 def test_arguments_of_tyro_and_a_launcher() -> None:
     words = "accelerate launch --num_processes 4 examples/ppo.py --ppo_config.batch-size 64 --peft_config.r 4"
-    file, rest = trl.split_command(words.split())
-    assert file == Path("examples/ppo.py")
-    assert trl.read_arguments(rest) == {"batch_size": 64, "lora_r": 4}
+    command = trl.split_command(words.split())
+    assert command.script == Path("examples/ppo.py")
+    assert command.processes == 4
+    assert trl.read_arguments(command.words) == {"batch_size": 64, "lora_r": 4}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        ("", None),
+        ("python", 1),
+        ("python -u", 1),
+        ("python -m some.launcher", None),
+        ("/usr/bin/python3.11", 1),
+        ("accelerate launch", None),
+        ("accelerate launch --num_processes=8 --num_machines 2", 8),
+        ("accelerate launch --config_file launch.yaml", 6),
+        ("accelerate launch --config_file no.yaml", None),
+        ("python -m accelerate.commands.launch --num-processes 2", 2),
+        ("torchrun", 1),
+        ("torchrun --nproc-per-node 4 --nnodes=2", 8),
+        ("torchrun --nproc_per_node gpu", None),
+        ("torchrun --nproc_per_node 4 --nnodes 1:2", None),
+        ("python -m torch.distributed.run --nproc_per_node=4", 4),
+        ("deepspeed", None),
+        ("deepspeed --num_gpus 4 --num_nodes 2", 8),
+    ],
+)
+def test_processes_are_read_off_the_launcher(launcher: str, processes: int | None) -> None:
+    Path("launch.yaml").write_text("num_processes: 6\n", encoding="utf-8")
+    assert trl.split_command([*launcher.split(), "ppo.py", "--seed", "1"]).processes == processes
+
+
+def test_batches_are_those_of_all_processes() -> None:
+    """TRL's batch is that of one process; episodes are those of all, the classic trainer's steps those of one."""
+    text = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 --num_mini_batches 2"
+    words = f"--sft_model_path m --use_peft --reward_model_path r {text} --total_episodes 1280"
+    one, eight = arguments(words).config["ppo"], arguments(words, processes=8).config["ppo"]
+    shape = ("batch", "minibatch", "microbatch", "steps")
+    assert [one[key] for key in shape] == [16, 8, 4, 80]
+    assert [eight[key] for key in shape] == [128, 64, 4, 10]
+    assert arguments(f"{words} --num-processes 8").config["ppo"] == eight
+    classic = "--model_name m --rm_adapter r --batch_size 8 --steps 800"
+    one, four = arguments(classic).config["ppo"], arguments(classic, processes=4).config["ppo"]
+    assert [one[key] for key in shape] == [8, 4, 2, 100]
+    assert [four[key] for key in shape] == [32, 16, 2, 100]
+    assumed = dict(arguments(words).assumed)["number of processes"]
+    assert assumed.startswith("taken as 1; TRL's batch is that of one process")
+    assert "multiply ppo.batch and ppo.minibatch by N, and divide ppo.steps by N" in assumed
+    assert "number of processes" not in dict(arguments(words, processes=1).assumed)
+    with pytest.raises(ConfigError, match="no count of processes"):
+        arguments(f"{words} --num_processes 0")
+
+
+def test_rows_are_shared_among_processes(folder: Path) -> None:
+    (folder / "p.jsonl").write_text('{"prompt": "a"}\n' * 100, encoding="utf-8")
+    classic = "--model_name m --rm_adapter r --batch_size 8 --dataset_name p.jsonl"
+    assert arguments(classic, processes=3).config["ppo"]["steps"] == 4
+    words = "--sft_model_path m --use_peft --reward_model_path r --dataset_name p.jsonl --num_train_epochs 2"
+    found = arguments(words, processes=3)
+    assert found.config["ppo"]["steps"] == 9
+    assert (
+        "2 x 100 prompts / 24 is 8.333 steps; ppo.steps is rounded up to 9" in dict(found.refused)["num_train_epochs"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model_name m --rm_adpter r", "--rm_adpter: TRL has no such key. Did you mean --rm_adapter"),
+        ("--model_name --rm_adapter r", "--model_name: needs a value"),
+        ("--model_name m --rm_adapter r --batch_size", "--batch_size: needs a value"),
+    ],
+)
+def test_slips_of_the_pen_are_refused(words: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        arguments(words)
+    with pytest.raises(ConfigError, match=said):
+        script(MULTI_ADAPTER, words)
+
+
+def test_arguments_that_nobody_knows_stand_first() -> None:
+    found = arguments("--model_name m --rm_adapter r --optimize_cuda_cache --colour blue")
+    assert found.refused[0] == (
+        "colour",
+        UNKNOWN,
+    )
+    assert found.partly == {"rm_adapter", "dataset_name", "top_p"}
+    own = MULTI_ADAPTER.replace("    seed: int", "    rm_adapters: str = field(default='')\n    seed: int")
+    assert "rm_adapters" in dict(script(own, "--rm_adapters r").refused)  # the script's own: no slip of the pen
+    added = "parser.add_argument('--rm-adapters')\nparser.add_argument('--steps', action='store_true')\n"
+    assert "rm_adapters" in dict(script(MULTI_ADAPTER + added, "--rm_adapters r --steps").refused)
+
+
+def test_a_flag_may_be_negated() -> None:
+    """As transformers' parser takes it where a flag's default is true."""
+    assert "target" not in arguments("--model_name m --rm_adapter r --no_adap_kl_ctrl").config["ppo"]["kl"]
+
+
+def test_arguments_alone_are_those_of_trls_own_scripts() -> None:
+    found = arguments("--model_name m --rm_adapter r")
+    refused, assumed = dict(found.refused), dict(found.assumed)
+    assert "reads output 1 of the adapter's head" in refused["rm_adapter"]
+    assert "Anthropic/hh-rlhf is what TRL's ppo_multi_adapter.py sets inside" in assumed["dataset_name"]
+    assert "first 6 to 11 tokens of each 'chosen'" in refused["dataset_name"]
+    assert "'Anthropic/hh-rlhf'" in found.files["make_prompts.py"]
+    assert "train[:1%]" in found.files["make_prompts.py"]
+    other = arguments("--model_name m --use_peft --batch_size 128")
+    assert "stanfordnlp/imdb" in dict(other.assumed)["query_dataset"]
+    assert "if not (len(row['text']) > 200):" in other.files["make_prompts.py"]
+    named = arguments("--model_name m --rm_adapter r --dataset_name mine")
+    assert named.config["data"]["prompts"] == "mine"
+    assert not named.files
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "last"),
+    [
+        ("from trl.experimental.ppo import PPOConfig\nmain(PPOConfig)", "", True),
+        ("import trl.experimental.ppo as ppo\nmain(ppo)", "", True),
+        ("from trl import PPOConfig\nmain(PPOConfig)", "--num_mini_batches 4", True),
+        ("from trl import PPOConfig\nmain(PPOConfig(num_ppo_epochs=2))", "", True),
+        ("import trl\ntrl.PPOTrainer(args=a, reward_model=b)", "", True),
+        ("from trl import PPOConfig\nmain(PPOConfig)", "--mini_batch_size 4", False),
+        ("from trl import PPOConfig, AutoModelForCausalLMWithValueHead\nmain(PPOConfig)", "", False),
+    ],
+)
+def test_which_trainer_a_wrapper_is_for(text: str, words: str, last: bool) -> None:
+    found = script(text, f"--model_name_or_path m --reward_model_path r --use_peft {words}")
+    assert ("response_length" in dict(found.assumed)) == last
+    assert (found.config["value"] == {"on": "own"}) == last
+
+
+def test_what_has_no_effect_is_said() -> None:
+    found = arguments("--model_name m --rm_adapter r --use_score_norm True")
+    assert "has no effect without use_score_scaling" in dict(found.refused)["use_score_norm"]
+    assert "use_score_norm" not in found.partly
+    unused = dict(arguments(f"{LAST_ARGUMENTS} --eval_strategy no --eval_steps 5").refused)
+    assert "set eval.every" in unused["eval_steps"]
+
+
+def test_prompts_that_can_not_be_made_are_told_in_a_sentence() -> None:
+    found = script(MULTI_ADAPTER, "--rm_adapter r --model_name ./none --dataset_name ./none")
+    Path("make_prompts.py").write_text(found.files["make_prompts.py"], encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"The tokenizer of \./none can't be read: (.|\n)*name a local copy"):
+        runpy.run_path("make_prompts.py")
 
 
 @pytest.mark.parametrize(
@@ -376,8 +519,11 @@ def test_the_command_writes_all_files_or_none(capsys: pytest.CaptureFixture[str]
     assert not Path("run.yaml").exists()
     assert main([*command, "--force"]) == 0
     assert "load_dataset" in Path("make_prompts.py").read_text(encoding="utf-8")
+    launched = ["import", "trl-args", "torchrun", "--nproc-per-node=2", *command[2:], "--force"]
+    assert main(launched) == 0
+    assert yaml.safe_load(Path("run.yaml").read_text(encoding="utf-8"))["ppo"]["batch"] == 16
     assert "ppo.py (TRL) and its arguments" in Path("run.yaml").read_text(encoding="utf-8")
     assert main(["import", "trl-args", "no.py", "--to", "x.yaml"]) == 2
     assert "no.py: can't be read" in capsys.readouterr().err
     assert main(["import", "trl-args"]) == 2
-    assert "nothing to carry over" in capsys.readouterr().err
+    assert "nothing to convert" in capsys.readouterr().err
