@@ -118,7 +118,10 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     if is_first_rank:
         show_plan(plan)
     if unseen(plan):
-        require_hub(config.model.path, "model.path", config.model.revision)
+        from marl_core.cli.run_folder import own_model_told
+
+        with own_model_told(config):
+            require_hub(config.model.path, "model.path", config.model.revision)
     with start_shown():
         logger(LOADING).info("torch, transformers and peft")
         from marl_core.run.runner import Runner
