@@ -113,7 +113,11 @@ def require_hub(name: str, asked_by: str, revision: str | None = None) -> None:
 def _not_to_be_had(name: str, asked_by: str, revision: str | None, reason: str) -> DataError:
     at = f" at revision {revision!r}" if revision else ""
     script = "examples/model.py"
-    small = f" In this folder `python {script}` gets a small model without the hub." if os.path.isfile(script) else ""
+    small = (
+        f" In this folder there is a small model without the hub: add `--set {asked_by}=$(python {script})`."
+        if os.path.isfile(script)
+        else ""
+    )
     return DataError(
         f"{asked_by}: {name!r} is no local folder and could not be had from the hub{at}: {reason}, and this machine's cache lacks it. "
         f"Give a folder, or set HF_ENDPOINT to a mirror that can be reached.{small if asked_by == 'model.path' else ''}"

@@ -118,7 +118,10 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     if is_first_rank:
         show_plan(plan)
     if unseen(plan):
-        require_hub(config.model.path, "model.path", config.model.revision)
+        from marl_core.cli.run_folder import own_model_told
+
+        with own_model_told(config):
+            require_hub(config.model.path, "model.path", config.model.revision)
     with start_shown():
         logger(LOADING).info("torch, transformers and peft")
         from marl_core.run.runner import Runner
@@ -150,7 +153,7 @@ def check(
     from marl_core.cli.tables import console, show_memory, show_plan, show_unseen, show_warnings
     from marl_core.cli.without_torch import torch_kept_out
     from marl_core.data.check import ROWS_CHECKED, check_inputs
-    from marl_core.plan.describe import unseen
+    from marl_core.plan.describe import unseen, unseen_roles
     from marl_core.plan.plan import Plan, require_none
     from marl_core.registry.catalog import Catalog
 
@@ -166,7 +169,7 @@ def check(
     show_plan(plan)
     here = [*inputs.remarks, *plan.remarks_here()]
     show_warnings(here)
-    missing = [note for note in (unseen(plan), *inputs.unseen) if note]
+    missing = [note for note in (unseen(plan), *unseen_roles(plan), *inputs.unseen) if note]
     for note in missing:
         show_unseen(note)
     if memory:

@@ -243,9 +243,12 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     steps = config.ppo.steps
     if config.ppo.warmup_steps >= steps:
         yield f"ppo.warmup_steps: {config.ppo.warmup_steps} of {steps} steps: all of the run is warm-up."
-    for key, every in (("run.checkpoint_every", config.run.checkpoint_every), ("eval.every", config.eval.every)):
+    for key, every, what_is_left in (
+        ("run.checkpoint_every", config.run.checkpoint_every, "the only checkpoint is the one at the end"),
+        ("eval.every", config.eval.every, "held-out prompts are answered before and after training only"),
+    ):
         if every > steps:
-            yield f"{key}: {every} is more than the {steps} steps of the run, so it never happens in between."
+            yield f"{key}: {every} is more than the {steps} steps of the run, so {what_is_left}."
     if _is_changed(config.ppo.kl, "horizon") and config.ppo.kl.target is None:
         yield "ppo.kl.horizon has no effect without ppo.kl.target: the coefficient is fixed."
     for index, choice in enumerate(config.reward):

@@ -6,12 +6,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from marl_core.artifacts.hub import is_hub_adapter
+from marl_core.artifacts.hub import adapter_folder, is_hub_adapter
 from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import RewardChoice
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
-from marl_core.plan.named_paths import adapter_options, own_model, path_options, revision_and_subfolder
+from marl_core.plan.named_paths import (
+    adapter_options,
+    is_adapter_option,
+    not_here,
+    own_model,
+    path_options,
+    revision_and_subfolder,
+)
+from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.strategy import Strategy
 
 
@@ -159,12 +167,39 @@ def unseen(plan: Chosen) -> str | None:
     )
 
 
+def unseen_roles(plan: Chosen) -> list[str]:
+    """What could not be checked of adapters and models that are named by their hub names and aren't on this machine, each in a sentence."""
+    found = ((_key(plan, path), not_here(strategy)) for path, strategy in plan.strategies.items())
+    named = [(f"{key}.{option[0]}", option[1]) for key, option in found if option]
+    policy = plan.config.policy
+    if (
+        policy.source is not None
+        and is_hub_adapter(policy.source)
+        and adapter_folder(policy.source, policy.revision, policy.subfolder) is None
+    ):
+        named.append(("policy.from", policy.source))
+    return [
+        f"{key}: {value!r} isn't on this machine, so what it is, its labels or shapes, and its memory were not checked. "
+        "It is taken for a name on the hub."
+        for key, value in dict(named).items()
+    ]
+
+
+def _key(plan: Chosen, path: KeyPath) -> str:
+    """A strategy's key as people write it: of a single reward `reward`, although the config holds a list."""
+    return "reward" if path[0] == "reward" and len(plan.rewards) == 1 else dotted(path)
+
+
 def _shared_base(plan: Chosen) -> str:
     """Who looks through the one base."""
     roles = ["policy"]
-    roles += ["reference"] if plan.config.ppo.kl.coef > 0 and not own_model(plan.reference) else []
+    roles += (
+        ["reference"]
+        if plan.config.ppo.kl.coef > 0 and not (own_model(plan.reference) or _unseen_model(plan.reference))
+        else []
+    )
     scorers = [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
-    roles += [name for name, strategy in scorers if adapter_options(strategy)]
+    roles += [name for name, strategy in scorers if _is_adapter(strategy)]
     roles += ["value"] if plan.value_on != "none" else []
     storage = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     return (
@@ -178,13 +213,29 @@ def _separate_models(plan: Chosen) -> Iterator[str]:
     strategies = [("the reference", plan.reference)] if plan.config.ppo.kl.coef > 0 else []
     strategies += [(f"reward {choice.name or choice.label}", strategy) for choice, strategy in plan.rewards]
     strategies += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
-    models = [(name, path) for name, strategy in strategies if (path := own_model(strategy))]
+    models = [f"{name} ({path})" for name, strategy in strategies if (path := own_model(strategy))]
+    models += [
+        f"{name} ({model}, its size isn't known here)"
+        for name, strategy in strategies
+        if (model := _unseen_model(strategy))
+    ]
     if models:
-        yield "Beside it, whole models of their own: " + "; ".join(f"{name} ({path})" for name, path in models) + "."
+        yield f"Beside it, whole models of their own: {'; '.join(models)}."
     else:
         yield "Nothing is held twice: no role has a model of its own."
     if plan.hooks.implements(plan.reference, "marl_prepare_base") and plan.config.model.dtype != "float32":
         yield "While it is loaded, the base is there twice for a moment: it is prepared in float32, then cast or quantized."
+
+
+def _is_adapter(strategy: Strategy) -> bool:
+    """Whether a strategy names an adapter on the base, here or on the hub."""
+    return bool(adapter_options(strategy)) or (is_adapter_option(strategy) and not_here(strategy) is not None)
+
+
+def _unseen_model(strategy: Strategy) -> str | None:
+    """A whole model that a strategy names and that isn't on this machine."""
+    option = not_here(strategy)
+    return option[1] if option and not is_adapter_option(strategy) else None
 
 
 def _reference(plan: Chosen) -> str:

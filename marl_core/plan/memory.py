@@ -23,7 +23,13 @@ from marl_core.config.run_config import LoraSection
 from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
-from marl_core.plan.named_paths import adapter_options, path_options, revision_and_subfolder
+from marl_core.plan.named_paths import (
+    adapter_options,
+    is_adapter_option,
+    not_here,
+    path_options,
+    revision_and_subfolder,
+)
 from marl_core.registry.strategy import Strategy
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -178,6 +184,10 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
         if count:
             weight_bytes = count * DTYPE_BYTES.get(getattr(strategy, "dtype", "float32"), 4)
             return RoleMemory(name, weight_bytes, weight_bytes, f"a model of its own, {count:,} parameters")
+    missing = not_here(strategy)
+    if missing:
+        what = f"not counted: {missing[1]!r} isn't on this machine, so its size isn't known"
+        return RoleMemory(name, 0.0, base if name == "reference" or is_adapter_option(strategy) else 0.0, what)
     return RoleMemory(name, 0.0, base if name == "reference" else 0.0, "no weights of its own that its options show")
 
 

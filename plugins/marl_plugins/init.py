@@ -9,8 +9,9 @@ import typer
 
 from marl_core import ConfigError, Plan
 from marl_plugins import init_answers as answers
-from marl_plugins.init_answers import EXAMPLES, QUANTIZATION, Dialog
+from marl_plugins.init_answers import EXAMPLES, QUANTIZATION
 from marl_plugins.init_data import PromptsFile
+from marl_plugins.init_dialog import Dialog
 from marl_plugins.writing import MODELINE, render, run_command, usual_config, write_all, write_schema
 
 Memory = Literal["full", "8bit", "4bit"]
@@ -62,11 +63,11 @@ def init(
     dialog = Dialog(options)
     missing = [name for name in EXAMPLES if options[name] is None]
     if missing and not dialog.is_interactive:
-        raise ConfigError(
+        dialog.wrong.append(
             f"marl init: no terminal to ask on, and no answer for {', '.join('--' + name for name in missing)}. "
             "Give them as options, e.g. marl init run.yaml --base my-model --reward rewards.py:score --data prompts.jsonl."
         )
-    config, about, files = ask(dialog, chat)
+    config, about, files = _asked(dialog, chat, missing)
     text = render(
         config, about, [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."]
     )
@@ -79,12 +80,31 @@ def init(
     typer.echo(f"Next: marl run {file}")
 
 
+def _asked(
+    dialog: Dialog, chat: bool | None, missing: list[str]
+) -> tuple[dict[str, Any], dict[str, str], dict[Path, str]]:
+    """What `ask` gives. Without a terminal one ConfigError tells all options that are wrong, and those that are missing."""
+    if missing and not dialog.is_interactive:
+        base = "-" if "base" in missing else dialog.answer("base", "", answers.base_problem)
+        if "reward" not in missing:
+            dialog.answer("reward", "", answers.reward_problem(base))
+        if "data" not in missing:
+            dialog.answer("data", "", answers.data_problem)
+        dialog.refuse()
+    try:
+        asked = ask(dialog, chat)
+    except ConfigError as error:
+        if str(error) in dialog.wrong[-1:]:
+            raise
+        dialog.wrong.append(str(error))
+    dialog.refuse()
+    return asked
+
+
 def ask(dialog: Dialog, chat: bool | None) -> tuple[dict[str, Any], dict[str, str], dict[Path, str]]:
     """All questions: the config's sections, a comment for each, and files to write beside it."""
-    base = dialog.answer("base", "Base model (folder or hub name)", answers.base_problem)
-    _say(answers.unseen(base))
-    sft = dialog.answer("sft", "SFT adapter on it, to start from (folder; empty: none)", answers.sft_problem(base), "")
-    _say(answers.unseen(sft) if sft else None)
+    base = dialog.place("base", "Base model (folder or hub name)", answers.base_problem)
+    sft = dialog.place("sft", "SFT adapter on it, to start from (folder; empty: none)", answers.sft_problem(base), "")
     reward = _ask_reward(dialog, base)
     memory = dialog.answer(
         "memory", "Hold the base as it is (full), or quantized (8bit, 4bit)", _one_of(tuple(QUANTIZATION)), "full"
@@ -104,20 +124,21 @@ def _one_of(allowed: tuple[str, ...]) -> answers.Problem:
 
 def _ask_reward(dialog: Dialog, base: str) -> dict[str, Any]:
     question = "Reward: file.py:function, a reward adapter's folder, or a reward model (folder or hub name)"
-    answer = dialog.answer("reward", question, answers.reward_problem(base))
+    answer = dialog.place("reward", question, answers.reward_problem(base))
     section = answers.reward_section(answer)
+    if dialog.is_wrong("reward"):
+        return section  # nothing to ask about it
     labels: list[str] = []
     if section["use"] == "model":
-        unseen = answers.unseen(answer)
-        adapter = "A whole reward model is meant; an adapter on the base is reward: {use: adapter, path: ...}."
-        _say(unseen and f"{unseen} {adapter}")
+        if answers.is_at_hub(answer):
+            _say("A whole reward model is meant; an adapter on the base is reward: {use: adapter, path: ...}.")
         labels = answers.reward_labels(answer)
     if labels:
         asked = f"It has several labels. Which to reward ({', '.join(labels)})"
         section["label"] = dialog.answer("label", asked, _one_of(tuple(labels)))
     elif dialog.is_given("label"):
-        raise ConfigError(
-            f"--label: {answer!r} has no labels to choose from, as far as this machine knows. Leave it out."
+        dialog.complain(
+            "label", f"{answer!r} has no labels to choose from, as far as this machine knows. Leave it out."
         )
     return section
 
@@ -126,11 +147,11 @@ def _ask_data(
     dialog: Dialog, base: str, chat: bool | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[Path, str]]:
     """Section data, section eval, and the two files where rows are split off."""
-    name = dialog.answer(
-        "data", "Prompts: a json, jsonl, csv or parquet file, or a datasets name", answers.data_problem
-    )
+    name = dialog.place("data", "Prompts: a json, jsonl, csv or parquet file, or a datasets name", answers.data_problem)
+    if dialog.is_wrong("data"):
+        dialog.refuse()  # all that follows is about these rows
     prompts = PromptsFile.read(name)
-    _say(prompts.described() if prompts else answers.unseen(name))
+    _say(prompts.described() if prompts else None)
     column = _ask_column(dialog, name, prompts)
     section: dict[str, Any] = {"prompts": name, **answers.prompt_keys(column)}
     section |= _ask_chat(dialog, base, chat, column, prompts)
@@ -158,8 +179,8 @@ def _ask_column(dialog: Dialog, name: str, prompts: PromptsFile | None) -> str:
 
 def _ask_chat(dialog: Dialog, base: str, chat: bool | None, column: str, prompts: PromptsFile | None) -> dict[str, Any]:
     """`chat` and `system_prompt`, where the base's tokenizer has a chat template; rows that hold messages are chats anyway."""
-    has_template, is_template = answers.has_chat_template(base), "{" in column
-    can_not = not has_template and answers.unseen(base) is None
+    has_template, is_template = answers.has_chat_template(base), "prompt_template" in answers.prompt_keys(column)
+    can_not = not has_template and not answers.is_at_hub(base)
     holds_messages = prompts is not None and not is_template and prompts.is_chat(column)
     if can_not and (chat or holds_messages):
         what = "--chat" if chat else f"--field: {column!r} holds chats"
@@ -172,7 +193,7 @@ def _ask_chat(dialog: Dialog, base: str, chat: bool | None, column: str, prompts
             _say("The base has a chat template: each prompt is a user's message (--no-chat for plain texts).")
     if not wanted and not holds_messages:
         if dialog.is_given("system"):
-            raise ConfigError("--system: only chats have a system prompt. Add --chat, or leave it out.")
+            dialog.complain("system", "only chats have a system prompt. Add --chat, or leave it out.")
         return {}
     system = dialog.answer("system", "System prompt (empty: none)", lambda answer: None, "")
     return {**({"chat": True} if wanted else {}), **({"system_prompt": system} if system else {})}
@@ -189,15 +210,21 @@ def _ask_held_out(
         if prompts
         else "Held-out prompts, answered before and after training: a file, or a split of the data set (0: none)"
     )
-    answer = dialog.answer("held-out", question, answers.held_out_problem(rows, data), default)
+
+    def is_another_data_set(answer: str) -> bool:
+        return not answer.isdigit() and not answers.is_split(answer, rows) and answers.is_at_hub(answer)
+
+    answer = dialog.place("held-out", question, answers.held_out_problem(rows, data), default, is_another_data_set)
     if answer == "0":
         typer.echo(
             "  No held-out prompts: the run will have no numbers before and after. Later: eval: {prompts: FILE}."
         )
         return None, {}
     if not answer.isdigit():
-        is_split = prompts is None and not answers.is_path(answer) and "/" not in answer
+        is_split = answers.is_split(answer, rows)
         return ({"prompts": data["prompts"], "split": answer} if is_split else {"prompts": answer}), {}
+    if dialog.wrong:
+        return None, {}  # nothing will be written
     assert prompts is not None  # a number was refused without rows
     files = prompts.split(int(answer))
     return {"prompts": str(list(files)[1])}, files

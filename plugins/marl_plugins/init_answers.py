@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
 from pydantic import ValidationError
 
-from marl_core import ConfigError, MarlError, Plan, RunConfig, cached_adapter, cached_model_config, near_match
+from marl_core import (
+    MarlError,
+    Plan,
+    RunConfig,
+    cached_adapter,
+    cached_model_config,
+    is_repo_name,
+    near_match,
+)
 from marl_plugins.function_target import problems
 from marl_plugins.reward_labels import labels_of
 
@@ -21,50 +28,18 @@ Problem = Callable[[str], str | None]
 """Why an answer can't stand in a config; None when it can."""
 
 EXAMPLES = {"base": "HuggingFaceTB/SmolLM2-135M-Instruct", "reward": "rewards.py:score", "data": "prompts.jsonl"}
+OTHER_SUFFIXES = (".py", ".yaml", ".yml", ".txt", ".md")
+"""How files end that hold neither prompts nor a model."""
+FILE_SUFFIXES = (*OTHER_SUFFIXES, ".json", ".jsonl", ".csv", ".parquet")
+"""How files end: no base is called so."""
 QUANTIZATION = {"full": None, "8bit": "bnb-8bit", "4bit": "bnb-4bit"}
-
-
-class Dialog:
-    """Asks on a terminal, and takes options in place of answers; without a terminal nothing is asked."""
-
-    def __init__(self, options: Mapping[str, str | None]) -> None:
-        self._options = options
-        self.is_interactive = sys.stdin is not None and sys.stdin.isatty()
-
-    def answer(self, name: str, question: str, problem: Problem, default: str | None = None) -> str:
-        """The option `--name`, or what is asked, until it can stand in a config; `default` for an empty answer, or where nobody asks."""
-        given = self._options[name]
-        if given is not None:
-            given = given.strip()
-            reason = problem(given)
-            if reason:
-                raise ConfigError(f"--{name}: {reason}")
-            return given
-        if not self.is_interactive:
-            if default is None:
-                raise ConfigError(f"--{name}: an answer is needed, and there is no terminal to ask on.")
-            return default
-        while True:
-            answer = str(typer.prompt(question, default=default or "", show_default=bool(default))).strip()
-            reason = problem(answer)
-            if reason is None:
-                return answer
-            typer.echo(f"  {reason}")
-
-    def is_given(self, name: str) -> bool:
-        """Whether an option answers, and not with nothing."""
-        return bool((self._options[name] or "").strip())
-
-    def agreed(self, given: bool | None, question: str, default: bool) -> bool:
-        """A yes or no: the option, or what is asked, or the default."""
-        if given is not None or not self.is_interactive:
-            return default if given is None else given
-        return typer.confirm(question, default=default)
 
 
 def base_problem(answer: str) -> str | None:
     """The base must be a causal model, as far as this machine can tell."""
-    return _needed("base", answer) or _checked({"model": {"path": answer}}, "model.")
+    if Path(answer).suffix.lower() in FILE_SUFFIXES and not os.path.isdir(os.path.expanduser(answer)):
+        return f"{answer!r} is the name of a file. A base is a folder with a model, or a name on the hub."
+    return _needed("base", answer) or _checked({"model": {"path": answer}}, "model")
 
 
 def sft_problem(base: str) -> Problem:
@@ -97,7 +72,12 @@ def reward_problem(base: str) -> Problem:
 def data_problem(answer: str) -> str | None:
     """A prompts file must be there and hold rows; which column is asked for next."""
     columns = "has no column"
-    reason = _needed("data", answer) or _checked({"data": {"prompts": answer}}, "data.")
+    if answer and not os.path.exists(os.path.expanduser(answer)) and _is_no_data_set(answer):
+        return (
+            f"{answer!r} is no file with prompts and no name of a data set. Give a json, jsonl, csv or parquet file, or a name "
+            "such as owner/data."
+        )
+    reason = _needed("data", answer) or _checked({"data": {"prompts": answer}}, "data")
     return None if reason is None or columns in reason else reason
 
 
@@ -107,9 +87,19 @@ def column_problem(data: str) -> Problem:
     def problem(answer: str) -> str | None:
         if not answer:
             return "An answer is needed: a column, or a template with columns in braces."
-        return _checked({"data": {"prompts": data, **prompt_keys(answer)}}, "data.")
+        reason = _checked({"data": {"prompts": data, **prompt_keys(answer)}}, "data")
+        return _in_words_of_init(reason) if reason else None
 
     return problem
+
+
+def _in_words_of_init(reason: str) -> str:
+    """What a config's keys are told to be, as the answer that it is here."""
+    what, key, columns = reason.partition("Set data.field to one of: ")
+    if not key:
+        return reason.replace("Name in data.prompt_template one of:", "Name in braces one of:")
+    *others, last = columns.rstrip(".").split(", ")
+    return f"{what}Give {', '.join(others)}{' or ' if others else ''}{last}."
 
 
 def held_out_problem(rows: int | None, section: Mapping[str, Any]) -> Problem:
@@ -119,8 +109,8 @@ def held_out_problem(rows: int | None, section: Mapping[str, Any]) -> Problem:
         if os.path.exists(answer) and os.path.realpath(answer) == os.path.realpath(section["prompts"]):
             return f"{answer!r} holds the prompts to train on. Give a number to split rows off, or another file."
         if not answer.isdigit():
-            return (
-                _checked({"eval": {"prompts": answer}, "data": section}, "eval.") if is_path(answer) or rows else None
+            return _no_prompts(answer, rows) or (
+                None if is_split(answer, rows) else _checked({"eval": {"prompts": answer}, "data": section}, "eval")
             )
         if rows is None:
             return f"The rows of {section['prompts']!r} can't be split off here. Give a file, or a split's name."
@@ -129,9 +119,30 @@ def held_out_problem(rows: int | None, section: Mapping[str, Any]) -> Problem:
     return problem
 
 
+def _no_prompts(answer: str, rows: int | None) -> str | None:
+    """Why an answer names no held-out prompts: it is no file, no data set and, of a data set, no split."""
+    if os.path.exists(os.path.expanduser(answer)) or is_split(answer, rows):
+        return None
+    if not _is_no_data_set(answer) and (is_path(answer) or "/" in answer):
+        return None  # looked for next
+    other = "a number of rows to split off (0: none)" if rows is not None else "a split of the data set (0: none)"
+    return f"{answer!r} is no file with prompts. Give a json, jsonl, csv or parquet file, or {other}."
+
+
+def is_split(answer: str, rows: int | None) -> bool:
+    """Whether an answer is a split's name, as `test` or `train[:10%]`: only a data set has some, a file (`rows` known) has none."""
+    is_here = os.path.exists(os.path.expanduser(answer))
+    return rows is None and not is_here and re.fullmatch(r"\w[\w-]*(\[[\d%:]*\])?", answer) is not None
+
+
+def _is_no_data_set(answer: str) -> bool:
+    """Whether no data set has this name: it reads as a function, a script or a sentence."""
+    return Path(answer).suffix.lower() in OTHER_SUFFIXES or any(sign in answer for sign in ": \t")
+
+
 def prompt_keys(answer: str) -> dict[str, str]:
     """A column's name, or a template: a text with names in braces, where `\\n` is a new line."""
-    is_template = "{" in answer
+    is_template = "{" in answer or "}" in answer
     return {"prompt_template": answer.replace("\\n", "\n")} if is_template else {"field": answer}
 
 
@@ -158,11 +169,17 @@ def reward_labels(answer: str) -> list[str]:
 
 def unseen(answer: str) -> str | None:
     """What is said of a name that is taken for one of the hub, because nothing of that name is here; None for what is here."""
-    if os.path.exists(os.path.expanduser(answer)) or _is_cached(answer):
+    if not is_at_hub(answer):
         return None
     near = near_match(answer, (path.name for path in Path().iterdir() if path.is_dir()))
     hint = f" Did you mean the folder {near!r}?" if near else ""
     return f"{answer!r} is nothing on this machine, so it is taken for a name on the hub, where it wasn't looked for.{hint}"
+
+
+def is_at_hub(answer: str) -> bool:
+    """Whether an answer can only be had from the hub: nothing of that name is here, and it may be a name there."""
+    is_here = os.path.exists(os.path.expanduser(answer))
+    return not is_here and is_repo_name(answer, owner=False) and not _is_cached(answer)
 
 
 def _is_cached(name: str) -> bool:
@@ -181,6 +198,8 @@ def has_chat_template(base: str) -> bool:
     """Whether the base's tokenizer has a chat template, by its files: a folder, or what the hub's cache holds."""
     folder = Path(os.path.expanduser(base))
     if not folder.is_dir():
+        if not is_repo_name(base, owner=False):
+            return False
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(base, "tokenizer_config.json")
@@ -205,7 +224,10 @@ def _checked(changes: Mapping[str, Any], start: str) -> str | None:
     try:
         found = Plan.of(RunConfig.model_validate({**known, **changes})).check()
     except ValidationError as error:
-        found = [".".join(map(str, entry["loc"])) + f": {entry['msg']}" for entry in error.errors()]
+        found = [
+            ".".join(map(str, entry["loc"])) + f": {entry['msg'].removeprefix('Value error, ')}"
+            for entry in error.errors()
+        ]
     except MarlError as error:
         found = str(error).splitlines()
     return next((_plain(line) for line in found if line.strip().startswith(start)), None)
@@ -214,7 +236,7 @@ def _checked(changes: Mapping[str, Any], start: str) -> str | None:
 def _plain(finding: str) -> str:
     """A finding without its key and without the plugin that says it: the question tells both."""
     text = finding.strip().partition(" (says ")[0]
-    return text.partition(": ")[2] if ": " in text else text
+    return (text.partition(": ")[2] if ": " in text else text).removeprefix("prompt_template ")
 
 
 def _needed(name: str, answer: str) -> str | None:

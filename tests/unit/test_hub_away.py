@@ -188,7 +188,21 @@ def test_the_command_line_says_it_before_it_loads_anything(tmp_path: Path) -> No
 def test_where_the_example_model_is_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "model.py").write_text("")
-    assert "python examples/model.py" in marl(tmp_path, "http://127.0.0.1:9", "run", "run.yaml").stderr
+    said = marl(tmp_path, "http://127.0.0.1:9", "run", "run.yaml").stderr
+    assert "add `--set model.path=$(python examples/model.py)`" in said
+
+
+@pytest.mark.parametrize(("other", "told"), [("/models/small", True), (NAME, False), (None, False)])
+def test_the_model_of_a_run_that_is_there_is_named(tmp_path: Path, other: str | None, told: bool) -> None:
+    """A model given by --set and forgotten at the resume: the run folder knows it."""
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"model": {"path": other}}) if other else "[", encoding="utf-8")
+    done = marl(tmp_path, "http://127.0.0.1:9", "run", "run.yaml", "--set", "run.folder=runs/one", "--resume")
+    assert done.returncode == 4
+    assert "could not be had from the hub" in done.stderr
+    sentence = "runs/one was run with model.path /models/small; `marl run runs/one --resume` goes on with it."
+    assert (sentence in done.stderr) == told
 
 
 def test_a_hub_that_doesn_t_know_the_name_keeps_its_own_words(tmp_path: Path, answering: str) -> None:

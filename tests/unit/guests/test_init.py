@@ -69,21 +69,18 @@ def test_without_a_terminal_it_never_asks(folder: Path, capsys: pytest.CaptureFi
 
 
 class Terminal:
-    """A person at a terminal: answers in their order, and the questions that came."""
+    """A person at a terminal: answers in their order, and the questions that came. A yes or no has its default, or `agrees`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str, agrees: bool = True) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str, agrees: bool | None = None) -> None:
         self.left, self.asked, self.agrees = list(answers), list[str](), agrees
-        monkeypatch.setattr("marl_plugins.init_answers.typer.prompt", self._prompt)
-        monkeypatch.setattr("marl_plugins.init_answers.typer.confirm", self._confirm)
+        monkeypatch.setattr("typer.prompt", self._prompt)
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"isatty": lambda self: True})())
 
     def _prompt(self, question: str, *, default: str, show_default: bool) -> str:
         self.asked.append(question)
+        if self.agrees is not None and question.lower().endswith("[y/n]"):
+            return "y" if self.agrees else "n"
         return self.left.pop(0) or default
-
-    def _confirm(self, question: str, *, default: bool) -> bool:
-        self.asked.append(question)
-        return self.agrees
 
 
 def many_rows(file: str = "prompts.jsonl", count: int = 40) -> None:
@@ -120,7 +117,20 @@ def test_each_answer_is_looked_at_and_asked_again(
     answers += [tiny_folder, "./nothing", sft_adapter]
     answers += ["", "reward.py:score", "rewards.py:scor", "rewards.py", "rewards.py:", tiny_folder, "rewards.py:score"]
     answers += ["16bit", "full", "", "prompts.json", "prompts.jsonl"]
-    answers += ["prompt", "Q: {questio}", "Q: {question}\\nA:", "prompts.jsonl", "40", "10"]
+    answers += [
+        "prompt",
+        "question: {question",
+        "question}",
+        "{}",
+        "Q: {questio}",
+        "Q: {question}\\nA:",
+        "prompts.jsonl",
+        "rewards.py:score",
+        "rewards.py",
+        "heldout",
+        "40",
+        "10",
+    ]
     terminal = Terminal(monkeypatch, *answers)
     assert main(["init", "run.yaml"]) == 0
     assert terminal.left == []
@@ -140,9 +150,14 @@ def test_each_answer_is_looked_at_and_asked_again(
         "'16bit' is none of full, 8bit, 4bit.",
         "there is no file 'prompts.json'. Did you mean 'prompts.jsonl'?",
         "prompts.jsonl: 40 rows. The first one: question: '0 plus 0', answer: 0",
-        "has no column 'prompt'. Set data.field to one of: question, answer.",
+        "has no column 'prompt'. Give question or answer.",
         "has no column 'questio'",
         "'prompts.jsonl' holds the prompts to train on.",
+        "'question: {question' is no template",
+        "'question}' is no template",
+        "'{}' holds {}, not a column",
+        "'rewards.py:score' is no file with prompts. Give a json, jsonl, csv or parquet file, or a number of rows",
+        "'heldout' is no file with prompts.",
         "40 of 40 rows leave none to train on.",
         "run.yaml: nothing speaks against this run",
     ):
@@ -169,7 +184,7 @@ def test_chats_are_asked_for_where_the_tokenizer_has_a_template(
         "prompts.jsonl",
     ]
     given += ["--field", "prompt", "--held-out", "0"]
-    Terminal(monkeypatch, "Be short.")
+    Terminal(monkeypatch, "Be short.", agrees=True)
     assert main(["init", "run.yaml", *given]) == 0
     data = load_config("run.yaml").data
     assert data is not None
@@ -291,7 +306,7 @@ def test_leaving_at_a_question_writes_nothing(folder: Path, monkeypatch: pytest.
     def leave(*asked: Any, **options: Any) -> str:
         raise typer.Abort
 
-    monkeypatch.setattr("marl_plugins.init_answers.typer.prompt", leave)
+    monkeypatch.setattr("typer.prompt", leave)
     assert main(["init", "run.yaml"]) == 130
     assert sorted(path.name for path in folder.iterdir()) == ["prompts.jsonl", "rewards.py"]
 
@@ -378,3 +393,55 @@ def test_all_else_is_what_marl_does_without_a_config(folder: Path) -> None:
         for key, value in flatten(written[section], section).items():
             assert key in PLACES or defaults[key] == value, key
     assert load_config("run.yaml").data == DataSection(prompts="prompts.jsonl")
+
+
+def test_a_name_that_is_not_here_is_asked_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A typing error is no hub name: a lone name is asked about with no as the default, owner/name with yes."""
+    answers = ["run.yaml", "smolm", "", "owner/model", ""]  # the base
+    answers += ["sfft", "", "rewardz.py:x", "judge", "maybe", "yes", "full"]
+    answers += ["rewardz.py:x", "reward.py", "my prompts", "notes.txt", "promts", "no", "owner/data", "", "prompt"]
+    answers += ["rewards.py:score", "12", "test[:10%]"]
+    terminal = Terminal(monkeypatch, *answers)
+    assert main(["init", "run.yaml"]) == 0
+    assert terminal.left == []
+    asked, out = "\n".join(terminal.asked), capsys.readouterr().out
+    assert "Nothing here is called 'smolm'. Is it a name on the hub? [y/N]" in asked
+    assert "Nothing here is called 'owner/model'. Is it a name on the hub? [Y/n]" in asked
+    assert "'run.yaml' is the name of a file. A base is a folder with a model, or a name on the hub." in out
+    assert "Answer y or n." in out
+    for name in ("rewardz.py:x", "reward.py", "my prompts", "notes.txt"):
+        assert f"{name!r} is no file with prompts and no name of a data set" in out
+    assert "'rewards.py:score' is no file with prompts. Give a json, jsonl, csv or parquet file, or a split" in out
+    config = load_config("run.yaml")
+    assert config.data is not None
+    assert (config.model.path, config.data.prompts) == ("owner/model", "owner/data")
+    assert (config.reward[0].options, config.eval.split) == ({"path": "judge"}, "test[:10%]")
+
+
+def test_all_wrong_options_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many_rows()
+    wrong = ["--base", "./nowhere", "--reward", "rewards.py:scor", "--data", "prompts.jsonl", "--field", "prompt"]
+    assert main(["init", "run.yaml", *wrong, "--held-out", "40", "--memory", "4bit"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    for one in (
+        "--base: there is no folder './nowhere'",
+        "--reward: rewards.py defines no 'scor'",
+        "--field: row 1 of 'prompts.jsonl' has no column 'prompt'. Give --field question or answer.",
+        "--held-out: 40 of 40 rows leave none to train on.",
+    ):
+        assert said.count(one) == 1, one
+    assert main(["init", "run.yaml", *wrong[:4]]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    for one in ("no answer for --data", "--base: there is no folder", "--reward: rewards.py defines no 'scor'"):
+        assert said.count(one) == 1, one
+    assert main(["init", "run.yaml", *OPTIONS, "--data", "promts.jsonl", "--base", "x.py"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--base: 'x.py' is the name of a file" in said
+    assert "--data: there is no file 'promts.jsonl'" in said
+    assert main(["init", "run.yaml", *OPTIONS, "--field", "question", "--system", "Hi.", "--label", "a"]) == 2
+    out, said = capsys.readouterr()
+    assert [said.count(f"--{name}: ") for name in ("system", "label")] == [1, 1]
+    assert "x.py' is nothing on this machine" not in out
+    assert not Path("run.yaml").exists()
