@@ -22,6 +22,11 @@ Row = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+SAVED_MARKS = ("state.json", "dataset_dict.json", "dataset_info.json")
+"""Files that datasets writes at the top of a data set that it saves."""
+DATA_SUFFIXES = (*SUFFIXES, ".ndjson", ".tsv", ".arrow", ".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst", ".zip", ".txt")
+"""How files end that a folder must hold to be a data set. Pictures and sounds are no prompts."""
+DATA_FOLDERS = ("data", "train", "test", "valid", "dev", "eval")
 PREVIEW_ROWS = 20
 PARQUET_BATCH = 1000
 MAX_JSON_BYTES = 20_000_000
@@ -41,6 +46,10 @@ def read_rows(
     """
     path = Path(os.path.expanduser(source))
     if is_data_set(source):
+        if path.is_dir():
+            problem = folder_problem(source)
+            if problem is not None:
+                raise DataError(f"{asked_by}: {problem}")
         return _from_datasets(source, split, subset, revision, asked_by, limit)
     if not path.exists():
         raise DataError(f"{asked_by}: there is no file {source!r}.{_near_file(path)}")
@@ -64,6 +73,37 @@ def is_data_set(source: str) -> bool:
     return path.suffix.lower() not in SUFFIXES or path.is_dir()
 
 
+def folder_problem(source: str) -> str | None:
+    """Why a folder can't be a data set, told from names near its top; None where it may be one.
+
+    datasets itself would go through everything below a folder, for minutes, before it says so.
+    """
+    folder = Path(os.path.expanduser(source))
+    try:
+        if is_saved_data_set(folder) or any(_holds_data(place) for place in (folder, *_splits(folder))):
+            return None
+    except OSError as error:
+        return f"{source!r} can't be read: {error.strerror or error}. Give a {SUFFIX_LIST} file."
+    return f"{source!r} is a folder, and neither a saved data set nor one of data files. Give a {SUFFIX_LIST} file in it."
+
+
+def is_saved_data_set(folder: Path) -> bool:
+    """Whether datasets' `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in SAVED_MARKS)
+
+
+def _splits(folder: Path) -> Iterator[Path]:
+    """Folders in which a data set keeps its files: `data`, and those named by a split."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().startswith(DATA_FOLDERS) and entry.is_dir()]
+    return (folder / name for name in names)
+
+
+def _holds_data(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(DATA_SUFFIXES) for entry in entries)
+
+
 def is_read_whole(source: str) -> bool:
     """Whether no few rows of a file can be had cheaply: it is one large JSON list."""
     path = Path(os.path.expanduser(source))
@@ -84,7 +124,8 @@ def look_at_prompts(
             return None  # a datasets name
         return DataError(f"{asked_by}: there is no file {name!r}.{_near_file(path)}")
     if os.path.isdir(path):
-        return DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.") if name.startswith(".") else None
+        problem = folder_problem(name)
+        return DataError(f"{asked_by}: {problem}") if problem is not None else None
     if suffix not in SUFFIXES:
         return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {SUFFIX_LIST} file.")
     try:
@@ -160,6 +201,11 @@ def _from_datasets(
     logger(LOADING).info("data set %s, split %s", source, split)
     try:
         with hub_read(source, asked_by, revision):
+            folder = Path(os.path.expanduser(source))
+            if (folder / "state.json").is_file():  # load_dataset refuses what save_to_disk wrote
+                return list(islice(datasets.load_from_disk(str(folder)), limit))
+            if (folder / "dataset_dict.json").is_file():
+                return list(islice(datasets.load_from_disk(str(folder))[split], limit))
             return list(islice(datasets.load_dataset(source, subset, split=split, revision=revision), limit))
     except DataError:
         raise
@@ -173,18 +219,21 @@ def _from_datasets(
 
 
 def _wrong_row(rows: list[Any], name: str, field: str, asked_by: str, named_by: str) -> DataError | None:
+    """A row that is none, or a column that no row has: one that a few rows lack is told with the other rows' faults."""
     if not rows:
         return _no_rows(name, asked_by)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             return _no_row(row, number, name, asked_by)
-        if field not in row:
-            columns = ", ".join(str(column) for column in row)
-            return DataError(
-                f"{asked_by}: row {number} of {name!r} has no column {field!r}. "
-                f"{'Set data.field to' if named_by == 'data.field' else f'Name in {named_by}'} one of: {columns}."
-            )
-    return None
+    if any(field in row for row in rows):
+        return None
+    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+    near = near_match(field, columns)
+    return DataError(
+        f"{asked_by}: row 1 of {name!r} has no column {field!r}. "
+        f"{'Set data.field to' if named_by == 'data.field' else f'Name in {named_by}'} one of: {', '.join(columns) or 'nothing'}."
+        f"{f' Did you mean {near!r}?' if near else ''}"
+    )
 
 
 def _no_rows(name: str, asked_by: str) -> DataError:

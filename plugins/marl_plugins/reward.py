@@ -50,6 +50,11 @@ class AdapterReward(Strategy):
             yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
 
     @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        return f"the adapter {self.path} with its score head, on the base"
+
+    @hookimpl
     def marl_reward(self, bank: AdapterBank) -> ScoreView:
         """Load adapter and head, check base and golden scores."""
         position = None if self.position == "auto" else self.position
@@ -100,6 +105,12 @@ class ModelReward(Strategy):
             yield problem
 
     @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        label = "" if self.label is None else f", its label {self.label}"
+        return f"a model of its own, {self.path} in {self.dtype}{label}"
+
+    @hookimpl
     def marl_reward(self, bank: AdapterBank) -> RewardFunction:
         """Load it beside the base; decode, template, encode."""
         from marl_plugins.reward_model import RewardModel
@@ -125,6 +136,11 @@ class FunctionReward(Strategy):
         from marl_plugins.function_target import problems
 
         yield from problems(self.target)
+
+    @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        return f"the function {callable_name(self.target)}"
 
     @hookimpl
     def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
