@@ -24,7 +24,18 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 SAVED_MARKS = ("state.json", "dataset_dict.json", "dataset_info.json")
 """Files that datasets writes at the top of a data set that it saves."""
-DATA_SUFFIXES = (*SUFFIXES, ".ndjson", ".tsv", ".arrow", ".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst", ".zip", ".txt")
+DATA_SUFFIXES = (
+    *SUFFIXES,
+    ".ndjson",
+    ".tsv",
+    ".arrow",
+    ".jsonl.gz",
+    ".json.gz",
+    ".csv.gz",
+    ".jsonl.zst",
+    ".zip",
+    ".txt",
+)
 """How files end that a folder must hold to be a data set. Pictures and sounds are no prompts."""
 DATA_FOLDERS = ("data", "train", "test", "valid", "dev", "eval")
 PREVIEW_ROWS = 20
@@ -84,7 +95,9 @@ def folder_problem(source: str) -> str | None:
             return None
     except OSError as error:
         return f"{source!r} can't be read: {error.strerror or error}. Give a {SUFFIX_LIST} file."
-    return f"{source!r} is a folder, and neither a saved data set nor one of data files. Give a {SUFFIX_LIST} file in it."
+    return (
+        f"{source!r} is a folder, and neither a saved data set nor one of data files. Give a {SUFFIX_LIST} file in it."
+    )
 
 
 def is_saved_data_set(folder: Path) -> bool:

@@ -84,6 +84,11 @@ class Hooks:
         """Who provides the strategy."""
         return self._origins[strategy]
 
+    def key_of(self, strategy: Strategy, option: str) -> str:
+        """The config key of one of its options: `reward.1.path`; without a known place, the option and whose it is."""
+        _, key = self._keys.get(strategy, ("", ""))
+        return f"{key}.{option}" if key else f"{option} of {self._origins[strategy]}"
+
     def implements(self, strategy: Strategy, hook: str) -> bool:
         """Whether this strategy has this hook, wrappers not counted."""
         return any(impl.plugin is strategy and not _wraps(impl) for impl in self._caller(hook).get_hookimpls())
@@ -220,7 +225,9 @@ class Hooks:
 
     def _register(self, strategy: Strategy, origin: str) -> None:
         name = origin
-        if name in self._origins.values():  # the same strategy once more: told apart by its key, and without one by its number
+        if (
+            name in self._origins.values()
+        ):  # the same strategy once more: told apart by its key, and without one by its number
             _, key = self._keys.get(strategy, ("", ""))
             name = f"{origin}, {key}" if key else f"{origin} [{len(self._origins) + 1}]"
         try:
