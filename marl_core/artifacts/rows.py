@@ -24,21 +24,16 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 SAVED_MARKS = ("state.json", "dataset_dict.json", "dataset_info.json")
 """Files that datasets writes at the top of a data set that it saves."""
-DATA_SUFFIXES = (
-    *SUFFIXES,
-    ".ndjson",
-    ".tsv",
-    ".arrow",
-    ".jsonl.gz",
-    ".json.gz",
-    ".csv.gz",
-    ".jsonl.zst",
-    ".zip",
-    ".txt",
+DATA_SUFFIXES = tuple(
+    kind + packed for kind in (*SUFFIXES, ".ndjson", ".tsv", ".arrow") for packed in ("", ".gz", ".zst", ".bz2", ".xz")
 )
 """How files end that a folder must hold to be a data set. Pictures and sounds are no prompts."""
+MOST_ENTRIES = 10_000
+"""Files and folders that may lie in the folder of a data set: datasets looks at each, and a home folder would take it an hour."""
 DATA_FOLDERS = ("data", "train", "test", "valid", "dev", "eval")
 PREVIEW_ROWS = 20
+COLUMN_ROWS = 1000
+"""Rows in which a column that a reward function requires is looked for."""
 PARQUET_BATCH = 1000
 MAX_JSON_BYTES = 20_000_000
 
@@ -91,8 +86,15 @@ def folder_problem(source: str) -> str | None:
     """
     folder = Path(os.path.expanduser(source))
     try:
-        if is_saved_data_set(folder) or any(_holds_data(place) for place in (folder, *_splits(folder))):
+        if is_saved_data_set(folder):
             return None
+        if any(_holds_data(place) for place in (folder, *_splits(folder))):
+            if not _is_larger(folder, MOST_ENTRIES):
+                return None
+            return (
+                f"{source!r} is a folder with more than {MOST_ENTRIES:,} files and folders in it, which datasets would all go through. "
+                f"Give a {SUFFIX_LIST} file in it."
+            )
     except OSError as error:
         return f"{source!r} can't be read: {error.strerror or error}. Give a {SUFFIX_LIST} file."
     return (
@@ -103,6 +105,16 @@ def folder_problem(source: str) -> str | None:
 def is_saved_data_set(folder: Path) -> bool:
     """Whether datasets' `save_to_disk` wrote it."""
     return any((folder / name).is_file() for name in SAVED_MARKS)
+
+
+def _is_larger(folder: Path, most: int) -> bool:
+    """Whether more than `most` files and folders lie in it, on any level; no further ones are counted."""
+    count = 0
+    for _, folders, files in os.walk(folder):
+        count += len(folders) + len(files)
+        if count > most:
+            return True
+    return False
 
 
 def _splits(folder: Path) -> Iterator[Path]:
@@ -121,6 +133,22 @@ def is_read_whole(source: str) -> bool:
     """Whether no few rows of a file can be had cheaply: it is one large JSON list."""
     path = Path(os.path.expanduser(source))
     return path.suffix.lower() == ".json" and os.path.getsize(path) > MAX_JSON_BYTES
+
+
+def first_columns(source: str, limit: int | None = None) -> frozenset[str] | None:
+    """Columns that any of the first rows of a local file has (of a parquet file all columns); None where they can't be had cheaply."""
+    path = Path(os.path.expanduser(source))
+    try:
+        if is_data_set(source) or is_read_whole(source):
+            return None
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return frozenset(pyarrow.parquet.read_schema(path).names)
+        rows = _read(path, source, "", min(limit or COLUMN_ROWS, COLUMN_ROWS))
+    except (OSError, ValueError, DataError):
+        return None  # told where the file is looked at
+    return frozenset(str(name) for row in rows if isinstance(row, Mapping) for name in row) or None
 
 
 def look_at_prompts(

@@ -154,7 +154,7 @@ def check(
     from marl_core.cli.without_torch import torch_kept_out
     from marl_core.data.check import ROWS_CHECKED, check_inputs
     from marl_core.plan.describe import unseen
-    from marl_core.plan.hub_names import not_here
+    from marl_core.plan.hub_names import hub_names, not_here
     from marl_core.plan.plan import Plan, require_none
     from marl_core.registry.catalog import Catalog
 
@@ -177,7 +177,7 @@ def check(
         from marl_core.plan.memory import estimate
 
         show_memory(estimate(plan))
-    as_far = ", as far as could be checked" if missing else ""
+    as_far = ", as far as could be checked" if missing or hub_names(plan) else ""
     as_it_is = ", but it can't start on this machine as it is: see the warnings" if stopping else ""
     typer.echo(f"{file}: nothing speaks against this run{as_far}{as_it_is}.")
 

@@ -36,7 +36,7 @@ def base_warnings(plan: Chosen) -> Iterator[str]:
         ):
             continue
         yield (
-            f"{key}: {folder} was trained on {name!r}, as its own config says, and the base of this run is {model.path!r}. The run "
+            f"{key}: {files.folder} was trained on {name!r}, as its own config says, and the base of this run is {model.path!r}. The run "
             "compares their weights before it trains, as far as both are here; if they are other models, use the adapter's own base."
         )
 

@@ -26,7 +26,6 @@ from marl_core.plan.lora_checks import lora_findings
 from marl_core.plan.named_paths import path_options
 from marl_core.plan.stored_weights import stored_findings
 
-
 HIGH_LEARNING_RATE = 0.01
 """A learning rate above which a LoRA by AdamW has hardly ever been trained: thirty times the default."""
 KERNEL_FOLDERS = (("/", "proc"), ("/", "sys"))
