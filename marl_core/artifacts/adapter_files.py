@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marl_core.artifacts.near_folder import near_folder
 from marl_core.errors import DataError
 
 CONFIG_FILE = "adapter_config.json"
@@ -78,9 +79,9 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
     """
     path = Path(os.path.expanduser(folder))
     if not os.path.isdir(path):  # false for any odd name, where Path.is_dir raises
-        raise DataError(
-            f"{asked_by}: there is no adapter folder {str(folder)!r}. Give the folder that holds {CONFIG_FILE}."
-        )
+        near = near_folder(str(folder))
+        hint = f"Did you mean {near!r}?" if near else f"Give the folder that holds {CONFIG_FILE}."
+        raise DataError(f"{asked_by}: there is no adapter folder {str(folder)!r}. {hint}")
     if not (path / CONFIG_FILE).is_file():
         subfolders = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
         whole = (path / "config.json").is_file()

@@ -11,6 +11,7 @@ from typing import Any
 
 from marl_core.artifacts.adapter_files import unpacked_shapes
 from marl_core.artifacts.hub import cached_file, is_commit, is_repo_name
+from marl_core.artifacts.near_folder import near_folder
 from marl_core.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.json"
@@ -75,9 +76,9 @@ def read_model(path: str, revision: str | None = None, asked_by: str = "model.pa
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
         if not is_repo_name(path, owner=False):
-            raise DataError(
-                f"{asked_by}: there is no folder {path!r}, and the hub has no such names. Give a folder with {CONFIG_FILE}, or a hub name."
-            )
+            near = near_folder(path)
+            hint = f"Did you mean {near!r}?" if near else f"Give a folder with {CONFIG_FILE}, or a hub name."
+            raise DataError(f"{asked_by}: there is no folder {path!r}, and the hub has no such names. {hint}")
         file = cached_file(path, CONFIG_FILE, revision)
         return ModelFiles(file.parent, _read_config(file, asked_by)) if file is not None else None
     if not (folder / CONFIG_FILE).is_file():

@@ -22,7 +22,18 @@ Row = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+SAVED_MARKS = ("state.json", "dataset_dict.json", "dataset_info.json")
+"""Files that datasets writes at the top of a data set that it saves."""
+DATA_SUFFIXES = tuple(
+    kind + packed for kind in (*SUFFIXES, ".ndjson", ".tsv", ".arrow") for packed in ("", ".gz", ".zst", ".bz2", ".xz")
+)
+"""How files end that a folder must hold to be a data set. Pictures and sounds are no prompts."""
+MOST_ENTRIES = 10_000
+"""Files and folders that may lie in the folder of a data set: datasets looks at each, and a home folder would take it an hour."""
+DATA_FOLDERS = ("data", "train", "test", "valid", "dev", "eval")
 PREVIEW_ROWS = 20
+COLUMN_ROWS = 1000
+"""Rows in which a column that a reward function requires is looked for."""
 PARQUET_BATCH = 1000
 MAX_JSON_BYTES = 20_000_000
 
@@ -41,6 +52,10 @@ def read_rows(
     """
     path = Path(os.path.expanduser(source))
     if is_data_set(source):
+        if path.is_dir():
+            problem = folder_problem(source)
+            if problem is not None:
+                raise DataError(f"{asked_by}: {problem}")
         return _from_datasets(source, split, subset, revision, asked_by, limit)
     if not path.exists():
         raise DataError(f"{asked_by}: there is no file {source!r}.{_near_file(path)}")
@@ -64,10 +79,76 @@ def is_data_set(source: str) -> bool:
     return path.suffix.lower() not in SUFFIXES or path.is_dir()
 
 
+def folder_problem(source: str) -> str | None:
+    """Why a folder can't be a data set, told from names near its top; None where it may be one.
+
+    datasets itself would go through everything below a folder, for minutes, before it says so.
+    """
+    folder = Path(os.path.expanduser(source))
+    try:
+        if is_saved_data_set(folder):
+            return None
+        if any(_holds_data(place) for place in (folder, *_splits(folder))):
+            if not _is_larger(folder, MOST_ENTRIES):
+                return None
+            return (
+                f"{source!r} is a folder with more than {MOST_ENTRIES:,} files and folders in it, which datasets would all go through. "
+                f"Give a {SUFFIX_LIST} file in it."
+            )
+    except OSError as error:
+        return f"{source!r} can't be read: {error.strerror or error}. Give a {SUFFIX_LIST} file."
+    return (
+        f"{source!r} is a folder, and neither a saved data set nor one of data files. Give a {SUFFIX_LIST} file in it."
+    )
+
+
+def is_saved_data_set(folder: Path) -> bool:
+    """Whether datasets' `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in SAVED_MARKS)
+
+
+def _is_larger(folder: Path, most: int) -> bool:
+    """Whether more than `most` files and folders lie in it, on any level; no further ones are counted."""
+    count = 0
+    for _, folders, files in os.walk(folder):
+        count += len(folders) + len(files)
+        if count > most:
+            return True
+    return False
+
+
+def _splits(folder: Path) -> Iterator[Path]:
+    """Folders in which a data set keeps its files: `data`, and those named by a split."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().startswith(DATA_FOLDERS) and entry.is_dir()]
+    return (folder / name for name in names)
+
+
+def _holds_data(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(DATA_SUFFIXES) for entry in entries)
+
+
 def is_read_whole(source: str) -> bool:
     """Whether no few rows of a file can be had cheaply: it is one large JSON list."""
     path = Path(os.path.expanduser(source))
     return path.suffix.lower() == ".json" and os.path.getsize(path) > MAX_JSON_BYTES
+
+
+def first_columns(source: str, limit: int | None = None) -> frozenset[str] | None:
+    """Columns that any of the first rows of a local file has (of a parquet file all columns); None where they can't be had cheaply."""
+    path = Path(os.path.expanduser(source))
+    try:
+        if is_data_set(source) or is_read_whole(source):
+            return None
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return frozenset(pyarrow.parquet.read_schema(path).names)
+        rows = _read(path, source, "", min(limit or COLUMN_ROWS, COLUMN_ROWS))
+    except (OSError, ValueError, DataError):
+        return None  # told where the file is looked at
+    return frozenset(str(name) for row in rows if isinstance(row, Mapping) for name in row) or None
 
 
 def look_at_prompts(
@@ -84,7 +165,8 @@ def look_at_prompts(
             return None  # a datasets name
         return DataError(f"{asked_by}: there is no file {name!r}.{_near_file(path)}")
     if os.path.isdir(path):
-        return DataError(f"{asked_by}: {name!r} is a folder. Give a file inside it.") if name.startswith(".") else None
+        problem = folder_problem(name)
+        return DataError(f"{asked_by}: {problem}") if problem is not None else None
     if suffix not in SUFFIXES:
         return DataError(f"{asked_by}: {name!r} is of no known kind. Give a {SUFFIX_LIST} file.")
     try:
@@ -160,6 +242,11 @@ def _from_datasets(
     logger(LOADING).info("data set %s, split %s", source, split)
     try:
         with hub_read(source, asked_by, revision):
+            folder = Path(os.path.expanduser(source))
+            if (folder / "state.json").is_file():  # load_dataset refuses what save_to_disk wrote
+                return list(islice(datasets.load_from_disk(str(folder)), limit))
+            if (folder / "dataset_dict.json").is_file():
+                return list(islice(datasets.load_from_disk(str(folder))[split], limit))
             return list(islice(datasets.load_dataset(source, subset, split=split, revision=revision), limit))
     except DataError:
         raise
@@ -173,18 +260,21 @@ def _from_datasets(
 
 
 def _wrong_row(rows: list[Any], name: str, field: str, asked_by: str, named_by: str) -> DataError | None:
+    """A row that is none, or a column that no row has: one that a few rows lack is told with the other rows' faults."""
     if not rows:
         return _no_rows(name, asked_by)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             return _no_row(row, number, name, asked_by)
-        if field not in row:
-            columns = ", ".join(str(column) for column in row)
-            return DataError(
-                f"{asked_by}: row {number} of {name!r} has no column {field!r}. "
-                f"{'Set data.field to' if named_by == 'data.field' else f'Name in {named_by}'} one of: {columns}."
-            )
-    return None
+    if any(field in row for row in rows):
+        return None
+    columns = list(dict.fromkeys(str(column) for row in rows for column in row))
+    near = near_match(field, columns)
+    return DataError(
+        f"{asked_by}: row 1 of {name!r} has no column {field!r}. "
+        f"{'Set data.field to' if named_by == 'data.field' else f'Name in {named_by}'} one of: {', '.join(columns) or 'nothing'}."
+        f"{f' Did you mean {near!r}?' if near else ''}"
+    )
 
 
 def _no_rows(name: str, asked_by: str) -> DataError:

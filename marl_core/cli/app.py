@@ -99,6 +99,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     from marl_core.cli.log_lines import start_shown
     from marl_core.cli.tables import show_notes, show_plan
     from marl_core.plan.describe import unseen
+    from marl_core.plan.hub_names import hub_names
     from marl_core.plan.plan import Plan
 
     plan = Plan.of(config, catalog, command_line=True)
@@ -122,6 +123,8 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
         with own_model_told(config):
             require_hub(config.model.path, "model.path", config.model.revision)
+    for name in hub_names(plan):
+        require_hub(name.name, name.key, name.revision)
     with start_shown():
         logger(LOADING).info("torch, transformers and peft")
         from marl_core.run.runner import Runner
@@ -153,7 +156,8 @@ def check(
     from marl_core.cli.tables import console, show_memory, show_plan, show_unseen, show_warnings
     from marl_core.cli.without_torch import torch_kept_out
     from marl_core.data.check import ROWS_CHECKED, check_inputs
-    from marl_core.plan.describe import unseen, unseen_roles
+    from marl_core.plan.describe import unseen
+    from marl_core.plan.hub_names import hub_names, not_here
     from marl_core.plan.plan import Plan, require_none
     from marl_core.registry.catalog import Catalog
 
@@ -167,16 +171,18 @@ def check(
             show_prompts(inputs, show, console())
     require_none([*findings, *inputs.findings])
     show_plan(plan)
-    here = [*inputs.remarks, *plan.remarks_here()]
-    show_warnings(here)
-    missing = [note for note in (unseen(plan), *unseen_roles(plan), *inputs.unseen) if note]
+    stopping = plan.remarks_here()
+    show_warnings([*inputs.remarks, *stopping])
+    missing = [note for note in (unseen(plan), *not_here(plan), *inputs.unseen) if note]
     for note in missing:
         show_unseen(note)
     if memory:
         from marl_core.plan.memory import estimate
 
         show_memory(estimate(plan))
-    typer.echo(f"{file}: nothing speaks against this run{', as far as could be checked' if missing else ''}.")
+    as_far = ", as far as could be checked" if missing or hub_names(plan) else ""
+    as_it_is = ", but it can't start on this machine as it is: see the warnings" if stopping else ""
+    typer.echo(f"{file}: nothing speaks against this run{as_far}{as_it_is}.")
 
 
 @app.command()

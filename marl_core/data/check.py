@@ -69,7 +69,8 @@ def room_by_files(plan: Chosen) -> tuple[int, int | None]:
     config = plan.config
     files = _model_files(config)
     positions = Architecture.of(files.config).positions if files else None
-    room = UNBOUNDED_ROOM if positions is None else max(1, positions - config.sampling.max_new_tokens)
+    room = UNBOUNDED_ROOM if positions is None else positions - config.sampling.max_new_tokens
+    room = room if room > 0 else UNBOUNDED_ROOM  # the plan says that no prompt has room; then prompts aren't at fault
     prepares = plan.hooks.implements(plan.reference, "marl_prepare_base")  # a merged adapter may bring tokens
     return room, None if files is None or prepares else max(_token_rows(files).values(), default=None)
 

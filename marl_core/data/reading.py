@@ -11,8 +11,8 @@ from marl_core.artifacts.tokenizer import in_vocabulary
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.encoding import Encoder
-from marl_core.data.rendering import TEMPLATE_COLUMNS, ControlTokens, Rendered, render
-from marl_core.data.row_problems import RowProblems, counted
+from marl_core.data.rendering import TEMPLATE_COLUMNS, ColumnMissing, ControlTokens, Rendered, render
+from marl_core.data.row_problems import RowProblems, counted, named
 from marl_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class _Reader:
         self._encoder = None if tokenizer is None else Encoder(tokenizer)
         self._control = None if tokenizer is None else ControlTokens(tokenizer)
         self._problems = RowProblems(data.prompts, asked_by)
+        self._lacking: dict[tuple[str, str], list[int]] = {}
+        """Rows without a column, by the config's key that names it and the column."""
         self._empty: list[int] = []
         self._long: list[int] = []
         self._spelled: dict[int, str] = {}
@@ -108,6 +110,7 @@ class _Reader:
     def read(self, rows: Sequence[Row]) -> Reading:
         """All rows, and what is said of them together."""
         usable = [prompt for index, row in enumerate(rows) if (prompt := self._prompt(row, index)) is not None]
+        self._tell_columns(len(rows))
         self._tell_rows()
         problems, source = self._problems, self._data.prompts
         if not usable and not problems.all():
@@ -126,6 +129,9 @@ class _Reader:
         try:
             prompt = render(self._data, row, self._data.prompts, index, self._columnar)
             return self._tokenized(row, index, prompt, where)
+        except ColumnMissing as error:
+            self._lacking.setdefault((error.key, error.column), []).append(index)
+            return None
         except DataError as error:
             self._problems.refuse_row(error, where, index)
             return None
@@ -165,6 +171,18 @@ class _Reader:
                 f"{self._problems.asked_by}: {where} holds token {max(tokens)}, and the model has embeddings for {self._vocabulary} tokens "
                 "only: the tokenizer knows tokens that were added after the model. Give the model's own as model.tokenizer, or a model "
                 "that has them."
+            )
+
+    def _tell_columns(self, looked_at: int) -> None:
+        """Rows that lack a column: it is theirs to correct while others have it, else the config names another than the data have."""
+        for (key, column), rows in self._lacking.items():
+            verb, which = ("lacks", "it") if len(rows) == 1 else ("lack", "them")
+            way = f"Correct {which}." if len(rows) < looked_at else f"Name a column that they have in {key}."
+            self._problems.errors.append(
+                DataError(
+                    f"{self._problems.asked_by}: {len(rows):,} of {counted(looked_at, 'row')} of {self._data.prompts} {verb} the column "
+                    f"{column!r} of {key} ({named(rows)}). {way}"
+                )
             )
 
     def _tell_rows(self) -> None:

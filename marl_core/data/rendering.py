@@ -42,6 +42,15 @@ class Rendered:
     values: Mapping[str, str] = field(default_factory=dict)
 
 
+class ColumnMissing(DataError):
+    """A row lacks a column that the config names."""
+
+    def __init__(self, message: str, key: str, column: str) -> None:
+        super().__init__(message)
+        self.key, self.column = key, column
+        """The config's key that names it, and the column."""
+
+
 def render(data: DataSection, row: Row, source: str, index: int, columnar: bool = False) -> Rendered:
     """A row's prompt as the config asks for it. DataError naming the row, counted from 1, when it can't be made.
 
@@ -163,7 +172,8 @@ def _cell(row: Row, name: str, where: str) -> str:
 
 def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, column: bool = False) -> Any:
     if name not in row:
-        raise DataError(f"{key}: {where} has no {name!r}; it has: {', '.join(map(str, row)) or 'nothing'}.")
+        columns = ", ".join(map(str, row)) or "nothing"
+        raise ColumnMissing(f"{key}: {where} has no {name!r}; it has: {columns}.", key, name)
     cell = row[name]
     if cell is None and not column:  # a row without a prompt is an empty one, as data.on_empty says
         return None

@@ -33,14 +33,10 @@ def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
     policy_folder = adapter_folder(policy.source, policy.revision, policy.subfolder) if policy.source else None
     if policy_folder is not None:
         yield "policy.from", policy_folder, "shared"
-    strategies = [
-        ("reference", plan.reference),
-        *((f"reward {choice.label}", strategy) for choice, strategy in plan.rewards),
-    ]
-    strategies += [(f"judge {name}", strategy) for name, (_, strategy) in plan.judges.items()]
-    for key, strategy in strategies:
+    scorers = [*plan.rewards, *plan.judges.values()]
+    for strategy in (plan.reference, *(strategy for _, strategy in scorers)):
         use: Use = "merged" if plan.hooks.implements(strategy, "marl_prepare_base") else "shared"
-        yield from ((key, path, use) for _, path in adapter_options(strategy))
+        yield from ((plan.hooks.key_of(strategy, option), path, use) for option, path in adapter_options(strategy))
 
 
 def adapter_findings(plan: Chosen) -> Iterator[MarlError]:

@@ -16,13 +16,20 @@ from marl_core.config.run_config import RunConfig
 from marl_core.config.section import Section
 from marl_core.errors import RESUME, ConfigError, DataError, MarlError, PluginError, in_words
 from marl_core.plan.adapter_checks import adapter_findings, adapter_warnings
+from marl_core.plan.base_named import base_warnings
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.describe import mismatch
 from marl_core.plan.estimator_checks import estimator_findings
 from marl_core.plan.fit import fit_findings
+from marl_core.plan.hub_names import near_folder_warnings
 from marl_core.plan.lora_checks import lora_findings
 from marl_core.plan.named_paths import path_options
 from marl_core.plan.stored_weights import stored_findings
+
+HIGH_LEARNING_RATE = 0.01
+"""A learning rate above which a LoRA by AdamW has hardly ever been trained: thirty times the default."""
+KERNEL_FOLDERS = (("/", "proc"), ("/", "sys"))
+"""Where root may write by its permissions, and still no file can be made."""
 
 
 def core_findings(plan: Chosen) -> list[MarlError]:
@@ -64,6 +71,9 @@ def core_warnings(plan: Chosen) -> list[str]:
         *_schedule_warnings(plan.config),
         *_reference_warnings(plan),
         *adapter_warnings(plan),
+        *base_warnings(plan),
+        *near_folder_warnings(plan),
+        *_folder_warnings(plan.config),
         *device_warnings(plan.config),
     ]
 
@@ -126,10 +136,14 @@ def _model_files(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
             f"model.path: {name!r} is an encoder-decoder; marl trains causal (decoder-only) language models."
         )
     limit = Architecture.of(model_config).positions
-    tokens = ((config.data.max_prompt_tokens or 0) if config.data else 0) + config.sampling.max_new_tokens
-    if limit is not None and tokens > limit:
+    response, prompt = config.sampling.max_new_tokens, (config.data.max_prompt_tokens or 0) if config.data else 0
+    if limit is not None and response >= limit:
         yield ConfigError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens: {tokens} tokens are more than the {limit} positions "
+            f"sampling.max_new_tokens: {response} tokens leave no room for a prompt in the {limit} positions of {name!r}. Lower it."
+        )
+    elif limit is not None and prompt + response > limit:
+        yield ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens: {prompt + response} tokens are more than the {limit} positions "
             f"of {name!r}. Lower one of them."
         )
     try:
@@ -190,6 +204,8 @@ def _folder_problem(name: str, folder: Path) -> str | None:
         return "there is no user of that name"
     if folder == Path(folder.anchor):
         return "it is the root of the file system"
+    if folder.parts[:2] in KERNEL_FOLDERS:
+        return f"{os.path.join(*folder.parts[:2])} is the system's own view of itself, where no files can be kept"
     try:
         os.lstat(folder)
     except FileNotFoundError:
@@ -241,6 +257,12 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
 
 def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     steps = config.ppo.steps
+    rate = config.ppo.learning_rate
+    if rate > HIGH_LEARNING_RATE:
+        yield (
+            f"ppo.learning_rate: {rate:g} is far above what adapters are trained with (1e-5 to 1e-3): the policy will most likely break "
+            "in its first steps."
+        )
     if config.ppo.warmup_steps >= steps:
         yield f"ppo.warmup_steps: {config.ppo.warmup_steps} of {steps} steps: all of the run is warm-up."
     for key, every, what_is_left in (
@@ -254,6 +276,21 @@ def _schedule_warnings(config: RunConfig) -> Iterator[str]:
     for index, choice in enumerate(config.reward):
         if choice.weight == 0:
             yield f"reward.{index}.weight: 0: this source is measured and never trained on."
+
+
+def _folder_warnings(config: RunConfig) -> Iterator[str]:
+    """A run folder with other files in it: a project, most likely."""
+    folder = os.path.expanduser(config.run.folder or "")
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith(".")) if folder else []
+    except (OSError, ValueError):
+        return  # not there yet, or told with the mistakes
+    if names and "config.yaml" not in names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield (
+            f"run.folder: {config.run.folder!r} holds other files already ({shown}), and the run's files will be written among them. "
+            "Choose a folder of its own, e.g. runs/first."
+        )
 
 
 def _is_changed(section: Section, name: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from marl_core.artifacts.rows import first_columns
 from marl_core.config.choice import ReferenceChoice, RewardChoice
 from marl_core.config.run_config import RunConfig, ValueOn
 from marl_core.registry.hooks import Hooks
@@ -72,6 +73,18 @@ class Chosen:
     def value_on(self) -> ValueOn:
         """Where the value function lives, the default resolved."""
         return self.config.value.on or ("policy" if self.estimator.needs_values else "none")
+
+    @cached_property
+    def data_columns(self) -> Mapping[str, frozenset[str]]:
+        """Columns of the first rows of the prompts, by the config key that names them: `data.prompts`, `eval.prompts`.
+
+        Without those whose rows aren't in a file here that is cheap to look into.
+        """
+        data = self.config.data
+        sources = {"data.prompts": (data.prompts, data.limit) if data else None}
+        sources["eval.prompts"] = (self.config.eval.prompts, None) if self.config.eval.prompts else None
+        found = {key: first_columns(*source) for key, source in sources.items() if source is not None}
+        return {key: columns for key, columns in found.items() if columns is not None}
 
     @cached_property
     def places(self) -> Mapping[Strategy, str]:

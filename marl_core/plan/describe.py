@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from marl_core.artifacts.hub import adapter_folder, is_hub_adapter
+from marl_core.artifacts.hub import is_hub_adapter
 from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import RewardChoice
+from marl_core.config.redact import redacted
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import (
@@ -19,7 +20,7 @@ from marl_core.plan.named_paths import (
     path_options,
     revision_and_subfolder,
 )
-from marl_core.registry.model_keys import KeyPath, dotted
+from marl_core.registry.callables import without_callables
 from marl_core.registry.strategy import Strategy
 
 
@@ -38,18 +39,18 @@ def describe_roles(plan: Chosen) -> list[Role]:
     model = config.model
     base = f"{model.path}, {model.dtype}, quantization {config.quantization.label}"
     rewards = [
-        _scorer(f"reward {choice.name or choice.label}", choice, strategy, plan.hooks.describe(strategy, plan))
+        Role(f"reward {choice.name or choice.label}", _scored_by(plan, choice, strategy), f"weight {choice.weight:g}")
         for choice, strategy in plan.rewards
     ]
     rewards = rewards or [Role("reward", "none", "scores are brought by hand: runner.step(rollout=..., scores=...)")]
     judges = [
-        Role(f"judge {name}", summary(type(strategy)), "measured on held-out prompts, never trained on")
-        for name, (_, strategy) in plan.judges.items()
+        Role(f"judge {name}", _scored_by(plan, choice, strategy), "measured on held-out prompts, never trained on")
+        for name, (choice, strategy) in plan.judges.items()
     ]
     return [
         Role("base", base, "frozen, in memory once"),
         _policy(plan),
-        Role("reference", f"{config.reference.label}: {summary(type(plan.reference))}", _reference_note(plan)),
+        Role("reference", f"{config.reference.label}: {_in_general(plan.reference)}", _reference_note(plan)),
         *rewards,
         _value(plan),
         *judges,
@@ -123,8 +124,17 @@ def _reference_note(plan: Chosen) -> str:
     return "right if it is the bare base, where the new policy starts; the pre-flight check measures it"
 
 
-def _scorer(name: str, choice: RewardChoice, strategy: Strategy, description: str | None) -> Role:
-    return Role(name, description or summary(type(strategy)) or choice.label, f"weight {choice.weight:g}")
+def _scored_by(plan: Chosen, choice: RewardChoice, strategy: Strategy) -> str:
+    return plan.hooks.describe(strategy, plan) or _in_general(strategy) or choice.label
+
+
+def _in_general(strategy: Strategy) -> str:
+    """What is said of the class, and what was chosen: the options that have no default."""
+    fields = type(strategy).model_fields
+    required = {name: without_callables(getattr(strategy, name)) for name in fields if fields[name].is_required()}
+    chosen = ", ".join(f"{name}: {value}" for name, value in redacted(required).items())
+    about = summary(type(strategy))
+    return f"{about} ({chosen})" if about and chosen else about or chosen
 
 
 def _value(plan: Chosen) -> Role:
@@ -165,29 +175,6 @@ def unseen(plan: Chosen) -> str | None:
         f"adapters and heads, stop tokens, its length, memory. `marl run` downloads it; to check now, `hf download {model.path}{revision}` "
         "first, or give a folder."
     )
-
-
-def unseen_roles(plan: Chosen) -> list[str]:
-    """What could not be checked of adapters and models that are named by their hub names and aren't on this machine, each in a sentence."""
-    found = ((_key(plan, path), not_here(strategy)) for path, strategy in plan.strategies.items())
-    named = [(f"{key}.{option[0]}", option[1]) for key, option in found if option]
-    policy = plan.config.policy
-    if (
-        policy.source is not None
-        and is_hub_adapter(policy.source)
-        and adapter_folder(policy.source, policy.revision, policy.subfolder) is None
-    ):
-        named.append(("policy.from", policy.source))
-    return [
-        f"{key}: {value!r} isn't on this machine, so what it is, its labels or shapes, and its memory were not checked. "
-        "It is taken for a name on the hub."
-        for key, value in dict(named).items()
-    ]
-
-
-def _key(plan: Chosen, path: KeyPath) -> str:
-    """A strategy's key as people write it: of a single reward `reward`, although the config holds a list."""
-    return "reward" if path[0] == "reward" and len(plan.rewards) == 1 else dotted(path)
 
 
 def _shared_base(plan: Chosen) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles, read_adapter
@@ -22,6 +23,9 @@ from marl_core.config.run_config import LoraSection, RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, near_match
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
+
+STOPS_NAMED = 8
+"""Special tokens that a message lists."""
 
 
 def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
@@ -128,8 +132,24 @@ def _stops(config: RunConfig, files: ModelFiles) -> Iterator[MarlError]:
     for stop in config.sampling.stop:
         if added | words and stop.startswith("<") and stop.endswith(">") and stop not in added | words:
             near = near_match(stop, added)
-            way_out = f"Did you mean {near!r}?" if near else f"Its special tokens are {', '.join(sorted(added)[:12])}."
+            listed = _likely_stops(folder, added)
+            shown = ", ".join(listed[:STOPS_NAMED])
+            shown += f" and {len(listed) - STOPS_NAMED} more" if len(listed) > STOPS_NAMED else ""
+            way_out = f"Did you mean {near!r}?" if near else f"Its special tokens are {shown or 'none'}."
             yield ConfigError(f"sampling.stop: {stop!r} is no token of {folder}. {way_out}")
+
+
+def _likely_stops(folder: Path, tokens: set[str]) -> list[str]:
+    """The tokens, those first that may end a response: EOS, and the marks that the chat template writes."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        eos, template = config.get("eos_token"), str(config.get("chat_template") or "")
+    except (OSError, ValueError, AttributeError):
+        eos, template = None, ""
+    with suppress(OSError, ValueError):
+        template += (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    return sorted(tokens, key=lambda token: (token != eos, token not in template, token))
 
 
 def _tokens(folder: Path) -> tuple[set[str], set[str]]:

@@ -39,13 +39,13 @@ class Plan(Chosen):
         catalog = catalog or Catalog.installed()
         config = with_standing_members(as_stored(config, catalog), catalog, command_line=command_line)
         built = {path: _resolve(path, choice, config, catalog) for path, choice in choices_in(config)}
-        hooks = Hooks((built[path], choice.origin) for path, choice in choices_in(config))
+        hooks = Hooks(((built[path], choice.origin) for path, choice in choices_in(config)), built)
         return cls(config, hooks, built)
 
     def without_observers(self) -> Self:
         """The same run without observers: what every rank but the first runs."""
         remaining = {path: strategy for path, strategy in self.strategies.items() if path[0] != "observers"}
-        hooks = Hooks((strategy, self.hooks.origin(strategy)) for strategy in remaining.values())
+        hooks = Hooks(((strategy, self.hooks.origin(strategy)) for strategy in remaining.values()), remaining)
         return self._with_strategies(hooks, remaining, self.config.model_copy(update={"observers": []}))
 
     def for_run(self, run: object) -> Self:
@@ -54,10 +54,11 @@ class Plan(Chosen):
         Strategies keep what a run needs (open files, a screen, a copy of the policy), so no two runs share one.
         """
         serving = {strategy: strategy.serve(run) for strategy in self.hooks.strategies}
-        hooks = Hooks((serving[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies)
-        return self._with_strategies(
-            hooks, {path: serving[strategy] for path, strategy in self.strategies.items()}, self.config
+        strategies = {path: serving[strategy] for path, strategy in self.strategies.items()}
+        hooks = Hooks(
+            ((serving[strategy], self.hooks.origin(strategy)) for strategy in self.hooks.strategies), strategies
         )
+        return self._with_strategies(hooks, strategies, self.config)
 
     def _with_strategies(self, hooks: Hooks, strategies: Mapping[KeyPath, Strategy], config: RunConfig) -> Self:
         """This plan with other strategies; the quantization is taken over where its strategy stays.

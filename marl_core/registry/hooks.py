@@ -23,7 +23,9 @@ from marl_core.errors import (
     warn,
 )
 from marl_core.registry.deprecation import gone_in
+from marl_core.registry.families import family_keys
 from marl_core.registry.hookspecs import MarlSpecs
+from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.raised_from import in_brief, origin_and_notes, say_origin
 from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, StopRun, Strategy
 
@@ -58,8 +60,13 @@ class _Manager(pluggy.PluginManager):
 class Hooks:
     """One method per hook, with real types. What a plugin raises or returns wrongly becomes a PluginError naming it."""
 
-    def __init__(self, strategies: Iterable[tuple[Strategy, str]]) -> None:
-        """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit."""
+    def __init__(
+        self, strategies: Iterable[tuple[Strategy, str]], places: Mapping[KeyPath, Strategy] | None = None
+    ) -> None:
+        """Register the strategies with their origins, in this order. Raises PluginError for hooks that don't fit.
+
+        `places`: each strategy by its path in the config, for messages that name its options.
+        """
         self.around: Callable[..., AbstractContextManager[None]] = lambda origin, *, writes: nullcontext()
         """A context manager around each call: a run puts its plugin guard here, which sees what a plugin changes."""
         self.stop_reason: str | None = None
@@ -67,6 +74,7 @@ class Hooks:
         self._manager = _Manager("marl")
         self._manager.add_hookspecs(MarlSpecs)
         self._origins: dict[Strategy, str] = {}
+        self._keys = _keys(places or {})
         for strategy, origin in strategies:
             if strategy not in self._origins:
                 self._register(strategy, origin)
@@ -79,6 +87,11 @@ class Hooks:
     def origin(self, strategy: Strategy) -> str:
         """Who provides the strategy."""
         return self._origins[strategy]
+
+    def key_of(self, strategy: Strategy, option: str) -> str:
+        """The config key of one of its options: `reward.1.path`; without a known place, the option and whose it is."""
+        _, key = self._keys.get(strategy, ("", ""))
+        return f"{key}.{option}" if key else f"{option} of {self._origins[strategy]}"
 
     def implements(self, strategy: Strategy, hook: str) -> bool:
         """Whether this strategy has this hook, wrappers not counted."""
@@ -95,10 +108,19 @@ class Hooks:
                         if isinstance(sentences, str) or not isinstance(sentences, Iterable):
                             raise self._wrong(strategy, "marl_check", sentences, "sentences: yield each as a string")
                         for sentence in sentences:  # one by one: a generator may raise after its first
-                            findings.append(ConfigError(f"{sentence} (says {self._origins[strategy]})"))
+                            told = self._with_own_key(strategy, str(sentence))
+                            findings.append(ConfigError(f"{told} (says {self._origins[strategy]})"))
             except MarlError as error:
                 findings.append(error)
         return findings
+
+    def _with_own_key(self, strategy: Strategy, sentence: str) -> str:
+        """A strategy names its options by its family's own key (`reward.target: ...`): the sentence with the key that they stand under."""
+        family, key = self._keys.get(strategy, ("", ""))
+        option = re.match(rf"{re.escape(family)}\.(\w+)", sentence) if family != key else None
+        if option is None or option[1] not in type(strategy).model_fields:
+            return sentence
+        return f"{key}{sentence[len(family) :]}"
 
     def describe(self, strategy: Strategy, plan: Chosen) -> str | None:
         """What the strategy says of itself; None when it has no such hook or says nothing."""
@@ -206,7 +228,12 @@ class Hooks:
             warn(str(failure))
 
     def _register(self, strategy: Strategy, origin: str) -> None:
-        name = origin if origin not in self._origins.values() else f"{origin} [{len(self._origins) + 1}]"
+        name = origin
+        if (
+            name in self._origins.values()
+        ):  # the same strategy once more: told apart by its key, and without one by its number
+            _, key = self._keys.get(strategy, ("", ""))
+            name = f"{origin}, {key}" if key else f"{origin} [{len(self._origins) + 1}]"
         for hook, spec in _specs().items():
             if (problem := _parameter_problem(getattr(type(strategy), hook, None), spec)) is not None:
                 raise PluginError(f"{origin}: {hook}: {problem}")
@@ -278,6 +305,8 @@ class Hooks:
         except (Stopped, MarlWarning, KeyboardInterrupt):  # a warning of ours, where somebody makes them errors
             raise
         except MarlError as error:  # of marl, which may not know who called it
+            if error.args and isinstance(error.args[0], str):
+                error.args = (self._with_own_key(strategy, error.args[0]), *error.args[1:])
             say_origin(error, f"{hook} of {self._origins[strategy]}", type(strategy))
             raise
         except BaseException as error:
@@ -291,6 +320,21 @@ class Hooks:
 
     def _wrong(self, strategy: Strategy, hook: str, result: object, expected: str) -> PluginError:
         return PluginError(f"{self._origins[strategy]}: {hook} gave a {type(result).__name__}, expected {expected}.")
+
+
+def _keys(places: Mapping[KeyPath, Strategy]) -> dict[Strategy, tuple[str, str]]:
+    """Of each strategy its family's own key and the key that it stands under: `reward` and `eval.judges.x`.
+
+    One that is alone in its list stands under the list's key, as people write it.
+    """
+    keys: dict[Strategy, tuple[str, str]] = {}
+    for family, key in family_keys():
+        path = tuple(key.path.split("."))
+        members = [(found, strategy) for found, strategy in places.items() if found[: len(path)] == path]
+        for found, strategy in members:
+            is_alone = key.many == "list" and len(members) == 1
+            keys.setdefault(strategy, (family.key.path, key.path if is_alone else dotted(found)))
+    return keys
 
 
 def _wraps(impl: pluggy.HookImpl) -> bool:

@@ -156,6 +156,22 @@ def _running(location: str, name: str) -> ModuleType | None:
     return None
 
 
+def found_running(location: str, name: str) -> Any:
+    """What the running program, or a module that is being imported now, calls `name`; None when it isn't there that it is looked for."""
+    module = _running(location, name)
+    return None if module is None else _found(module, name)
+
+
+def source_file(location: str) -> str | None:
+    """The file of a `file.py` or of a module, as far as it is known without importing anything."""
+    if location.endswith(".py"):
+        return os.path.expanduser(location)
+    if location in sys.modules:
+        return getattr(sys.modules[location], "__file__", None)
+    file = _file_of(location)
+    return file if file is not None and file.endswith(".py") else None
+
+
 def _file_of(module: str) -> str | None:
     """The file of a module that isn't imported yet; None where its package isn't imported either, so that nothing is imported here."""
     parent = module.rpartition(".")[0]

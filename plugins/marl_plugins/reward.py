@@ -50,6 +50,11 @@ class AdapterReward(Strategy):
             yield f"reward.path: {self.path} is also the adapter that the policy continues; a policy can't be its own judge"
 
     @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        return f"the adapter {self.path} with its score head, on the base"
+
+    @hookimpl
     def marl_reward(self, bank: AdapterBank) -> ScoreView:
         """Load adapter and head, check base and golden scores."""
         position = None if self.position == "auto" else self.position
@@ -100,6 +105,12 @@ class ModelReward(Strategy):
             yield problem
 
     @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        label = "" if self.label is None else f", its label {self.label}"
+        return f"a model of its own, {self.path} in {self.dtype}{label}"
+
+    @hookimpl
     def marl_reward(self, bank: AdapterBank) -> RewardFunction:
         """Load it beside the base; decode, template, encode."""
         from marl_plugins.reward_model import RewardModel
@@ -120,11 +131,18 @@ class FunctionReward(Strategy):
     )
 
     @hookimpl
-    def marl_check(self) -> Iterable[str]:
-        """The function must exist; a file is parsed, not run."""
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """The function must exist, and the data have what it requires; a file is parsed, not run."""
+        from marl_plugins.function_signature import missing_columns
         from marl_plugins.function_target import problems
 
         yield from problems(self.target)
+        yield from missing_columns(self, self.target, self.arguments, plan)
+
+    @hookimpl
+    def marl_describe(self) -> str:
+        """For `marl check`."""
+        return f"the function {callable_name(self.target)}"
 
     @hookimpl
     def marl_reward(self, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TRAINER_ARGUMENTS = ("trainer_state", "log_metric", "log_extra")
 """What TRL passes beside prompts, completions and columns: where the run is, and two ways to log."""
 RESERVED_ARGUMENTS = {*STANDARD_ARGUMENTS, *TRAINER_ARGUMENTS}
+NO_COLUMNS = {"prompt", *STANDARD_ARGUMENTS}
+"""Columns of the data that no function is given: under these names stands what marl makes of a prompt, and the answer."""
 
 
 def wrap(
@@ -97,12 +99,7 @@ def columns(rollout: Rollout) -> dict[str, Any]:
             prompts[index], answer = answered(prompt, completions[index])
             completions[index] = [answer]
     ids = [row[keep].tolist() for row, keep in zip(rollout.ids, rollout.mask, strict=True)]
-    names = {name for row in rollout.prompts.rows for name in row} - {
-        "prompt",
-        "prompts",
-        "completions",
-        "completion_ids",
-    }
+    names = {name for row in rollout.prompts.rows for name in row} - NO_COLUMNS
     extra = {name: [row.get(name) for row in rollout.prompts.rows] for name in sorted(names)}
     return {"prompts": prompts, "completions": completions, "completion_ids": ids, **extra}
 

@@ -33,11 +33,13 @@ class ProcessReward(Strategy):
     )
 
     @hookimpl
-    def marl_check(self) -> Iterable[str]:
-        """The function must exist; a file is parsed, not run."""
+    def marl_check(self, plan: Plan) -> Iterable[str]:
+        """The function must exist, and the data have what it requires; a file is parsed, not run."""
+        from marl_plugins.function_signature import missing_columns
         from marl_plugins.function_target import problems
 
         yield from problems(self.target)
+        yield from missing_columns(self, self.target, self.arguments, plan, ["steps"] if self.per == "step" else [])
 
     @hookimpl
     def marl_describe(self, plan: Plan) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,7 +121,8 @@ def test_trls_own_reward_functions_work_unchanged(name: str, tmp_path: Path) -> 
     else:
         target = f"trl.rewards:{name}"
     strategy: Strategy = FunctionReward(target=target)
-    assert not list(FunctionReward.marl_check(strategy))  # type: ignore[arg-type]  # a FunctionReward
+    plan: Any = SimpleNamespace(judges={}, data_columns={"data.prompts": frozenset({"prompt", "solution"})})
+    assert not list(FunctionReward.marl_check(strategy, plan))  # type: ignore[arg-type]  # a FunctionReward
     bank = tiny_bank()
     found = FunctionReward(target=target).marl_reward(bank.tokenizer)(rollout)
     completions = [[{"role": "assistant", "content": text}] for text in rollout.texts]

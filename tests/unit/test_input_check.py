@@ -216,7 +216,7 @@ class TestCommand:
         err = capsys.readouterr().err
         for sentence in (
             "reference.adapter: there is no adapter folder 'no-sft'",
-            "reward.path: there is no adapter folder 'no-reward'",
+            "reward.0.path: there is no adapter folder 'no-reward'",
             "run.folder: 'file/below' can't be a run's folder",
             "data.prompts: 1 prompt of p.jsonl is empty (row 2)",
             "eval.prompts: 1 prompt of p.jsonl is empty (row 2)",

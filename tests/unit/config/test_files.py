@@ -31,9 +31,10 @@ from marl_core.artifacts.rows import look_at_prompts
         ("a.csv", "prompt\n", "holds no rows"),
         (
             "a.jsonl",
-            '{"prompt": 1}\n{"promt": 1}\n',
-            "row 2 of .* has no column 'prompt'. Set data.field to one of: promt",
+            '{"promt": 1}\n{"promt": 1}\n',
+            "row 1 of .* has no column 'prompt'. Set data.field to one of: promt. Did you mean 'promt'?",
         ),
+        ("a.jsonl", '{"prompt": 1}\n{"promt": 1}\n', None),  # told with the faults of other rows
         ("a.csv", "text,label\nx,1\n", "has no column 'prompt'. Set data.field to one of: text, label"),
         ("a.jsonl", "[1]\n", "row 1 of .* is a list, not a set of columns"),
         ("a.jsonl", "{\n", "line 1 is not JSON"),
