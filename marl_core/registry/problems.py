@@ -47,11 +47,14 @@ def told(source: str, lines: Iterable[str], where: str = "") -> str:
 
 
 def suggestion(key: str, known: Collection[str], belongs_in: Iterable[str] = (), nested: Iterable[str] = ()) -> str:
-    """What to do about an unknown key: the near one, one of `nested` sections too (`kl.coef`), the sections that have it, or what there is."""
-    near = near_match(key, [*nested, *known])
+    """What to do about an unknown key: the near one, the sections that have it, or what there is.
+
+    `nested` are keys of inner sections (`kl.coef`), which count as near ones unless a section has the key itself.
+    """
+    sections = list(belongs_in)
+    near = near_match(key, known if sections else [*nested, *known])
     if near is not None:
         return f"Did you mean {near!r}?"
-    sections = list(belongs_in)
     if sections:
         return f"It belongs in {' or '.join(sections)}."
     return f"Known here: {', '.join(sorted(known))}." if known else "Remove it."
