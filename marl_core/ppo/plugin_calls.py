@@ -29,4 +29,6 @@ def call(function: Callable[[Rollout], object], rollout: Rollout, who: str) -> o
 
 def describe(value: object) -> str:
     """A value's type, or a tensor's shape, for an error message."""
+    if value is None:
+        return "None"
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

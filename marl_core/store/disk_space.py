@@ -34,7 +34,7 @@ def save_failed(folder: Path, step: int, needed: int, error: Exception) -> SaveF
     return SaveFailed(
         f"save: the checkpoint of step {step} could not be written into {folder} ({_reason(error)}). "
         f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. "
-        "Make room on that disk, or lower run.keep."
+        f"Make room on that disk{', or lower run.keep' if len(intact) > 1 else ''}."
     )
 
 
@@ -51,5 +51,13 @@ def _reason(error: Exception) -> str:
 def _room(folder: Path, need: int) -> str:
     existing = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(existing).free
-    missing = f"; {need - free:,} bytes are missing" if need > free else ""
-    return f"About {need:,} bytes are needed, {free:,} are free{missing}."
+    missing = f"; {_size(need - free)} are missing" if need > free else ""
+    return f"About {_size(need)} are needed, {_size(free)} are free{missing}."
+
+
+def _size(count: int) -> str:
+    """Bytes as disks are sold and as `df -H` tells them: kB, MB, GB of thousands."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} bytes"

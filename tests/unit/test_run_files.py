@@ -143,11 +143,11 @@ class TestFullDisk:
         }
         runner = Runner(self.config(make_config, tmp_path))
         self.fill(monkeypatch, {2}, errors[kind])
-        steps, missing = runner.steps(), checkpoint_bytes(runner.bank, runner.roles.trained) - 1000
+        steps, missing = runner.steps(), _size(checkpoint_bytes(runner.bank, runner.roles.trained) - 1000)
         next(steps)
         with pytest.warns(
             MarlWarning,
-            match=rf"checkpoint of step 2 could not be written.*No space left on device.*1,000 are free; {missing:,} bytes are missing\. "
+            match=rf"checkpoint of step 2 could not be written.*No space left on device.*1 kB are free; {missing} are missing\. "
             r"step-000001 is whole.*Training goes on",
         ):
             next(steps)
