@@ -237,7 +237,8 @@ def _need_names(value: Any) -> Any:
         return value
     entries = list(value) if isinstance(value, list | tuple) else [value]
     names = [
-        (short_name(entry) if is_function(entry) else None) or f"name{number}" for number, entry in enumerate(entries, 1)
+        (short_name(entry) if is_function(entry) else None) or f"name{number}"
+        for number, entry in enumerate(entries, 1)
     ]
     named = ", ".join(f'"{name}": {_called(entry)}' for name, entry in zip(names, entries, strict=True))
     raise ValueError(f"give each a name, for metrics: {{{named}}}")

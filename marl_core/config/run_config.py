@@ -346,6 +346,7 @@ class RunConfig(Section, at=""):
 
         `config.with_changes("ppo.kl.coef", 0.1, "reward.0.weight", 0.5)`: dotted keys, each followed by its value; or one mapping of them.
         Keys reach into short forms and lists as those of `--set` do. A mapping for a section is merged into it: it changes the keys that
-        it names, and the others stay; a section object (`PPOSection(steps=20)`) replaces the whole. Strategies that were given as objects stay the same objects. ConfigError with a line for each problem.
+        it names, and the others stay; a section object (`PPOSection(steps=20)`) replaces the whole. Strategies that were given as objects
+        stay the same objects. ConfigError with a line for each problem.
         """
         return changed(self, changes)

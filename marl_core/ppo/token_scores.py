@@ -61,7 +61,7 @@ def number(value: Any) -> float | None:
 
 
 def allowed(error: type[MarlError]) -> str:
-    """What may stand for a score, as a sentence: a plugin's source may abstain (its error is a PluginError), a caller's own scores may not."""
+    """What may stand for a score, as a sentence: a plugin's source (its error is a PluginError) may abstain, a caller's scores may not."""
     return f"Give a finite number{', or None to abstain' if issubclass(error, PluginError) else ''}."
 
 

@@ -51,11 +51,11 @@ def _reason(error: Exception) -> str:
 def _room(folder: Path, need: int) -> str:
     existing = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(existing).free
-    missing = f"; {_size(need - free)} are missing" if need > free else ""
-    return f"About {_size(need)} are needed, {_size(free)} are free{missing}."
+    missing = f"; {size_text(need - free)} are missing" if need > free else ""
+    return f"About {size_text(need)} are needed, {size_text(free)} are free{missing}."
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """Bytes as disks are sold and as `df -H` tells them: kB, MB, GB of thousands."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:

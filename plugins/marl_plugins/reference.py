@@ -76,7 +76,9 @@ class MergedBase(Strategy):
 class PeftAdapter(Strategy):
     """An explicit, frozen PEFT adapter on the base. Right when the policy is a trainable copy of that adapter."""
 
-    adapter: PathText = Field(min_length=1, description="The frozen adapter that is the reference: a folder or a hub name.")
+    adapter: PathText = Field(
+        min_length=1, description="The frozen adapter that is the reference: a folder or a hub name."
+    )
     revision: str | None = Field(
         default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
     )

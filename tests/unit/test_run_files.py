@@ -17,7 +17,7 @@ from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.errors import MarlWarning
 from marl_core.store import atomic, checkpoint, files
 from marl_core.store.config_diff import changed_keys
-from marl_core.store.disk_space import SaveFailed, checkpoint_bytes
+from marl_core.store.disk_space import SaveFailed, checkpoint_bytes, size_text
 
 MakeConfig = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
@@ -143,7 +143,7 @@ class TestFullDisk:
         }
         runner = Runner(self.config(make_config, tmp_path))
         self.fill(monkeypatch, {2}, errors[kind])
-        steps, missing = runner.steps(), _size(checkpoint_bytes(runner.bank, runner.roles.trained) - 1000)
+        steps, missing = runner.steps(), size_text(checkpoint_bytes(runner.bank, runner.roles.trained) - 1000)
         next(steps)
         with pytest.warns(
             MarlWarning,
