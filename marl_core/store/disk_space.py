@@ -31,10 +31,10 @@ def checkpoint_bytes(bank: AdapterBank, trained: TrainableRoles) -> int:
 def save_failed(folder: Path, step: int, needed: int, error: Exception) -> SaveFailed:
     """The error of a save that failed: which checkpoint, why, how many bytes are missing, which checkpoint is intact."""
     intact = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
+    way_out = "Make room on that disk, or lower run.keep." if len(intact) > 1 else "Make room on that disk."
     return SaveFailed(
         f"save: the checkpoint of step {step} could not be written into {folder} ({_reason(error)}). "
-        f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. "
-        f"Make room on that disk{', or lower run.keep' if len(intact) > 1 else ''}."
+        f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. {way_out}"
     )
 
 

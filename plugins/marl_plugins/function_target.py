@@ -25,7 +25,7 @@ _loading: set[Path] = set()
 _locks: dict[Path, RLock] = {}
 
 
-class ExecutedAgain(ConfigError):
+class ExecutedAgain(PluginError):
     """A file that is executed to find a function in it makes a Runner, which would execute it again."""
 
 
