@@ -26,8 +26,9 @@ config keys ([config.md](config.md)), the commands and exit codes ([cli.md](cli.
 
 Mistakes in Python are told as those of a file are: `RunConfig(...)`, a section or a strategy with a wrong value raises ConfigError, with a
 line for each mistake and the near match. (pydantic's own ways in, `model_validate` and the like, raise pydantic's ValidationError.)
-`config.with_changes("ppo.kl.coef", 0.1, ...)` gives another config. Sections may be dicts (`ppo={{"batch": 32}}`) or classes
-(`ppo=PPOSection(batch=32)`): type checkers and editors know the keys of both.
+`config.with_changes("ppo.kl.coef", 0.1, ...)` gives another config; `config.ppo.steps = 9` is refused. A dict for a section is merged into
+it (`with_changes("ppo", {{"steps": 9}})` leaves the other keys of `ppo`), a section object replaces it. Paths may be `pathlib.Path`.
+Sections may be dicts (`ppo={{"batch": 32}}`) or classes (`ppo=PPOSection(batch=32)`): type checkers and editors know the keys of both.
 
 A strategy says which version it was made for: `api: ClassVar[int] = {API}` in the class. marl refuses one that was made for another version
 and says which of the two to upgrade.

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from marl_core.ppo.types import Evaluation, Prompts, Rollout, RunResult, ScoredRollout, StepStats
     from marl_core.registry.callables import FunctionTarget, callable_name
     from marl_core.registry.catalog import Catalog
+    from marl_core.registry.path_text import PathText
     from marl_core.registry.raised_from import raised_from
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, StopRun, Strategy, hookimpl
     from marl_core.report.inline import show_report
@@ -87,6 +88,7 @@ _HOMES = {
     ),
     "marl_core.registry.callables": ("FunctionTarget", "callable_name"),
     "marl_core.registry.catalog": ("Catalog",),
+    "marl_core.registry.path_text": ("PathText",),
     "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
     "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
@@ -149,6 +151,7 @@ __all__ = [
     "NumericError",
     "OutOfMemoryError",
     "PPOSection",
+    "PathText",
     "Plan",
     "PluginError",
     "PolicySection",

@@ -173,11 +173,11 @@ def _package_of(frame: FrameType) -> str:
 
 
 def near_match(word: str, known: Iterable[str]) -> str | None:
-    """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-` and `_` count alike."""
+    """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-`, `_` and `.` count alike."""
     spelled = {_plain(name): name for name in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
     return spelled[near[0]] if near else None
 
 
 def _plain(word: str) -> str:
-    return word.strip().lower().replace("-", "_")
+    return word.strip().lower().replace("-", "_").replace(".", "_")

@@ -85,9 +85,12 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
     if not (path / CONFIG_FILE).is_file():
         subfolders = sorted(child.name for child in path.iterdir() if (child / CONFIG_FILE).is_file())
         whole = (path / "config.json").is_file()
+        trained = trained_policies(path)
         hint = (
             f"Did you mean {path / subfolders[0]}?"
             if subfolders
+            else f"It is the folder of a run: give {trained[0]}."
+            if trained
             else "It is a whole model: give the folder of an adapter that was trained on it."
             if whole
             else "Save it with PEFT's save_pretrained."
@@ -104,6 +107,12 @@ def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:
     head = path / VALUE_HEAD_FILE
     head_shapes = read_shapes(head, asked_by) if head.is_file() else {}
     return AdapterFiles(path, config, read_shapes(path / WEIGHTS_FILE, asked_by), head_shapes)
+
+
+def trained_policies(folder: Path) -> list[Path]:
+    """The adapters that a run has written into its folder: the final one first, then those of its checkpoints, the newest first."""
+    checkpoints = sorted(folder.glob("checkpoints/step-*/policy"), reverse=True)
+    return [path for path in (folder / "final" / "policy", *checkpoints) if (path / CONFIG_FILE).is_file()]
 
 
 def _read_config(file: Path, asked_by: str) -> dict[str, Any]:

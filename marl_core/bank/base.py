@@ -143,14 +143,25 @@ def _target(device: str, quantization: Quantization, shard: bool) -> str:
 
 
 def load_base(
-    path: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    asked_by: str = "model.path",
 ) -> PreTrainedModel:
-    """The plain model, without a bank."""
-    return _load(os.path.expanduser(path), dtype, device, None, {"trust_remote_code": False, "revision": revision})
+    """The plain model, without a bank. `asked_by`: the key or option that names it, for messages."""
+    options = {"trust_remote_code": False, "revision": revision}
+    return _load(os.path.expanduser(path), dtype, device, None, options, asked_by)
 
 
 def _load(
-    path: str, dtype: str, device: str, quantization: Quantization | None, options: dict[str, Any]
+    path: str,
+    dtype: str,
+    device: str,
+    quantization: Quantization | None,
+    options: dict[str, Any],
+    asked_by: str = "model.path",
 ) -> PreTrainedModel:
     if quantization is not None and quantization.config is not None:
         told = {} if quantized_already(path, options.get("revision")) else {"quantization_config": quantization.config}
@@ -159,7 +170,7 @@ def _load(
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
         with (
-            hub_read(path, "model.path", options.get("revision")),
+            hub_read(path, asked_by, options.get("revision")),
             warnings.catch_warnings(),
         ):  # a folder's own quantization is asked for in its own words
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
@@ -169,13 +180,13 @@ def _load(
     except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
         raise_if_out_of_memory(error)
         raise DataError(
-            f"model.path: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
+            f"{asked_by}: {path!r} could not be loaded as a causal language model: {_first_line(error)} "
             "Give a folder with config.json and safetensors weights, or a hub name that this machine can reach."
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise DataError(
-            f"model.path: {path!r} lacks {len(missing)} weights (first: {missing[:3]}); they would be random. "
+            f"{asked_by}: {path!r} lacks {len(missing)} weights (first: {missing[:3]}); they would be random. "
             "Its config.json and its weights don't belong together, a file is missing (copy the whole folder again), or transformers "
             "has no causal language model for weights of this kind."
         )

@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
+from marl_core.artifacts.new_folder import require_new_folder
 from marl_core.artifacts.tokenizer import load_tokenizer
 from marl_core.bank import lora
 from marl_core.bank.base import load_base
@@ -184,12 +185,10 @@ def merge_adapter(
     written. ConfigError for a base that is quantized.
     """
     start, target = time.perf_counter(), Path(out)
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise DataError(
-            f"{in_words('--out ', 'out: ')}{target} exists and isn't empty; give a new folder, nothing is overwritten."
-        )
+    require_new_folder(target, in_words("--out", "out:"))
     tokenizer = load_tokenizer(_tokenizer_of(adapter) or model, revision=None if _tokenizer_of(adapter) else revision)
-    peft = attach(load_base(model, revision=revision), adapter, in_words("--adapter", "adapter"), grow=True)
+    base = load_base(model, revision=revision, asked_by=in_words("--model", "model"))
+    peft = attach(base, adapter, in_words("--adapter", "adapter"), grow=True)
     probe = _probe(peft)
     before = peft(input_ids=probe).logits.float()
     merged: Any = peft.merge_and_unload(safe_merge=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stdout
@@ -104,8 +105,10 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
 
     plan = Plan.of(config, catalog, command_line=True)
     plan.require()  # before the heavy imports: what can be known without weights is said at once
-    _set_up_process(device_of(config), config.speed.trim_memory)
     is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes the first speaks
+    if is_first_rank:
+        _refuse_folder(config, resume, override)
+    _set_up_process(device_of(config), config.speed.trim_memory)
     if moved is not None and is_first_rank:
         typer.echo(moved)
     if resume:
@@ -135,6 +138,20 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
         runner.prepare()
         show_notes(notes[shown:])
     runner.train()
+
+
+def _refuse_folder(config: RunConfig, resume: bool, override: bool) -> None:
+    """What the Runner refuses of the run's folder, where that needs no weights: a run in it, or on resume another config."""
+    if config.run.folder is None:
+        return
+    from marl_core.store.before_weights import CONFIG_FILE, refuse_taken
+    from marl_core.store.config_diff import changed_keys
+
+    folder = Path(config.run.folder).expanduser()
+    if not resume:
+        refuse_taken(folder)
+    elif os.path.isfile(folder / CONFIG_FILE):
+        changed_keys(folder / CONFIG_FILE, config, override=override)
 
 
 @app.command()
@@ -217,6 +234,15 @@ def merge(
     revision: Annotated[str | None, typer.Option("--revision", help="Hub revision of the base.")] = None,
 ) -> None:
     """Merge an adapter into its base, write a standalone model, and measure what the rounding changed."""
+    from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.hub import is_hub_adapter
+    from marl_core.artifacts.hub_models import require_model
+    from marl_core.artifacts.new_folder import require_new_folder
+
+    require_new_folder(out.expanduser(), "--out")  # before the heavy imports: what can be known without weights
+    require_model(model, "--model", revision)
+    if not is_hub_adapter(str(adapter)):
+        read_adapter(adapter, "--adapter")
     _set_up_process("cpu")
     from marl_core.bank.merge import merge_adapter
 
@@ -258,6 +284,9 @@ def replay(
     sets: Sets = None,
 ) -> None:
     """Repeat the phase that a run failed in, on the dumped batch and weights. Ends with the error's exit code, if it comes."""
+    from marl_core.store.before_weights import require_dump
+
+    require_dump(dump.expanduser())
     _set_up_process(machine_device())
     from marl_core.run.replay import replay as replay_dump
 
@@ -265,7 +294,10 @@ def replay(
     typer.echo(f"{dump}: step {outcome.step}, {outcome.phase}. Then: {outcome.then}")
     if outcome.now is not None:
         raise outcome.now
+    again = " ".join(f"--set {shlex.quote(text)}" for text in sets or ())
+    run_again = f"marl run {shlex.quote(str(dump.parent.parent))} --resume --override {again}".rstrip()
     typer.echo(f"Now it passes: {outcome.detail}.")
+    typer.echo(f"Go on with the run: {run_again} (--override: what it was started with has changed)")
 
 
 app.command("new-plugin")(new_plugin)

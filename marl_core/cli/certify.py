@@ -42,8 +42,13 @@ def certify(
     force: Annotated[bool, typer.Option("--force", help="Replace a certificate that is there.")] = False,
 ) -> None:
     """Record which base a reward adapter was trained on and what it scores, so that a run refuses another base."""
-    from marl_core.bank.identity.certificate import FILE
+    from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.hub_models import require_model
     from marl_core.errors import ConfigError
+
+    read_adapter(adapter, "certify")  # before the heavy imports
+    require_model(model, "--model", revision)
+    from marl_core.bank.identity.certificate import FILE
 
     file = adapter.expanduser() / FILE
     if file.exists() and not force:

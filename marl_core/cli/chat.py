@@ -60,7 +60,10 @@ def chat(
     score: Annotated[bool, typer.Option("--score", help="Score each answer by the run's reward.")] = False,
 ) -> None:
     """Talk to a run's policy and to the model that it started from, side by side."""
+    from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.hub_models import require_model
     from marl_core.errors import ConfigError
+    from marl_core.store.before_weights import require_run
 
     folder = run.expanduser()
     is_adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.yaml").is_file()
@@ -70,8 +73,13 @@ def chat(
         raise ConfigError(
             f"chat: {run} is an adapter, so there is no {'--step' if step is not None else '--score'}; a run folder has."
         )
+    if not is_adapter and (model is None or not folder.is_dir()):
+        require_run(folder, "chat")
     if not is_adapter and model is not None:
         raise ConfigError(f"chat: {run} is no adapter folder, and a run has its own base. Leave --model out.")
+    if model is not None:
+        require_model(model, "--model", revision)
+        read_adapter(folder, "chat")
     from marl_core.run.host import quiet_libraries
 
     quiet_libraries()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -14,13 +14,14 @@ from pydantic import (
     InstanceOf,
     PrivateAttr,
     SerializationInfo,
+    ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, InvalidConfig
 from marl_core.registry.callables import is_function, is_strategy_class, short_name, without_callables
 from marl_core.registry.catalog import Catalog, verify
 from marl_core.registry.families import FAMILIES, Family, FamilyName, Key
@@ -72,6 +73,8 @@ class Choice(BaseModel):
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         value = cls.long_form(value)
+        if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[1], int | float):
+            raise ValueError(f'give the weight by its name: {{"use": {_called(value[0])}, "weight": {value[1]!r}}}')
         named = value.get("use") if isinstance(value, Mapping) else value
         if is_strategy_class(named):
             raise ValueError(f"{named.__name__} is a class; give a strategy made of it: {named.__name__}(...)")
@@ -143,6 +146,18 @@ class Choice(BaseModel):
         """Short name for logs and metrics: the strategy's name, also of an object whose class is installed under one; else its class."""
         return self.use if isinstance(self.use, str) else self._label or type(self.use).__name__
 
+    if not TYPE_CHECKING:  # to a type checker it is a frozen model's error
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """As BaseModel's, with words of our own for what can't be set."""
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise InvalidConfig(
+                    f"{self.family}: a config doesn't change. config.with_changes(KEY, VALUE) gives a new one, with KEY as in a file, "
+                    f"such as 'reward.0.weight'; here its last part is {name!r}."
+                ) from error
+
     @model_serializer
     def _as_written(self, info: SerializationInfo) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in type(self).model_fields if name not in ("use", "options")}
@@ -192,7 +207,8 @@ def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:
     """The type and the field of a config key, as its record says."""
     choice: Any = choice_of(family)
     if key.many == "named":
-        return dict[str, choice], _field(key, default_factory=dict)
+        by_name = Annotated[dict[str, choice], BeforeValidator(_need_names, json_schema_input_type=dict[str, choice])]
+        return by_name, _field(key, default_factory=dict)
     if key.many == "list":
         single_or_list = Annotated[
             list[choice], BeforeValidator(_as_list, json_schema_input_type=list[choice] | choice)
@@ -208,6 +224,28 @@ def _field(key: Key, **more: Any) -> FieldInfo:
     return field
 
 
+def _called(value: Any) -> str:
+    """A strategy or a function as the program that gave it may write it."""
+    if isinstance(value, str):
+        return repr(value)
+    return f"{type(value).__name__}(...)" if isinstance(value, Strategy) else short_name(value) or "..."
+
+
+def _need_names(value: Any) -> Any:
+    """Judges and their like have names; ValueError that shows how to give them."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    names = [
+        (short_name(entry) if is_function(entry) else None) or f"name{number}"
+        for number, entry in enumerate(entries, 1)
+    ]
+    named = ", ".join(f'"{name}": {_called(entry)}' for name, entry in zip(names, entries, strict=True))
+    raise ValueError(f"give each a name, for metrics: {{{named}}}")
+
+
 def _as_list(value: Any) -> Any:
-    """A single choice as a list of one."""
+    """A single choice as a list of one; a pair of a strategy and its weight is one too, which is told what is missing."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float):
+        return [value]
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -24,6 +24,7 @@ from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, Shap
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
 from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
 from marl_core.config.speed_config import SpeedSection
+from marl_core.registry.path_text import PathText
 
 if TYPE_CHECKING:
     from marl_core.config.keys import (
@@ -60,16 +61,24 @@ __all__ = [
 ]
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _dtype_name(value: Any) -> Any:
+    """`torch.float32` as `float32`, without torch, which whoever has such an object has imported."""
+    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
+
+
 class ModelSection(Section, at="model"):
     """The one base model."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """Folder or hub name of a causal language model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Folder or hub name of the tokenizer; the model's own when absent."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Annotated[Dtype, BeforeValidator(_dtype_name, json_schema_input_type=Dtype)] = "bfloat16"
     """Dtype of the frozen base; adapters and heads are always float32."""
     attention: str | None = None
     """Attention implementation for transformers, e.g. sdpa or eager."""
@@ -106,7 +115,7 @@ class PolicySection(LoraSection, at="policy"):
 
     start: Literal["new", "continue"] = "new"
     """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
-    source: str | None = Field(default=None, alias="from")
+    source: PathText | None = Field(default=None, alias="from")
     """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
     revision: str | None = Field(default=None, min_length=1)
     """Hub revision (branch, tag or commit) of `from`."""
@@ -148,7 +157,7 @@ class ValueSection(LoraSection, at="value"):
 class DataSection(Section, at="data"):
     """The prompts."""
 
-    prompts: str = Field(min_length=1)
+    prompts: PathText = Field(min_length=1)
     """A .json, .jsonl, .csv or .parquet file, or a datasets name."""
     split: str = "train"
     """Split, for a datasets name."""
@@ -240,7 +249,7 @@ class EvalSection(Section, at="eval"):
         def __init__(self, **keys: Unpack[EvalKeys]) -> None:
             """The keys of a file, strategies as names, objects or dicts."""
 
-    prompts: str | None = None
+    prompts: PathText | None = None
     """Held-out prompts file or datasets name, read as `data` says; no evaluation when absent."""
     split: str | None = None
     """Split, for a datasets name; `data.split` when absent."""
@@ -258,7 +267,7 @@ class EvalSection(Section, at="eval"):
 class RunSection(Section, at="run"):
     """Where and how."""
 
-    folder: str | None = Field(default=None, min_length=1)
+    folder: PathText | None = Field(default=None, min_length=1)
     """Run folder; without one nothing is written."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialization, sampling and data order."""
@@ -336,7 +345,8 @@ class RunConfig(Section, at=""):
         """A new config with other values at some keys, checked as a whole; this one stays as it is.
 
         `config.with_changes("ppo.kl.coef", 0.1, "reward.0.weight", 0.5)`: dotted keys, each followed by its value; or one mapping of them.
-        Keys reach into short forms and lists as those of `--set` do. A mapping for a section changes the keys that it names; a section
-        object replaces the whole. Strategies that were given as objects stay the same objects. ConfigError with a line for each problem.
+        Keys reach into short forms and lists as those of `--set` do. A mapping for a section is merged into it: it changes the keys that
+        it names, and the others stay; a section object (`PPOSection(steps=20)`) replaces the whole. Strategies that were given as objects
+        stay the same objects. ConfigError with a line for each problem.
         """
         return changed(self, changes)

@@ -11,7 +11,8 @@ from marl_core.config.choice import chosen_field
 from marl_core.config.validation_messages import problem_lines
 from marl_core.registry.deprecation import warn_deprecated, warn_options
 from marl_core.registry.families import family_keys
-from marl_core.registry.problems import PlainlyTold, told
+from marl_core.registry.model_keys import keys_of
+from marl_core.registry.problems import PlainlyTold, suggestion, told
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Renamed: TypeAlias = Mapping[str, tuple[str, str]]
@@ -38,6 +39,8 @@ class Section(PlainlyTold):
     )
 
     renamed: ClassVar[Renamed] = {}
+    place: ClassVar[str | None] = None
+    """Where it stands in a config (`ppo.kl`); empty for the config itself, None for a part of sections."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +61,7 @@ class Section(PlainlyTold):
     def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
         """Add the keys that name strategies to the section at path `at` (dotted; empty for the config itself), before pydantic reads it."""
         super().__init_subclass__(**more)
+        cls.place = at
         inherited = cls.model_fields
         for family, key in family_keys():
             if key.section == at and key.name not in inherited:
@@ -72,6 +76,19 @@ class Section(PlainlyTold):
     @classmethod
     def _told(cls, error: ValidationError, given: Mapping[str, Any]) -> str:
         return told(cls.__name__, problem_lines(error, given, cls).values())
+
+    @classmethod
+    def _told_unnamed(cls, unnamed: tuple[Any, ...]) -> str:
+        what = "sections" if cls.place == "" else "keys"
+        file = ", or load_config(FILE) for a YAML file" if cls.place == "" else ""
+        return f"{cls.__name__}: give {what} by name: {cls.__name__}(**mapping){file}."
+
+    @classmethod
+    def _told_fixed(cls, name: str, value: Any) -> str:
+        key = f"{cls.place}.{name}" if cls.place else name
+        if name not in cls.model_fields:
+            return f"{key}: there is no such key. {suggestion(name, keys_of(cls))}"
+        return f"{key}: a config doesn't change. config.with_changes({key!r}, {value!r:.60}) gives a new one."
 
     @model_validator(mode="after")
     def _say_what_is_deprecated(self) -> Self:

@@ -44,4 +44,6 @@ def _columns_sentence(error: BaseException, rollout: Rollout) -> list[str]:
 
 def describe(value: object) -> str:
     """A value's type, or a tensor's shape, for an error message."""
+    if value is None:
+        return "None"
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -16,7 +16,7 @@ from marl_core.ppo.plugin_calls import call, describe
 from marl_core.ppo.progress import advance, phase
 from marl_core.ppo.roles import RewardSource
 from marl_core.ppo.scoring import pieces
-from marl_core.ppo.token_scores import Scores, combine, is_per_token, number, read_token_scores, score_list
+from marl_core.ppo.token_scores import Scores, allowed, combine, is_per_token, number, read_token_scores, score_list
 from marl_core.ppo.types import Rollout
 
 MAX_SCORE = torch.finfo(torch.float32).max
@@ -49,7 +49,7 @@ def own_scores(answer: object, rollout: Rollout) -> Scores:
     """A caller's own scores, [B] or [B, T]; DataError unless there is a number for each response."""
     scores, judged = combine({"own": as_scores(answer, rollout, "scores", DataError)}, {"own": 1.0}, rollout)
     if not bool(judged.all()):
-        raise DataError("scores: a score of one's own can't be None; give a number for each response.")
+        raise DataError("scores: None isn't allowed; give a number for each response.")
     return Scores(scores.total, {}, scores.tokens)
 
 
@@ -86,6 +86,8 @@ def as_scores(answer: object, rollout: Rollout, who: str, error: type[MarlError]
     """
     count = len(rollout)
     values = score_list(answer, who, error)
+    if answer is None:
+        raise error(f"{who} returned None; return a list of {count} numbers, one for each response.")
     if values is None:
         raise error(f"{who} gave {describe(answer)}; return a list of {count} numbers, one for each response.")
     if len(values) != count:
@@ -97,7 +99,7 @@ def as_scores(answer: object, rollout: Rollout, who: str, error: type[MarlError]
         if values[row] is not None and not (score is not None and abs(score) <= MAX_SCORE):  # NaN fails too
             raise error(
                 f"{who}: response {row + 1} got {values[row]!r:.80}, not a finite number; its text begins "
-                f"{rollout.texts[row][:80]!r}."
+                f"{rollout.texts[row][:80]!r}. {allowed(error)}"
             )
     numbers_only = [math.nan if score is None else score for score in scores]
     return torch.tensor(numbers_only, dtype=torch.float32, device=rollout.ids.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl_core.bank.inputs import plain
-from marl_core.errors import MarlError
+from marl_core.errors import MarlError, PluginError
 from marl_core.ppo.types import Rollout
 
 
@@ -60,6 +60,11 @@ def number(value: Any) -> float | None:
         return math.inf
 
 
+def allowed(error: type[MarlError]) -> str:
+    """What may stand for a score, as a sentence: a plugin's source (its error is a PluginError) may abstain, a caller's scores may not."""
+    return f"Give a finite number{', or None to abstain' if issubclass(error, PluginError) else ''}."
+
+
 def is_per_token(values: Sequence[Any]) -> bool:
     """Whether a reward gave scores for tokens: a list of numbers for some response."""
     return any(isinstance(row, list) for row in values)
@@ -91,7 +96,7 @@ def read_token_scores(rows: Sequence[Any], rollout: Rollout, who: str, error: ty
             if score is None or not abs(score) <= torch.finfo(torch.float32).max:
                 raise error(
                     f"{who}: token {position + 1} of response {i + 1} got {row[position]!r:.80}, not a finite number; "
-                    f"its text begins {rollout.texts[i][:80]!r}."
+                    f"its text begins {rollout.texts[i][:80]!r}. {allowed(error)}"
                 )
         result[i, keep] = torch.tensor(scores, dtype=torch.float32)
     return result.to(rollout.ids.device)

@@ -79,6 +79,17 @@ def without_callables(value: Any) -> Any:
     return callable_name(value) if is_function(value) else value
 
 
+def is_of_a_program(key: str, value: object) -> bool:
+    """Whether a config's `value` at a dotted key names what only the Python program has that wrote it: an object, or a function of its own.
+
+    A strategy that was an object is written as its class (`use: module:Class`).
+    """
+    text, last = str(value), key.rpartition(".")[2]
+    if last == "use":
+        return ":" in text
+    return text.startswith(f"{MAIN}:") or (last == "target" and _OBJECT_ALONE.match(text) is not None)
+
+
 def definition_of(function: Callable[..., Any]) -> Any:
     """The function or class that stands in a source file: behind decorators, partials, methods and instances."""
     inner: Any = inspect.unwrap(function)

@@ -53,6 +53,15 @@ class Strategy(PlainlyTold):
         return self
 
     @classmethod
+    def _told_fixed(cls, name: str, value: Any) -> str:
+        if name in cls.model_fields:
+            return f"{cls.__name__}: the option {name} can't be changed once it is made; make a new {cls.__name__}({name}=...)."
+        return (
+            f"{cls.__name__}: {name!r} isn't declared, and options can't be changed. Keep state in a name with an underscore, declared in "
+            f"the class: `_{name.lstrip('_')}: {_type_name(value)} = {_start(value)}`."
+        )
+
+    @classmethod
     def options_for_stored(cls, said: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """For a quantization: the options with which it loads a model folder whose weights are quantized already.
 
@@ -67,6 +76,15 @@ class Strategy(PlainlyTold):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.__hash__ = object.__hash__  # type: ignore[method-assign]  # frozen models write a hash of their fields
+
+
+def _type_name(value: Any) -> str:
+    return "Any" if value is None else type(value).__name__
+
+
+def _start(value: Any) -> str:
+    """What state of this kind may start with, as the line that declares it says."""
+    return repr(type(value)()) if isinstance(value, bool | int | float | str | list | dict) else "PrivateAttr(None)"
 
 
 def api_problem(strategy_class: type[Strategy]) -> str | None:

@@ -31,6 +31,7 @@ from marl_core.registry.hooks import Hooks
 from marl_core.registry.strategy import Quantization
 from marl_core.run.roles import load_bank, reward_sources
 from marl_core.store import checkpoint
+from marl_core.store.before_weights import require_run
 from marl_core.store.files import read_lines
 from marl_core.store.provenance import recorded_base, require_base
 
@@ -177,11 +178,7 @@ class Talk:
 
 
 def _written(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise DataError(
-            f"chat: {folder} holds no run (no config.yaml). Give a run folder, or an adapter folder with --model BASE."
-        )
+    file = require_run(folder, "chat")
     written = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     if not isinstance(written, Mapping) or not isinstance(written.get("model"), Mapping):
         raise DataError(f"chat: {file} is damaged. Restore it.")

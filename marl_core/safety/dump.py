@@ -14,11 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marl_core.config.flatten import flatten
 from marl_core.config.redact import redact
-from marl_core.errors import DataError, MarlError, NumericError, PluginError, tell_beside
+from marl_core.config.yaml_text import parse_yaml
+from marl_core.errors import ConfigError, DataError, MarlError, NumericError, PluginError, tell_beside
 from marl_core.ppo.rewards import own_scores
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import Advantages, Prompts, Rollout, ScoredRollout
+from marl_core.registry.callables import is_of_a_program
 from marl_core.safety.plugin_guard import PluginGuard
 from marl_core.store import checkpoint
 from marl_core.store.files import new_folder, write_json
@@ -85,7 +88,19 @@ def dump(folder: Path, step: Step, state: RunState, phase: Phase, error: MarlErr
             write_json(temporary / "dump.json", _json(state, phase, error, last_plugin))
     except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as failure:
         return f"The batch could not be dumped ({failure})."
-    return f"The batch is in {path}; try it again with `marl replay {path}`."
+    if _starts_from_a_file(folder):
+        return f"The batch is in {path}; try it again with `marl replay {path}`."
+    call = f"replay({str(path)!r}, config)"
+    return f"The batch is in {path}; try it again in this program, which has the function or object: {call}, from marl_core.run.replay."
+
+
+def _starts_from_a_file(folder: Path) -> bool:
+    """Whether the run's config says all: objects and functions of a Python program stand in it by names that lead to nothing elsewhere."""
+    try:
+        keys = flatten(parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml"))
+    except (OSError, ConfigError, UnicodeDecodeError):
+        return True
+    return not any(is_of_a_program(key, value) for key, value in keys.items())
 
 
 def load(folder: Path) -> Dump:

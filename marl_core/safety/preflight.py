@@ -4,13 +4,15 @@ frozen, does a gradient survive a rollout, does the reward fit this base. Second
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
-from marl_core.errors import ConfigError, NumericError
+from marl_core.errors import ConfigError, NumericError, PluginError
 from marl_core.plan.plan import Plan
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import masked_mean, masked_sum
@@ -57,9 +59,10 @@ def preflight(
     checks += [_reference(plan, step, rollout)] if fresh and plan.config.ppo.kl.coef > 0 else []
     checks += [_ratio(plan, step, rollout), gradient, _rows(plan, step, rollout)]
     if ask_rewards:  # one that can't be used should say so before anything is written
-        if step.roles.rewards:
-            step.rewards(rollout)
-        step.judge(rollout)
+        with _said_of_preflight(len(rollout)):
+            if step.roles.rewards:
+                step.rewards(rollout)
+            step.judge(rollout)
     checks += [
         PreflightCheck(f"reward adapter {name}", "can't verify" not in detail, detail)
         for name, detail in bank.reward_checks.items()
@@ -70,6 +73,16 @@ def preflight(
         if "can't verify" in detail
     ]
     return Preflight(tuple(checks))
+
+
+@contextmanager
+def _said_of_preflight(count: int) -> Iterator[None]:
+    """A block whose plugins are asked of the check's own few responses: an error says so, for its numbers aren't those of the run."""
+    try:
+        yield
+    except PluginError as error:
+        error.args = (f"{error} (Asked by the pre-flight check, of {count} responses.)",)
+        raise
 
 
 def _trainable(step: Step) -> PreflightCheck:

@@ -31,10 +31,10 @@ def checkpoint_bytes(bank: AdapterBank, trained: TrainableRoles) -> int:
 def save_failed(folder: Path, step: int, needed: int, error: Exception) -> SaveFailed:
     """The error of a save that failed: which checkpoint, why, how many bytes are missing, which checkpoint is intact."""
     intact = [path.name for path in checkpoint.saved(folder) if checkpoint.damage(path) is None]
+    way_out = "Make room on that disk, or lower run.keep." if len(intact) > 1 else "Make room on that disk."
     return SaveFailed(
         f"save: the checkpoint of step {step} could not be written into {folder} ({_reason(error)}). "
-        f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. "
-        "Make room on that disk, or lower run.keep."
+        f"{_room(folder, needed)} {f'{intact[-1]} is whole' if intact else 'There is no checkpoint yet'}. {way_out}"
     )
 
 
@@ -51,5 +51,13 @@ def _reason(error: Exception) -> str:
 def _room(folder: Path, need: int) -> str:
     existing = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(existing).free
-    missing = f"; {need - free:,} bytes are missing" if need > free else ""
-    return f"About {need:,} bytes are needed, {free:,} are free{missing}."
+    missing = f"; {size_text(need - free)} are missing" if need > free else ""
+    return f"About {size_text(need)} are needed, {size_text(free)} are free{missing}."
+
+
+def size_text(count: int) -> str:
+    """Bytes as disks are sold and as `df -H` tells them: kB, MB, GB of thousands."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 100 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} bytes"

@@ -12,10 +12,11 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import OVERRIDE, RESUME, ConfigError, DataError, in_words, warn
+from marl_core.errors import OVERRIDE, ConfigError, DataError, in_words, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint, ended
 from marl_core.store.atomic import recover
+from marl_core.store.before_weights import refuse_taken
 from marl_core.store.config_diff import changed_keys
 from marl_core.store.files import append_line, flush_file, keep_lines, new_folder, read_lines, write_json, write_text
 from marl_core.store.lock import RunLock
@@ -47,13 +48,9 @@ class RunFolder:
         if config.run.folder is None:
             return None
         folder = cls(Path(config.run.folder).expanduser())
-        used = (folder.path / "config.yaml").exists()
-        if used and not resume:
-            raise ConfigError(
-                f"run.folder: {folder.path} already holds a run. Go on with it by "
-                f"{in_words(f'`marl run {folder.path} --resume`', RESUME[1])}, or give another folder."
-            )
-        if resume and used:
+        if not resume:
+            refuse_taken(folder.path)
+        elif (folder.path / "config.yaml").exists():
             folder._take_up(config, override)
         return folder
 

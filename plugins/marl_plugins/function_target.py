@@ -25,6 +25,10 @@ _loading: set[Path] = set()
 _locks: dict[Path, RLock] = {}
 
 
+class ExecutedAgain(PluginError):
+    """A file that is executed to find a function in it makes a Runner, which would execute it again."""
+
+
 def problems(target: str | Callable[..., Any]) -> Iterable[str]:
     """Why `target` can't be imported, found without importing it."""
     if not isinstance(target, str):
@@ -50,6 +54,8 @@ def load(target: str | Callable[..., Any]) -> Callable[..., Any]:
     location, name = target.rsplit(":", 1)
     try:
         module = _running(location, name) or _imported(location, name)
+    except ExecutedAgain:
+        raise  # said as it is, by whichever of the two asks
     except FileNotFoundError as error:
         raise ConfigError(f"reward.target: there is no file {location!r} (looked in {Path.cwd()}).") from error
     except (Exception, SystemExit) as error:
@@ -71,12 +77,41 @@ def _problems_of_file(file: Path, location: str, name: str) -> Iterable[str]:
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         yield f"reward.target: {location} is not Python: {error}"
         return
+    line = _line_of_a_runner(tree)
+    if line is not None:
+        yield f"reward.target: {_makes_a_runner(location, name)} (line {line})"
+        return
     names, name = _defined(tree), name.partition(".")[0]
     computed = any(isinstance(node, ast.If | ast.Try | ast.For | ast.With | ast.AnnAssign) for node in tree.body)
     if name not in names and not computed and "*" not in names:
         near = near_match(name, names)
         hint = f". Did you mean {near!r}?" if near else ""
         yield f"reward.target: {location} defines no {name!r}; it defines {', '.join(sorted(names)) or 'nothing'}{hint}"
+
+
+def _makes_a_runner(location: str, name: str) -> str:
+    return (
+        f"{location} is executed to find {name!r} in it, and makes a Runner while that goes on. Put what is only for the program itself "
+        'under `if __name__ == "__main__":`'
+    )
+
+
+def _line_of_a_runner(tree: ast.Module) -> int | None:
+    """The line where a file makes a Runner when it is imported, as far as that can be seen; None where it doesn't.
+
+    What stands in functions is left out, and what is under an `if`: of that nobody knows without executing it.
+    """
+    ahead: list[ast.AST] = list(tree.body)
+    while ahead:
+        node = ahead.pop(0)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.If):
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if called == "Runner":
+                return node.lineno
+        ahead.extend(ast.iter_child_nodes(node))
+    return None
 
 
 def _near_file(file: Path) -> str:
@@ -219,10 +254,7 @@ def _imported(location: str, name: str) -> ModuleType:
         file, RLock()
     ):  # a second thread waits; the same one comes in again when the file itself names itself
         if file in _loading:
-            raise ConfigError(
-                f"{location} is executed to find {name!r} in it, and makes a Runner while that goes on. "
-                'Put what is only for the program itself under `if __name__ == "__main__":`'
-            )
+            raise ExecutedAgain(f"reward.target: {_makes_a_runner(location, name)}.")
         _loading.add(file)
         try:
             return _executed(file)

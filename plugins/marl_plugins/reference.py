@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from marl_core import Strategy, cached_adapter, hookimpl
+from marl_core import PathText, Strategy, cached_adapter, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ class DisabledAdapter(Strategy):
 class MergedBase(Strategy):
     """The bare base after an SFT adapter was merged into it, in full precision, before any quantization."""
 
-    adapter: str = Field(
+    adapter: PathText = Field(
         min_length=1, description="The SFT adapter to merge into the base at load: a folder or a hub name."
     )
     revision: str | None = Field(
@@ -76,7 +76,9 @@ class MergedBase(Strategy):
 class PeftAdapter(Strategy):
     """An explicit, frozen PEFT adapter on the base. Right when the policy is a trainable copy of that adapter."""
 
-    adapter: str = Field(min_length=1, description="The frozen adapter that is the reference: a folder or a hub name.")
+    adapter: PathText = Field(
+        min_length=1, description="The frozen adapter that is the reference: a folder or a hub name."
+    )
     revision: str | None = Field(
         default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
-from marl_core import DataError, Strategy, hookimpl, is_repo_name
+from marl_core import DataError, PathText, Strategy, hookimpl, is_repo_name
 
 if TYPE_CHECKING:
     from marl_core import AdapterBank, Plan, ReferenceFunction
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ModelReference(Strategy):
     """A separate causal language model with the base's tokenizer, e.g. another checkpoint or the unquantized base."""
 
-    path: str = Field(min_length=1, description="Folder or hub name of a causal language model.")
+    path: PathText = Field(min_length=1, description="Folder or hub name of a causal language model.")
     revision: str | None = Field(default=None, description="Hub revision.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Dtype of its weights.")
     batch: PositiveInt = Field(default=8, description="Responses per forward pass.")

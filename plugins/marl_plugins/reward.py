@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from marl_core import DataError, FunctionTarget, Strategy, cached_adapter, callable_name, hookimpl
+from marl_core import DataError, FunctionTarget, PathText, Strategy, cached_adapter, callable_name, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class AdapterReward(Strategy):
     """A reward adapter with its score head on the shared base, as TRL's RewardTrainer or LLaMA-Factory writes it."""
 
-    path: str = Field(min_length=1, description="Folder or hub name of the reward adapter, score head included.")
+    path: PathText = Field(min_length=1, description="Folder or hub name of the reward adapter, score head included.")
     revision: str | None = Field(
         default=None, min_length=1, description="Hub revision (branch, tag or commit) of the adapter."
     )
@@ -70,7 +70,7 @@ class AdapterReward(Strategy):
 class ModelReward(Strategy):
     """A separate sequence-classification model with its own tokenizer and chat template."""
 
-    path: str = Field(min_length=1, description="Folder or hub name of a sequence-classification model.")
+    path: PathText = Field(min_length=1, description="Folder or hub name of a sequence-classification model.")
     revision: str | None = Field(default=None, description="Hub revision.")
     label: int | str | None = Field(
         default=None,

@@ -27,6 +27,9 @@ PACKAGES = {
 }
 """The trackers accelerate knows, and the packages one of which each needs: accelerate leaves out the others in silence."""
 
+OF_THE_EXTRA = ("tensorboard",)
+"""Those that `marl-core[trackers]` brings."""
+
 
 def problems(names: Iterable[str], settings: Mapping[str, Any]) -> Iterable[str]:
     """Why a tracker can't be opened."""
@@ -34,7 +37,8 @@ def problems(names: Iterable[str], settings: Mapping[str, Any]) -> Iterable[str]
         if name not in PACKAGES:
             yield f"observers: trackers: accelerate has no tracker {name!r}; it has {', '.join(PACKAGES)}"
         elif not any(find_spec(package) for package in PACKAGES[name]):
-            yield f"observers: trackers: {name} isn't installed; install it with: pip install {PACKAGES[name][0]}"
+            package = "'marl-core[trackers]'" if name in OF_THE_EXTRA else PACKAGES[name][0]
+            yield f"observers: trackers: {name} isn't installed; install it with: pip install {package}"
     for name in sorted(set(settings) - set(names)):
         yield f"observers: trackers: settings are given for {name!r}, which isn't in `to`"
 

@@ -80,6 +80,32 @@ def _cpu_seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+REFUSED = (
+    ["chat", "runs/nope"],
+    ["chat", "runs/nope", "--model", "owner/model"],
+    ["replay", "runs/nope"],
+    ["replay", "runs/cut"],
+    ["merge", "--model", "./nope", "--adapter", "runs/cut", "--out", "new"],
+    ["certify", "runs/cut", "--model", "owner/model"],
+    ["run", "run.yaml", "--set", "run.folder=runs/cut"],
+    ["run", "run.yaml", "--set", "run.folder=runs/cut", "--resume"],
+)
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=" ".join)
+def test_a_path_that_is_wrong_is_told_before_anything_heavy_is_imported(folder: Path, command: list[str]) -> None:
+    (folder / "runs" / "cut").mkdir(parents=True)
+    (folder / "runs" / "cut" / "config.yaml").write_text(CONFIG + "ppo: {gamma: 0.5}\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *command], cwd=folder, capture_output=True, text=True, check=True
+    )
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code in (2, 4), done.stderr
+    assert done.stderr.startswith("marl: ")
+    assert "a bug in marl" not in done.stderr
+    assert not set(HEAVY) & set(modules)
+
+
 def test_built_in_strategies_load_without_heavy_libraries(folder: Path) -> None:
     probe = (
         "import sys, marl_core\n"

@@ -259,7 +259,7 @@ class TestAdapterFolder:
             ([adapter], 2, "is an adapter. Give the base it was trained on: --model BASE"),
             ([adapter, "--model", tiny_folder, "--step", "1"], 2, "so there is no --step"),
             ([str(run), "--model", tiny_folder], 2, "a run has its own base. Leave --model out"),
-            ([str(tmp_path)], 4, "holds no run (no config.yaml). Give a run folder, or an adapter folder with --model"),
+            ([str(tmp_path)], 4, "(no config.yaml). Give a run folder, or an adapter folder with --model"),
         ):
             assert main(["chat", *arguments, "--prompt", "x"]) == code
             assert message in capsys.readouterr().err

@@ -217,7 +217,26 @@ class TestDumpAndReplay:
         assert main(["replay", str(dump)]) == 0
         out = capsys.readouterr().out
         assert "Now it passes: 4 responses were scored" in out
+        assert f"Go on with the run: marl run {tmp_path / 'run'} --resume --override" in out
         assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+    def test_an_object_of_a_program_is_replayed_in_that_program(self, make_config: MakeConfig, tmp_path: Path) -> None:
+        """`marl replay` reads the run's config.yaml, which can't hold the function."""
+        calls: list[int] = []
+
+        def odd(completions: list[str], **_: object) -> list[float]:
+            calls.append(1)
+            return [float("nan") if len(calls) == 3 else 1.0] * len(completions)
+
+        config = make_config(reward=odd, run={"folder": str(tmp_path / "run")})
+        steps = Runner(config).steps()
+        next(steps)
+        with pytest.raises(PluginError, match="Give a finite number, or None to abstain") as caught:
+            next(steps)
+        dump = tmp_path / "run" / "dumps" / "step-000002-score"
+        assert "marl replay" not in str(caught.value)
+        assert f"replay({str(dump)!r}, config), from marl_core.run.replay" in str(caught.value)
+        assert replay(dump, config).now is None
 
     def test_a_secret_on_the_line_that_failed_is_struck_out(self, make_config: MakeConfig, tmp_path: Path) -> None:
         """The message quotes the user's line; the dump is a file that may be passed on."""

@@ -55,7 +55,7 @@ BROKEN = {
     "nested": ("return [[number] * 99 for number in good]", r"response 1 has \d+ tokens and got 99 numbers"),
     "NaN": ("return [float('nan')] * 4", "response 1 got nan, not a finite number"),
     "None for all": ("return [None] * 4", "no source .*gave response 1 a score"),
-    "None": ("return None", "gave a NoneType; return a list of 4 numbers"),
+    "None": ("return None", "returned None; return a list of 4 numbers"),
     "strings": ("return ['good'] * 4", "response 1 got 'good', not a finite number"),
     "complex numbers": ("return [1j] * 4", "response 1 got 1j, not a finite number"),
     "a tensor of another device": ("return torch.empty(4, device='meta')", "tensor without data"),

@@ -194,7 +194,7 @@ class TestOnesOwn:
             (lambda inputs: inputs.scores / 0, False, r"gave advantages that aren't finite.*\(response 1, 2, 3, 4\)"),
             (lambda inputs: inputs.rewards, True, "gave a tensor of float32, expected a pair, advantages and returns"),
             (lambda inputs: (inputs.rewards, inputs.scores), True, r"gave returns of shape \[4\], expected \[4, 3\]"),
-            (lambda inputs: (inputs.scores, None), True, "gave a NoneType as returns"),
+            (lambda inputs: (inputs.scores, None), True, "gave None as returns"),
             (lambda inputs: 1 / 0, False, "marl_advantage failed: ZeroDivisionError"),
         ],
     )

@@ -17,7 +17,7 @@ from marl_core import ConfigError, DataError, RunConfig, Runner, dump_config
 from marl_core.errors import MarlWarning
 from marl_core.store import atomic, checkpoint, files
 from marl_core.store.config_diff import changed_keys
-from marl_core.store.disk_space import SaveFailed, checkpoint_bytes
+from marl_core.store.disk_space import SaveFailed, checkpoint_bytes, size_text
 
 MakeConfig = Callable[..., RunConfig]
 Usage = namedtuple("Usage", "total used free")
@@ -143,11 +143,11 @@ class TestFullDisk:
         }
         runner = Runner(self.config(make_config, tmp_path))
         self.fill(monkeypatch, {2}, errors[kind])
-        steps, missing = runner.steps(), checkpoint_bytes(runner.bank, runner.roles.trained) - 1000
+        steps, missing = runner.steps(), size_text(checkpoint_bytes(runner.bank, runner.roles.trained) - 1000)
         next(steps)
         with pytest.warns(
             MarlWarning,
-            match=rf"checkpoint of step 2 could not be written.*No space left on device.*1,000 are free; {missing:,} bytes are missing\. "
+            match=rf"checkpoint of step 2 could not be written.*No space left on device.*1 kB are free; {missing} are missing\. "
             r"step-000001 is whole.*Training goes on",
         ):
             next(steps)

@@ -190,7 +190,7 @@ class TestReference:
 
         def asks(key: str) -> str:
             with pytest.raises(PluginError) as caught:
-                reference_logprobs(bank, lambda rollout: {}[key], rollout, 1.0, PassLimits(2), "acme")
+                reference_logprobs(bank, lambda rollout: dict[str, str]()[key], rollout, 1.0, PassLimits(2), "acme")
             return str(caught.value)
 
         columns = "The data's columns (rollout.prompts.rows) are: prompt, wanted, other"
@@ -270,7 +270,7 @@ class TestRewards:
             (torch.zeros(3, device="meta"), "without data"),
             (torch.tensor(1.0), "gave 1 rewards for 3 responses"),
             (1.0, "gave a float; return a list of 3 numbers"),
-            (None, "gave a NoneType"),
+            (None, "returned None"),
             ("abc", "gave a str"),
             ({"a": 1.0}, "gave a dict"),
             (iter([1.0]), "gave a list_iterator"),

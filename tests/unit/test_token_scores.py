@@ -84,7 +84,7 @@ class TestWhatTheyAddUpTo:
     def test_ones_own(self, rollout: Rollout) -> None:
         found = own_scores([[1.0, 2.0, 3.0], [4.0, 5.0], [6.0]], rollout)
         assert found.total.tolist() == [6.0, 9.0, 6.0]
-        with pytest.raises(DataError, match="can't be None"):
+        with pytest.raises(DataError, match="None isn't allowed; give a number"):
             own_scores([[1.0, 2.0, 3.0], None, [6.0]], rollout)
 
 

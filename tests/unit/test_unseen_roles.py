@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from marl_core import Plan, RunConfig
 from marl_core.cli.app import main
 from marl_core.config.load import dump_config
-from marl_core.plan.describe import explain, unseen_roles
+from marl_core.plan.describe import explain
+from marl_core.plan.hub_names import not_here
 from marl_core.plan.memory import estimate
 
 MakeConfig = Callable[..., RunConfig]
@@ -42,8 +43,8 @@ def test_a_model_that_is_not_here(
     make_config: MakeConfig, changes: dict[str, Any], key: str, role: str, who: str
 ) -> None:
     plan = Plan.of(make_config(**changes))
-    (note,) = unseen_roles(plan)
-    assert note.startswith(f"{key}: 'sft' isn't on this machine, so")
+    (note,) = not_here(plan)
+    assert note.startswith(f"{key}: 'sft' is no folder here, so it is looked for on the hub")
     sentences = " ".join(explain(plan))
     assert f"Beside it, whole models of their own: {who}, its size isn't known here)." in sentences
     assert "Nothing is held twice" not in sentences
@@ -53,7 +54,7 @@ def test_a_model_that_is_not_here(
 
 def test_an_adapter_that_is_not_here_is_held_on_the_base(make_config: MakeConfig) -> None:
     plan = Plan.of(make_config(reward={"use": "adapter", "path": "owner/adapter"}))
-    assert [note.partition(" isn't")[0] for note in unseen_roles(plan)] == ["reward.path: 'owner/adapter'"]
+    assert [note.partition(" is no")[0] for note in not_here(plan)] == ["reward.path: 'owner/adapter'"]
     sentences = explain(plan)
     assert "policy, reference, reward adapter and value look through it, told apart by 2 adapters" in sentences[0]
     assert sentences[1] == "Nothing is held twice: no role has a model of its own."
@@ -62,13 +63,13 @@ def test_an_adapter_that_is_not_here_is_held_on_the_base(make_config: MakeConfig
 
 
 def test_what_is_here_or_is_no_name_is_not_noted(make_config: MakeConfig, reward_adapter: str) -> None:
-    assert unseen_roles(Plan.of(make_config(reward=FUNCTION))) == []
-    assert unseen_roles(Plan.of(make_config(reward={"use": "adapter", "path": reward_adapter}))) == []
+    assert not_here(Plan.of(make_config(reward=FUNCTION))) == []
+    assert not_here(Plan.of(make_config(reward={"use": "adapter", "path": reward_adapter}))) == []
 
 
 def test_check_tells_it(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text(dump_config(make_config(reward={"use": "model", "path": "sft"})), encoding="utf-8")
     assert main(["check", "run.yaml", "--memory"]) == 0
     out = capsys.readouterr().out
-    assert "note: reward.path: 'sft' isn't on this machine" in out
+    assert "note: reward.path: 'sft' is no folder here, so it is looked for on the hub" in out
     assert "nothing speaks against this run, as far as could be checked" in out

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from marl_core import ConfigError, MarlDeprecationWarning, PluginError, RunConfig, Strategy
-from marl_core.config.run_config import DataSection, EvalSection, PolicySection, PPOSection
+from marl_core.config.foreign_names import FOREIGN_NAMES
+from marl_core.config.run_config import DataSection, EvalSection, KLSection, PolicySection, PPOSection, Section
 from marl_core.plan.plan import Plan
+from marl_core.registry.model_keys import models_in
 from marl_plugins.reference import DisabledAdapter, PeftAdapter
 from marl_plugins.reward import FunctionReward
 from marl_plugins.reward_http import HttpReward
@@ -238,3 +241,170 @@ def test_a_strategy_of_ones_own_keeps_its_identity_through_two_changes() -> None
 def test_the_policy_section_takes_its_source_by_both_names() -> None:
     assert PolicySection(start="continue", source="x") == POLICY(**{"start": "continue", "from": "x"})
     assert isinstance(PeftAdapter(adapter="x"), Strategy)
+
+
+# -- names, paths and forms that people bring -----------------------------------------------------------------
+
+
+def every_key(model: type[BaseModel], prefix: str = "") -> set[str]:
+    keys = set()
+    for name, field in model.model_fields.items():
+        keys.add(f"{prefix}{field.alias or name}")
+        for inner in models_in(field.annotation):
+            if issubclass(inner, Section):
+                keys |= every_key(inner, f"{prefix}{field.alias or name}.")
+    return keys
+
+
+def test_each_foreign_name_leads_to_a_key_and_is_none_itself() -> None:
+    keys = every_key(RunConfig)
+    assert {name for known in FOREIGN_NAMES.values() for name in known} <= keys
+    for name, known in FOREIGN_NAMES.items():
+        assert not {f"{ours.rpartition('.')[0]}.{name}" for ours in known} & keys, name
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "ours"),
+    [
+        ("ppo", "kl_coef", "kl.coef"),
+        ("ppo", "kl_koef", "kl.coef"),
+        ("ppo", "clip_low", "clip.low"),
+        ("ppo", "lr", "learning_rate"),
+        ("ppo", "beta", "kl.coef"),
+        ("ppo", "mini_batch_size", "minibatch"),
+        ("ppo", "max_completion_length", "sampling.max_new_tokens"),
+        ("policy", "lora_r", "r"),
+        ("value", "lora_alpha", "alpha"),
+        ("run", "output_dir", "folder"),
+    ],
+)
+def test_names_of_other_trainers_and_of_inner_sections(where: str, key: str, ours: str) -> None:
+    (said,) = lines(lambda: RunConfig(**{**NEEDED, where: {key: 1}}))[1:]
+    assert said == f"  {where}.{key}: unknown key. Did you mean {ours!r}?"
+
+
+def test_a_section_by_itself_and_the_config_itself_know_them_too() -> None:
+    assert lines(lambda: PPO(lr=1e-5))[1:] == ["  lr: unknown key. Did you mean 'learning_rate'?"]
+    assert lines(lambda: untyped(KLSection)(beta=1.0))[1:] == ["  beta: unknown key. Did you mean 'coef'?"]
+    assert lines(lambda: RunConfig(**NEEDED, lr=1e-5))[1:] == ["  lr: unknown key. Did you mean 'ppo.learning_rate'?"]
+
+
+class Named:
+    """A path object that isn't pathlib's."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __fspath__(self) -> str:
+        return self.text
+
+
+def test_path_objects_are_taken_and_kept_as_texts(tmp_path: Path) -> None:
+    written = {
+        "model": {"path": tmp_path / "m", "tokenizer": Named("t")},
+        "policy": {"start": "continue", "from": Path("a")},
+        "reference": {"use": "peft-adapter", "adapter": Path("a")},
+        "data": {"prompts": Path("p.jsonl")},
+        "eval": {"prompts": Path("e.jsonl")},
+        "run": {"folder": Path("runs/x")},
+    }
+    config = RunConfig(**untyped(written))
+    assert (config.model.path, config.model.tokenizer) == (str(tmp_path / "m"), "t")
+    assert (config.policy.source, config.run.folder) == ("a", str(Path("runs/x")))
+    assert config.data is not None
+    assert (config.data.prompts, config.eval.prompts) == ("p.jsonl", "e.jsonl")
+    assert config.with_changes("run.folder", Path("y")).run.folder == "y"
+    assert PeftAdapter(adapter=untyped(Path("a"))).adapter == "a"
+    assert lines(lambda: RunConfig(**untyped({**NEEDED, "run": {"folder": 3}})))[1:] == [
+        "  run.folder: should be a valid string, but 3 was given."
+    ]
+
+
+def test_torchs_dtypes_are_taken() -> None:
+    torch = pytest.importorskip("torch")
+    assert RunConfig(**untyped({**NEEDED, "model": {"path": "m", "dtype": torch.float16}})).model.dtype == "float16"
+    with pytest.raises(ConfigError, match="but 'int8' was given"):
+        RunConfig(**untyped({**NEEDED, "model": {"path": "m", "dtype": torch.int8}}))
+
+
+def score(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"reward": (score, 0.5)}, '  reward: give the weight by its name: {"use": score, "weight": 0.5}.'),
+        ({"reward": [(score, 0.5)]}, '  reward.0: give the weight by its name: {"use": score, "weight": 0.5}.'),
+        ({"eval": {"judges": [score]}}, '  eval.judges: give each a name, for metrics: {"score": score}.'),
+        ({"eval": {"judges": score}}, '  eval.judges: give each a name, for metrics: {"score": score}.'),
+        (
+            {"eval": {"judges": [FunctionReward(target="m:f")]}},
+            '  eval.judges: give each a name, for metrics: {"name1": FunctionReward(...)}.',
+        ),
+        ({"sampling": {"stop": "the"}}, "  sampling.stop: should be a valid list, but 'the' was given. Write [the]."),
+        (
+            {"data": {"prompts": "p", "chat": "yes"}},
+            "  data.chat: should be a valid boolean, but 'yes' was given. Write true.",
+        ),
+        ({"ppo": {"steps": 1e3}}, "  ppo.steps: should be a valid integer, but 1000.0 was given. Write 1000."),
+        (
+            {"ppo": {"steps": 1.5}},
+            "  ppo.steps: should be a valid integer, but 1.5 was given.",
+        ),
+    ],
+)
+def test_forms_that_people_try_are_shown_as_they_are_written(given: dict[str, Any], said: str) -> None:
+    assert lines(lambda: RunConfig(**{**NEEDED, **given}))[1:] == [said]
+
+
+def test_a_pair_of_two_rewards_stays_a_list_of_two() -> None:
+    assert len(RunConfig(**{**NEEDED, "reward": (score, score)}).reward) == 2
+
+
+def test_one_mapping_without_names_is_told_how_to_be_given() -> None:
+    (said,) = lines(lambda: untyped(RunConfig)({"model": {"path": "m"}}))
+    assert said == "RunConfig: give sections by name: RunConfig(**mapping), or load_config(FILE) for a YAML file."
+    assert lines(lambda: PPO({"steps": 3})) == ["PPOSection: give keys by name: PPOSection(**mapping)."]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda config: setattr(config.ppo, "steps", 9),
+            r"^ppo.steps: .* config.with_changes\('ppo.steps', 9\) gives a new",
+        ),
+        (lambda config: setattr(config.ppo.kl, "coef", 0.1), r"config.with_changes\('ppo.kl.coef', 0.1\)"),
+        (lambda config: delattr(config.ppo, "steps"), r"a config doesn't change"),
+        (lambda config: setattr(config.ppo, "stepps", 9), r"ppo.stepps: there is no such key. Did you mean 'steps'\?"),
+        (lambda config: setattr(config.reward[0], "weight", 2.0), r"with KEY as in a file, such as 'reward.0.weight'"),
+    ],
+)
+def test_a_config_that_is_to_change_says_how_to_get_another(change: Callable[[RunConfig], None], said: str) -> None:
+    config = RunConfig(**NEEDED)
+    with pytest.raises(ConfigError, match=said) as caught:
+        change(config)
+    assert "pydantic.dev" not in str(caught.value)
+
+
+def test_a_strategys_state_is_kept_under_a_declared_name_with_an_underscore() -> None:
+    class Counting(Strategy):
+        """Counts."""
+
+        limit: int = 3
+        _seen: int = 0
+
+    counting = Counting()
+    counting._seen = 2
+    assert counting._seen == 2
+    with pytest.raises(ConfigError, match=r"declared in the class: `_calls: int = 0`"):
+        untyped(counting).calls = 1
+    with pytest.raises(ConfigError, match=r"the option limit can't be changed once it is made"):
+        counting.limit = 4
+
+
+def test_a_mapping_for_a_section_is_merged_and_an_object_replaces_it() -> None:
+    config = RunConfig(**NEEDED, ppo={"batch": 16, "minibatch": 8})
+    assert config.with_changes("ppo", {"steps": 3}).ppo.batch == 16
+    assert config.with_changes("ppo", PPOSection(steps=3)).ppo.batch == PPOSection().batch

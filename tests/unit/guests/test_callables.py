@@ -342,6 +342,33 @@ class TestFiles:
             load("counted.py:f")
         assert Path("count").read_text() == "x"
 
+    def test_the_refusal_is_said_once_however_deep_it_was_met(self, file: Path) -> None:
+        self.write(file, "from marl_plugins.function_target import load\nload('counted.py:f')\n")
+        with pytest.raises(PluginError) as caught:
+            load("counted.py:f")
+        assert str(caught.value).count("counted.py") == 1
+        assert "could not be imported" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("code", "line"),
+        [
+            ("import marl_core\nmarl_core.Runner(1).train()\n", 2),
+            ("from marl_core import Runner\nwith Runner(1) as r:\n    pass\n", 2),
+            ("from marl_core import Runner\nclass A:\n    r = Runner(1)\n", 3),
+            ("from marl_core import Runner\ndef go():\n    Runner(1)\n", None),
+            ("from marl_core import Runner\nif __name__ == '__main__':\n    Runner(1)\n", None),
+        ],
+    )
+    def test_a_file_that_makes_a_runner_is_told_before_it_is_executed(
+        self, tmp_path: Path, code: str, line: int | None
+    ) -> None:
+        trains = tmp_path / "trains.py"
+        trains.write_text(f"{code}def f(completions):\n    return [0.0]\n", encoding="utf-8")
+        found = list(problems(f"{trains}:f"))
+        assert ["makes a Runner while that goes on" in said and f"(line {line})" in said for said in found] == (
+            [] if line is None else [True]
+        )
+
     @pytest.mark.parametrize("target", ["counted.py:f", "counted:f"])
     def test_one_that_is_being_imported_is_the_module_under_way(self, file: Path, target: str) -> None:
         self.write(file, f"from marl_plugins.function_target import load\nfound = load({target!r})\n")
