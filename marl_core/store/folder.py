@@ -12,7 +12,7 @@ from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.identity.fingerprint import Fingerprint
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
-from marl_core.errors import OVERRIDE, ConfigError, DataError, in_words, warn
+from marl_core.errors import OVERRIDE, RESUME, ConfigError, DataError, in_words, warn
 from marl_core.ppo.types import Evaluation
 from marl_core.store import checkpoint, ended
 from marl_core.store.atomic import recover

@@ -190,7 +190,7 @@ class TestReference:
 
         def asks(key: str) -> str:
             with pytest.raises(PluginError) as caught:
-                reference_logprobs(bank, lambda rollout: dict[str, str]()[key], rollout, 1.0, PassLimits(2), "acme")
+                reference_logprobs(bank, lambda rollout: dict[str, Tensor]()[key], rollout, 1.0, PassLimits(2), "acme")
             return str(caught.value)
 
         columns = "The data's columns (rollout.prompts.rows) are: prompt, wanted, other"
