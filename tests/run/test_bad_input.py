@@ -146,7 +146,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "more tokens than positions": (
         ConfigError,
         2,
-        "tokens are more than the 256 positions",
+        "tokens leave no room for a prompt in the 256 positions",
         lambda i: {"sampling": {"max_new_tokens": 257}},
     ),
     "stop of several tokens": (
