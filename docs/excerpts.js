@@ -2,7 +2,7 @@
 // refuse for plain files; here the text comes with the site, in sections.js (written by conf.py).
 (() => {
   const BEFORE = 80, LENGTH = 240;
-  const words = Scorer.wanted; // scorer.js says what is asked for, and where a text holds it
+  const words = () => Scorer.wanted(); // scorer.js, which comes later, says what is asked for and where a text holds it
 
   function textOf(link) {
     const root = new URL(document.documentElement.dataset.content_root || "./", location.href).href;
@@ -31,7 +31,7 @@
   function marked(text) {
     const paragraph = document.createElement("p");
     paragraph.className = "context";
-    const patterns = words().map(Scorer.pattern);
+    const patterns = words().map((word) => Scorer.pattern(word));
     const parts = patterns.length ? text.split(new RegExp(`(${patterns.join("|")})`, "iu")) : [text];
     parts.forEach((part, index) => {
       const node = document.createElement(index % 2 ? "mark" : "span");

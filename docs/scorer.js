@@ -23,9 +23,16 @@ window.Scorer = (() => {
     return Math.max(0, ...counts) / (2 * Math.max(1, wanted().length));
   }
 
+  // The share of a page's title that was asked for, 0 to 1.
+  function titled(title) {
+    const parts = title.split(/\s+/);
+    return parts.filter((part) => wanted().some((word) => holds(part, word))).length / parts.length;
+  }
+
   function score([page, title, anchor, description, found, file, kind]) {
-    if (kind === "object") return found;
-    return found + (LAST.test(page) ? -100 : 0) + (kind === "title" ? 100 : 10 * together(page));
+    if (kind === "object") return /\.[A-Z]\w*\./.test(title) ? found - 30 : found; // a class's fields have everyday names
+    if (kind === "title") return found + 100 + (LAST.test(page) ? -100 : 0);
+    return found + 10 * together(page) + 10 * titled(title) + (LAST.test(page) ? -100 : 0);
   }
 
   // Sphinx's own numbers, but a name of the API that was asked for by its full name comes before every text.

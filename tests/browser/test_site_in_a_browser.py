@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -39,12 +40,61 @@ def test_the_search_shows_what_stands_around_the_words(look: Look) -> None:
     assert all(len(re.sub("<[^>]+>", "", text)) < 300 for text in excerpts)
 
 
+def found(look: Look, query: str) -> list[tuple[str, str]]:
+    """What the search shows, in its order: where it leads, and the excerpt with its marks."""
+    address = f"{(SITE / 'search.html').as_uri()}?q={quote(query)}"
+    text = look(address, "--dump-dom", "--virtual-time-budget=4000").stdout
+    (listed,) = re.findall(r'<ul[^>]*class="search".*?</ul>', text, re.DOTALL)
+    items = re.findall(r'<a href="([^"]*)".*?(?=<a href|</ul>)', listed, re.DOTALL)
+    return [
+        (re.sub(r"[?#].*", "", item), part) for item, part in zip(items, re.split("<a href", listed)[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("out of memory", "docs/trouble.html"),
+        ("memory ends", "docs/trouble.html"),
+        ("samples.jsonl", "docs/run-folder.html"),
+        ("reward function", "docs/rewards.html"),
+        ("chat template", "docs/data.html"),
+        ("resume", "docs/trouble.html"),
+        ("AdapterBank", "docs/api.html"),
+    ],
+)
+def test_a_search_names_the_page_for_it_first(look: Look, query: str, first: str) -> None:
+    pages = [page for page, _ in found(look, query)]
+    assert first in pages[:2]
+    readers = [
+        page
+        for page in pages
+        if not re.match(r"CHANGELOG|docs/(api|reliability|architecture|upstream)|benchmarks", page)
+    ]
+    last = [
+        page for page in pages if page not in readers and page != "docs/api.html"
+    ]  # names of the API keep their place
+    assert len(readers) > 1
+    assert [page for page in pages if page != "docs/api.html"] == readers + last
+
+
+def test_a_word_is_marked_as_a_word(look: Look) -> None:
+    marks = [
+        mark.lower() for _, text in found(look, "out of memory") for mark in re.findall("<mark>(.*?)</mark>", text)
+    ]
+    excerpts = [re.sub("</?mark>", "|", text) for _, text in found(look, "out of memory")]
+    assert {"out", "of", "memory"} <= set(marks)
+    assert not [text for text in excerpts if re.search(r"\w\|(out|of|memory)\||\|(out|of)\|\w", text, re.IGNORECASE)]
+
+
 def test_code_has_a_button_that_copies_it(look: Look) -> None:
     done = look((SITE / "index.html").as_uri(), "--dump-dom", "--virtual-time-budget=4000")
     assert done.stdout.count('class="copybtn') == done.stdout.count("<pre") > 3
 
 
-@pytest.mark.parametrize("page", ["index.html", "docs/config.html", "docs/first-hour.html", "docs/cli.html"])
+@pytest.mark.parametrize(
+    "page", ["index.html", "docs/config.html", "docs/first-hour.html", "docs/cli.html", "docs/models.html"]
+)
 def test_a_page_fits_a_telephone(look: Look, page: str, tmp_path: Path) -> None:
     """Nothing but code and wide tables, which scroll by themselves, is wider than the window; a frame is as narrow as one asks for."""
     frame = tmp_path / "frame.html"
