@@ -82,7 +82,7 @@ def test_a_word_is_marked_as_a_word(look: Look) -> None:
     marks = [
         mark.lower() for _, text in found(look, "out of memory") for mark in re.findall("<mark>(.*?)</mark>", text)
     ]
-    excerpts = [re.sub("</?mark>", "|", text) for _, text in found(look, "out of memory")]
+    excerpts = [re.sub("</?mark>", "|", re.sub("</?span>", "", text)) for _, text in found(look, "out of memory")]
     assert {"out", "of", "memory"} <= set(marks)
     assert not [text for text in excerpts if re.search(r"\w\|(out|of|memory)\||\|(out|of)\|\w", text, re.IGNORECASE)]
 
@@ -102,6 +102,24 @@ def test_a_page_fits_a_telephone(look: Look, page: str, tmp_path: Path) -> None:
     frame.write_text(f'<iframe src="{(SITE / page).as_uri()}" width=390 height=800></iframe><script>{script}</script>')
     done = look(frame.as_uri(), "--dump-dom", "--virtual-time-budget=4000", "--allow-file-access-from-files")
     assert "<title>width 390</title>" in done.stdout
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(1280, 0), (390, 160)])
+def test_the_table_of_models_is_in_sight(look: Look, width: int, hidden: int, tmp_path: Path) -> None:
+    """All of it on a laptop; on a telephone most of it, and the model's name stays where it is while the rest is scrolled."""
+    frame = tmp_path / "frame.html"
+    script = """onload = () => {
+      const box = frames[0].document.querySelector("#which-models-work .table-wrapper"), name = box.querySelector("td");
+      const before = name.getBoundingClientRect().left, out = box.scrollWidth - box.clientWidth;
+      box.scrollLeft = out;
+      document.title = `hidden ${out} moved ${Math.round(name.getBoundingClientRect().left - before)}`;
+    }"""
+    page = (SITE / "docs" / "models.html").as_uri()
+    frame.write_text(f'<iframe src="{page}" width={width} height=800></iframe><script>{script}</script>')
+    done = look(frame.as_uri(), "--dump-dom", "--virtual-time-budget=4000", "--allow-file-access-from-files")
+    (numbers,) = re.findall(r"<title>hidden (\d+) moved (-?\d+)</title>", done.stdout)
+    assert int(numbers[0]) <= hidden
+    assert abs(int(numbers[1])) <= 1
 
 
 @pytest.mark.parametrize("page", ["index.html", "docs/plugins.html", "docs/api.html", "examples/README.html"])
