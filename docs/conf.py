@@ -75,6 +75,8 @@ python_maximum_signature_line_length = 100
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+highlight_language = "none"  # a block without a language is a command's line, what one printed, or a tree of files
+
 html_theme = "furo"
 html_title = f"marl {release}"
 html_theme_options = (
@@ -84,6 +86,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_show_search_summary = False  # it fetches pages, which browsers refuse for plain files
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))  # Sphinx looks for it where it was started
 html_static_path = ["site.css", "excerpts.js"]
 html_css_files = ["site.css"]
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor what a command printed

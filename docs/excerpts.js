@@ -2,7 +2,7 @@
 // refuse for plain files; here the text comes with the site, in sections.js (written by conf.py).
 (() => {
   const BEFORE = 80, LENGTH = 240;
-  const words = () => (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);
+  const words = () => Scorer.wanted(); // scorer.js, which comes later, says what is asked for and where a text holds it
 
   function textOf(link) {
     const root = new URL(document.documentElement.dataset.content_root || "./", location.href).href;
@@ -13,15 +13,14 @@
     return parts.reduce((best, text) => (held(text) > held(best) ? text : best), parts[0] || "");
   }
 
-  const held = (text) => words().filter((word) => text.toLowerCase().includes(word)).length;
+  const held = (text) => words().filter((word) => Scorer.holds(text, word)).length;
 
   // The stretch of text that holds most of the words, cut where words begin.
   function excerpt(text) {
-    const lower = text.toLowerCase();
     let start = 0, most = 0;
     for (const word of words()) {
-      for (let at = lower.indexOf(word); at >= 0; at = lower.indexOf(word, at + 1)) {
-        const count = held(lower.slice(at, at + LENGTH - BEFORE));
+      for (const { index: at } of text.matchAll(new RegExp(Scorer.pattern(word), "giu"))) {
+        const count = held(text.slice(at, at + LENGTH - BEFORE));
         if (count > most) [start, most] = [Math.max(0, at - BEFORE), count];
       }
     }
@@ -32,8 +31,8 @@
   function marked(text) {
     const paragraph = document.createElement("p");
     paragraph.className = "context";
-    const escaped = words().map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-    const parts = escaped.length ? text.split(new RegExp(`(${escaped.join("|")})`, "i")) : [text];
+    const patterns = words().map((word) => Scorer.pattern(word));
+    const parts = patterns.length ? text.split(new RegExp(`(${patterns.join("|")})`, "iu")) : [text];
     parts.forEach((part, index) => {
       const node = document.createElement(index % 2 ? "mark" : "span");
       node.textContent = part;

@@ -49,7 +49,7 @@ def tables(folder: Path) -> str:
         for name, path in written(gpu_page, folder).items()
         for held, quantization in BASES.items()
     }
-    return f"{cards_table(peaks)}\n\n{estimates_table(peaks)}"
+    return f"{cards_table(peaks)}\n\nWhat the estimate says, in GiB (2³⁰ bytes):\n\n{estimates_table(peaks)}"
 
 
 def written(gpu_page: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -66,7 +66,9 @@ def run_all(jobs: Sequence[Job], inputs: Inputs, workers: int) -> None:
                 failures.append(str(error))
                 console.print(f"[red]{error}[/]", soft_wrap=True)
     if failures:
-        raise MarlError(f"{len(failures)} of {len(open_jobs)} runs failed; mend what their logs say, then start again.")
+        raise MarlError(
+            f"{len(failures)} of {len(open_jobs)} runs failed; correct what their logs say, then start again."
+        )
 
 
 def run(job: Job, inputs: Inputs) -> tuple[Path, Cost]:

@@ -119,7 +119,8 @@ def _not_to_be_had(name: str, asked_by: str, revision: str | None, reason: str) 
         else ""
     )
     return DataError(
-        f"{asked_by}: {name!r} is no local folder and could not be had from the hub{at}: {reason}, and this machine's cache lacks it. "
+        f"{asked_by}: {name!r} is no local folder and could not be downloaded from the hub{at}: {reason}, and this machine's "
+        "cache lacks it. "
         f"Give a folder, or set HF_ENDPOINT to a mirror that can be reached.{small if asked_by == 'model.path' else ''}"
     )
 

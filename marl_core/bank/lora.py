@@ -84,7 +84,7 @@ def find_adapter(
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise DataError(
-            f"{asked_by}: {str(path)!r} is no local folder and could not be had from the hub{at} ({type(error).__name__}). "
+            f"{asked_by}: {str(path)!r} is no local folder and could not be downloaded from the hub{at} ({type(error).__name__}). "
             "Check the spelling, or download it first and give the folder."
         ) from error
     return read_adapter(Path(folder, subfolder or ""), asked_by)

@@ -65,8 +65,8 @@ def refuse_other_reading(bank: RewardBank, view: ScoreView, files: AdapterFiles,
         why = f"it needs more than that ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
     if why:
         raise DataError(
-            f"{asked_by}: transformers' {name} doesn't score with one linear head on the last token's hidden state: {why}. Its rewards "
-            "can't be had from the shared base. Use it as a model of its own (reward: model), or train a reward adapter on a base whose "
+            f"{asked_by}: transformers' {name} doesn't score with one linear head on the last token's hidden state: {why}. The shared "
+            "base can't compute its rewards. Use it as a model of its own (reward: model), or train a reward adapter on a base whose "
             "classifier has such a head."
         )
 

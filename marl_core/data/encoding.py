@@ -123,7 +123,7 @@ class Encoder:
             option_names = f"; given {', '.join(options)}" if options else ""
             raise DataError(
                 f"data.prompts: the model's chat template can't render {where} (roles: {roles}{option_names}): {error}. "
-                "Mend its messages, leave out data.system_prompt if the template has no system role, name one of several templates "
+                "Correct its messages, leave out data.system_prompt if the template has no system role, name one of several templates "
                 "in data.chat_template_kwargs as chat_template, or use plain texts."
             ) from error
 

@@ -212,8 +212,8 @@ class _Reader:
             longest, were = max(prompt.cut_tokens for prompt in cut), "was" if len(cut) == 1 else "were"
             self._problems.remarks.append(
                 f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} {were} cut to "
-                f"{counted(self._limit, 'token')}, the oldest text is gone ({counted(longest, 'token')} at most; data.on_long: "
-                "truncate-left). The model reads what is left; reward functions and reward models read the whole prompt."
+                f"{counted(self._limit, 'token')}, the oldest text is gone (at most {counted(longest, 'token')} of one prompt; "
+                "data.on_long: truncate-left). The model reads what is left; reward functions and reward models read the whole prompt."
             )
 
 

@@ -109,7 +109,7 @@ def _options(row: Row, where: str, columnar: bool) -> dict[str, Any]:
     if not isinstance(options, Mapping):
         raise DataError(
             f"data: column 'chat_template_kwargs' of {where} holds no options of a chat template by name, such as "
-            "{'enable_thinking': false}. Mend it, or rename the column."
+            "{'enable_thinking': false}. Correct it, or rename the column."
         )
     reserved = sorted(options.keys() & NOT_A_TEMPLATES)
     if reserved:
@@ -119,7 +119,7 @@ def _options(row: Row, where: str, columnar: bool) -> dict[str, Any]:
     tools = _structure(row, "tools", where, columnar)
     if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
         raise DataError(
-            f"data: column 'tools' of {where} holds no list of JSON schemas, which a chat template takes. Mend it, or rename the column."
+            f"data: column 'tools' of {where} holds no list of JSON schemas, which a chat template takes. Correct it, or rename the column."
         )
     return {**options, **({"tools": tools} if tools else {})}  # an empty list of tools is none
 
@@ -132,7 +132,7 @@ def _structure(row: Row, name: str, where: str, columnar: bool) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise DataError(
-                f"data: column {name!r} of {where} is a text that is no JSON ({error}). Mend it, or rename the column."
+                f"data: column {name!r} of {where} is a text that is no JSON ({error}). Correct it, or rename the column."
             ) from error
     return plain(value, columnar) if value is not None and not isinstance(value, str) else None
 
@@ -183,7 +183,7 @@ def _value(row: Row, name: str, key: str, where: str, columnar: bool = False, co
     except (UnicodeEncodeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{key}: {where} holds half of a surrogate pair or no text at all ({error}), which no tokenizer "
-            "can read. Mend the text."
+            "can read. Correct the text."
         ) from error
     if isinstance(value, str) and not column:
         return _spelled_out(value)

@@ -35,7 +35,7 @@ class RowProblems:
             return
         said = f"{self.asked_by}: {counted(len(rows), 'prompt')} of {self.source} {what[len(rows) > 1]} ({named(rows)})"
         if refused:
-            self.errors.append(DataError(f"{said}. Mend {'it' if len(rows) == 1 else 'them'}, or set {why}."))
+            self.errors.append(DataError(f"{said}. Correct {'it' if len(rows) == 1 else 'them'}, or set {why}."))
         else:
             self.remarks.append(f"{said} and {'was' if len(rows) == 1 else 'were'} dropped ({why}).")
 

@@ -78,7 +78,7 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
         if shape[0] != base_rows:
             yield (
                 f"{files.folder} brings embeddings for {shape[0]} tokens ({name}), the base has {base_rows}: it was trained with added "
-                f"tokens, which the base's tokenizer hasn't. Merge it first: {how_to_merge(files)} "
+                f"tokens, which the base's tokenizer doesn't have. Merge it first: {how_to_merge(files)} "
                 "writes model and tokenizer with these tokens; then model.path: NEW."
             )
             return

@@ -104,8 +104,8 @@ def _head_fits(adapter: AdapterFiles, key: str, files: ModelFiles) -> Iterator[M
     kind, widths = architecture.model_type, architecture.last_widths
     if kind in POOLED_CLASSIFIERS and adapter.score_keys:
         yield ConfigError(
-            f"{key}: the classifier of a {kind} scores a pooled or transformed state, not the last token's, so its rewards can't be had "
-            "from the shared base. Use it as a model of its own (reward: model), or another base."
+            f"{key}: the classifier of a {kind} scores a pooled or transformed state, not the last token's, so the shared "
+            "base can't compute its rewards. Use it as a model of its own (reward: model), or another base."
         )
     file, head = adapter.reward_head
     for name, shape in head.items():

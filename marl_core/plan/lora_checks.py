@@ -66,6 +66,6 @@ def _initialization(lora: Mapping[str, Any], key: str) -> Iterator[str]:
             "Use true or gaussian."
         )
     elif start == "eva":
-        yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl hasn't. Use true or gaussian."
+        yield f"{key}.lora.init_lora_weights: 'eva' needs a pass over data, which marl doesn't make. Use true or gaussian."
     elif start is False:
         yield f"{key}.lora.init_lora_weights: false starts away from the base: step-0 KL isn't 0. Use true or gaussian."

@@ -55,7 +55,7 @@ def _installed(choice: Choice) -> Estimator:
 
 
 def _require(estimator: Estimator, label: str, scored: ScoredRollout, ppo: PPOSection) -> None:
-    """ConfigError when the rollout hasn't what the estimator needs."""
+    """ConfigError when the rollout lacks what the estimator needs."""
     if estimator.needs_values and scored.values is None:
         raise ConfigError(
             f"advantage {label} needs values; score with a value function, or choose an estimator that needs none (marl plugins "

@@ -22,7 +22,7 @@ def response_logprobs(
     The distribution is the one the core scores with: padding, temperature and `sampling.min_new_tokens` included; masked
     positions are 0. Without gradient, `batch` responses at a time; the result is on the rollout's device.
 
-    ConfigError for a temperature or batch that isn't above 0, DataError for tokens or lengths that the base hasn't.
+    ConfigError for a temperature or batch that isn't above 0, DataError for tokens or lengths that the base doesn't have.
     """
     if not isinstance(temperature, int | float | Tensor) or not 0 < float(temperature) < math.inf:
         raise ConfigError(f"response_logprobs: temperature: expected a number above 0, got {temperature!r}.")

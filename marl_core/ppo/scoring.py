@@ -24,7 +24,7 @@ from marl_core.ppo.types import Rollout
 
 
 def require_fit(bank: AdapterBank, rollout: Rollout) -> None:
-    """DataError when a rollout holds tokens that the base hasn't, or more positions than it can read."""
+    """DataError when a rollout holds tokens that the base doesn't have, or more positions than it can read."""
     without_garbage(rollout.sequence_ids, rollout.sequence_mask, bank.trunk.vocabulary, "rollout")
     require_room(rollout.sequence_mask, bank.trunk.most_positions, "rollout")
 

@@ -61,7 +61,7 @@ class Step:
     def score(self, rollout: Rollout, scores: Tensor | Sequence[float] | None = None) -> ScoredRollout:
         """Score a rollout by every role, the passes shared out over the ranks; `scores` of one's own, [B] or [B, T], replace the reward.
 
-        Nothing is shaped here: `shaped_scores` equal `scores`. DataError for tokens or lengths that the base hasn't.
+        Nothing is shaped here: `shaped_scores` equal `scores`. DataError for tokens or lengths that the base doesn't have.
         """
         rollout = rollout.to(self.bank.device)
         require_fit(self.bank, rollout)

@@ -226,9 +226,11 @@ def _rows(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
             "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."
         )
     ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
-    advice = (
-        "" if ok else ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
-    )
+    advice = ""
+    if gap > EXACT_ROW_TOLERANCE and _precision(plan, step) != "float32":
+        advice = f", which is normal for {_precision(plan, step)}"
+    if not ok:
+        advice = ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
     return PreflightCheck(
         "batch",
         ok,

@@ -36,7 +36,7 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def strict_json(value: Any, **options: Any) -> str:
-    """JSON that every reader takes: a number that isn't finite, which JSON hasn't, is null. `options`: further ones of `json.dumps`."""
+    """JSON that every reader takes: a number that isn't finite becomes null. `options`: further ones of `json.dumps`."""
     options = {"ensure_ascii": False, **options, "allow_nan": False}
     try:
         return json.dumps(value, **options)

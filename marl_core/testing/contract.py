@@ -1,4 +1,4 @@
-"""The contract every strategy must keep, as checks that say precisely what was broken, and how to mend it.
+"""The contract every strategy must keep, as checks that say precisely what was broken, and how to correct it.
 
 One function for each family, named by the family's record: `check_reward(strategy, hooks, trial)` and so on.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,18 @@ ONLY_FOR_COMMANDS = (
     "marl_core/plan/describe.py",
 )
 """What only a command calls, or says of one."""
+ROOT = Path(__file__).parents[2]
+READ = [
+    *(file for file in ROOT.glob("*.md") if file.stem != "CHANGELOG"),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("examples/*/README.md"),
+    *ROOT.glob("benchmarks/gpu/*.md"),
+]
+RARE = re.compile(
+    r"\b[Mm]end(?:s|ed|ing)?\b|\bbe had\b|\bthat are none\b|\bnone other\b|\bwith a sentence\b|\bsees or hears\b"
+    r"|\b(?:has|had|have)n't\b(?! (?:been|ended|answered|begun|held|let|got))"
+)
+"""Words that a reader may have to look up, and what stood where `download`, `doesn't have` and `error message` stand now."""
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -54,3 +67,20 @@ def test_both_speak(pair: tuple[str, str]) -> None:
             assert in_words(*pair) == pair[0]
         assert in_words(*pair) == pair[0]
     assert in_words(*pair) == pair[1]
+
+
+@pytest.mark.parametrize("file", sorted(file for file in READ if file.suffix == ".md"), ids=lambda file: file.name)
+def test_pages_use_everyday_words(file: Path) -> None:
+    assert not RARE.findall(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("folder", ["marl_core", "plugins/marl_plugins"])
+def test_messages_use_everyday_words(folder: str) -> None:
+    """What is correct English for a person who learned it from books of another century is no help to most."""
+    wrong = [
+        f"{file}:{number}: {text[:60]!r}"
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for number, text in texts(ast.parse(file.read_text(encoding="utf-8")))
+        if RARE.search(text)
+    ]
+    assert not wrong

@@ -77,7 +77,7 @@ def test_one_question_and_one_sentence(read: str, away: Asked) -> None:
     assert time.monotonic() - started < 10
     assert away.questions == ["https://hub.example"]
     assert str(refused.value) == (
-        f"{asked_by}: {NAME!r} is no local folder and could not be had from the hub: https://hub.example can't be reached "
+        f"{asked_by}: {NAME!r} is no local folder and could not be downloaded from the hub: https://hub.example can't be reached "
         "(Name or service not known), and this machine's cache lacks it. Give a folder, or set HF_ENDPOINT to a mirror that can be "
         "reached."
     )
@@ -180,7 +180,7 @@ def test_the_command_line_says_it_before_it_loads_anything(tmp_path: Path) -> No
     assert done.returncode == 4
     (line,) = done.stderr.splitlines()
     assert line.startswith(
-        f"marl: model.path: {NAME!r} is no local folder and could not be had from the hub: http://127"
+        f"marl: model.path: {NAME!r} is no local folder and could not be downloaded from the hub: http://127"
     )
     assert "loading" not in done.stdout
 

@@ -140,7 +140,8 @@ class TestCut:
 
     def test_it_is_said(self, tmp_path: Path) -> None:
         with pytest.warns(
-            MarlWarning, match=r"1 of 2 prompts of .* was cut to 3 tokens, the oldest text is gone \(2 tokens at most"
+            MarlWarning,
+            match=r"1 of 2 prompts of .* was cut to 3 tokens, the oldest text is gone \(at most 2 tokens of one prompt",
         ):
             load(
                 tmp_path,

@@ -112,7 +112,7 @@ class TestRefused:
     def test_empty_prompts_are_named_by_row(self, tmp_path: Path, empty: str | None) -> None:
         source = write(tmp_path, "p.jsonl", [*ROWS, {"prompt": empty}, {"prompt": empty}])
         with pytest.raises(
-            DataError, match=r"2 prompts of .* are empty \(rows 4, 5\). Mend them, or set data.on_empty: drop"
+            DataError, match=r"2 prompts of .* are empty \(rows 4, 5\). Correct them, or set data.on_empty: drop"
         ):
             load(source)
         assert len(load(source, on_empty="drop")) == 3

@@ -90,7 +90,7 @@ def _by_weights(folder: Path, name: str, known: Fingerprint) -> Answer:
         return Answer(None, f"its base {name!r} {error}")
     if theirs["packed"] != known["packed"]:
         return Answer(
-            None, f"of its base {name!r} and this one, one has quantized weights in its files and the other hasn't"
+            None, f"of its base {name!r} and this one, one has quantized weights in its files and the other doesn't"
         )
     differing = difference(known, theirs)
     if not differing.compared:

@@ -223,7 +223,7 @@ class TestAdaptersOfTheHub:
         with pytest.raises(DataError, match=r"policy\.from: 'owner/sft' isn't on this machine"):
             estimate(plan)
         with pytest.raises(
-            DataError, match=r"policy\.from: 'owner/sft' .* could not be had from the hub at revision 'v9'"
+            DataError, match=r"policy\.from: 'owner/sft' .* could not be downloaded from the hub at revision 'v9'"
         ):
             Runner(plan)
 
