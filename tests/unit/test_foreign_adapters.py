@@ -260,8 +260,8 @@ def test_refused_by_name(tiny_folder: str, make_config: MakeConfig, tmp_path: Pa
     )
     for key, config in {
         "policy.from": make_config(policy=policy, reference=reference),
-        "reference": make_config(reference={**reference, "allow_mismatch": True}),
-        "reward adapter": make_config(reward={"use": "adapter", "path": str(tmp_path / "it")}),
+        "reference.adapter": make_config(reference={**reference, "allow_mismatch": True}),
+        "reward.path": make_config(reward={"use": "adapter", "path": str(tmp_path / "it")}),
     }.items():
         found = [finding for finding in Plan.of(config).check() if finding.startswith(key)]
         assert found, key

@@ -46,7 +46,11 @@ def test_a_model_that_is_not_there(
         ({"auto_map": {"x": "y"}}, {}, "brings its own code"),
         ({"is_encoder_decoder": True}, {}, "encoder-decoder"),
         ({}, {"sampling": {"max_new_tokens": 65}}, "65 tokens leave no room for a prompt in the 64 positions"),
-        ({"max_position_embeddings": None, "n_positions": 8}, {}, "48 tokens leave no room for a prompt in the 8 positions"),
+        (
+            {"max_position_embeddings": None, "n_positions": 8},
+            {},
+            "48 tokens leave no room for a prompt in the 8 positions",
+        ),
     ],
 )
 def test_what_config_json_says(
