@@ -286,7 +286,9 @@ def test_names_of_other_trainers_and_of_inner_sections(where: str, key: str, our
 def test_a_section_by_itself_and_the_config_itself_know_them_too() -> None:
     assert lines(lambda: PPO(lr=1e-5))[1:] == ["  lr: unknown key. Did you mean 'learning_rate'?"]
     assert lines(lambda: untyped(KLSection)(beta=1.0))[1:] == ["  beta: unknown key. Did you mean 'coef'?"]
-    assert lines(lambda: RunConfig(**NEEDED, lr=1e-5))[1:] == ["  lr: unknown key. Did you mean 'ppo.learning_rate'?"]
+    assert lines(lambda: RunConfig(**{**NEEDED, "lr": 1e-5}))[1:] == [
+        "  lr: unknown key. Did you mean 'ppo.learning_rate'?"
+    ]
 
 
 class Named:
@@ -401,7 +403,7 @@ def test_a_strategys_state_is_kept_under_a_declared_name_with_an_underscore() ->
     with pytest.raises(ConfigError, match=r"declared in the class: `_calls: int = 0`"):
         untyped(counting).calls = 1
     with pytest.raises(ConfigError, match=r"the option limit can't be changed once it is made"):
-        counting.limit = 4
+        untyped(counting).limit = 4
 
 
 def test_a_mapping_for_a_section_is_merged_and_an_object_replaces_it() -> None:
