@@ -26,9 +26,7 @@ def noting_origin(
         place, names = raised_from(error, function), set(arguments)
         takes_text = chats and bool(place) and "completions" in names and isinstance(error, AttributeError | TypeError)
         error.add_note(
-            place
-            + _arguments_sentence(names, set(columns))
-            + (f" {A_COMPLETION_OF_A_CHAT}" if takes_text else "")
+            place + _arguments_sentence(names, set(columns)) + (f" {A_COMPLETION_OF_A_CHAT}" if takes_text else "")
         )
         raise
 

@@ -181,7 +181,9 @@ class TestCurves:
 
 
 def test_on_a_telephone_the_head_of_the_samples_is_one_line(look: Look, report: Path) -> None:
-    script = "document.title = new Set([...document.querySelectorAll('#samples-table th')].map((th) => th.offsetTop)).size;"
+    script = (
+        "document.title = new Set([...document.querySelectorAll('#samples-table th')].map((th) => th.offsetTop)).size;"
+    )
     assert after(look, report, script, "--window-size=500,900") == "1"
 
 

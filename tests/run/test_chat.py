@@ -150,7 +150,9 @@ class TestOfARun:
         data = tmp_path / "data.jsonl"
         data.write_text("".join(json.dumps({**row, "answer": "x"}) + "\n" for row in rows), encoding="utf-8")
         value = "answer" if body == "answer" else "columns['answer']"
-        code = f"def has_answer(completions, {body}):\n    return [float(a in c) for a, c in zip({value}, completions)]\n"
+        code = (
+            f"def has_answer(completions, {body}):\n    return [float(a in c) for a, c in zip({value}, completions)]\n"
+        )
         (tmp_path / "scores.py").write_text(code, encoding="utf-8")
         reward = {"use": "function", "target": f"{tmp_path / 'scores.py'}:has_answer"}
         changes = {"data": {"prompts": str(data)}, "reward": [reward], "ppo": {"steps": 1}}

@@ -233,7 +233,14 @@ class TestWhatIsNormal:
 
 
 class TestPage:
-    EVALUATION: Mapping[str, Any] = {"step": 0, "reward": 1.0, "reward_std": 0.0, "kl": 0.0, "length": 3.0, "judges": {}}
+    EVALUATION: Mapping[str, Any] = {
+        "step": 0,
+        "reward": 1.0,
+        "reward_std": 0.0,
+        "kl": 0.0,
+        "length": 3.0,
+        "judges": {},
+    }
     CHECKS: Mapping[str, Any] = {"checks": [{"name": "ratio", "ok": True, "detail": "1"}]}
 
     def test_the_navigation_leads_to_what_is_there(self, tmp_path: Path) -> None:
