@@ -84,9 +84,12 @@ def run(
     """Train the policy that FILE describes."""
     from marl_core.cli.run_folder import told_where_it_started
 
-    with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
-        with told_where_it_started(file):
-            _run(file, sets, resume, override)
+    with (
+        open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out,
+        redirect_stdout(out),
+        told_where_it_started(file),
+    ):
+        _run(file, sets, resume, override)
 
 
 def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> None:
