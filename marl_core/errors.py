@@ -172,10 +172,14 @@ def _package_of(frame: FrameType) -> str:
     return (str(frame.f_globals.get("__package__") or name) if name == "__main__" else name).split(".")[0]
 
 
-def near_match(word: str, known: Iterable[str]) -> str | None:
-    """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-`, `_` and `.` count alike."""
+def near_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-`, `_` and `.` count
+    alike.
+
+    `cutoff`: how alike they must be, from 0 to 1.
+    """
     spelled = {_plain(name): name for name in known}
-    near = difflib.get_close_matches(_plain(word), spelled, n=1)
+    near = difflib.get_close_matches(_plain(word), spelled, n=1, cutoff=cutoff)
     return spelled[near[0]] if near else None
 
 

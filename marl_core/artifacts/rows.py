@@ -297,5 +297,6 @@ def _near_file(path: Path) -> str:
         names = sorted(os.listdir(path.parent))
     except (OSError, ValueError):
         return f" There is no folder {str(path.parent)!r} either; paths are relative to the current folder."
-    near = near_match(path.name, names)
+    by_stem = {Path(name).stem: name for name in sorted(names, key=lambda name: Path(name).suffix == path.suffix)}
+    near = by_stem.get(near_match(path.stem, by_stem, cutoff=0.75) or "")  # an ending is like an ending in any name
     return f" Did you mean {str(path.parent / near)!r}?" if near else " Paths are relative to the current folder."

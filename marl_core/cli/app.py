@@ -83,7 +83,13 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
 ) -> None:
     """Train the policy that FILE describes."""
-    with open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out, redirect_stdout(out):
+    from marl_core.cli.run_folder import told_where_it_started
+
+    with (
+        open(os.devnull, "w") if quiet else nullcontext(sys.stdout) as out,
+        redirect_stdout(out),
+        told_where_it_started(file),
+    ):
         _run(file, sets, resume, override)
 
 

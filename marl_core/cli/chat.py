@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE_WIDTH = 90
 """Columns of the terminal from which two answers stand beside each other."""
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+COMMAND = re.compile(r"/[a-z?]*")
+"""What is typed as a command; a path or a sentence that begins with a slash is something to say."""
 HELP = "/reset begins anew, /quit ends (so do Ctrl-D and Ctrl-C)."
 
 
@@ -135,6 +137,9 @@ class _Dialog:
                     self._start_anew()
                     self._console.print("begun anew", style="dim")
                     continue
+                if COMMAND.fullmatch(text):
+                    self._console.print(f"{text} is no command here. {HELP}", style="dim", markup=False)
+                    continue
                 try:
                     self._ask(text)
                 except MarlError as error:
@@ -190,12 +195,21 @@ class _Dialog:
                 table.add_column(voice.name, ratio=1)
             table.add_row(*cells)
             self._console.print(table)
+            self._tell_unscored(answers)
             return
         if not self._console.is_terminal:
             self._console.print(Text.assemble(("prompt: ", "bold"), asked), soft_wrap=True)
         for voice, cell in zip(self._talk.voices, cells, strict=True):
             self._console.print(
                 Text.assemble((f"{voice.name}: ", "bold"), cell), soft_wrap=not self._console.is_terminal
+            )
+        self._tell_unscored(answers)
+
+    def _tell_unscored(self, answers: list[Answer]) -> None:
+        """Below the answers why there is no score, once where it is the same for both."""
+        for reason in dict.fromkeys(answer.no_score for answer in answers if answer.no_score):
+            self._console.print(
+                f"[no score: {reason}]", style="yellow", markup=False, soft_wrap=not self._console.is_terminal
             )
 
 

@@ -77,6 +77,34 @@ def config_of_run(folder: Path, sets: Iterable[str], catalog: Catalog) -> tuple[
     return config, f"{folder}: this run was started as {recorded}; it goes on where it is now."
 
 
+@contextmanager
+def told_where_it_started(run: Path) -> Iterator[None]:
+    """A block that works with the run in this folder: what it doesn't find is told with the folder that relative paths were meant from.
+
+    Nothing is added for a config file, for a run that was started here, and where nobody recorded the folder.
+    """
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        started = _started_in(run.expanduser())
+        if started is None or os.path.realpath(started) == os.path.realpath(os.curdir):
+            raise
+        kind = ConfigError if isinstance(error, ConfigError) else DataError
+        raise kind(
+            f"{error} The run was started in {started}, and relative paths in its config are meant from there: run the command there."
+        ) from error
+
+
+def _started_in(run: Path) -> str | None:
+    """The folder that the run was last started or resumed in; None where that isn't recorded."""
+    try:
+        sessions = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["sessions"]
+        folder = sessions[-1]["folder"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    return folder if isinstance(folder, str) else None
+
+
 def _config_file(folder: Path) -> Path:
     file = folder / CONFIG_FILE
     if not file.expanduser().is_file():

@@ -121,7 +121,7 @@ def _card(runs: Sequence[RunData], metric: str, resumes: Sequence[Sequence[int]]
     for index, curve in enumerate(curves):
         if curve:
             points = [(across(curve[i][0]), up(curve[i][1])) for i in evenly(len(curve), MAX_POINTS)]
-            remark = note.remark(runs[index].ends(metric)[1]) if note else ""
+            remark = note.remark(runs[index].ends(metric)[1], runs[index].done) if note else ""
             lines.append(Curve(runs[index].name, index % COLORS, points, curve[-1][1], remark))
     return Card(
         metric,

@@ -54,22 +54,41 @@
   };
   const curves = (metric) => runs.map((run, index) => {
     const xs = run[view.x], ys = run.values[metric] || [], all = [];
-    ys.forEach((y, i) => { if (y !== null && xs[i] !== null && (!view.log || y > 0)) all.push([xs[i], y]); });
+    ys.forEach((y, i) => { if (y !== null && xs[i] !== null) all.push([xs[i], y]); });
     const even = all.length > 1 ? smoothed(all) : all;
     const inside = (points) => points.filter(([x]) => view.from === null || (x >= view.from && x <= view.to));
     return { name: run.name, ink: "ink-" + (index % INKS), raw: inside(all), line: inside(even), run };
   });
-  const thin = (points) => {
-    const stride = Math.ceil(points.length / MAX_POINTS);
-    return stride < 2 ? points : points.filter((_, i) => i % stride === 0 || i === points.length - 1);
+  // A log axis has no place for 0 and below: a line is broken at such steps, and the card says how many there are.
+  const drawable = (point) => !view.log || point[1] > 0;
+  const pieces = (points) => {
+    const found = [];
+    let open = false;
+    for (const point of points) {
+      if (drawable(point) && !open) found.push([]);
+      open = drawable(point);
+      if (open) found[found.length - 1].push(point);
+    }
+    return found;
+  };
+  const thin = (points, stride) => (stride < 2 ? points : points.filter((_, i) => i % stride === 0 || i === points.length - 1));
+  const sayMissing = (card, count) => {
+    if (!card.missing) {
+      card.missing = document.createElement("p");
+      card.missing.className = "missing about dim";
+      card.svg.after(card.missing);
+    }
+    card.missing.hidden = !count;
+    card.missing.textContent = `${count} step${count === 1 ? "" : "s"} with 0 or less: not shown on a log axis`;
   };
 
   const draw = (card) => {
     const { svg } = card, width = Math.max(200, svg.clientWidth), height = card.figure.classList.contains("large") ? 380 : 170;
-    const right = width - 8, bottom = height - 22, found = curves(card.metric).filter((curve) => curve.raw.length);
+    const right = width - 8, bottom = height - 22, found = curves(card.metric).filter((curve) => curve.raw.some(drawable));
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren();
     card.scale = null;
+    sayMissing(card, found.flatMap((curve) => curve.raw).filter((point) => !drawable(point)).length);
     if (!found.length) {
       svg.append(element("text", { x: width / 2, y: height / 2, class: "nothing" }, view.log ? "no value above 0 for a log axis" : "no value here"));
       return;
@@ -78,7 +97,8 @@
     const shown = found.flatMap((curve) => [...(view.smooth ? curve.line : []), ...curve.raw]);
     let lowX = Infinity, highX = -Infinity, low = Infinity, high = -Infinity;
     for (const [x, y] of shown) {
-      lowX = Math.min(lowX, x); highX = Math.max(highX, x); low = Math.min(low, scaled(y)); high = Math.max(high, scaled(y));
+      lowX = Math.min(lowX, x); highX = Math.max(highX, x);
+      if (drawable([x, y])) { low = Math.min(low, scaled(y)); high = Math.max(high, scaled(y)); }
     }
     if (view.from !== null) { lowX = view.from; highX = view.to; }
     if (highX <= lowX) highX = lowX + 1;
@@ -105,9 +125,13 @@
       mark.append(element("title", {}, `resumed after step ${step}`));
       svg.append(mark);
     }
-    const line = (points, kind, curve) => {
+    const line = (all, kind, curve) => {
+      const stride = Math.ceil(all.length / MAX_POINTS);
+      for (const points of pieces(all)) piece(thin(points, stride), kind, curve);
+    };
+    const piece = (points, kind, curve) => {
       if (points.length === 1) svg.append(element("circle", { cx: across(points[0][0]), cy: up(points[0][1]), r: 2.5, class: `dot ${kind} ${curve.ink}` }));
-      else svg.append(element("polyline", { points: thin(points).map(([x, y]) => `${across(x).toFixed(1)},${up(y).toFixed(1)}`).join(" "), class: `line ${kind} ${curve.ink}`, "data-name": curve.name }));
+      else svg.append(element("polyline", { points: points.map(([x, y]) => `${across(x).toFixed(1)},${up(y).toFixed(1)}`).join(" "), class: `line ${kind} ${curve.ink}`, "data-name": curve.name }));
     };
     for (const curve of found) {
       if (view.smooth && curve.raw.length > 1) line(curve.raw, "faint", curve);
@@ -156,12 +180,16 @@
   }
   const zoomed = () => { get("curve-whole").hidden = view.from === null; drawAll(); };
 
-  // Values of one run as a file: what the page holds, which of a very long run is every n-th step.
+  const date = (at) => {
+    const found = new Date(at * 1000);
+    return at === null || Number.isNaN(found.getTime()) ? "" : found.toISOString().slice(0, 19).replace("T", " ") + " UTC";
+  };
+  // Values of one run as a file with the columns of `marl report --csv`: what the page holds, which of a very long run is every n-th step.
   const csv = (run) => {
     const names = Object.keys(run.values);
-    const rows = run.steps.map((step, i) => [step, run.time[i], run.elapsed[i], ...names.map((name) => run.values[name][i])]);
+    const rows = run.steps.map((step, i) => [step, run.time[i], date(run.time[i]), run.elapsed[i], ...names.map((name) => run.values[name][i])]);
     const cell = (value) => (value === null ? "" : /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-    return [["step", "time", "elapsed", ...names], ...rows].map((row) => row.map(cell).join(",")).join("\n") + "\n";
+    return [["step", "time", "date", "elapsed", ...names], ...rows].map((row) => row.map(cell).join(",")).join("\n") + "\n";
   };
   if (bar) {
     bar.hidden = get("curve-help").hidden = false;

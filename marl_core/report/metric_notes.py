@@ -8,6 +8,8 @@ METRICS_PAGE = "docs/metrics.md"
 """The page that says more about each of them, below a heading of its name."""
 REWARD_PREFIX = "reward/"
 PHASE_PREFIX = "perf/seconds_"
+VALUE_SETTLES_AFTER = 20
+"""Steps that a new value head needs before its numbers say anything about the settings: it begins knowing nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,12 @@ class MetricNote:
     """What a number below `low` means."""
     above: str = ""
     """What a number above `high` means."""
+    settles_after: int = 0
+    """Steps in which a healthy run may be outside of the bounds."""
 
-    def remark(self, value: float | None) -> str:
-        """What is unusual about this value, empty when nothing is, or when there is no value."""
-        if value is None:
+    def remark(self, value: float | None, steps: int) -> str:
+        """What is unusual about this value after so many steps; empty when nothing is, or when there is no value."""
+        if value is None or steps < self.settles_after:
             return ""
         if self.low is not None and value < self.low:
             return self.below
@@ -255,6 +259,7 @@ NOTES: tuple[MetricNote, ...] = (
         "Share of tokens whose value update was clipped (`ppo.value_clip`).",
         "Below 0.3; more in the first steps. 0 without a value function.",
         high=0.6,
+        settles_after=VALUE_SETTLES_AFTER,
         above="Most value updates are clipped, so the value learns slowly: raise or switch off ppo.value_clip, or make the scores smaller.",
     ),
     MetricNote(
@@ -271,6 +276,7 @@ NOTES: tuple[MetricNote, ...] = (
         "How much of the returns' variance the value function explains: 1 is all, 0 is what the mean explains.",
         "It starts near 0 or below and rises to 0.3 to 0.9 in some tens of steps.",
         low=0.0,
+        settles_after=VALUE_SETTLES_AFTER,
         below="The value function is worse than the mean. Usual in the first steps; "
         "if it stays: raise value.learning_rate, or make the scores smaller.",
     ),

@@ -87,6 +87,7 @@ def page(runs: Sequence[RunData]) -> str:
         charts=charts(runs, [timeline.resumes for timeline in timelines]),
         differences=differences(runs),
         phases=Phases.of(runs),
+        several_seeds=any(_seeds(run) > 1 for run in runs),
         judges=sorted({name for run in runs for line in run.evaluations for name in line["judges"]}),
         comparison=BeforeAfter.of(runs),
         samples=Samples.of(runs),
@@ -109,9 +110,16 @@ def remarks(run: RunData) -> list[tuple[str, float, str]]:
     for name in metrics([run]):
         note = note_of(name)
         value = run.ends(name)[1] if note is not None else None
-        if note is not None and value is not None and (text := note.remark(value)):
+        if note is not None and value is not None and (text := note.remark(value, run.done)):
             found.append((name, value, text))
     return found
+
+
+def _seeds(run: RunData) -> int:
+    """Sampling seeds of the run's evaluations."""
+    section = run.config.get("eval")
+    found = section.get("seeds") if isinstance(section, Mapping) else None
+    return found if isinstance(found, int) else 1
 
 
 def _more(note: MetricNote) -> str | None:

@@ -55,6 +55,11 @@ class RunData:
         model = self.config.get("model")
         return str(model.get("path", "")) if isinstance(model, Mapping) else ""
 
+    @property
+    def done(self) -> int:
+        """The last step that was written; 0 before the first."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, where it was written as a number."""
         return [(line["step"], float(line[metric])) for line in self.steps if isinstance(line.get(metric), int | float)]

@@ -101,7 +101,10 @@ def _state(run: RunData) -> tuple[State, str]:
         return "finished", ""
     if run.has("dumps"):
         return "failed", "a phase of a step failed: its batch lies in dumps/"
-    return "unknown", ""
+    return (
+        "unknown",
+        "" if not run.steps else "no end was written: it was killed, or stopped at once by a second Ctrl-C",
+    )
 
 
 def why_no_steps(run: RunData) -> str:

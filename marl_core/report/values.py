@@ -61,16 +61,18 @@ def write_csv(folders: Sequence[str | Path], file: Path) -> Path:
     names = metrics(runs)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(["run"] if len(runs) > 1 else []), "step", "time", "date", *names])
+    table.writerow([*(["run"] if len(runs) > 1 else []), "step", "time", "date", "elapsed", *names])
     table.writerows(row for run in runs for row in _rows(run, names, len(runs) > 1))
     write_text(file, text.getvalue())
     return file
 
 
 def _rows(run: RunData, names: Sequence[str], several: bool) -> Iterator[list[Any]]:
+    timeline = Timeline.of(run)
     for line in run.steps:
-        head = [run.name] if several else []
-        yield [*head, line["step"], line.get("time"), date(line.get("time")), *(line.get(name) for name in names)]
+        head, at = [run.name] if several else [], line.get("time")
+        elapsed = _rounded(timeline.elapsed(at), 9)
+        yield [*head, line["step"], at, date(at), elapsed, *(line.get(name) for name in names)]
 
 
 def _rounded(value: Any, digits: int = DIGITS) -> Any:

@@ -41,5 +41,8 @@ class StopRequest:
         for stop_signal in SIGNALS:
             signal.signal(stop_signal, signal.SIG_DFL)
         cursor = SHOW_CURSOR if os.isatty(2) else ""
-        message = f"{cursor}\nmarl: {self.signal.name}: stopping after this step (once more stops at once)\n"
+        lost = "what came after the last checkpoint"
+        message = (
+            f"{cursor}\nmarl: {self.signal.name}: stopping after this step (once more stops at once, without {lost})\n"
+        )
         os.write(2, message.encode())  # not print: the signal may have come in the middle of one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +18,14 @@ from marl_core.config.run_config import DataSection, ModelSection, PolicySection
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.data.encoding import Encoder
 from marl_core.data.rendering import SYSTEM_ROLES, Rendered
-from marl_core.errors import ConfigError, DataError
+from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.plan import Plan
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import score_all
 from marl_core.ppo.roles import RewardSource
 from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_tokens import stop_ids
-from marl_core.ppo.types import Prompts
+from marl_core.ppo.types import Prompts, Rollout
 from marl_core.registry.catalog import Catalog
 from marl_core.registry.families import FAMILIES
 from marl_core.registry.hooks import Hooks
@@ -51,12 +52,16 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a voice said; `finished`: it ended by itself, before the most tokens. `score`: the run's reward, where it was asked for."""
+    """What a voice said; `finished`: it ended by itself, before the most tokens. `score`: the run's reward, where it was asked for.
+
+    `no_score`: why there is none although it was asked for; else empty.
+    """
 
     text: str
     tokens: int
     finished: bool
     score: float | None = None
+    no_score: str = ""
 
 
 @dataclass
@@ -140,8 +145,8 @@ class Talk:
     def answer(self, voice: Voice, prompt: str | Messages, seed: int) -> Answer:
         """What `voice` says to a text or chat. The same seed draws the same random numbers for each voice.
 
-        DataError when the prompt is empty, leaves no room for an answer or can't be written by the chat template; PluginError from
-        rewards.
+        DataError when the prompt is empty, leaves no room for an answer or can't be written by the chat template. What a reward can't
+        score is answered all the same, and `no_score` says why.
         """
         bank = self.bank
         texts = (prompt,) if isinstance(prompt, str) else tuple(str(message["content"]) for message in prompt)
@@ -160,8 +165,23 @@ class Talk:
         )
         sampler = PolicySampler(bank, voice.adapter, self.sampling, tuple(stops), SpeedSection(capture=False))
         rollout = sampler(Prompts.of([ids], bank.tokenizer.pad_token_id, [{}], [prompt]), seed)
-        score = float(score_all(bank, self.sources, rollout, PassLimits(1)).total[0]) if self.sources else None
-        return Answer(rollout.texts[0], int(rollout.lengths[0]), bool(rollout.finished[0]), score)
+        score, no_score = self._scored(rollout)
+        return Answer(rollout.texts[0], int(rollout.lengths[0]), bool(rollout.finished[0]), score, no_score)
+
+    def _scored(self, rollout: Rollout) -> tuple[float | None, str]:
+        """The rewards' sum for one response, where it was asked for; or why there is none."""
+        if not self.sources:
+            return None, ""
+        try:
+            return float(score_all(self.bank, self.sources, rollout, PassLimits(1)).total[0]), ""
+        except MarlError as error:
+            columns = _missing_columns(error)
+            if not columns:
+                hint = " A chat has no columns of the data." if isinstance(error.__cause__, KeyError) else ""
+                return None, f"{error}{hint}"
+            who = next((source.who for source in self.sources if source.who in str(error)), "the reward")
+            names = f"column{'s' if len(columns) > 1 else ''} {', '.join(map(repr, columns))}"
+            return None, f"{who} needs the {names}, which a chat doesn't have"
 
     def with_sampling(self, **changes: Any) -> Talk:
         """The same with other sampling; None leaves a setting as it is, temperature 0 takes the likeliest token. ConfigError otherwise."""
@@ -175,6 +195,13 @@ class Talk:
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(f"chat: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _missing_columns(error: MarlError) -> list[str]:
+    """The columns of the data that a reward's function takes as arguments and wasn't given."""
+    cause = error.__cause__
+    missing = re.search(r"missing \d+ required [a-z-]+ arguments?: (.*)$", str(cause), re.MULTILINE)
+    return re.findall(r"'(\w+)'", missing[1]) if isinstance(cause, TypeError) and missing is not None else []
 
 
 def _written(folder: Path) -> Mapping[str, Any]:

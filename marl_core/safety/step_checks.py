@@ -5,6 +5,7 @@ What can't be right raises; what may be a bad setting warns once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class StepChecks:
             self._warn(
                 "variance",
                 f"all {count} responses got the same score, {float(scores[0]):.6g}, from {_sources(step)}: such a batch teaches nothing "
-                "about what is better. Look at a few responses (samples.jsonl), and at the reward",
+                f"about what is better. Look at a few responses (samples.jsonl), and at the reward{_of_chats(step, scored)}",
             )
         elif step.estimator.needs_groups and count % ppo.samples_per_prompt == 0:
             groups = scores.reshape(-1, ppo.samples_per_prompt)
@@ -139,6 +140,16 @@ def finite_sampling() -> Iterator[None]:
 def _sources(step: Step) -> str:
     """Who gives the scores."""
     return ", ".join(source.origin or source.name for source in step.roles.rewards) or "scores of one's own"
+
+
+def _of_chats(step: Step, scored: ScoredRollout) -> str:
+    """What a reward function often takes for a text, as the end of a sentence, where prompts are chats and a source calls a function."""
+    chats = any(not isinstance(text, str) for text in scored.rollout.prompts.texts or ())
+    functions = (inspect.unwrap(source.score) for source in step.roles.rewards if callable(source.score))
+    calls_the_users = any(hasattr(function, "label") for function in functions)  # as the strategy `function` marks it
+    if not (chats and calls_the_users):
+        return ""
+    return ". A completion is a list of one message here: its text is completion[0]['content']"
 
 
 def _refuse_rows(name: str, wrong: Tensor, tensor: Tensor, texts: object, cause: str, what: str) -> None:

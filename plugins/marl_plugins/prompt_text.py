@@ -15,7 +15,7 @@ INDENT = "\n           "
 def readable(prompt: Any) -> str:
     """A text's end, which the response goes on with; of a chat each message's beginning, and who answers."""
     if not isinstance(prompt, list):
-        text = str(prompt)
+        text = in_one_line(str(prompt))
         return text if len(text) <= MAX_CHARACTERS else f"... {text[-MAX_CHARACTERS:]}"
     continues = bool(prompt) and _role(prompt[-1]) == "assistant"
     lines = [
@@ -23,6 +23,11 @@ def readable(prompt: Any) -> str:
     ]
     opening = readable(message_text(prompt[-1])) if continues else ""
     return INDENT + INDENT.join([*lines, f"assistant: {opening}"])
+
+
+def in_one_line(text: str) -> str:
+    """A text whose line breaks are seen and break no line."""
+    return "⏎".join(text.splitlines()) + ("⏎" if text[-1:] in ("\n", "\r") else "")
 
 
 def _role(message: Any) -> str:

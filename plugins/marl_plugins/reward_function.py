@@ -57,7 +57,8 @@ def wrap(
         takes = {key: value for key, value in keywords.items() if key not in bound} | dict(arguments)
         accepted_keywords = {key: value for key, value in takes.items() if accepted is None or key in accepted}
         given = accepted_keywords.keys() - {*arguments, *extra, *TRAINER_ARGUMENTS}
-        with noting_origin(function, given, of_data.keys() - {*STANDARD_ARGUMENTS, *arguments}):
+        chats = any(isinstance(completion, list) for completion in of_data["completions"])
+        with noting_origin(function, given, of_data.keys() - {*STANDARD_ARGUMENTS, *arguments}, chats=chats):
             positional = [
                 accepted_keywords.pop(name) for name in takewhile(accepted_keywords.__contains__, positional_only)
             ]

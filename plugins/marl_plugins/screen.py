@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
-from marl_plugins.prompt_text import readable
+from marl_plugins.prompt_text import in_one_line, readable
 
 if TYPE_CHECKING:
     from marl_core import Evaluation, RunResult, ScoredRollout, StepStats
@@ -34,12 +43,26 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
 
 
 def phase_text(phase: str, done: int, total: int, epochs: int) -> str:
-    """A phase as the bar names it: what is being counted, from 1."""
+    """A phase as the bar names it: what is being counted, from 1; nothing is counted while nothing, or one thing, can be."""
     if phase != "update":
-        return f"{phase} {done}/{total}"
+        return f"{phase} {done}/{total}" if done and total > 1 else phase
     minibatches = max(1, total // epochs)
     epoch, minibatch = divmod(min(done, total - 1), minibatches)
     return f"update: epoch {epoch + 1}/{epochs}, minibatch {minibatch + 1}/{minibatches}"
+
+
+def minutes(seconds: float | None) -> str:
+    """A time that is left as the lines and the bar write it; None: not known yet."""
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+class TimeLeft(ProgressColumn):
+    """The time left as the last step's line had it, less what has gone by since: rich's own forgets steps of over half a minute."""
+
+    def render(self, task: Task) -> Text:
+        """Of a task whose field `ends` is on the clock of time.perf_counter; None before the first step."""
+        ends = task.fields["ends"]
+        return Text(minutes(None if ends is None else max(0.0, ends - time.perf_counter())), "progress.remaining")
 
 
 class Screen:
@@ -62,13 +85,13 @@ class Screen:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeLeft(),
             TextColumn("[dim]reward[/dim] {task.fields[reward]}"),
             TextColumn("[dim]{task.fields[phase]}[/dim]"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("ppo", total=self._steps, completed=done, reward="", phase="")
+        self._task = self._bar.add_task("ppo", total=self._steps, completed=done, reward="", phase="", ends=None)
         self._bar.start()
         atexit.register(self._bar.stop)  # a loop of one's own may end without a word, and the bar hides the cursor
 
@@ -76,12 +99,12 @@ class Screen:
         """The step's line, and a sample now and then."""
         m = stats.metrics
         spent = (time.perf_counter() - self._start) / max(1, stats.step - self._first)
-        left = int(spent * (self._steps - stats.step))
+        left = spent * (self._steps - stats.step)
         line = (
             f"{stats.step:>6} {m['objective/scores']:>8.3f} {m['objective/kl']:>7.2f} {m['policy/clipfrac']:>6.3f}"
             f" {m['objective/entropy']:>8.2f}"
             f" {m['tokens/mean_length']:>7.1f} {m['tokens/finished']:>5.0%}"
-            f" {m['perf/tokens_per_second']:>7.0f} {left // 60:>4}:{left % 60:02}"
+            f" {m['perf/tokens_per_second']:>7.0f} {minutes(left):>7}"
         )
         if not self._headed:
             self._bar.console.print(HEADER, style="bold")
@@ -89,7 +112,7 @@ class Screen:
         self._bar.console.print(line, highlight=False)
         if self._samples_every and stats.step % self._samples_every == 0:
             prompt = readable(scored.rollout.prompts.seen(0))
-            shown = f"[dim]{escape(prompt)}[/dim]{escape(scored.rollout.texts[0])}"
+            shown = f"[dim]{escape(prompt)}[/dim]{escape(in_one_line(scored.rollout.texts[0]))}"
             cut = scored.rollout.prompts.cut_of(0)
             mark = f", cut: {cut} token{'' if cut == 1 else 's'} of the oldest text" if cut else ""
             self._bar.console.print(
@@ -99,7 +122,7 @@ class Screen:
             )
         self._rewards.append(m["objective/scores"])
         shown = f"[cyan]{sparkline(self._rewards)}[/cyan] {m['objective/scores']:.3f}"
-        self._bar.update(self._task, completed=stats.step, reward=shown, phase="")
+        self._bar.update(self._task, completed=stats.step, reward=shown, phase="", ends=time.perf_counter() + left)
         self._finished = stats.step >= self._steps
         if self._finished and not self._evaluates:
             self.stop()

@@ -9,20 +9,25 @@ from typing import Any
 from marl_core import raised_from
 
 STANDARD_ARGUMENTS = ("prompts", "completions", "completion_ids")
+A_COMPLETION_OF_A_CHAT = "A completion is a list of one message here: its text is completion[0]['content']."
 
 
 @contextmanager
 def noting_origin(
-    function: Callable[..., Any], arguments: Iterable[str], columns: Iterable[str] = ()
+    function: Callable[..., Any], arguments: Iterable[str], columns: Iterable[str] = (), *, chats: bool = False
 ) -> Iterator[None]:
     """Add a note to an error of `function`, called with these keyword `arguments`: where it was raised, and what was given.
 
-    `columns`: those that the data have, given or not.
+    `columns`: those that the data have, given or not. `chats`: whether completions are messages, which many a function takes for texts.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
-        error.add_note(raised_from(error, function) + _arguments_sentence(set(arguments), set(columns)))
+        place, names = raised_from(error, function), set(arguments)
+        takes_text = chats and bool(place) and "completions" in names and isinstance(error, AttributeError | TypeError)
+        error.add_note(
+            place + _arguments_sentence(names, set(columns)) + (f" {A_COMPLETION_OF_A_CHAT}" if takes_text else "")
+        )
         raise
 
 

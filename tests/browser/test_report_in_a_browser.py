@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from marl_core.report.page import write_report
+from marl_core.report.values import write_csv
 
 pytestmark = pytest.mark.browser
 
@@ -123,6 +124,26 @@ class TestCurves:
         say = "document.title = [...card.querySelectorAll('.y')].map((node) => node.textContent).join(' ');"
         assert after(look, report, CHOOSE + "choose('curve-log', true);" + say) in ("0.1 1 10", "0.01 0.1 1 10")
 
+    def test_on_a_log_axis_a_line_is_broken_at_zero(self, look: Look, tmp_path: Path) -> None:
+        """0 in steps 5 to 12 and from 33 on: two pieces, and the axis still goes to the last step."""
+        folder = write_run(tmp_path / "run", 1)
+        lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            line["objective/kl"] = 0.0 if 5 <= line["step"] <= 12 or line["step"] >= 33 else 2.0
+        (folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        page = write_report(folder, tmp_path / "report.html")
+        say = """
+        const counts = [...card.querySelectorAll("polyline")].map((line) => line.getAttribute("points").split(" ").length);
+        document.title = [counts.join("+"), labels(), card.querySelector(".missing:not([hidden])")?.textContent].join(" | ");
+        """
+        size = "--window-size=1280,1000"
+        assert after(look, page, CHOOSE + say, size) == "40 | 10 20 30 40 | "
+        told = after(look, page, CHOOSE + "choose('curve-log', true);" + say, size)
+        assert told == "4+20 | 10 20 30 40 | 16 steps with 0 or less: not shown on a log axis"
+        smooth = "choose('curve-smooth', 0.5); choose('curve-log', true);"
+        told = after(look, page, CHOOSE + smooth + say, size)
+        assert told == "4+20+40 | 10 20 30 40 | 16 steps with 0 or less: not shown on a log axis"
+
     def test_a_part_is_chosen_by_dragging(self, look: Look, report: Path) -> None:
         drag = """
         const svg = card.querySelector("svg"), box = svg.getBoundingClientRect(); svg.setPointerCapture = () => {};
@@ -142,7 +163,28 @@ class TestCurves:
           document.title = this.download + " " + parts[0].split("\\n").slice(0, 2).join(" "); };
         document.querySelector("[data-csv='1']").click();
         """
-        assert after(look, report, take).startswith("second.csv step,time,elapsed,objective/scores,objective/kl,")
+        assert after(look, report, take).startswith("second.csv step,time,date,elapsed,objective/scores,objective/kl,")
+
+    def test_the_page_s_file_is_that_of_the_command(self, look: Look, tmp_path: Path) -> None:
+        folder = write_run(tmp_path / "run", 1)
+        command = write_csv([folder], tmp_path / "values.csv").read_text(encoding="utf-8").splitlines()
+        take = """
+        const Plain = Blob; let parts; window.Blob = function (given, options) { parts = given; return new Plain(given, options); };
+        HTMLAnchorElement.prototype.click = function () {
+          document.title = [0, 30].map((i) => parts[0].split("\\n")[i].split(",").slice(0, 4)).join(" / "); };
+        document.querySelector("[data-csv='0']").click();
+        """
+        told = after(look, write_report(folder, tmp_path / "report.html"), take)
+        rows = [",".join(command[index].split(",")[:4]).replace(".0", "") for index in (0, 30)]
+        assert told == " / ".join(rows)
+        assert rows[0] == "step,time,date,elapsed"
+
+
+def test_on_a_telephone_the_head_of_the_samples_is_one_line(look: Look, report: Path) -> None:
+    script = (
+        "document.title = new Set([...document.querySelectorAll('#samples-table th')].map((th) => th.offsetTop)).size;"
+    )
+    assert after(look, report, script, "--window-size=500,900") == "1"
 
 
 def test_held_out_texts_are_shown_and_hidden(look: Look, report: Path) -> None:

@@ -135,6 +135,35 @@ class TestOfARun:
         (said,) = answers(capsys)
         assert "[score 0." in said["base"] + said["policy"]
 
+    @pytest.mark.parametrize(
+        ("body", "said_last"),
+        [
+            ("answer", "needs the column 'answer', which a chat doesn't have]"),
+            ("**columns", "A chat has no columns of the data.]"),
+        ],
+    )
+    def test_a_reward_that_reads_a_column_leaves_the_answers(
+        self, make_config: MakeConfig, prompts_file: str, tmp_path: Path, capsys: Told, body: str, said_last: str
+    ) -> None:
+        """A chat has no columns: both answers are shown, and why there is no score, once."""
+        rows = [json.loads(line) for line in Path(prompts_file).read_text(encoding="utf-8").splitlines()]
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps({**row, "answer": "x"}) + "\n" for row in rows), encoding="utf-8")
+        value = "answer" if body == "answer" else "columns['answer']"
+        code = (
+            f"def has_answer(completions, {body}):\n    return [float(a in c) for a, c in zip({value}, completions)]\n"
+        )
+        (tmp_path / "scores.py").write_text(code, encoding="utf-8")
+        reward = {"use": "function", "target": f"{tmp_path / 'scores.py'}:has_answer"}
+        changes = {"data": {"prompts": str(data)}, "reward": [reward], "ppo": {"steps": 1}}
+        Runner(make_config(run={"folder": str(tmp_path / "run")}, **changes)).train()
+        assert main(["chat", str(tmp_path / "run"), "--score", "--prompt", "It was", "--max-tokens", "4"]) == 0
+        *said, reason = capsys.readouterr().out.splitlines()
+        assert [line.split(": ")[0] for line in said if ": " in line][:2] == ["prompt", "base"]
+        assert any(line.startswith("policy: ") for line in said)
+        assert "scores.py:has_answer" in reason
+        assert reason.endswith(said_last)
+
     def test_a_pipe_gives_a_prompt_a_line(self, run: Path, capsys: Told, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO("It was\n\nA good\n"))
         assert main(["chat", str(run)]) == 0
@@ -214,7 +243,7 @@ class TestChats:
             asked.append((voice.name, prompt))
             return real(self, voice, prompt, seed)
 
-        lines = iter(["Hi", "", "And then?", "/reset", "Hi", "/quit", "never"])
+        lines = iter(["Hi", "", "/help", "And then?", "/reset", "Hi", "/quit", "never"])
         monkeypatch.setattr(Talk, "answer", noted)
         monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
         monkeypatch.setattr("builtins.input", lambda _: next(lines))
@@ -222,6 +251,7 @@ class TestChats:
         said = capsys.readouterr().out
         assert "policy: the policy after step 1" in said
         assert "chat, temperature 1, at most 6 tokens. /reset begins anew" in said
+        assert "/help is no command here. /reset begins anew, /quit ends" in said
         assert next(lines) == "never"
         assert [name for name, _ in asked] == ["base", "policy"] * 3
         assert [len(prompt) for _, prompt in asked] == [2, 2, 4, 4, 2, 2]

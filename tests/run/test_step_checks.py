@@ -83,6 +83,16 @@ class TestWarnings:
         ):
             runner.checks.check_scored(runner.algorithm, same)
 
+    @pytest.mark.parametrize("chats", [True, False])
+    def test_equal_scores_of_chats_tell_where_the_text_is(self, make_config: MakeConfig, chats: bool) -> None:
+        runner, scored = ready(make_config())
+        texts: Any = [[{"role": "user", "content": "Hi"}] if chats else "Hi"] * 4
+        rollout = replace(scored.rollout, prompts=replace(scored.rollout.prompts, texts=texts))
+        with pytest.warns(MarlWarning) as told:
+            runner.checks.check_scored(runner.algorithm, replace(scored, rollout=rollout, scores=torch.zeros(4)))
+        (message,) = (str(one.message) for one in told if "same score" in str(one.message))
+        assert ("A completion is a list of one message here: its text is completion[0]['content']." in message) == chats
+
     def test_it_is_said_once(self, make_config: MakeConfig, recwarn: pytest.WarningsRecorder) -> None:
         runner, scored = ready(make_config())
         for _ in range(3):

@@ -21,8 +21,15 @@ def test_every_metric_of_a_step_has_a_note(make_config: Callable[..., Any]) -> N
 def test_a_number_that_is_not_normal_has_a_remark() -> None:
     explained = note_of("val/explained_var")
     assert explained is not None
-    assert "worse than the mean" in explained.remark(-1.5)
-    assert [explained.remark(value) for value in (0.0, 0.7, None)] == ["", "", ""]
+    assert "worse than the mean" in explained.remark(-1.5, 20)
+    assert [explained.remark(value, 20) for value in (0.0, 0.7, None)] == ["", "", ""]
+
+
+@pytest.mark.parametrize(("name", "value"), [("val/clipfrac", 0.871), ("val/explained_var", -0.342)])
+def test_a_value_function_that_just_began_has_none(name: str, value: float) -> None:
+    note = note_of(name)
+    assert note is not None
+    assert [bool(note.remark(value, steps)) for steps in (1, 19, 20)] == [False, False, True]
 
 
 @pytest.mark.parametrize("note", NOTES, ids=lambda note: note.name)

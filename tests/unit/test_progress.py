@@ -67,6 +67,18 @@ def test_each_phase_of_a_step_begins_and_ends(make_config: Callable[..., Any], p
     assert not any(name.startswith("pre-flight") for name, _, _ in heard), "before marl_run_start nothing is told"
 
 
+def test_transformers_way_to_sample_tells_tokens_too(make_config: Callable[..., Any]) -> None:
+    ear = Hears()
+    sampling = {"max_new_tokens": 6, "min_new_tokens": 6, "rows": 2}
+    Runner(
+        make_config(observers=[ear], sampling=sampling, speed={"decode": "transformers"}, ppo={"steps": 1, "batch": 4})
+    ).train()
+    told = [(done, total) for name, done, total in ear._heard if name == "sampling"]
+    assert (0, 12) in told  # two pieces of six tokens
+    assert told[-1] == (12, 12)
+    assert told == sorted(told)
+
+
 def test_parts_and_nested_phases_count_as_one() -> None:
     heard: list[tuple[str, int, int]] = []
     advance(1, 2)
@@ -97,6 +109,8 @@ def test_a_phase_that_runs_fast_is_told_a_few_times(
         (("update", 3, 6), "update: epoch 2/3, minibatch 2/2"),
         (("update", 6, 6), "update: epoch 3/3, minibatch 2/2"),
         (("evaluation: sampling", 5, 64), "evaluation: sampling 5/64"),
+        (("scoring: reward function", 0, 64), "scoring: reward function"),  # called once: it never gets to 1
+        (("sampling", 1, 1), "sampling"),
     ],
 )
 def test_the_bar_s_words(told: tuple[str, int, int], text: str) -> None:
@@ -280,6 +294,6 @@ def test_on_a_terminal_the_bar_names_the_phase(config: Path) -> None:
     os.close(ours)
     assert running.returncode == 0
     text = output.decode()
-    assert "scoring: reward function 0/2" in text
-    assert "evaluation: reward function 0/2" in text
+    assert "scoring: reward function" in text
+    assert "evaluation: reward function" in text
     assert text.count("\x1b[?25h") == text.count("\x1b[?25l"), "the cursor is shown again"

@@ -204,9 +204,15 @@ class TestSamples:
 
 class TestWhatIsNormal:
     def test_what_is_not_is_said_once_in_the_summary_and_beside_its_chart(self, tmp_path: Path) -> None:
-        run = read(write(tmp_path, steps_jsonl=steps(**{"val/explained_var": -1.5, "policy/clipfrac": 0.1})))
-        assert [(name, value) for name, value, _ in remarks(run)] == [("val/explained_var", -1.5)]
-        assert page([run]).count("The value function is worse than the mean") == 2
+        run = read(write(tmp_path, steps_jsonl=steps(**{"val/explained_var": -1.5, "policy/clipfrac": 0.5})))
+        assert [(name, value) for name, value, _ in remarks(run)] == [("policy/clipfrac", 0.5)]  # values settle later
+        text = page([run])
+        assert text.count("Updates are too large for") == 2 + text.count("raise value.learning_rate")
+
+    def test_a_metric_has_both_its_names(self, tmp_path: Path) -> None:
+        text = page([read(write(tmp_path, steps_jsonl=steps(**{"policy/clipfrac": 0.5, "my/number": 1.0})))])
+        assert text.count("<b>clip fraction</b> <code>policy/clipfrac</code>") == 2  # worth a look; every number
+        assert "<td><code>my/number</code>" in text
 
     def test_every_chart_says_what_is_normal(self, tmp_path: Path) -> None:
         text = page([read(write(tmp_path, steps_jsonl=steps(**{"objective/kl": 1.0})))])
@@ -226,6 +232,33 @@ class TestWhatIsNormal:
         assert 'data-metric="my/text"' not in text
 
 
+class TestPage:
+    EVALUATION: Mapping[str, Any] = {
+        "step": 0,
+        "reward": 1.0,
+        "reward_std": 0.0,
+        "kl": 0.0,
+        "length": 3.0,
+        "judges": {},
+    }
+    CHECKS: Mapping[str, Any] = {"checks": [{"name": "ratio", "ok": True, "detail": "1"}]}
+
+    def test_the_navigation_leads_to_what_is_there(self, tmp_path: Path) -> None:
+        parts = {"evals_jsonl": [self.EVALUATION], "preflight_json": self.CHECKS}
+        whole = page([read(write(tmp_path / "whole", steps_jsonl=steps(), **parts))])
+        for name in ("curves", "held-out", "pre-flight", "provenance"):
+            assert f'<a href="#{name}">' in whole
+            assert f'<section id="{name}">' in whole
+        bare = page([read(write(tmp_path / "bare"))])
+        assert bare.count('<a href="#') == 1  # provenance
+
+    def test_one_sampling_seed_has_no_spread(self, tmp_path: Path) -> None:
+        folder = write(tmp_path, evals_jsonl=[self.EVALUATION])
+        assert "standard deviation" not in page([read(folder)])
+        (folder / "config.yaml").write_text("eval: {seeds: 2}\n", encoding="utf-8")
+        assert "standard deviation over sampling seeds" in page([read(folder)])
+
+
 class TestCsv:
     def test_every_number_of_every_step(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folders = [write(tmp_path / name, steps_jsonl=steps(**{"a,b": 0.1, name: 2})) for name in ("one", "two")]
@@ -237,12 +270,12 @@ class TestCsv:
             rows = list(csv.DictReader(stream))
         assert len(rows) == 8
         assert rows[0] == {
-            "run": "one", "step": "1", "time": "110.0", "date": "1970-01-01 00:01:50 UTC", "perf/seconds": "4.0",
-            "a,b": "0.1", "one": "2", "two": "",
+            "run": "one", "step": "1", "time": "110.0", "date": "1970-01-01 00:01:50 UTC",
+            "elapsed": "4.0", "perf/seconds": "4.0", "a,b": "0.1", "one": "2", "two": "",
         }  # fmt: skip
         assert main(["report", str(folders[0]), "--csv", str(file), "--out", str(tmp_path / "page.html")]) == 0
         assert (tmp_path / "page.html").is_file()
-        assert file.read_text(encoding="utf-8").startswith("step,time,date,perf/seconds")
+        assert file.read_text(encoding="utf-8").startswith("step,time,date,elapsed,perf/seconds")
 
     def test_of_a_very_long_run_the_page_holds_every_nth_step(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from marl_core import Rollout, RunResult, ScoredRollout, StepStats
 from marl_core.testing import fake_rollout, tiny_tokenizer
 from marl_plugins.prompt_text import readable
 from marl_plugins.samples import sample_rows, token_ends
-from marl_plugins.screen import Screen, sparkline
+from marl_plugins.screen import Screen, minutes, sparkline
 
 METRICS = {
     "objective/scores": 1.25,
@@ -86,6 +86,39 @@ def test_a_chat_is_shown_as_a_person_reads_it(monkeypatch: pytest.MonkeyPatch) -
         "user: What is 2 + 3? [image]",
         "assistant: 5",
     ]
+
+
+def test_a_sample_stays_on_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, width=140))
+    rollout = fake_rollout()
+    broken = replace(rollout, prompts=replace(rollout.prompts, texts=["Q:\nA:"] * 3), texts=[" one\r\n\ntwo\n"] * 3)
+    Screen(1, 0, 1).step(StepStats(1, METRICS), scored_of(broken))
+    assert [line.strip() for line in out.getvalue().splitlines()[2:]] == ["sample (0.00): Q:⏎A: one⏎⏎two⏎"]
+
+
+@pytest.mark.parametrize("seconds", [50.0, 400.0])
+def test_the_bar_has_the_time_left_of_the_step_s_line(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Whatever a step lasts, and going down while the next one is on its way."""
+    out, now = io.StringIO(), [1000.0]
+    monkeypatch.setattr("marl_plugins.screen.Console", lambda: Console(file=out, force_terminal=True, width=140))
+    monkeypatch.setattr("marl_plugins.screen.time.perf_counter", lambda: now[0])
+    screen = Screen(3, 0, 0)
+    assert "left -:--" in screen_bar(screen)
+    now[0] += seconds
+    screen.step(StepStats(1, METRICS), scored_of(fake_rollout()))
+    assert f" {minutes(2 * seconds)}\n" in out.getvalue().replace("\r\n", "\n")
+    assert f"left {minutes(2 * seconds)}" in screen_bar(screen)
+    now[0] += 20
+    assert f"left {minutes(2 * seconds - 20)}" in screen_bar(screen)
+    screen.stop()
+
+
+def screen_bar(screen: Screen) -> str:
+    """The bar as it stands."""
+    out = io.StringIO()
+    Console(file=out, width=140).print(screen._bar.get_renderable())
+    return out.getvalue()
 
 
 def test_a_long_prompt_is_shortened_and_an_opened_answer_goes_on() -> None:

@@ -30,5 +30,5 @@ def test_the_cursor_is_shown_before_a_second_one_may_come(
         assert signal.getsignal(number) == signal.SIG_DFL  # the second is the system's
     assert asked.signal == number
     (said,) = written
-    assert b"stopping after this step (once more stops at once)" in said
+    assert b"stopping after this step (once more stops at once, without what came after the last checkpoint)" in said
     assert said.startswith(SHOW_CURSOR.encode()) == terminal

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.config.run_config import SamplingSection
+from marl_core.ppo.progress import advance
 from marl_core.ppo.sampling.stop_strings import Criterion, StopStrings
 from marl_core.ppo.sampling.stop_tokens import response_mask
 from marl_core.ppo.texts import ResponseDecoder
@@ -49,6 +50,7 @@ def generate(
     criterion = None
     if strings is not None:
         criterion = Criterion(strings, prompts.ids.shape[1], ResponseDecoder.of(bank.tokenizer, prompts))
+    tells = _TellsProgress(prompts.ids.shape[1], max_new_tokens)
     with torch.random.fork_rng(devices=[bank.device] if bank.device.type == "cuda" else [], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -57,7 +59,7 @@ def generate(
             input_ids=prompts.ids,
             attention_mask=prompts.mask.long(),
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList([criterion] if criterion is not None else []),
+            stopping_criteria=StoppingCriteriaList([tells, *([criterion] if criterion is not None else [])]),
             synced_gpus=bank.trunk.sharded,  # a pass through sharded layers needs every rank, finished or not
         )
     ids = sequences[:, prompts.ids.shape[1] :]
@@ -70,4 +72,17 @@ def generate(
     finished &= mask.sum(dim=1) <= longest
     mask = mask & (positions < longest[:, None])
     width = int(mask.any(dim=0).sum())
+    advance(max_new_tokens, max_new_tokens)
     return ids[:, :width], mask[:, :width], finished
+
+
+class _TellsProgress:
+    """Stops nothing: `generate` asks it after each token, so it can tell how many there are."""
+
+    def __init__(self, prompt_length: int, most: int) -> None:
+        self._prompt_length, self._most = prompt_length, most
+        advance(0, most)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
+        advance(input_ids.shape[1] - self._prompt_length, self._most)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -17,7 +17,7 @@ from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.config.speed_config import is_on
 from marl_core.errors import warn
 from marl_core.ppo.policy_output import PassOrigin, PolicyOutput
-from marl_core.ppo.progress import advance, part
+from marl_core.ppo.progress import part
 from marl_core.ppo.sampling import by_transformers
 from marl_core.ppo.sampling.decode import Decoded, decode, stacked
 from marl_core.ppo.sampling.stop_strings import StopStrings
@@ -147,8 +147,8 @@ class PolicySampler:
     ) -> Rollout:
         parts, pieces = [], self._pieces(len(longest), samples)
         for index, rows in enumerate(pieces):
-            advance(index, len(pieces))
-            with self.bank.using(self.adapter, options=self.options), self.bank.trunk.generating():
+            view = self.bank.using(self.adapter, options=self.options)
+            with view, self.bank.trunk.generating(), part(index, len(pieces)):
                 parts.append(
                     by_transformers.generate(
                         self.bank,
@@ -160,7 +160,6 @@ class PolicySampler:
                         longest=longest[rows],
                     )
                 )
-        advance(len(pieces), len(pieces))
         ids, mask, finished = zip(*parts, strict=True)
         return self._rollout(prompts, stacked(ids), stacked(mask), torch.cat(finished))
 

@@ -109,6 +109,18 @@ def test_the_line_and_the_columns_are_named(file: Path, name: str, said: str) ->
     assert error.__cause__ is not None
 
 
+def test_who_takes_a_message_for_a_text_is_told_where_the_text_is(file: Path) -> None:
+    file.write_text("def low(completions):\n    return [len(c.lower()) for c in completions]\n", encoding="utf-8")
+    found = fake_rollout()
+    chats = replace(found, prompts=replace(found.prompts, texts=[[{"role": "user", "content": "Hi"}]] * len(found)))
+    bank: Any = None
+    sources = [RewardSource("r", 1.0, wrap(f"{file.name}:low", {}), "")]
+    with pytest.raises(PluginError, match=r"its text is completion\[0\]\['content'\]") as caught:
+        score_all(bank, sources, chats, PassLimits(2))
+    assert "'list' object has no attribute 'lower'" in str(caught.value)
+    score_all(bank, sources, found, PassLimits(2))  # texts are texts
+
+
 def test_a_column_that_the_data_lacks_has_no_line(file: Path) -> None:
     said = str(failure(f"{file.name}:asks_too_much"))
     assert "missing 1 required positional argument: 'answer'. The function was given completions and no columns" in said
