@@ -188,9 +188,11 @@ class TestReference:
     def test_a_column_that_the_data_have_not_is_told_those_they_have(self, bank: AdapterBank) -> None:
         rollout = fake_rollout([("A", " film")] * 2, [{"prompt": "A", "wanted": "b"}, {"prompt": "A", "other": 1}])
 
+        empty: dict[str, Any] = {}
+
         def asks(key: str) -> str:
             with pytest.raises(PluginError) as caught:
-                reference_logprobs(bank, lambda rollout: dict[str, Tensor]()[key], rollout, 1.0, PassLimits(2), "acme")
+                reference_logprobs(bank, lambda _: empty[key], rollout, 1.0, PassLimits(2), "acme")
             return str(caught.value)
 
         columns = "The data's columns (rollout.prompts.rows) are: prompt, wanted, other"
@@ -270,7 +272,7 @@ class TestRewards:
             (torch.zeros(3, device="meta"), "without data"),
             (torch.tensor(1.0), "gave 1 rewards for 3 responses"),
             (1.0, "gave a float; return a list of 3 numbers"),
-            (None, "returned None"),
+            (None, "gave a NoneType"),
             ("abc", "gave a str"),
             ({"a": 1.0}, "gave a dict"),
             (iter([1.0]), "gave a list_iterator"),
