@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_core.artifacts.adapter_files import CONFIG_FILE, AdapterFiles, read_adapter
-from marl_core.errors import DataError
+from marl_core.errors import DataError, in_words
 
 PROBE_SECONDS = 5.0
 """How long the hub may take to answer at all. Its libraries try for a minute, for each file."""
@@ -113,10 +113,9 @@ def require_hub(name: str, asked_by: str, revision: str | None = None) -> None:
 def _not_to_be_had(name: str, asked_by: str, revision: str | None, reason: str) -> DataError:
     at = f" at revision {revision!r}" if revision else ""
     script = "examples/model.py"
+    here = f" In this folder `python {script}` gets a small model without the hub"
     small = (
-        f" In this folder there is a small model without the hub: add `--set {asked_by}=$(python {script})`."
-        if os.path.isfile(script)
-        else ""
+        in_words(f"{here}: add `--set model.path=$(python {script})`.", f"{here}.") if os.path.isfile(script) else ""
     )
     return DataError(
         f"{asked_by}: {name!r} is no local folder and could not be had from the hub{at}: {reason}, and this machine's cache lacks it. "
