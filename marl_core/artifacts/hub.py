@@ -113,8 +113,10 @@ def require_hub(name: str, asked_by: str, revision: str | None = None) -> None:
 def _not_to_be_had(name: str, asked_by: str, revision: str | None, reason: str) -> DataError:
     at = f" at revision {revision!r}" if revision else ""
     script = "examples/model.py"
-    way = in_words(f"add `--set {asked_by}=$(python {script})`", f"`python {script}` prints its folder")
-    small = f" In this folder there is a small model without the hub: {way}." if os.path.isfile(script) else ""
+    here = f" In this folder `python {script}` gets a small model without the hub"
+    small = (
+        in_words(f"{here}: add `--set model.path=$(python {script})`.", f"{here}.") if os.path.isfile(script) else ""
+    )
     return DataError(
         f"{asked_by}: {name!r} is no local folder and could not be downloaded from the hub{at}: {reason}, and this machine's "
         "cache lacks it. "
