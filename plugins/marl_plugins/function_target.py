@@ -117,9 +117,7 @@ def _line_of_a_runner(tree: ast.Module) -> int | None:
 def _near_file(file: Path) -> str:
     """The Python file beside a missing one that may be meant, as the end of a sentence."""
     try:
-        near = near_match(
-            file.stem, [other.stem for other in file.parent.glob("*.py")]
-        )  # `.py` is like `.py` in any name
+        near = near_match(file.stem, [other.stem for other in file.parent.glob("*.py")], cutoff=0.75)
     except (OSError, ValueError):  # a path that can't be one
         return ""
     return f". Did you mean {str(file.with_name(f'{near}.py'))!r}?" if near else ""
