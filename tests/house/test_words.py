@@ -22,7 +22,7 @@ ONLY_FOR_COMMANDS = (
 """What only a command calls, or says of one."""
 ROOT = Path(__file__).parents[2]
 READ = [
-    *(file for file in ROOT.glob("*.md") if file.stem != "CHANGELOG"),
+    *ROOT.glob("*.md"),
     *ROOT.glob("docs/*.md"),
     *ROOT.glob("examples/*/README.md"),
     *ROOT.glob("benchmarks/gpu/*.md"),
