@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, StopRun, Strategy, hookimpl
     from marl_core.report.inline import show_report
     from marl_core.report.page import write_report
+    from marl_core.run.host import quiet_libraries
     from marl_core.run.runner import Runner
     from marl_core.store.files import append_lines, strict_json
 
@@ -125,6 +126,7 @@ _HOMES = {
     "marl_core.ppo.types": ("Evaluation", "Prompts", "Rollout", "RunResult", "ScoredRollout", "StepStats"),
     "marl_core.report.inline": ("show_report",),
     "marl_core.report.page": ("write_report",),
+    "marl_core.run.host": ("quiet_libraries",),
     "marl_core.run.runner": ("Runner",),
     "marl_core.store.files": ("append_lines", "strict_json"),
 }
@@ -193,6 +195,7 @@ __all__ = [
     "message_text",
     "near_match",
     "position_limit",
+    "quiet_libraries",
     "raised_from",
     "read_adapter",
     "read_rows",

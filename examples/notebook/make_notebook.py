@@ -33,6 +33,12 @@ def execute(folder: Path, **parameters: Any) -> Any:
     return notebook
 
 
+def is_kept(output: Any) -> bool:
+    """Whether a stored notebook shows it: neither the report's frame, nor a bar, nor what this machine's libraries print."""
+    kinds = output.get("data", {})
+    return output.get("name") != "stderr" and not any(kind == "text/html" or "widget" in kind for kind in kinds)
+
+
 def main() -> None:
     """Run it as a reader would, at the repository's root, and store the outputs beside the cells as they are written."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,7 +50,7 @@ def main() -> None:
     for cell, done in zip(written.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
             cell.execution_count = done.execution_count
-            cell.outputs = [output for output in done.outputs if "text/html" not in output.get("data", {})]
+            cell.outputs = [output for output in done.outputs if is_kept(output)]
     nbformat.write(written, NOTEBOOK)
 
 

@@ -77,7 +77,9 @@ def limit_kernel_caches() -> None:
 
 
 def quiet_libraries() -> None:
-    """For the command line: a run's output should be the run's. Call before transformers loads anything.
+    """Silence what libraries print on every run and is known to be harmless, and their bars of loading: the output is the run's.
+
+    `marl` calls it; a script or a notebook may, before it makes a Runner. Importing marl alone silences nothing.
 
     Bars of downloads stay on a terminal: they are what a person waits for.
     """
