@@ -40,8 +40,7 @@ def main(model: str, steps: int, folder: str) -> None:
             "learning_rate": 2e-4,
             "advantage": "rloo",
         },
-        observers=["json-lines"],  # steps.jsonl and samples.jsonl, which the report is made of
-        run={"folder": folder},
+        run={"folder": folder},  # steps.jsonl and samples.jsonl are written there, and the report is made of them
     )
     prompts = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
     with Runner(config) as runner:  # the end writes the final adapter
