@@ -128,10 +128,7 @@ def _run(file: Path, sets: list[str] | None, resume: bool, override: bool) -> No
     if is_first_rank:
         show_plan(plan)
     if unseen(plan):
-        from marl_core.cli.run_folder import own_model_told
-
-        with own_model_told(config):
-            require_hub(config.model.path, "model.path", config.model.revision)
+        require_hub(config.model.path, "model.path", config.model.revision)
     for name in hub_names(plan):
         require_hub(name.name, name.key, name.revision)
     with start_shown():

@@ -30,31 +30,6 @@ def not_started(folder: Path) -> ConfigError:
     )
 
 
-@contextmanager
-def own_model_told(config: RunConfig) -> Iterator[None]:
-    """Around what needs the config's model: where it can't be had and the run folder is that of a run with another one, that is told."""
-    try:
-        yield
-    except DataError as error:
-        folder = config.run.folder
-        model = _model_of_run(Path(folder)) if folder is not None else None
-        if model is None or model == config.model.path:
-            raise
-        raise DataError(
-            f"{error} {folder} was run with model.path {model}; `marl run {folder} --resume` goes on with it."
-        ) from error
-
-
-def _model_of_run(folder: Path) -> str | None:
-    """`model.path` of the run in a folder; None where there is no run, or one whose config can't be read."""
-    try:
-        text = (folder.expanduser() / CONFIG_FILE).read_text(encoding="utf-8")
-        path = flatten(parse_yaml(text, CONFIG_FILE)).get("model.path")
-    except (OSError, ValueError, ConfigError):
-        return None
-    return path if isinstance(path, str) else None
-
-
 def config_of_run(folder: Path, sets: Iterable[str], catalog: Catalog) -> tuple[RunConfig, str | None]:
     """The config of the run in `folder`, with `sets` on top, and a sentence when the folder isn't where the run was started.
 

@@ -13,7 +13,7 @@ from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.encoding import Encoder
 from marl_core.data.rendering import TEMPLATE_COLUMNS, ColumnMissing, ControlTokens, Rendered, render
 from marl_core.data.row_problems import RowProblems, counted, named
-from marl_core.errors import DataError
+from marl_core.errors import DataError, near_match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ class _Reader:
     def read(self, rows: Sequence[Row]) -> Reading:
         """All rows, and what is said of them together."""
         usable = [prompt for index, row in enumerate(rows) if (prompt := self._prompt(row, index)) is not None]
-        self._tell_columns(len(rows))
+        self._tell_columns(rows)
         self._tell_rows()
         problems, source = self._problems, self._data.prompts
         if not usable and not problems.all():
@@ -173,15 +173,20 @@ class _Reader:
                 "that has them."
             )
 
-    def _tell_columns(self, looked_at: int) -> None:
+    def _tell_columns(self, looked_at: Sequence[Row]) -> None:
         """Rows that lack a column: it is theirs to correct while others have it, else the config names another than the data have."""
         for (key, column), rows in self._lacking.items():
             verb, which = ("lacks", "it") if len(rows) == 1 else ("lack", "them")
-            way = f"Correct {which}." if len(rows) < looked_at else f"Name a column that they have in {key}."
+            there = [str(name) for name in looked_at[rows[0]]]
+            near = near_match(column, there)
+            meant = f"Did you mean {near!r}? " if near else ""
+            way = (
+                f"Correct {which}." if len(rows) < len(looked_at) else f"{meant}Name a column that they have in {key}."
+            )
             self._problems.errors.append(
                 DataError(
-                    f"{self._problems.asked_by}: {len(rows):,} of {counted(looked_at, 'row')} of {self._data.prompts} {verb} the column "
-                    f"{column!r} of {key} ({named(rows)}). {way}"
+                    f"{self._problems.asked_by}: {len(rows):,} of {counted(len(looked_at), 'row')} of {self._data.prompts} {verb} the "
+                    f"column {column!r} of {key} ({named(rows)}); row {rows[0] + 1} has: {', '.join(there) or 'nothing'}. {way}"
                 )
             )
 

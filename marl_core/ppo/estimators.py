@@ -130,6 +130,8 @@ def _finite(values: Tensor, mask: Tensor) -> bool:
 
 
 def _type_text(result: object) -> str:
+    if result is None:
+        return "None"
     if isinstance(result, Tensor):
         return f"a tensor of {str(result.dtype).removeprefix('torch.')}"
     return f"a {type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple) else "")

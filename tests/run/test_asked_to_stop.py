@@ -171,11 +171,19 @@ def test_only_a_stop_run_stops(config: MakeConfig) -> None:
     class Chatty(Strategy):
         """Gives things that mean nothing."""
 
+        said: Any
+
         @hookimpl
         def marl_step_end(self, stats: Any) -> Any:
-            return [True, "stop", StopRun][stats.step % 3]
+            return self.said
 
-    assert Runner(config(Chatty())).train().steps == 4
+    def run(said: object) -> Runner:
+        return Runner(config(Chatty(said=said)).with_changes("run.folder", None))
+
+    assert run(None).train().steps == 4
+    for said, what in ((True, "a bool"), ("stop", "a str"), (StopRun, "a type")):
+        with pytest.raises(PluginError, match=f"marl_step_end gave {what}, expected None or a marl_core.StopRun"):
+            run(said).train()
 
 
 def test_the_command_line_says_why_and_ends_well(

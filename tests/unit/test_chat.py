@@ -61,7 +61,10 @@ class TestTemplate:
             DataSection(prompts="p.jsonl", prompt_template=wrong)
 
     def test_a_missing_column_is_named_with_its_row_and_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"prompt_template: row 2 of .*p.jsonl has no 'q'; it has: x, y"):
+        with pytest.raises(
+            DataError,
+            match=r"lacks the column 'q' of data.prompt_template \(row 2\); row 2 has: x, y",
+        ):
             load(tmp_path, {"q": "a"}, {"x": 1, "y": 2}, prompt_template="Q: {q}")
 
     @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True])

@@ -203,8 +203,8 @@ class TestRows:
     def test_one_row_hides_no_other(self, home: Path, make_config: MakeConfig) -> None:
         self.write(["prompt"] * 5 + ["promt"] + ["prompt"] * 24)
         assert told(make_config, data={"prompts": "p.jsonl"}) == [
-            "data.prompts: 1 of 30 rows of p.jsonl lacks the column 'prompt' of data.field (row 6). Correct it.",
-            "data.prompts: 1 prompt of p.jsonl is empty (row 8). Mend it, or set data.on_empty: drop.",
+            "data.prompts: 1 of 30 rows of p.jsonl lacks the column 'prompt' of data.field (row 6); row 6 has: promt. Correct it.",
+            "data.prompts: 1 prompt of p.jsonl is empty (row 8). Correct it, or set data.on_empty: drop.",
         ]
 
     def test_no_row_has_it(self, home: Path, make_config: MakeConfig) -> None:

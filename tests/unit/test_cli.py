@@ -173,7 +173,7 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["title"] == "marl run"
 
 
-def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     merge, report = ModuleType("marl_core.bank.merge"), ModuleType("marl_core.report.page")
     given: dict[str, Any] = {}
 
@@ -186,6 +186,10 @@ def test_merge_and_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr("marl_core.run.host.quiet_libraries", lambda: None)
     monkeypatch.setitem(sys.modules, "marl_core.bank.merge", merge)
     monkeypatch.setitem(sys.modules, "marl_core.report.page", report)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("marl_core.artifacts.adapter_files.read_adapter", lambda *arguments: None)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
     assert main(["merge", "--model", "m", "--adapter", "a", "--out", "o", "--dtype", "bfloat16"]) == 0
     assert given == {"model": "m", "adapter": "a", "dtype": "bfloat16", "revision": None}
     assert main(["report", "runs/x"]) == 0

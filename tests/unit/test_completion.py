@@ -34,6 +34,7 @@ def test_commands_options_and_choices(words: str, found: set[str]) -> None:
 def test_it_is_offered() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "marl_core.cli", "--show-completion", "bash"],
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},  # whatever shell runs the tests
         capture_output=True,
         text=True,
         check=False,

@@ -128,9 +128,9 @@ def test_an_iterator_that_is_given_up_and_asked_for_again(make_config: MakeConfi
     given_up = [("start", 0), ("step", 1), ("step", 2), ("failed", 2, GeneratorExit)]
     assert [ear._heard for ear in ears] == [given_up, given_up]
     assert [stats.step for stats in runner.steps()] == [3]
-    assert [ear._heard[4:] for ear in ears] == [[("start", 2), ("step", 3)]] * 2
-    runner.train()  # nothing is left but the end
-    assert [ear._heard[6:] for ear in ears] == [[("end", 3)]] * 2
+    assert [ear._heard[4:] for ear in ears] == [[("start", 2), ("step", 3), ("end", 3)]] * 2
+    runner.train()  # nothing is left, not even the end
+    assert [ear._heard[7:] for ear in ears] == [[], []]
 
 
 @pytest.mark.parametrize("hook", ["start", "evaluation", "step"])

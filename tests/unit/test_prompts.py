@@ -138,7 +138,7 @@ class TestRefused:
             load(write(tmp_path, "p.jsonl", [{"prompt": " "}]), on_empty="drop")
 
     def test_a_missing_column_is_named_with_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"row 1 of .* has no 'text'; it has: prompt, label"):
+        with pytest.raises(DataError, match=r"3 of 3 rows .* lack the column 'text' .*; row 1 has: prompt, label"):
             load(write(tmp_path, "p.jsonl", ROWS), field="text")
 
     def test_bad_json_is_named_by_line(self, tmp_path: Path) -> None:

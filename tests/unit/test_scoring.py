@@ -272,7 +272,7 @@ class TestRewards:
             (torch.zeros(3, device="meta"), "without data"),
             (torch.tensor(1.0), "gave 1 rewards for 3 responses"),
             (1.0, "gave a float; return a list of 3 numbers"),
-            (None, "gave a NoneType"),
+            (None, "returned None"),
             ("abc", "gave a str"),
             ({"a": 1.0}, "gave a dict"),
             (iter([1.0]), "gave a list_iterator"),

@@ -159,7 +159,7 @@ class TestPlugins:
             score_all(bank, [RewardSource("slip", 1.0, guarded, "acme")], rollout(), PassLimits(2))
         said = str(caught.value)
         assert said.startswith("reward 'slip' (acme) failed on a batch of 3: KeyError: 'anwser'. It was raised from ")
-        assert said.endswith('acme_slips.py, line 8, in answer: `return row["anwser"]`.')
+        assert 'acme_slips.py, line 8, in answer: `return row["anwser"]`. The data\'s columns ' in said
 
     @pytest.mark.parametrize(
         ("call", "line"),
@@ -196,10 +196,9 @@ class TestPlugins:
         assert str(failure(f"{file.name}:by_name")).count("It was raised from") == 1
 
     def test_without_any_line_of_theirs_the_traceback_is_named(self) -> None:
-        nothing: Any = {}
         built_in: Any = operator.itemgetter("x")
-        with pytest.raises(PluginError, match=r"KeyError: 'x'\. The traceback shows where\.$"):
-            plugin_calls.call(built_in, nothing, "acme")
+        with pytest.raises(PluginError, match=r"TypeError: .*\. The traceback shows where\.$"):
+            plugin_calls.call(built_in, fake_rollout(), "acme")
 
     def test_marls_own_lines_are_not_the_plugins(self) -> None:
         strategy = FunctionReward(target="nothing.py:f")
