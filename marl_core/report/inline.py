@@ -25,9 +25,11 @@ class Report:
         return f'<iframe srcdoc="{page}" width="100%" height="{self.height}" style="{style}" title="report"></iframe>'
 
 
-def show_report(folders: str | Path | Sequence[str | Path], height: int = 720) -> Report:
+def show_report(*folders: str | Path | Sequence[str | Path], height: int = 720) -> Report:
     """Write the report of one or several runs, as `write_report` does, and show it in a notebook.
 
-    `height`: of the frame, in pixels. DataError when a folder holds no run, or a file in it is damaged.
+    Run folders one by one, or in a list. `height`: of the frame, in pixels. DataError when a folder holds no run, or a file in it is
+    damaged.
     """
-    return Report(write_report(folders), height)
+    runs = [run for given in folders for run in ([given] if isinstance(given, str | Path) else given)]
+    return Report(write_report(runs), height)

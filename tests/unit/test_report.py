@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from marl_core import DataError, Runner
+from marl_core import DataError, Runner, show_report
 from marl_core.report.charts import ticks
 from marl_core.report.page import number, page, write_report
 from marl_core.report.run_data import read_runs
@@ -132,6 +133,20 @@ def test_two_runs_lie_over_each_other(tmp_path: Path) -> None:
     assert found.count("option", value="1") == 2  # the run to choose, and the step
     assert "ppo.learning_rate" in found.texts["code"]
     assert found.count("span", class_="phase p-0", title="generate: 2.000 s a step") == 2
+
+
+def test_a_notebook_shows_the_page_of_one_run_or_several(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    shown = show_report(one, height=300)
+    assert shown.path == one / "report.html"
+    frame = shown._repr_html_()
+    assert 'height="300"' in frame
+    assert html.unescape(frame.partition('srcdoc="')[2].partition('" width')[0]) == shown.path.read_text(
+        encoding="utf-8"
+    )
+    assert show_report(one, two).path == show_report([one, two]).path == one / "comparison.html"
+    with pytest.raises(DataError):
+        show_report(one, tmp_path / "none")
 
 
 def test_same_names_are_told_apart(tmp_path: Path) -> None:
