@@ -97,7 +97,7 @@ def never_restored(original: Any) -> Any:
     @contextlib.contextmanager
     def using(bank: Any, adapter: str | None, *, train: bool = False, options: Any = None) -> Iterator[Any]:
         bank.activate(adapter)
-        bank._switch.set_dropout(adapter, train)
+        bank._mounted[adapter].train(train)
         with contextlib.nullcontext() if options is None else bank.trunk.passing(options):
             yield bank.base
 
@@ -123,11 +123,6 @@ def holds_all(original: Any) -> Any:
         return {**roles, "policy": {**roles["policy"], **{k: p.requires_grad_() for k, p in others.items()}}}
 
     return mutated
-
-
-def bare_is_last(original: Any) -> Any:
-    """Switching all adapters off does nothing."""
-    return lambda switch, adapter: None if adapter is None else original(switch, adapter)
 
 
 def random_head(original: Any) -> Any:
@@ -499,7 +494,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("adapter stays active after a block", "AdapterBank.using", never_restored, (f"{BANK}::TestUsing",)),
     ("dropout on in every pass", "AdapterBank.using", given(train=True), (BANK,)),
     ("who is trained is left to peft", "AdapterBank._restore", nothing, (f"{BANK}::TestWhoIsTrained",)),
-    ("adapters can't be switched off", "AdapterSwitch.set", bare_is_last, (f"{BANK}::TestSwitch",)),
+    ("adapters can't be switched off", "Mounted.take_off", nothing, (f"{BANK}::TestSwitch",)),
     ("the base keeps its dropout", "_remove_dropout", nothing, (BANK,)),
     (
         "head skipped",
