@@ -91,11 +91,11 @@ class Tree:
             held.module._modules.update(held.children)
         for attribute in set(vars(self._model)) - self._attributes:
             delattr(self._model, attribute)
-        embedding = self._model.get_input_embeddings()
-        before = next((held for held in self._held.values() if held.module is embedding), None)
-        for hooks, known in zip(_hooks(embedding), before.hooks if before else (), strict=False):
-            for key in [key for key in hooks if key not in known]:
-                del hooks[key]
+        for held in self._held.values():
+            if isinstance(held.module, nn.Embedding):
+                for hooks, known in zip(_hooks(held.module), held.hooks, strict=True):
+                    for key in [key for key in hooks if key not in known]:
+                        del hooks[key]
 
     def changed(self) -> str | None:
         """What is different from when this was read, in words; None when nothing is. Weights' numbers aren't looked at."""
