@@ -364,7 +364,7 @@ class AdapterBank:
             return
         self._require(name)
         if self._active == name:
-            self.activate(None)
+            self._active = None
         self._stand(None)
         self.trunk.adapter_removed(self._mounted.pop(name).layers.values())
         self._trainable.discard(name)

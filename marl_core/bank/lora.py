@@ -250,7 +250,10 @@ def refuse_unreadable(name: str, mounted: Mounted, linears: Layers) -> None:
 
 
 def _instead(linears: Layers) -> str:
-    return f" It can adapt these layers: {', '.join(leaves(linears))}. Name those among them that you mean as targets, or change its options."
+    known = ", ".join(leaves(linears))
+    return (
+        f" It can adapt these layers: {known}. Name those among them that you mean as targets, or change its options."
+    )
 
 
 def _ends(name: str, key: str) -> bool:
