@@ -76,9 +76,7 @@ class PolicySection(AdapterSection, at="policy"):
         value = super().long_form(value)
         if not isinstance(value, Mapping) or value.get("start") != "continue":
             return value
-        return {
-            key: value[key] for key in value if key not in ONCE_WRITTEN_OUT or value[key] != ONCE_WRITTEN_OUT[key]
-        }
+        return {key: value[key] for key in value if key not in ONCE_WRITTEN_OUT or value[key] != ONCE_WRITTEN_OUT[key]}
 
     @model_validator(mode="after")
     def _source_fits_start(self) -> PolicySection:

@@ -68,6 +68,11 @@ class Choice(BaseModel):
         """Whether a run has this strategy: a value function without an adapter of its own has none."""
         return True
 
+    @property
+    def is_written(self) -> bool:
+        """Whether it is used, or says something that is to be checked all the same."""
+        return self.is_used or bool(self.options) or self.use != self.default_use
+
     @classmethod
     def _calling(cls, function: Callable[..., Any]) -> dict[str, Any]:
         """The long form of a strategy that calls this function."""
@@ -102,7 +107,7 @@ class Choice(BaseModel):
     @model_validator(mode="after")
     def _look_up(self, info: ValidationInfo) -> Self:
         catalog = (info.context or {}).get("catalog")
-        if catalog is not None:
+        if catalog is not None and self.is_written:
             try:
                 self.resolve(catalog)
             except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
@@ -174,7 +179,7 @@ class Choice(BaseModel):
             field.alias if info.by_alias and field.alias else name: getattr(self, name)
             for name, field in fields.items()
         }
-        if not self.is_used and self.use == self.default_use:
+        if not self.is_used and self.use == self.default_use:  # names no kind: it has none
             return {**own, **self.options}
         if isinstance(self.use, str):
             options = without_callables(self.options) if info.mode_is_json() else self.options
@@ -206,6 +211,15 @@ class RewardChoice(Choice):
         """With the function's own name for metrics, where it has one."""
         name = short_name(function)
         return {**super()._calling(function), **({"name": name} if name else {})}
+
+
+def default_options(strategy_class: type[Strategy]) -> dict[str, Any]:
+    """The options of a strategy that have a default, with it."""
+    return {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in strategy_class.model_fields.items()
+        if not field.is_required()
+    }
 
 
 @cache

@@ -18,8 +18,13 @@ def choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
     return ((path, choice) for path, choice in all_choices_in(config) if choice.is_used)
 
 
+def written_choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
+    """`choices_in`, and those that say something though the run doesn't use them: the kind of an adapter that isn't made."""
+    return ((path, choice) for path, choice in all_choices_in(config) if choice.is_written)
+
+
 def all_choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
-    """`choices_in`, and those that the run doesn't use: the kind of an adapter that the value function doesn't have."""
+    """Every place of a config where a strategy is chosen."""
     for _, key in family_keys():
         value: Any = config
         for part in key.path.split("."):

@@ -23,7 +23,7 @@ from marl_core.config.changes import changed
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
-from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
+from marl_core.config.section import FROM_FAMILY_RECORD, Section
 from marl_core.config.speed_config import SpeedSection
 from marl_core.registry.path_text import PathText
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from marl_core.artifacts.architecture import Architecture, Shapes, adaptable_layers, as_held
+from marl_core.artifacts.lora_targets import matches
 from marl_core.artifacts.model_files import read_model
 from marl_core.artifacts.rows import first_columns
-from marl_core.artifacts.lora_targets import matches
 from marl_core.config.adapter_config import AdapterSection
 from marl_core.config.choice import ReferenceChoice, RewardChoice
 from marl_core.config.run_config import RunConfig, ValueOn
@@ -101,7 +101,6 @@ class Chosen:
     def _adapter(self, key: str) -> Adapter | None:
         if key not in self.adapter_strategies:
             return None
-        section, strategy = self.adapter_strategies[key]
         model = self.config.model
         try:
             files = read_model(model.path, model.revision)
