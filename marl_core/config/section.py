@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from marl_core.config.choice import chosen_field
+from marl_core.config.choice import SECTIONS, Choice, chosen_field
 from marl_core.config.validation_messages import problem_lines
 from marl_core.registry.deprecation import warn_deprecated, warn_options
 from marl_core.registry.families import family_keys
@@ -26,7 +26,8 @@ class Section(PlainlyTold):
 
     A section that gives its path (`class PPOSection(Section, at="ppo")`) gets every key that the records of registry/families.py
     name at that path, with the record's type, default and description. A class repeats such a key (`= FROM_FAMILY_RECORD`) only for
-    type checkers and for the order of the keys.
+    type checkers and for the order of the keys. A section may be a choice of a strategy itself (`class PolicySection(Section, Choice)`):
+    then its keys stand beside the strategy's options.
     """
 
     model_config = ConfigDict(
@@ -62,9 +63,12 @@ class Section(PlainlyTold):
         """Add the keys that name strategies to the section at path `at` (dotted; empty for the config itself), before pydantic reads it."""
         super().__init_subclass__(**more)
         cls.place = at
+        if at and issubclass(cls, Choice):
+            SECTIONS[at] = cls
         inherited = cls.model_fields
         for family, key in family_keys():
-            if key.section == at and key.name not in inherited:
+            is_a_section = vars(cls).get(key.name, FROM_FAMILY_RECORD) is not FROM_FAMILY_RECORD
+            if key.section == at and key.name not in inherited and not is_a_section:
                 cls.__annotations__[key.name], field = chosen_field(family, key)
                 setattr(cls, key.name, field)
 
