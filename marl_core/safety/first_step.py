@@ -7,7 +7,7 @@ it, looked at, and gets its bytes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,9 +102,7 @@ def moved_policy(
     del gradients
 
     def change(scale: float) -> float:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(before[name] + scale * move[name])
+        _write(parameters, {name: tensor + scale * move[name] for name, tensor in before.items()})
         policy = View(step.roles.trained.policy)
         moved = view_output(step.bank, policy, rollout, step.temperature, step.budget.train).logprobs
         mean = float(masked_mean((moved - start).abs(), rollout.mask).nan_to_num(math.inf, math.inf))
@@ -113,9 +111,13 @@ def moved_policy(
     try:
         yield _far_enough(change, coarse)
     finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(before[name])
+        _write(parameters, before)
+
+
+@torch.no_grad()
+def _write(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 def _far_enough(change: Callable[[float], float], coarse: bool) -> FirstStep:
@@ -169,5 +171,8 @@ def step_check(first: FirstStep, rate: float) -> PreflightCheck:
             f"ppo.learning_rate, to about {better:.0e}"
         )
     elif not ok:
-        said += f", next to nothing: in a usual run it would hardly learn. Such an adapter wants a higher ppo.learning_rate, about {better:.0e}"
+        said += (
+            ", next to nothing: in a usual run it would hardly learn. Such an adapter wants a higher ppo.learning_rate, about "
+            f"{better:.0e}"
+        )
     return PreflightCheck("step", ok, said, {"nats": first.nats, "rate": rate, "scale": first.scale})
