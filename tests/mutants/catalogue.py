@@ -206,6 +206,7 @@ MOUNTING = "tests/unit/test_mounting.py"
 UPDATE, SCORING, BANK = "tests/unit/test_update.py", "tests/unit/test_scoring.py", "tests/unit/test_bank.py"
 REWARD, ROLLOUT, RESUME = "tests/unit/test_reward_adapter.py", "tests/unit/test_rollout.py", "tests/run/test_resume.py"
 PREFLIGHT, INVARIANTS = "tests/run/test_preflight.py", "tests/invariants"
+MOVED = "tests/run/test_moved_policy.py"
 
 MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     # the mathematics
@@ -595,6 +596,31 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
         "_compare",
         text("if not cosine > MIN_COSINE:", "if False:"),
         (f"{PREFLIGHT}::TestQuantized",),
+    ),
+    (
+        "a fresh policy is looked at",
+        "first_move",
+        gives(lambda moves: {name: 0 * move for name, move in moves.items()}),
+        (f"{MOVED}::TestStep",),
+    ),
+    ("the policy stays where it was moved", "moved_policy", text("_write(parameters, before)", "pass"), (MOVED,)),
+    ("any ratio will do", "ratio_check", text("if not error <= allowed", "if False"), (f"{MOVED}::TestFaults",)),
+    ("any batch will do", "compare", text("if not gap <= EXACT_NATS:", "if False:"), (f"{MOVED}::TestFaults",)),
+    ("packed rows aren't compared", "packed_check", nothing, (f"{MOVED}::TestFaults",)),
+    ("sampling isn't compared", "sampled_check", nothing, (f"{MOVED}::TestFaults",)),
+    ("any file will do", "file_check", text("if gap > noise:", "if False:"), (f"{MOVED}::TestFaults",)),
+    ("any part may learn nothing", "refuse_no_gradient", nothing, (f"{MOVED}::TestGradient",)),
+    (
+        "a part that learns nothing isn't said",
+        "reaches",
+        text("if norm == 0.0]", "if False]"),
+        (f"{MOVED}::TestGradient",),
+    ),
+    (
+        "any step is right",
+        "step_check",
+        text("SMALL_STEP <= first.nats <= LARGE_STEP", "True"),
+        (f"{MOVED}::TestStep",),
     ),
     ("resume forgets the value head", "load@marl_core.store.checkpoint", forgets_value_head, (RESUME,)),
     ("resume forgets the optimizer", "load@marl_core.store.checkpoint", forgets_moments, (RESUME,)),
