@@ -13,8 +13,10 @@ from marl_plugins.migrate.foreign_config import (
     ForeignConfig,
     Processes,
     lora_rate,
+    names_in,
     offers,
     run_sections,
+    schedule,
     steps_of,
     warm_up,
     without_none,
@@ -24,7 +26,6 @@ from marl_plugins.migrate.llamafactory_data import data_section
 from marl_plugins.migrate.reasons import LLAMAFACTORY
 
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
 DEFAULTS = {
     key: Default(value, "LLaMA-Factory's default")
@@ -142,18 +143,18 @@ def _dtype(foreign: ForeignConfig) -> str:
 
 
 def _lora(foreign: ForeignConfig) -> dict[str, Any]:
-    rank = foreign.number("lora_rank")
+    rank = foreign.count("lora_rank")
     alpha = foreign.number("lora_alpha")
     if alpha is None:
         alpha = 2 * rank
         foreign.assumed["lora_alpha"] = f"not given; {alpha} is LLaMA-Factory's default, twice the rank"
-    targets = str(foreign.take("lora_target"))
+    targets = names_in(foreign.take("lora_target"))
     further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
     return without_none(
         {
             "r": rank,
             "alpha": float(alpha),
-            "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
+            "targets": "all-linear" if targets == ["all"] else targets,
             "dropout": foreign.number("lora_dropout") or None,
             "lora": further or None,
         }
@@ -203,9 +204,7 @@ def _own_reference(foreign: ForeignConfig, base: str, default: Any) -> Any:
 
 def _last_adapter(foreign: ForeignConfig, key: str) -> str | None:
     """The adapter that LLaMA-Factory leaves on: it merges all of a list but the last."""
-    value = foreign.take(key)
-    names = [str(name).strip() for name in (value if isinstance(value, list) else str(value or "").split(","))]
-    names = [name for name in names if name]
+    names = names_in(foreign.take(key))
     if len(names) > 1:
         foreign.note(key, f"merge all but the last first (marl merge): {', '.join(names[:-1])}")
     return names[-1] if names else None
@@ -269,9 +268,9 @@ def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
 
 def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
     """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
-    micro = foreign.number("per_device_train_batch_size")
-    mini = micro * foreign.number("gradient_accumulation_steps") * many.count
-    batch = mini * foreign.number("ppo_buffer_size")
+    micro = foreign.count("per_device_train_batch_size")
+    mini = micro * foreign.count("gradient_accumulation_steps") * many.count
+    batch = mini * foreign.count("ppo_buffer_size")
     max_steps = foreign.number("max_steps", default=-1)
     if max_steps > 0:
         steps = max_steps
@@ -280,9 +279,6 @@ def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str,
         epochs = foreign.number("num_train_epochs")
         steps = steps_of(foreign, "num_train_epochs", epochs, rows, batch, whole_passes=True)
     many.assume(foreign, "LLaMA-Factory", DIVIDED if max_steps <= 0 else "")
-    schedule = str(foreign.take("lr_scheduler_type"))
-    if schedule not in SCHEDULES:
-        foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
     betas = [foreign.number("adam_beta1", default=0.9), foreign.number("adam_beta2", default=0.999)]
     return without_none(
         {
@@ -292,7 +288,7 @@ def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str,
             "microbatch": micro if micro != mini else None,
             "epochs": foreign.number("ppo_epochs"),
             "learning_rate": float(foreign.number("learning_rate")),
-            "schedule": SCHEDULES.get(schedule, "constant"),
+            "schedule": schedule(foreign),
             "warmup_steps": warm_up(foreign, steps),
             "weight_decay": foreign.number("weight_decay"),
             "adam_betas": betas if betas != [0.9, 0.999] else None,
