@@ -10,7 +10,7 @@ from rich.text import Text
 
 from marl_core.data.check import InputCheck
 from marl_core.data.reading import UsablePrompt
-from marl_core.data.row_problems import counted
+from marl_core.errors import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.encoding import Encoder
 from marl_core.data.rendering import TEMPLATE_COLUMNS, ColumnMissing, ControlTokens, Rendered, render
-from marl_core.data.row_problems import RowProblems, counted, named
-from marl_core.errors import DataError, near_match
+from marl_core.data.row_problems import RowProblems, named
+from marl_core.errors import DataError, counted, near_match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
