@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from marl_core.data.check import InputCheck
-from marl_core.data.reading import UsablePrompt
+from marl_core.data.one_prompt import UsablePrompt
 from marl_core.errors import counted
 
 if TYPE_CHECKING:

@@ -41,7 +41,9 @@ def show_report(*folders: str | Path | Sequence[str | Path], height: int = 720) 
 
 def _listed(given: Any) -> list[str | Path]:
     """The run folders of one argument; DataError for what is none."""
-    listed = [given] if isinstance(given, str | Path) else list(given) if isinstance(given, Iterable) else [None]
+    listed: list[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | Path):
+        listed = list(given)
     if not all(isinstance(run, str | Path) for run in listed):
         raise DataError(
             f"show_report: {given!r} is no run folder. Give the run.folder of a run, or several; and a height by its name."

@@ -567,11 +567,8 @@ def test_prompts_are_made_by_python_that_compiles(name: str) -> None:
     recipe = PromptRecipe("chosen", tokens=(6, 12))
     text = prompts_script(f"{name}.py", recipe, [], name, name, {"prompts.jsonl": name}, name)
     tree = ast.parse(text)
-    assert [
-        node.value.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and "data" in ast.unparse(node.targets)
-    ] == [name]
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "data"]
+    assert [ast.literal_eval(node.value) for node in assigned] == [name]
     assert not any(
         alias.name == "os" for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     )
