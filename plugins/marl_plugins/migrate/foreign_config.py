@@ -257,13 +257,12 @@ def run_sections(foreign: ForeignConfig, trackers: Collection[str], seed: int) -
         foreign.note(
             "report_to", f"marl has no tracker {', '.join(others)}; it has {', '.join(trackers)}", lost=not names
         )
-    observers: list[Any] = ["console", "json-lines"]
     run = {
         "folder": foreign.take("output_dir", default="runs/imported"),
         "seed": foreign.number("seed", default=seed),
         "checkpoint_every": foreign.number("save_steps"),
     }
     return {
-        "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,
+        **({"observers": [{"use": "trackers", "to": names}]} if names else {}),
         "run": without_none(run),
     }
