@@ -88,7 +88,7 @@ def _said_of_preflight(count: int) -> Iterator[None]:
 def _trainable(step: Step) -> PreflightCheck:
     """Exactly the named adapters learn, in float32; everything else is frozen."""
     bank, trained = step.bank, step.roles.trained.parameters(step.bank)
-    learning = {name for name, p in bank.base.named_parameters() if p.requires_grad}
+    learning = {name for name, p in bank.all_parameters().items() if p.requires_grad}
     allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
     trained_names = {name for parameters in trained.values() for name in parameters}
     wrong = sorted(learning ^ allowed) or sorted(

@@ -323,4 +323,4 @@ def test_it_leaves_everything_as_it_was(make_config: MakeConfig) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert runner.bank.active is None
     assert all(torch.equal(tensor, weights[name]) for name, tensor in runner.bank.tensors("policy").items())
-    assert all(parameter.grad is None for parameter in runner.bank.base.parameters())
+    assert all(parameter.grad is None for parameter in runner.bank.all_parameters().values())

@@ -93,7 +93,7 @@ class TestByName:
 
     @pytest.mark.parametrize("name", [*REWRITING, *NEEDING_MORE])
     def test_made(self, bank: AdapterBank, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lora, "inject", lambda *_: pytest.fail("it was injected"))
+        monkeypatch.setattr(lora, "make", lambda *_: pytest.fail("it was made"))
         options = {**REWRITING, **NEEDING_MORE}[name]
         before, adapters = bits(bank), bank.adapters
         with pytest.raises(
@@ -207,15 +207,15 @@ class TestWrittenInPlace:
 
     @pytest.mark.parametrize("what", ["parameter", "buffer"])
     def test_it_is_refused_for_good(self, bank: AdapterBank, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        inject = lora.inject
+        make = lora.make
 
         def spoiling(*arguments: Any) -> Any:
-            found = inject(*arguments)
+            found = make(*arguments)
             tensors = bank.base.named_parameters() if what == "parameter" else bank.base.named_buffers()
             next(t for name, t in tensors if "lora_" not in name).data.view(-1)[3:4].add_(1.0)
             return found
 
-        monkeypatch.setattr(lora, "inject", spoiling)
+        monkeypatch.setattr(lora, "make", spoiling)
         with pytest.raises(ConfigError, match="can't be put back, so this bank can't be used any more"):
             bank.add("x", config())
         for use in (lambda: bank.activate(None), lambda: bank.add("y", config()), lambda: bare_logits(bank)):
