@@ -276,10 +276,10 @@ CONVERTED_EXPERTS = frozenset(
 """Model types whose experts' LoRA peft converts; a test compares with its own tables."""
 HALVES_OF_ONE_TENSOR = (("gate_proj", "up_proj"), ("w1", "w3"))
 """Experts' layers that transformers 5 keeps as one tensor: whoever adapts one adapts both."""
-_ONE_EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)\.lora_")
+_ONE_EXPERT = re.compile(r"\.experts\.\d+\.([^.]+)\.(?!(weight|bias)$)")
 
 
 def layer_of_one_expert(name: str) -> str | None:
-    """Which layer of a single expert a LoRA's tensor is for (`up_proj`), as transformers 4 kept experts; None for any other tensor."""
+    """Which layer of a single expert an adapter's tensor is for (`up_proj`), as transformers 4 kept experts; None for any other tensor."""
     match = _ONE_EXPERT.search(name)
     return match[1] if match else None

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import (
     Use,
+    base_refusal,
     head_beside,
     how_to_merge,
+    kind_name,
     refusals,
     saved_embeddings,
     target_parameters,
@@ -18,6 +20,7 @@ from marl_core.artifacts.architecture import (
     HALVES_OF_ONE_TENSOR,
     Architecture,
     layer_of_one_expert,
+    leaf,
     token_rows,
 )
 from marl_core.artifacts.hub import adapter_folder
@@ -51,14 +54,26 @@ def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
         yield from (ConfigError(f"{key}: {sentence}") for sentence in refusals(files, use))
         if use == "merged":
             yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _token_rows(model)))
-        elif target_parameters(files.config):
-            by_role[key] = target_parameters(files.config)
+        else:
+            yield from (ConfigError(sentence) for sentence in _on_this_base(plan, files, key))
+            if target_parameters(files.config):
+                by_role[key] = target_parameters(files.config)
         yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _model_type(model)))
     yield from _experts(plan, by_role)
 
 
 def adapter_warnings(plan: Chosen) -> Iterator[str]:
-    """A head beside the adapter that the policy continues stays where it is."""
+    """A head beside the adapter that the policy continues stays where it is; a kind whose file may mean something else on this base."""
+    for key, path, _ in named_adapters(plan):
+        try:
+            kind = read_adapter(path, key).kind
+        except DataError:
+            continue
+        if kind.base_dependent and not kind.refused:
+            yield (
+                f"{key}: {kind.title} rebuilds a part of itself from the base's weights: an adapter that was trained on another dtype than "
+                f"{plan.config.model.dtype} computes something else here."
+            )
     source = plan.config.policy.source
     try:
         head_file = head_beside(read_adapter(source, "policy.from")) if source else None
@@ -68,6 +83,16 @@ def adapter_warnings(plan: Chosen) -> Iterator[str]:
         yield (
             f"policy.from: {source} has a value head beside it ({head_file}), which isn't taken over: the policy is the adapter alone, and "
             "its value function starts new. If this is a reward adapter, name it in reward.path."
+        )
+
+
+def _on_this_base(plan: Chosen, files: AdapterFiles, key: str) -> Iterator[str]:
+    """What the base's quantization and dtype say of the adapter's kind."""
+    quantized = plan.config.quantization.label.rpartition("/")[2] if plan.quantization.bytes_per_weight else None
+    kind = files.config.get("peft_type")
+    if not files.kind.refused:
+        yield from base_refusal(
+            kind, files.config, key, quantization=quantized, dtype=plan.config.model.dtype, learns=key == "policy.from"
         )
 
 
@@ -85,12 +110,15 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
 
 
 def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
-    """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion for models of this kind loses a part."""
+    """Adapters of experts one by one, as transformers 4 kept them, which peft can't convert for models of this kind, or in part."""
     experts = {layer for layer in map(layer_of_one_expert, files.shapes) if layer is not None}
     if not experts or kind not in CONVERTED_EXPERTS:
         return
-    outside_experts = {name for name in files.shapes if ".lora_" in name and layer_of_one_expert(name) is None}
-    lost_names = sorted(name for name in outside_experts if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
+    if kind_name(files.config.get("peft_type")) != "lora":
+        yield _one_by_one(files, "peft converts LoRA alone")
+        return
+    outside_experts = {name for name in files.shapes if layer_of_one_expert(name) is None}
+    lost_names = sorted(name for name in outside_experts if leaf(files.adapted_layer(name) or "") in experts)
     halves = [pair for pair in HALVES_OF_ONE_TENSOR if len(experts & set(pair)) == 1]
     if lost_names:
         yield _one_by_one(
