@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.adapter_kinds import config_refusal
     from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
     from marl_core.artifacts.model_files import cached_model_config
@@ -92,6 +93,7 @@ _HOMES = {
     "marl_core.registry.path_text": ("PathText",),
     "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
+    "marl_core.artifacts.adapter_kinds": ("config_refusal",),
     "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
     "marl_core.artifacts.model_files": ("cached_model_config",),
@@ -184,6 +186,7 @@ __all__ = [
     "cached_adapter",
     "cached_model_config",
     "callable_name",
+    "config_refusal",
     "dump_config",
     "flatten",
     "hookimpl",

@@ -206,11 +206,14 @@ def warm_up(
     return None
 
 
-def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> None:
-    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted."""
+def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_adapter: bool, is_lora: bool = True) -> None:
+    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted.
+
+    `is_lora`: of other adapters what a usual rate is isn't said; the pre-flight check measures how far a step goes.
+    """
     usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
-    if trains_lora:
-        if theirs < SMALL_RATE:
+    if trains_adapter:
+        if is_lora and theirs < SMALL_RATE:
             foreign.note(
                 "learning_rate",
                 f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",

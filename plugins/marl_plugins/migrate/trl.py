@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
+from marl_plugins.migrate.adapter_section import kind_of, policy_section, usual_lora
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
     Carried,
     ForeignConfig,
     Processes,
     lora_rate,
+    names_in,
     rounded_up,
     run_sections,
     schedule,
@@ -46,7 +48,7 @@ from marl_plugins.migrate.trl_prompts import (
     described,
     prompts_script,
 )
-from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, Script, read_script
+from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, LORA_NAMES, Script, read_script
 from marl_plugins.writing import usual_config
 
 NESTED = {
@@ -167,7 +169,7 @@ def migrate(
     config = {
         "model": model,
         "quantization": quantization,
-        "policy": _policy(foreign, trains_lora),
+        "policy": _policy(foreign, trains_lora, source),
         "reference": _reference(foreign),
         "reward": reward,
         "value": value,
@@ -180,7 +182,7 @@ def migrate(
     }
     if held_out is not None and "limit" in held_out:
         held_out["limit"] *= many.count  # each process takes a batch
-    lora_rate(foreign, config["ppo"], trains_lora)
+    lora_rate(foreign, config["ppo"], trains_lora, "use" not in config["policy"])
     return foreign.carried(config, TRL, files)
 
 
@@ -268,36 +270,43 @@ def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any
     return without_none(model), quantization
 
 
-def _policy(foreign: ForeignConfig, trains_lora: bool) -> dict[str, Any]:
-    """The LoRA that TRL trained, or marl's usual one where it trained all weights."""
-    targets = foreign.take("lora_target_modules")
-    further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
-    if not trains_lora:
-        for name in [name for name in foreign.remaining if name.startswith("lora_")]:
-            del foreign.remaining[name]  # TRL never used them
-        usual = usual_config().policy
-        return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
-    return without_none(
-        {
-            "start": "new",
+def _policy(foreign: ForeignConfig, trains_lora: bool, source: Script | None) -> dict[str, Any]:
+    """The adapter that TRL trained, or marl's usual LoRA where it trained all weights."""
+    named = source.adapter if source else "LoraConfig"
+    options = dict(source.adapter_options) if source else {}
+    if trains_lora and named == "LoraConfig":
+        options |= {
             "r": foreign.count("lora_r"),
-            "alpha": float(foreign.number("lora_alpha")),
-            "targets": _targets(foreign, targets),
-            "dropout": foreign.number("lora_dropout") or None,
-            "lora": further or None,
+            "lora_alpha": float(foreign.number("lora_alpha")),
+            "lora_dropout": foreign.number("lora_dropout"),
+            "use_rslora": foreign.take("use_rslora"),
+            "use_dora": foreign.take("use_dora"),
+            "target_modules": foreign.take("lora_target_modules"),
+            "target_parameters": names_in(foreign.take("lora_target_parameters")) or None,
+            "modules_to_save": foreign.take("lora_modules_to_save"),
         }
-    )
-
-
-def _targets(foreign: ForeignConfig, written: Any) -> Any:
-    """Modules that get a LoRA; peft's own choice, where nothing was said, depends on the architecture."""
-    if written is None:
-        foreign.assumed["lora_target_modules"] = (
-            "not given; peft takes a few attention projections then, by architecture (q_proj and v_proj of a Llama). all-linear is "
+    plus = foreign.number("loraplus_lr_ratio") if named == "LoraConfig" else None
+    for name in [name for name in foreign.remaining if name.startswith("lora_") or name in ("use_rslora", "use_dora")]:
+        if name == "lora_task_type":
+            continue
+        value = foreign.remaining.pop(name)
+        if trains_lora and value:
+            foreign.note(
+                name,
+                f"{source.name if source else 'it'} makes an adapter by {named}, which has no such option",
+                lost=True,
+            )
+    if not trains_lora:
+        return usual_lora()
+    kind = kind_of(named)
+    section = policy_section(kind, options, named, LORA_NAMES if named == "LoraConfig" else {}, plus)
+    foreign.notes += section.notes
+    if options.get("target_modules") is None and section.policy.get("targets") == "all-linear":
+        foreign.assumed["lora_target_modules" if kind == "lora" else f"{named}.target_modules"] = (
+            "not given; peft takes a few projections then, by architecture (for a LoRA q_proj and v_proj of a Llama). all-linear is "
             "written, which learns more; to have theirs set policy.targets"
         )
-        return "all-linear"
-    return [written] if isinstance(written, str) and written != "all-linear" else written
+    return section.policy
 
 
 def _reference(foreign: ForeignConfig) -> str:

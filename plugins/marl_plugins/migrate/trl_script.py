@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from marl_core import ConfigError
+from marl_plugins.migrate.adapter_section import CLASSES, SET_BY_MARL, Computed
 from marl_plugins.migrate.foreign_config import Note
 from marl_plugins.migrate.trl_defaults import CLASSIC_KEYS, EXPERIMENTAL, LAST_KEYS, PPO_NAMES, V2_NAMES, Span, Trainer
 
@@ -20,9 +21,12 @@ LORA_NAMES = {
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
     "target_modules": "lora_target_modules",
+    "target_parameters": "lora_target_parameters",
+    "modules_to_save": "lora_modules_to_save",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+LORA_PLUS_NAMES = {"loraplus_lr_ratio": "loraplus_lr_ratio", "lr": "learning_rate"}
 QUANTIZATION_NAMES = {
     "load_in_4bit": "load_in_4bit",
     "load_in_8bit": "load_in_8bit",
@@ -64,6 +68,11 @@ class Script:
     span: Span | None
     """The releases it can be for, as far as its imports tell."""
     lora: Lora
+    """Whether it trains an adapter, of whatever kind."""
+    adapter: str = "LoraConfig"
+    """The class of PEFT's that says which."""
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    """What the script gives that class, apart from what an argument of TRL's says too."""
     values: dict[str, Any] = field(default_factory=dict)
     """TRL's arguments and what the script gives them: defaults of its own arguments, or values that no argument changes."""
     recipe: PromptRecipe | None = None
@@ -151,11 +160,13 @@ class _Reader:
             **self._reward(),
             **self._keywords(self._calls(*CONFIG_CLASSES), None),
             **self._keywords(self._calls("LoraConfig"), LORA_NAMES),
+            **self._keywords(self._calls("create_loraplus_optimizer"), LORA_PLUS_NAMES),
         }
         for call in self._calls(*TRAINER_CLASSES):
             if any(keyword.arg in ("optimizer", "optimizers") for keyword in call.keywords):
                 self.notes.append(("optimizer", f"{self.name} makes its own; marl's is AdamW"))
         script.values = {**self.own, **inside}
+        script.adapter, script.adapter_options = self._adapter()
         script.recipe, script.held_out = self._recipe(), self._held_out()
         script.reward_label, script.raw_scores = self._reward_label(), self._raw_scores()
         script.reads = self.attributes
@@ -195,7 +206,33 @@ class _Reader:
         """Whether it trains a LoRA: always, as an argument says, or never."""
         if "get_peft_config" in self.names or "use_peft" in self.own:
             return "if use_peft"
-        return "always" if self._calls("LoraConfig") else "never"
+        return "always" if self._calls(*CLASSES) else "never"
+
+    def _adapter(self) -> tuple[str, dict[str, Any]]:
+        """The class of PEFT's that the script calls, and the options that no argument of TRL's says."""
+        classes = list(dict.fromkeys(_last_name(call.func) for call in self._calls(*CLASSES)))
+        taken = classes[0] if classes else "LoraConfig"
+        if len(classes) > 1:
+            why = f"{self.name} makes {' and '.join(classes)}; the first is taken: set policy to what you train"
+            self.notes.append(("peft_config", why))
+        said_by_arguments = LORA_NAMES if taken == "LoraConfig" else {}
+        options: dict[str, Any] = {}
+        for call in self._calls(taken):
+            for keyword in call.keywords:
+                if keyword.arg and keyword.arg not in said_by_arguments and keyword.arg not in SET_BY_MARL:
+                    options[keyword.arg] = self._option(keyword.value)
+                elif keyword.arg is None:
+                    where = f"{self.name}, line {call.lineno}, passes `**{ast.unparse(keyword.value)}` on"
+                    self.notes.append((taken, f"{where}: what is in it wasn't read; set it yourself"))
+        return taken, options
+
+    def _option(self, node: ast.expr) -> Any:
+        try:
+            return self.value(node)
+        except Unknown as unknown:
+            return Computed(
+                f"{self.name}, line {node.lineno}, computes it (`{unknown}`): look there, and set it yourself"
+            )
 
     def _fields(self) -> Iterator[_Field]:
         """Fields of the script's dataclasses, which are its arguments."""
@@ -268,11 +305,14 @@ class _Reader:
             number = self.value(node.operand, seen)
             if isinstance(number, int | float):
                 return -number
-        if isinstance(node, ast.List | ast.Tuple):
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return [self.value(entry, seen) for entry in node.elts]
+        if isinstance(node, ast.Dict) and all(node.keys):
+            keys = [self.value(key, seen) for key in node.keys if key]
+            return dict(zip(keys, (self.value(entry, seen) for entry in node.values), strict=True))
         if isinstance(node, ast.Name) and node.id not in seen:
             meant = self.parameters.get(node.id, self.constants.get(node.id))
-            if isinstance(meant, ast.Constant | ast.UnaryOp | ast.List | ast.Name | ast.Attribute):
+            if isinstance(meant, ast.Constant | ast.UnaryOp | ast.List | ast.Set | ast.Dict | ast.Name | ast.Attribute):
                 return self.value(meant, seen | {node.id})
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             return node.attr if node.value.id == "torch" else self.arguments.get(node.attr)

@@ -138,12 +138,11 @@ def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lora_and_quantization_of_llamafactory() -> None:
-    given = {"lora_rank": 32, "lora_target": "q_proj, v_proj", "use_rslora": True, "quantization_bit": 4, "bf16": True}
+    given = {"lora_rank": 32, "lora_target": "q_proj, v_proj", "quantization_bit": 4, "bf16": True}
     config, _ = carried(llamafactory, {**BASE, **given})
     assert config["policy"]["r"] == 32
     assert config["policy"]["alpha"] == 64.0
     assert config["policy"]["targets"] == ["q_proj", "v_proj"]
-    assert config["policy"]["lora"] == {"use_rslora": True}
     assert config["quantization"] == {"use": "bnb-4bit", "type": "nf4", "double": True}
     assert config["model"] == {"path": "owner/base", "dtype": "bfloat16", "gradient_checkpointing": True}
     eight, refused = carried(llamafactory, {**BASE, "quantization_bit": 8})
