@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -60,7 +60,7 @@ from marl_core.run.signals import StopRequest
 from marl_core.safety.dump import Phase, dump_on_error
 from marl_core.safety.findings import Preflight
 from marl_core.safety.plugin_guard import PluginGuard
-from marl_core.safety.preflight import Start, preflight
+from marl_core.safety.preflight import preflight
 from marl_core.safety.step_checks import StepChecks, finite_sampling
 from marl_core.store import checkpoint, strategy_state
 from marl_core.store.disk_space import (
@@ -648,7 +648,7 @@ class Runner:
             self._asking(),
             phase("pre-flight"),
         ):  # what is logged here is of no step
-            fresh, config = self.done == 0, self.config
+            fresh = self.done == 0
             result = preflight(
                 self.plan,
                 self.algorithm,

@@ -25,6 +25,11 @@ def render(config: Mapping[str, Any], about: Mapping[str, str], head: Iterable[s
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+def one_line(text: str) -> str:
+    """A text as it may stand in a comment, of YAML or of Python: on one line, without signs that can't be printed."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines stand on one, as `"{instruction}\\n{input}"`: a fold would hide the newline."""
 

@@ -25,7 +25,12 @@ from marl_core.config.load import parse_config
 from marl_core.testing import tiny_model, tiny_tokenizer
 
 TARGET = Path(__file__).parents[2] / "docs" / "kinds.json"
-WIDTH: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDTH: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 IDS = torch.tensor([[36, 224, 74, 82, 40, 41, 90, 91], [37, 68, 71, 5, 60, 61, 2, 99]])
 NOISE = 0.05
 KINDS: dict[str, dict[str, Any]] = {
@@ -86,7 +91,9 @@ class World:
         tiny_model(**WIDTH).save_pretrained(self.base)
         tiny_tokenizer().save_pretrained(self.base)
         self.prompts = folder / "prompts.jsonl"
-        self.prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("A good", "Bad", "It", "What a")))
+        self.prompts.write_text(
+            "".join(json.dumps({"prompt": text}) + "\n" for text in ("A good", "Bad", "It", "What a"))
+        )
 
     def config(self, policy: dict[str, Any], **changes: Any) -> Any:
         """A run of three steps."""
@@ -130,7 +137,9 @@ def alone(base: Any, config: Any, seed: int, moved: bool = True) -> Any:
 
 def learning(plain: Any, config: Any) -> list[nn.Parameter]:
     """What learns in it, each once; AdaLoRA's numbers of ranks are no weights."""
-    named = {id(p): p for name, p in plain.get_base_model().named_parameters() if p.requires_grad and "ranknum" not in name}
+    named = {
+        id(p): p for name, p in plain.get_base_model().named_parameters() if p.requires_grad and "ranknum" not in name
+    }
     return list(named.values())
 
 
@@ -257,7 +266,8 @@ def run(world: World, policy: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "base": all(torch.equal(before[name], after[name]) for name in before),
         "resumed": all(torch.equal(mine[name], theirs[name]) for name in mine),
-        "moved": len(stats) == 3 and any(bool((p.grad is not None)) or True for p in whole.bank.parameters("policy").values()),
+        "moved": len(stats) == 3
+        and any(bool(p.grad is not None) or True for p in whole.bank.parameters("policy").values()),
     }
 
 
@@ -276,7 +286,10 @@ def row(world: World, policy: dict[str, Any], folder: Path) -> dict[str, Any]:
     except MarlError as error:
         return {"refused": " ".join(str(error).split())}
     return {
-        "start": {str(dtype).removeprefix("torch."): attempt(lambda d=dtype: start(config, d)) for dtype in (torch.float32, torch.bfloat16)},  # type: ignore[misc]
+        "start": {
+            str(dtype).removeprefix("torch."): attempt(lambda d=dtype: start(config, d))
+            for dtype in (torch.float32, torch.bfloat16)
+        },  # type: ignore[misc]
         "beside": attempt(lambda: beside(config)),
         "file": attempt(lambda: file(config, folder / "file")),
         "run": attempt(lambda: run(world, policy, folder)),
@@ -298,7 +311,9 @@ def main(names: list[str]) -> None:
                 continue
             found[title] = {"policy": policy, **row(world, policy, Path(temporary) / str(number))}
             print(title, json.dumps(found[title]), flush=True)
-    TARGET.write_text(json.dumps({title: found[title] for title in KINDS if title in found}, indent=1) + "\n", encoding="utf-8")
+    TARGET.write_text(
+        json.dumps({title: found[title] for title in KINDS if title in found}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":
