@@ -84,17 +84,26 @@ class TaskTold:
     def probes(self) -> str:
         """One line a kind: how far a step goes, and what came of each size."""
         head = ["kind", f"first step at {protocol.FIRST_RATE:g}, nats a token", f"that of {protocol.YARDSTICK}"]
-        head += [f"{size}: rate" for size in protocol.SIZES] + [f"{size}: {self.task.answer}" for size in protocol.SIZES]
+        head += [f"{size}: rate" for size in protocol.SIZES] + [
+            f"{size}: {self.task.answer}" for size in protocol.SIZES
+        ]
         yardstick = self.measured.probes[self.name, protocol.YARDSTICK]["at_first_rate"]
         rows = []
         for kind in self.kinds:
             probe, runs = self.measured.probes[self.name, kind], self.measured.by_size(self.name, kind)
             rows.append(
-                [read_kinds()[kind].title, f"{probe['at_first_rate']:.2g}", f"{probe['at_first_rate'] / yardstick:.2g}x"]
+                [
+                    read_kinds()[kind].title,
+                    f"{probe['at_first_rate']:.2g}",
+                    f"{probe['at_first_rate'] / yardstick:.2g}x",
+                ]
                 + [f"{runs[size]['rate']:.2g}" for size in protocol.SIZES]
                 + [f"{self.measured.score(runs[size]):.3f}{self._mark(runs[size])}" for size in protocol.SIZES]
             )
-        return markdown([*head, f"{self.task.answer} at one rate"], [[*row, self._one(kind)] for row, kind in zip(rows, self.kinds, strict=True)])
+        return markdown(
+            [*head, f"{self.task.answer} at one rate"],
+            [[*row, self._one(kind)] for row, kind in zip(rows, self.kinds, strict=True)],
+        )
 
     # -- the questions ------------------------------------------------------------------------------------
 
@@ -107,8 +116,12 @@ class TaskTold:
                 best = max(within, key=self._mean)
                 name = "no limit" if budget == math.inf else f"{budget:,}"
                 told = "" if best == protocol.YARDSTICK else self.beside(best).verdict()
-                rows.append([name, read_kinds()[best].title, f"{self.learned[best]:,}", spread(self.scores[best]), told])
-        return markdown(["numbers learned, at most", "best", "it learns", self.task.answer, f"beside {protocol.YARDSTICK}"], rows)
+                rows.append(
+                    [name, read_kinds()[best].title, f"{self.learned[best]:,}", spread(self.scores[best]), told]
+                )
+        return markdown(
+            ["numbers learned, at most", "best", "it learns", self.task.answer, f"beside {protocol.YARDSTICK}"], rows
+        )
 
     def smallest(self) -> str:
         """The kind with the fewest numbers that isn't measurably worse than the best of all."""
@@ -117,7 +130,10 @@ class TaskTold:
         least = min(enough, key=lambda kind: self.learned[kind])
         others = len(enough) - 1
         told = f"The best mean is {read_kinds()[best].title}'s; {others} of the other {len(self.kinds) - 1} kinds can't be told apart from it."
-        return told + f" Of those that can't, {read_kinds()[least].title} learns the fewest numbers, {self.learned[least]:,}."
+        return (
+            told
+            + f" Of those that can't, {read_kinds()[least].title} learns the fewest numbers, {self.learned[least]:,}."
+        )
 
     def ranks(self) -> str:
         """Does rank matter?"""
@@ -141,9 +157,17 @@ class TaskTold:
             return "Not measured."
         runs = self.measured.by_size(self.name, SVD)
         fallen = [size for size, row in runs.items() if self.measured.collapsed(row)]
-        mine = [size for size, row in self.measured.by_size(self.name, protocol.YARDSTICK).items() if self.measured.collapsed(row)]
+        mine = [
+            size
+            for size, row in self.measured.by_size(self.name, protocol.YARDSTICK).items()
+            if self.measured.collapsed(row)
+        ]
         one = self.ones.get(SVD)
-        at_one = "" if one is None else f" At {protocol.YARDSTICK}'s best rate it {'collapses' if self.measured.collapsed(one) else 'does not'}, at {self.measured.score(one):.3f}; a first step is there {self._step_ratio(SVD)} times that of {protocol.YARDSTICK}."
+        at_one = (
+            ""
+            if one is None
+            else f" At {protocol.YARDSTICK}'s best rate it {'collapses' if self.measured.collapsed(one) else 'does not'}, at {self.measured.score(one):.3f}; a first step is there {self._step_ratio(SVD)} times that of {protocol.YARDSTICK}."
+        )
         told = "No" if not fallen else f"With {words(fallen)} steps"
         other = f"{protocol.YARDSTICK} does with {words(mine)} ones" if mine else f"{protocol.YARDSTICK} with none"
         return f"{told}: at its best rate PiSSA beside {protocol.YARDSTICK}: {self.beside(SVD).verdict()}. Collapsed of its {len(runs)} sizes: {words(fallen) or 'none'}; {other}.{at_one}"
@@ -153,7 +177,10 @@ class TaskTold:
         if len(self.ones) < 3:
             return "Not measured."
         one = {kind: self.measured.score(row) for kind, row in self.ones.items()}
-        best = {kind: self.measured.score(self.measured.by_size(self.name, kind)[self.measured.best_size(self.name, kind)]) for kind in self.ones}
+        best = {
+            kind: self.measured.score(self.measured.by_size(self.name, kind)[self.measured.best_size(self.name, kind)])
+            for kind in self.ones
+        }
         step = {kind: self.measured.step_at(self.name, kind, row["rate"]) for kind, row in self.ones.items()}
         spreads = statistics.stdev(one.values()), statistics.stdev(best.values())
         by_step = rank_correlation({kind: (one[kind], step[kind]) for kind in one})
@@ -177,9 +204,16 @@ class TaskTold:
         if not rows:
             return "Not measured."
         factors = {way: equal_steps(rows, way, "lora-16") for way in ("all weights", "linear layers")}
-        told = "; ".join(f"beside full fine-tuning of {'the ' if way == 'linear layers' else ''}{way} {span(found)}" for way, found in factors.items())
+        told = "; ".join(
+            f"beside full fine-tuning of {'the ' if way == 'linear layers' else ''}{way} {span(found)}"
+            for way, found in factors.items()
+        )
         low, high = min(map(min, factors.values())), max(map(max, factors.values()))
-        verdict = "Ten is within that." if low <= 10 <= high else f"Ten is too {'much' if high < 10 else 'little'} for steps of equal size here."
+        verdict = (
+            "Ten is within that."
+            if low <= 10 <= high
+            else f"Ten is too {'much' if high < 10 else 'little'} for steps of equal size here."
+        )
         return f"The rate at which LoRA r=16 takes as large a first step is so many times that of the other: {told}. {verdict}"
 
     def full_table(self) -> str:
@@ -188,8 +222,13 @@ class TaskTold:
         ways = list(dict.fromkeys(row["way"] for row in rows))
         rates = list(dict.fromkeys(row["rate"] for row in rows if not row["way"].startswith("lora")))
         by = {way: [row["size"] for row in rows if row["way"] == way] for way in ways}
-        head = ["rate of full fine-tuning", *(f"{way}{' at ten times' if way.startswith('lora') else ''}" for way in ways)]
-        return markdown(head, [[f"{rate:g}", *(f"{by[way][place]:.2g}" for way in ways)] for place, rate in enumerate(rates)])
+        head = [
+            "rate of full fine-tuning",
+            *(f"{way}{' at ten times' if way.startswith('lora') else ''}" for way in ways),
+        ]
+        return markdown(
+            head, [[f"{rate:g}", *(f"{by[way][place]:.2g}" for way in ways)] for place, rate in enumerate(rates)]
+        )
 
     def _mean(self, kind: str) -> float:
         return statistics.fmean(self.scores[kind])

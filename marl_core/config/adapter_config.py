@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, InstanceOf, PositiveFloat, model_validator
 
-from marl_core.config.choice import Choice
+from marl_core.config.choice import SECTIONS, Choice
 from marl_core.config.section import Section, UnitInterval
+from marl_core.errors import MarlError
+from marl_core.registry.catalog import installed_once
 from marl_core.registry.deprecation import warn_deprecated
 from marl_core.registry.families import FAMILIES
 from marl_core.registry.path_text import PathText
@@ -33,10 +35,26 @@ class AdapterSection(Section, Choice):
     dropout: UnitInterval = 0.0
     """The adapter's dropout; anything above 0 makes old and new log-probs differ."""
 
+    def __init_subclass__(cls, at: str | None = None, **more: Any) -> None:
+        """Note the section as what is chosen at its path."""
+        super().__init_subclass__(at=at, **more)
+        if at:
+            SECTIONS[at] = cls
+
     @classmethod
     def long_form(cls, value: Any) -> Any:
         """A kind's name, or a Strategy, as `{use: kind}`."""
         return Choice.long_form.__func__(cls, value)  # type: ignore[attr-defined]  # Section has one of the same name
+
+    def check_early(self) -> None:
+        """Options of a kind that is installed: a section tells a misspelt key where it is written."""
+        if isinstance(self.use, Strategy) or not self.options:
+            return
+        try:
+            loaded = installed_once().load(self.family, self.use)
+        except MarlError:
+            return  # whoever makes a plan of it says so
+        loaded.build(self.options)
 
     if not TYPE_CHECKING:  # to a type checker they are gone
 

@@ -107,12 +107,19 @@ class Choice(BaseModel):
     @model_validator(mode="after")
     def _look_up(self, info: ValidationInfo) -> Self:
         catalog = (info.context or {}).get("catalog")
-        if catalog is not None and self.is_written:
-            try:
+        if not self.is_written:
+            return self
+        try:
+            if catalog is not None:
                 self.resolve(catalog)
-            except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
-                raise ValueError(str(error)) from error
+            else:
+                self.check_early()
+        except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
+            raise ValueError(str(error)) from error
         return self
+
+    def check_early(self) -> None:
+        """What can be said of a choice in Python before a plan is made of it. Raises as `resolve`."""
 
     def resolve(self, catalog: Catalog | None = None) -> Strategy:
         """The strategy object: the one given, or the named one built from the options. Cached after the first call.

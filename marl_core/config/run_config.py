@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from marl_core.config.adapter_config import AdapterSection, PolicySection, ValueOn, ValueSection
+from marl_core.config.adapter_config import PolicySection, ValueOn, ValueSection
 from marl_core.config.changes import changed
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AdapterSection",
     "ClipSection",
     "DataSection",
     "EvalSection",
@@ -58,7 +57,6 @@ __all__ = [
     "Section",
     "ShapingSection",
     "SpeedSection",
-    "ValueOn",
     "ValueSection",
 ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from marl_core.config.choice import SECTIONS, Choice, chosen_field
+from marl_core.config.choice import chosen_field
 from marl_core.config.validation_messages import problem_lines
 from marl_core.registry.deprecation import warn_deprecated, warn_options
 from marl_core.registry.families import family_keys
@@ -63,8 +63,6 @@ class Section(PlainlyTold):
         """Add the keys that name strategies to the section at path `at` (dotted; empty for the config itself), before pydantic reads it."""
         super().__init_subclass__(**more)
         cls.place = at
-        if at and issubclass(cls, Choice):
-            SECTIONS[at] = cls
         inherited = cls.model_fields
         for family, key in family_keys():
             is_a_section = vars(cls).get(key.name, FROM_FAMILY_RECORD) is not FROM_FAMILY_RECORD

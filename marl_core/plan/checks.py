@@ -257,7 +257,7 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
 def _rounding_warnings(plan: Chosen) -> Iterator[str]:
     dtype = plan.config.model.dtype
     try:
-        adapter = plan.policy_adapter if dtype != "float32" else None
+        adapter = plan.adapter_said("policy") if dtype != "float32" else None
     except MarlError:
         return  # told as a finding
     if adapter is not None and adapter.start == "rounded":

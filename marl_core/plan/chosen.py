@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +11,10 @@ from marl_core.artifacts.architecture import Architecture, Shapes, adaptable_lay
 from marl_core.artifacts.lora_targets import matches
 from marl_core.artifacts.model_files import read_model
 from marl_core.artifacts.rows import first_columns
-from marl_core.config.adapter_config import AdapterSection
+from marl_core.config.adapter_config import AdapterSection, ValueOn
 from marl_core.config.choice import ReferenceChoice, RewardChoice
-from marl_core.config.run_config import RunConfig, ValueOn
-from marl_core.errors import DataError
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError, DataError, PluginError
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.strategy import Adapter, Estimator, Quantization, Strategy
@@ -113,13 +114,28 @@ class Chosen:
         shapes = as_held(stored, kind)
         return self.adapter_on(key, adaptable_layers(shapes, kind), shapes)
 
+    def adapter_said(self, key: str) -> Adapter | None:
+        """What the strategy under `policy` or `value` says of its adapter: of the model's layers where its files are here, else of none.
+
+        How it starts, which quantizations it was tried on and its rates don't depend on layers. None where no such adapter is made.
+        """
+        known: Adapter | None = getattr(self, f"{key}_adapter")
+        if known is not None or key not in self.adapter_strategies:
+            return known
+        with suppress(PluginError):  # a strategy may need layers: it is asked again when they are known
+            return self.adapter_on(key, {}, {})
+        return None
+
     def adapter_on(self, key: str, layers: Mapping[str, tuple[int, int]], shapes: Shapes) -> Adapter:
         """What is trained on a model with these linear layers, (out, in), and weights, under the key `policy` or `value`.
 
         PluginError for a strategy that gives something else; ConfigError for targets that are no regular expression.
         """
         section, strategy = self.adapter_strategies[key]
-        adapted = {name: shape for name, shape in layers.items() if matches(section.targets, name)}
+        try:
+            adapted = {name: shape for name, shape in layers.items() if matches(section.targets, name)}
+        except ConfigError as error:
+            raise ConfigError(f"{key}.targets: {error}") from error
         return self.hooks.adapter(strategy, adapted, shapes, key)
 
     @cached_property

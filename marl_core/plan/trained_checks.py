@@ -19,7 +19,7 @@ def trained_findings(plan: Chosen) -> Iterator[str]:
     for key, (section, _) in plan.adapter_strategies.items():
         yield from _targets(section, key)
         try:
-            adapter = getattr(plan, f"{key}_adapter")
+            adapter = plan.adapter_said(key)
         except MarlError as error:
             yield str(error)
             continue

@@ -136,7 +136,7 @@ FAMILIES: dict[FamilyName, Family] = {
             contract="check_adapter",
             keys=(
                 Key("policy", "The trained adapter.", default="lora"),
-                Key("value", "The value function; its own adapter where it has one.", default="lora"),
+                Key("value", "The value function.", default="lora"),
             ),
         ),
         Family(

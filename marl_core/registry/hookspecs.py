@@ -90,12 +90,10 @@ class MarlSpecs:
             class Scaled(Strategy):
                 @hookimpl
                 def marl_adapter(self, layers: Mapping[str, tuple[int, ...]]) -> Adapter:
-                    def config() -> Any:
-                        from peft import IA3Config
-
-                        return IA3Config(feedforward_modules=[])
-
-                    return Adapter(config, learned=sum(out for out, _ in layers.values()))
+                    return Adapter(self._config, learned=sum(out for out, _ in layers.values()))
+                def _config(self) -> Any:
+                    from peft import IA3Config
+                    return IA3Config(feedforward_modules=[])
         """
 
     @hookspec(firstresult=True)

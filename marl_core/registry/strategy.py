@@ -160,14 +160,15 @@ class Adapter:
 
     def __post_init__(self) -> None:
         """ValueError for what can't be meant; sets and tables become ones that don't change."""
-        numbers = {"learned": (self.learned, 1), "held": (self.held, 0), "kept": (self.kept, 0)}
+        numbers = {"learned": (self.learned, 0), "held": (self.held, 0), "kept": (self.kept, 0)}
         for name, (number, least) in numbers.items():
             whole = name == "kept" or isinstance(number, int)
             if isinstance(number, bool) or not isinstance(number, int | float) or not whole or not number >= least:
                 raise ValueError(f"Adapter.{name} is {number!r}; it must be a number, {least} or more")
         if self.start not in ("base", "rounded"):
             raise ValueError(f"Adapter.start is {self.start!r}; it must be 'base' or 'rounded'")
-        if isinstance(self.packed, str) or not all(isinstance(name, str) for name in self.packed):
+        packed: Any = self.packed
+        if isinstance(packed, str) or not all(isinstance(name, str) for name in self.packed):
             raise ValueError(f"Adapter.packed is {self.packed!r}; it must be a set of names of quantizations")
         if not all(isinstance(rate, int | float) and 0 < rate < float("inf") for rate in self.rates.values()):
             raise ValueError(f"Adapter.rates is {dict(self.rates)!r}; each factor must be a finite number above 0")

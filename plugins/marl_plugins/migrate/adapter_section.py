@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marl_core import config_refusal
+from marl_plugins.adapter.lora import Lora
 from marl_plugins.migrate.foreign_config import Note, without_none
 from marl_plugins.writing import usual_config
 
@@ -74,8 +75,8 @@ def kind_of(class_name: str) -> str:
 
 def usual_lora() -> dict[str, Any]:
     """A new LoRA as marl makes one."""
-    usual = usual_config().policy
-    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
+    usual = Lora()
+    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
 
 
 def policy_section(
