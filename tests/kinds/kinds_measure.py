@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from marl_core import AdapterBank, Catalog, MarlError, Quantization, Runner
-from marl_core.bank.speed.merged_copies import merged_copies
+from marl_core import AdapterBank, Catalog, MarlError, Plan, Runner
+from marl_core.bank.speed import merged_copies as folding
 from marl_core.config.load import parse_config
 from marl_core.testing import tiny_model, tiny_tokenizer
 
@@ -78,10 +77,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 """What `policy` says for each row of the table."""
-QUANTIZED: dict[str, dict[str, Any]] = {
-    "bnb-4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
-    "bnb-8bit": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
-}
+QUANTIZED = ("bnb-4bit", "bnb-8bit")
 
 
 def odd(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -229,16 +225,20 @@ def fold(config: Any) -> float | None:
     noise(bank.parameters("policy").values())
     with torch.no_grad(), bank.using("policy") as base:
         before = base(IDS).logits
-        with merged_copies(bank, "policy") as any_folded:
+        with folding.merged_copies(bank, "policy") as any_folded:
             after = base(IDS).logits
     return float((before - after).abs().max()) if any_folded else None
 
 
 def quantized(config: Any, world: World, name: str) -> float | str:
     """Cosine of the gradient on a quantized base with that on the same base dequantized; or `refused`."""
-    options: Any = {"quantization_config": BitsAndBytesConfig(**QUANTIZED[name]), "device_map": "cpu"}
-    model: Any = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32, **options)
-    bank = AdapterBank(model, tiny_tokenizer(), quantization=Quantization(options["quantization_config"]))
+
+    def load() -> AdapterBank:
+        written = world.config({"use": "lora"}).model_dump(by_alias=True) | {"quantization": {"use": name}}
+        plan = Plan.of(parse_config(written, "kinds", Catalog.installed()))
+        return AdapterBank.from_pretrained(world.base, dtype="float32", device="cpu", quantization=plan.quantization)
+
+    bank = load()
     try:
         bank.add("policy", config, seed=0)
     except MarlError:
@@ -246,8 +246,8 @@ def quantized(config: Any, world: World, name: str) -> float | str:
     noise(bank.parameters("policy").values())
     with bank.using("policy") as base:
         loss(base(IDS).logits).backward()
-    again: Any = AutoModelForCausalLM.from_pretrained(world.base, dtype=torch.float32, **options)
-    plain = alone(again.dequantize(), config, 0)
+    plain_base: Any = load().base
+    plain = alone(plain_base.dequantize().float(), config, 0)
     loss(plain(IDS).logits).backward()
     one, other = (
         torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
@@ -262,12 +262,12 @@ def run(world: World, policy: dict[str, Any], folder: Path) -> dict[str, Any]:
     before = {name: p.detach().clone() for name, p in whole.bank.base_parameters().items()}
     stats = list(whole.steps())
     after = whole.bank.base_parameters()
-    stopped = Runner(world.config(policy, folder=str(folder / "stopped"), save_every=1))
+    stopped = Runner(world.config(policy, folder=str(folder / "stopped"), checkpoint_every=1))
     for one in stopped.steps():
         if one.step == 2:
             break
     stopped.end()
-    again = Runner(world.config(policy, folder=str(folder / "stopped"), save_every=1), resume=True)
+    again = Runner(world.config(policy, folder=str(folder / "stopped"), checkpoint_every=1), resume=True)
     list(again.steps())
     mine, theirs = whole.bank.tensors("policy"), again.bank.tensors("policy")
     return {
@@ -306,6 +306,7 @@ def main(names: list[str]) -> None:
     """Measure these rows, all without names, and write them beside what is there."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    vars(folding)["MERGED_COPIES_SHARE"] = 10.0  # of so small a base every layer may have its copy
     found = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() and names else {}
     with tempfile.TemporaryDirectory() as temporary:
         world = World(Path(temporary))
