@@ -213,4 +213,5 @@ def _lora(kind: Kind, options: Mapping[str, Any]) -> Kind:
 
 def tried_on(quantization: str) -> list[str]:
     """The kinds that were tried on a quantized base of this name (`bnb-4bit`, `bnb-8bit`)."""
-    return sorted(name for name, kind in KINDS.items() if quantization in kind.packed and not kind.refused)
+    tried = (name for name, kind in KINDS.items() if kind.any_quantized or quantization in kind.packed)
+    return sorted(tried)
