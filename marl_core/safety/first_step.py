@@ -28,11 +28,11 @@ LARGE_STEP, SMALL_STEP, USUAL_STEP = 0.5, 1e-5, 1e-2
 """Mean |change of log-prob| in nats per token. A LoRA r 16 alpha 32 on a 135M model moves by 0.06 to 0.2 at 3e-4, where it trains well,
 and by a thirtieth at 1e-5. Above the first number one step leaves PPO's clip range of 0.2 for most tokens; below the second it changes
 nothing that a run of a thousand steps would show; the third is a rate to begin with."""
-LEAST_MOVE, MOST_MOVE = 0.1, 2.0
+LEAST_MOVE, MOST_MOVE = 0.1, 1.0
 """Nats per token that the policy is moved by before it is looked at: far above what half precision rounds (0.02 to 0.05), and not so
 far that its log-probs say nothing of the policy any more."""
-MOST_SCALE = 1e8
-"""Most steps that are taken at once to get there."""
+MOST_SCALE, LEAST_SCALE = 1e8, 1e-18
+"""Most steps that are taken at once to get there, and the smallest part of one, where a whole one spoils the policy."""
 ROUNDED_CHANGE = 1e-4
 """Change in nats per token from which a pass in float32 tells it to a percent or so."""
 
@@ -129,8 +129,8 @@ def _far_enough(change: Callable[[float], float], coarse: bool) -> FirstStep:
         missing = math.ceil(math.log10(LEAST_MOVE / max(found, 1e-4 * LEAST_MOVE)))
         scale *= 10.0 ** max(1, missing)
         found = change(scale)
-    while found > MOST_MOVE and scale > 1 / MOST_SCALE:
-        scale /= 10.0
+    while found > MOST_MOVE and scale > LEAST_SCALE:
+        scale /= 10.0 if math.isfinite(found) else 1e3
         found = change(scale)
     return FirstStep(nats if told else found / scale, scale)
 

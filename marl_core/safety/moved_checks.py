@@ -104,7 +104,7 @@ def _refuse(compared: Compared, gap: float, base: float) -> None:
         else f"once the policy's adapter has learned something; those of the bare base by {base:.2g}. That is the adapter's kind: "
         f"{compared.adapter_fault}. Use another kind, e.g. lora."
     )
-    raise NumericError(f"pre-flight: {compared.what} differ by {gap:.2g} nats a token, {whose}")
+    raise NumericError(f"pre-flight: {compared.what} differ by up to {gap:.2g} nats a token, {whose}")
 
 
 def largest(one: Tensor, other: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,27 +74,35 @@ class TestFaults:
             (
                 averages,
                 {},
-                r"each row alone and in its batch differ by at most .*That is the adapter's kind: its layers look",
+                r"each row alone and in its batch differ by up to .*That is the adapter's kind: its layers look",
             ),
-            (averages, {"speed": {"pack": False}}, r"each row alone and in its batch differ by .*the adapter's kind"),
+            (
+                averages,
+                {"speed": {"pack": False}},
+                r"log-probs as sampled and as scored differ by .*the adapter's kind",
+            ),
             (other_in_a_batch, {}, r"packed and padded rows differ by .*the adapter's kind"),
-            (other_with_a_cache, {}, r"as sampled and as scored differ by .*the adapter's kind: with a cache"),
+            (
+                other_with_a_cache,
+                {},
+                r"log-probs as sampled and as scored differ by .*the adapter's kind: with a cache",
+            ),
         ],
     )
     def test_what_only_shows_once_it_has_moved_is_refused(
         self, make_config: MakeConfig, change: Change, options: dict[str, Any], message: str
     ) -> None:
         runner = Runner(make_config(ppo=USUAL, **options))
-        with changed(part(runner.bank, "q_proj.lora_A"), change):
-            with pytest.raises(NumericError, match=rf"pre-flight: {message}") as caught:
-                check(runner)
+        wrong = pytest.raises(NumericError, match=rf"pre-flight: {message}")
+        with changed(part(runner.bank, "q_proj.lora_A"), change), wrong as caught:
+            check(runner)
         assert "use vera or lora" in str(caught.value) or "Use another kind, e.g. lora." in str(caught.value)
         check(runner)  # and is gone with the fault
 
     def test_the_base_is_named_where_it_is_the_base(self, make_config: MakeConfig) -> None:
         runner = Runner(make_config(ppo={**USUAL, "kl": {"coef": 0.0}}))
         attention = next(m for name, m in runner.bank.base.named_modules() if name.endswith("layers.0.input_layernorm"))
-        with changed(attention, averages), pytest.raises(NumericError, match=r"set speed\.pack: false") as caught:
+        with changed(attention, averages), pytest.raises(NumericError, match=r"Set speed\.pack: false") as caught:
             check(runner)
         assert "and those of the bare base by" in str(caught.value)
         assert "the adapter's kind" not in str(caught.value)
@@ -196,7 +205,7 @@ class TestStep:
             check(Runner(make_config(model={"dtype": dtype}, ppo=USUAL)))["step"].numbers["nats"]
             for dtype in ("float32", "bfloat16")
         )
-        assert rounded == pytest.approx(exact, rel=0.2)
+        assert rounded == pytest.approx(exact, rel=0.5)  # other tokens are sampled
 
     @pytest.mark.parametrize(
         ("rate", "ok", "said"),
@@ -211,7 +220,7 @@ class TestStep:
         found = check(Runner(make_config(ppo={"learning_rate": rate})))["step"]
         assert found.ok == ok
         assert found.detail.startswith(f"one step at {rate:.3g} moves the policy by ")
-        assert not said or __import__("re").search(said, found.detail)
+        assert re.search(said, found.detail)
 
     def test_the_rate_that_is_named_is_one(self, make_config: MakeConfig) -> None:
         for rate in (1e-9, 0.1):
@@ -274,7 +283,7 @@ class TestPutBack:
     "changes",
     [
         {"value": "own"},
-        {"value": "none", "ppo": {"advantages": "group"}},
+        {"value": "none", "ppo": {"advantage": "grpo", "samples_per_prompt": 2}},
         {"model": {"gradient_checkpointing": True}},
         {"ppo": {"microbatch": 1}},
         {"policy": {"dropout": 0.2}},
@@ -283,7 +292,7 @@ class TestPutBack:
         {"speed": {"decode": "transformers"}},
         {"speed": {"pack": False}},
         {"policy": {"lora": {"use_rslora": True}}},
-        {"policy": {"targets": ["embed_tokens", "q_proj"]}},
+        {"policy": {"targets": ["q_proj"], "lora": {"layers_to_transform": [1]}}},
     ],
     ids=str,
 )
@@ -292,6 +301,7 @@ def test_what_is_right_passes(make_config: MakeConfig, changes: dict[str, Any]) 
     found = check(Runner(make_config(**{**changes, "ppo": {**USUAL, **changes.get("ppo", {})}})))
     assert {"ratio", "gradient", "step", "batch", "file"} <= set(found)
     assert ("sampled" in found) == (changes.get("speed", {}).get("decode") != "transformers")
-    assert ("packed" in found) == changes.get("speed", {}).get("pack", True)
+    one_row = "microbatch" in changes.get("ppo", {})
+    assert ("packed" in found) == (changes.get("speed", {}).get("pack", True) and not one_row)
     for name in ("gradient", "batch", "file"):
         assert found[name].ok, found[name]
