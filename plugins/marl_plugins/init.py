@@ -12,7 +12,7 @@ from marl_plugins import init_answers as answers
 from marl_plugins.init_answers import EXAMPLES, QUANTIZATION
 from marl_plugins.init_data import PromptsFile
 from marl_plugins.init_dialog import Dialog, RefusedError
-from marl_plugins.writing import MODELINE, render, run_command, usual_config, write_all, write_schema
+from marl_plugins.writing import MODELINE, render, run_command, usual_config, usual_lora, write_all, write_schema
 
 Memory = Literal["full", "8bit", "4bit"]
 RUN_FOLDER = "runs/first"
@@ -239,7 +239,7 @@ def _compose(
     return {
         "model": {"path": base, **_values(usual.model, "dtype")},
         **({"quantization": quantization} if quantization else {}),
-        "policy": _values(usual.policy, "start", "r", "alpha", "targets"),
+        "policy": usual_lora(),
         "reference": {"use": "merged-base", "adapter": sft} if sft else "disabled-adapter",
         "reward": reward,
         "value": {"on": Plan.of(usual).value_on},

@@ -54,6 +54,12 @@ def usual_config() -> RunConfig:
     return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
 
 
+def usual_lora() -> dict[str, Any]:
+    """A new LoRA as section policy, with the values of marl's own that a reader wants to see."""
+    usual = usual_config().policy
+    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
+
+
 def write_all(texts: Mapping[Path, str], force: bool = False) -> None:
     """Write new files: all of them, or none where one is there already. ConfigError names it."""
     for file in texts:

@@ -30,6 +30,7 @@ WIDTH: dict[str, Any] = {
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "initializer_range": 0.1,
 }
 IDS = torch.tensor([[36, 224, 74, 82, 40, 41, 90, 91], [37, 68, 71, 5, 60, 61, 2, 99]])
 NOISE = 0.05

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marl_core import config_refusal
-from marl_plugins.adapter.lora import Lora
 from marl_plugins.migrate.foreign_config import Note, without_none
-from marl_plugins.writing import usual_config
+from marl_plugins.writing import usual_lora
 
 CLASSES = (
     "AdaLoraConfig", "AdamssConfig", "AdaptionPromptConfig", "BOFTConfig", "BeftConfig", "BoneConfig", "C3AConfig", "CPTConfig",
@@ -71,12 +70,6 @@ class Section:
 def kind_of(class_name: str) -> str:
     """PEFT's type of a config class, in lower case."""
     return UNDERSCORED.get(class_name, class_name.removesuffix("Config").lower())
-
-
-def usual_lora() -> dict[str, Any]:
-    """A new LoRA as marl makes one."""
-    usual = Lora()
-    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
 
 
 def policy_section(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
-from marl_plugins.migrate.adapter_section import kind_of, policy_section, usual_lora
+from marl_plugins.migrate.adapter_section import kind_of, policy_section
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
     Carried,
@@ -49,7 +49,7 @@ from marl_plugins.migrate.trl_prompts import (
     prompts_script,
 )
 from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, LORA_NAMES, Script, read_script
-from marl_plugins.writing import usual_config
+from marl_plugins.writing import usual_config, usual_lora
 
 NESTED = {
     "ppo_config.": "",
