@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from marl_core import ConfigError, RunConfig
+from marl_plugins.adapter.lora import Lora
 
 SCHEMA_FILE = "marl.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
@@ -56,8 +57,8 @@ def usual_config() -> RunConfig:
 
 def usual_lora() -> dict[str, Any]:
     """A new LoRA as section policy, with the values of marl's own that a reader wants to see."""
-    usual = usual_config().policy
-    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
+    usual = Lora()
+    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
 
 
 def write_all(texts: Mapping[Path, str], force: bool = False) -> None:
