@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
-    from marl_core.artifacts.adapter_kinds import config_refusal, known_kind
+    from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal, known_kind
     from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
     from marl_core.artifacts.model_files import cached_model_config
@@ -105,7 +105,7 @@ _HOMES = {
     "marl_core.registry.path_text": ("PathText",),
     "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
-    "marl_core.artifacts.adapter_kinds": ("config_refusal", "known_kind"),
+    "marl_core.artifacts.adapter_kinds": ("base_refusal", "config_refusal", "known_kind"),
     "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
     "marl_core.artifacts.model_files": ("cached_model_config",),
@@ -197,6 +197,7 @@ __all__ = [
     "View",
     "__version__",
     "append_lines",
+    "base_refusal",
     "cached_adapter",
     "cached_model_config",
     "callable_name",

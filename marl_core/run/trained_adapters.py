@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -30,19 +31,25 @@ def add_trained(plan: Plan, bank: AdapterBank, key: str, name: str) -> Adapter:
         targets = expand_targets(section.targets, bank.linears)
     except ConfigError as error:
         raise ConfigError(f"{key}.targets: {error}") from error
-    adapter = plan.adapter_on(key, _linear_shapes(bank), _shapes(bank))
+    adapter = plan.adapter_on(key, layers_of(bank), shapes_of(bank))
     wrong = untried(plan, key, adapter)
     if wrong is not None:
         raise ConfigError(wrong)
-    seed = derive_seed(plan.config.run.seed, key)
+    make(bank, name, adapter, targets, section.dropout, key, derive_seed(plan.config.run.seed, key))
+    return adapter
+
+
+def make(
+    bank: AdapterBank, name: str, adapter: Adapter, targets: Iterable[str], dropout: float, key: str, seed: int
+) -> None:
+    """Add an adapter as a strategy describes it: on these layers, with this dropout, from this seed; `key` is whose it is, for messages."""
     config = adapter.config()
     config.task_type, config.inference_mode = "CAUSAL_LM", False
     if getattr(config, "target_modules", 0) is None:  # a kind that stands on other layers has named them
         config.target_modules = set(targets)
-    lora.set_dropout(config, section.dropout, key)
+    lora.set_dropout(config, dropout, key)
     _set_seeds(config, seed)
     bank.add(name, config, seed=seed)
-    return adapter
 
 
 def _set_seeds(config: Any, seed: int) -> None:
@@ -53,7 +60,7 @@ def _set_seeds(config: Any, seed: int) -> None:
             setattr(config, name, seed % 2**31)
 
 
-def _linear_shapes(bank: AdapterBank) -> dict[str, tuple[int, int]]:
+def layers_of(bank: AdapterBank) -> dict[str, tuple[int, int]]:
     """The linear layers that an adapter can change, (out, in) of each, however their weights are held."""
     with bank.bare():
         modules: dict[str, Any] = dict(bank.base.named_modules())
@@ -64,7 +71,7 @@ def _linear(module: Any) -> tuple[int, int]:
     return (module.nf, module.nx) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
 
 
-def _shapes(bank: AdapterBank) -> dict[str, tuple[int, ...]]:
+def shapes_of(bank: AdapterBank) -> dict[str, tuple[int, ...]]:
     """Every weight of the base; of a packed linear layer what it stands for."""
     shapes = {name: tuple(parameter.shape) for name, parameter in bank.base_parameters().items()}
     with bank.bare():

@@ -23,8 +23,8 @@ class PeftKind(Strategy):
     peft_type: ClassVar[str] = ""
     """PEFT's type in lower case."""
 
-    def kind(self) -> str:
-        """PEFT's type, where an option says which."""
+    def peft_kind(self) -> str:
+        """PEFT's type in lower case; of a strategy for several what an option says."""
         return self.peft_type
 
     def peft_options(self, layers: Layers, shapes: Shapes) -> dict[str, Any]:
@@ -58,21 +58,21 @@ class PeftKind(Strategy):
 
     def wrong(self, plan: Plan) -> Iterator[str]:
         """A sentence for each option that can't work."""
-        yield from config_refusal(self.kind(), self.peft_options({}, {}), SECTION, names=self.own_names())
+        yield from config_refusal(self.peft_kind(), self.peft_options({}, {}), SECTION, names=self.own_names())
 
     @hookimpl
     def marl_describe(self, plan: Plan) -> str:
         """The kind and its options."""
-        title = known_kind(self.kind(), self.peft_options({}, {})).title
+        title = known_kind(self.peft_kind(), self.peft_options({}, {})).title
         return f"{title} on the base{': ' if self.said() else ''}{self.said()}"
 
     @hookimpl
     def marl_adapter(self, layers: Layers, shapes: Shapes, role: str) -> Adapter:
         """PEFT's config, and the facts of the core's table."""
         options = self.peft_options(layers, shapes)
-        kind = known_kind(self.kind(), options)
+        kind = known_kind(self.peft_kind(), options)
         return Adapter(
-            lambda: peft_config(self.kind(), options),
+            lambda: peft_config(self.peft_kind(), options),
             learned=self.learned(layers, shapes),
             held=self.held(layers, shapes),
             kept=kind.kept,
@@ -92,13 +92,18 @@ def peft_config(kind: str, options: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{SECTION}: peft's config of {kind} doesn't accept {dict(options)}: {error}") from error
 
 
+def key_of(plan: Plan, strategy: Strategy) -> str:
+    """The section that the strategy stands in: `policy` or `value`."""
+    return plan.places.get(strategy, SECTION)
+
+
 def section_of(plan: Plan, strategy: Strategy) -> Any:
-    """The section of the config that the strategy stands in: it has `targets` and `dropout`."""
-    return plan.config.value if plan.places.get(strategy) == "value" else plan.config.policy
+    """That section itself: it has `targets` and `dropout`."""
+    return plan.config.value if key_of(plan, strategy) == "value" else plan.config.policy
 
 
 def without_dropout(plan: Plan, strategy: Strategy, title: str) -> Iterator[str]:
     """The sentence for a dropout that is asked of a kind that has none."""
     dropout = section_of(plan, strategy).dropout
     if dropout > 0:
-        yield f"{plan.places.get(strategy, SECTION)}.dropout: {dropout}, and a {title} adapter has none. Set it to 0."
+        yield f"{key_of(plan, strategy)}.dropout: {dropout}, and a {title} adapter has none. Set it to 0."

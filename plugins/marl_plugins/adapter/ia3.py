@@ -28,12 +28,13 @@ class Ia3(PeftKind):
     )
 
     def peft_options(self, layers: Layers, shapes: Shapes) -> dict[str, Any]:
-        """PEFT wants the layers by name."""
-        return {"feedforward_modules": sorted(self._scaled_at_inputs(layers))}
+        """PEFT wants both lists, and the second as a part of the first."""
+        at_inputs = sorted(self._scaled_at_inputs(layers))
+        return {"target_modules": sorted(layers), "feedforward_modules": at_inputs}
 
     def own_names(self) -> dict[str, str]:
         """For messages."""
-        return {"feedforward_modules": "feedforward"}
+        return {"feedforward_modules": "feedforward", "target_modules": "targets"}
 
     def wrong(self, plan: Plan) -> Iterator[str]:
         """It has no dropout."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes, section_of
+from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes, key_of, section_of
 from marl_plugins.adapter.layers import by_pattern, chosen_layers
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _LoraKind(PeftKind):
         names = {"init_lora_weights": "init", "use_rslora": "rslora", "rank_pattern": "ranks", "use_dora": "dora"}
         for name, value in self.lora.items():
             if name in OWN_NAMES:
-                yield f"{SECTION}.lora.{name}: write {_key(plan, self)}.{OWN_NAMES[name]} instead; it would be given twice."
+                yield f"{SECTION}.lora.{name}: write {key_of(plan, self)}.{OWN_NAMES[name]} instead; it would be given twice."
             elif given.get(name):
                 yield f"{SECTION}.lora.{name}: {names.get(name, 'experts')} says the same, so it would be given twice. Remove one."
             elif name in SET_BY_MARL:
@@ -103,7 +103,7 @@ class _LoraKind(PeftKind):
             )
         if section.dropout > 0:
             yield (
-                f"{_key(plan, self)}.dropout: {section.dropout}, but peft has no dropout for target_parameters. Set it to 0."
+                f"{key_of(plan, self)}.dropout: {section.dropout}, but peft has no dropout for target_parameters. Set it to 0."
             )
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
@@ -157,10 +157,6 @@ class Dora(_LoraKind):
     def flags(self) -> dict[str, Any]:
         """It is a LoRA to PEFT."""
         return {"use_dora": True}
-
-
-def _key(plan: Plan, strategy: PeftKind) -> str:
-    return plan.places.get(strategy, SECTION)
 
 
 def _experts(shapes: Shapes) -> list[str]:
