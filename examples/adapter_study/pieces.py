@@ -63,7 +63,9 @@ class Piece:
 
 def do(piece: Piece) -> None:
     """Make one piece, in a process of its own: both outputs go to its log, and its file appears whole."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the study lets a piece come to its end
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C goes to all; the study lets a piece come to its end
     with open(piece.log, "w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

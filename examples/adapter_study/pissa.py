@@ -27,6 +27,8 @@ def convert(out: Path, base: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(out / "base")
     file = out / "adapter" / "adapter_config.json"
     written = json.loads(file.read_text(encoding="utf-8"))
-    written["init_lora_weights"] = True  # its base has been changed already, and must not be once more when the file is loaded
+    written["init_lora_weights"] = (
+        True  # its base has been changed already, and must not be once more when the file is loaded
+    )
     written["base_model_name_or_path"] = str(out.parent / "pissa" / "base")
     file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -25,9 +25,7 @@ class Extent:
 
 
 FULL = Extent({}, {})
-FAST = Extent(
-    {"base_steps": 20, "reward_steps": 4}, {"ppo": {"steps": 2}, "eval": {"every": 1, "limit": 8}}
-)
+FAST = Extent({"base_steps": 20, "reward_steps": 4}, {"ppo": {"steps": 2}, "eval": {"every": 1, "limit": 8}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,9 @@ class Study:
 
     def probe(self, task: Task, kind: Kind) -> Piece:
         """One kind's rates."""
-        return self._piece(task, kind, "steps", probe.rates, {"config": self._config(task, kind, protocol.FIRST_RATE, 0)})
+        return self._piece(
+            task, kind, "steps", probe.rates, {"config": self._config(task, kind, protocol.FIRST_RATE, 0)}
+        )
 
     def tried(self, task: Task, size: str) -> list[Piece]:
         """Each kind with steps of one size, seed 0."""

@@ -24,7 +24,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Pieces whose name fits this pattern (repeatable).")] = None,
     workers: Annotated[int, typer.Option(help="Pieces at a time, one thread each.")] = 1,
     fast: Annotated[bool, typer.Option("--fast", help="Two steps of each run, to see that it works.")] = False,
-    pieces: Annotated[bool, typer.Option("--pieces", help="Only say which pieces there are, and which are done.")] = False,
+    pieces: Annotated[
+        bool, typer.Option("--pieces", help="Only say which pieces there are, and which are done.")
+    ] = False,
 ) -> None:
     """Run what isn't done, and write results, figures and page."""
     study = Study(Path(f"{RUNS}-fast") if fast else RUNS, FAST if fast else FULL)
