@@ -163,7 +163,7 @@ class Runner:
         if self.data is not None:
             held_out = f", {len(self.heldout)} held out" if self.heldout is not None else ""
             logger(LOADING).info("%d prompts%s", len(self.data), held_out)
-        self.optimizer = make_optimizer(roles.trained.parameters(bank), config)
+        self.optimizer = make_optimizer(roles.trained.parameters(bank), config, built.rates)
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None

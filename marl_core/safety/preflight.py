@@ -141,7 +141,7 @@ def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     if worst == 0.0:
         return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
     allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, step)]
-    if plan.config.policy.lora.get("use_dora"):
+    if plan.policy_adapter is not None and plan.policy_adapter.start == "rounded":
         allowed = CALLABLE_TOLERANCE[_precision(plan, step)]  # DoRA recomputes norms: not bitwise in half precision
     if mean <= allowed:
         return PreflightCheck(

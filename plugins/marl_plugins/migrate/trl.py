@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
+from marl_plugins.adapter.lora import Lora
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
     Carried,
@@ -278,8 +279,8 @@ def _policy(foreign: ForeignConfig, trains_lora: bool) -> dict[str, Any]:
     if not trains_lora:
         for name in [name for name in foreign.remaining if name.startswith("lora_")]:
             del foreign.remaining[name]  # TRL never used them
-        usual = usual_config().policy
-        return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual.targets}
+        usual = Lora()
+        return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
     return without_none(
         {
             "start": "new",

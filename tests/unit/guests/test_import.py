@@ -244,7 +244,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert load_config("two.yaml").ppo.batch == 16
     assert "#   xyz: marl has no such setting" in Path("run.yaml").read_text(encoding="utf-8")
     plan = Plan.of(load_config("run.yaml"))
-    assert plan.config.policy.r == 4
+    assert plan.config.policy.options["r"] == 4
     assert main(["import", "llamafactory", "lf.yaml", "--to", "run.yaml"]) == 2
     assert "--force to overwrite" in capsys.readouterr().err
     assert main(["import", "trl-args", "--model_name", "base", "--rm_adapter", "rm", "--seed", "3"]) == 0
