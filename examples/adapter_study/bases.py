@@ -1,9 +1,10 @@
-"""What all runs stand on, made by script: a tiny language model that writes snippets of reviews and adds digits, and a judge of snippets.
+"""What all runs stand on, made by script: a tiny language model that writes snippets of reviews and adds digits, and a judge.
 
-The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on sums with their running totals
-(`7+5+8=12,20`). It is stopped while it is still wrong about half of the time: that leaves PPO something to do. The reward model is the same
-network with a score head, trained on people's ratings of the snippets. Nothing is fetched but the snippets, and on one machine the same
-weights come out each time.
+The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on solved sums. Most of
+those give the last total alone (`7+5+8+6=26`), which the base then often gets wrong; some go by their running totals
+(`7+5+8+6=12,20,26`), which it mostly gets right. So it can do more than it does, and that is there for PPO to find. The reward model is the
+same network with a score head, trained on people's ratings of the snippets. Nothing is fetched but the snippets, and on one machine
+the same weights come out each time.
 """
 
 import json
@@ -15,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "quickstart"))  # its modules import each other by plain names
+sys.path.insert(0, str(Path(__file__).parent.parent / "quickstart"))  # its modules import each other by plain names
 
 import pissa
 from data import Review, openings, read_reviews, split, write_jsonl
 from fetch import fetch_text
 
 WIDTH, LAYERS, HEADS, VOCABULARY, ROOM = 128, 4, 4, 1024, 64
-BATCH, BASE_STEPS, REWARD_STEPS = 64, 1000, 300
+BATCH, BASE_STEPS, REWARD_STEPS = 64, 1500, 300
 SUMS_TRAINED, PROMPTS, HELDOUT = 20_000, 600, 128
 TERMS = (4, 6)  # numbers of a sum, fewest and most
+GUESSED = 0.75  # share of the sums that the base sees without their running totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,17 @@ def answer(question: str) -> int:
 
 
 def solved(question: str) -> str:
-    """A question with its running totals, as the base learns it."""
+    """A question with its running totals."""
     return question + ",".join(map(str, totals(question)))
+
+
+def guessed(question: str) -> str:
+    """A question with its last total alone."""
+    return question + str(answer(question))
 
 
 def train_base(out: Path, reviews: Sequence[str], questions: Sequence[str], steps: int) -> None:
     """Tokenizer and language model, half of every batch snippets and half sums."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
     tokenizer = PreTrainedTokenizerFast(
@@ -144,7 +149,9 @@ def train_base(out: Path, reviews: Sequence[str], questions: Sequence[str], step
     def encoded(texts: Sequence[str]) -> list[list[int]]:
         return [[*tokenizer.encode(text)[: ROOM - 1], tokenizer.eos_token_id] for text in texts]
 
-    pools = [encoded(reviews), encoded([solved(one) for one in questions])]
+    edge = int(GUESSED * len(questions))
+    shown = [guessed(one) for one in questions[:edge]], [solved(one) for one in questions[edge:]]
+    pools = [encoded(reviews), encoded([text for texts in shown for text in texts])]
     rng = random.Random(0)
 
     def batches() -> Iterator[Any]:

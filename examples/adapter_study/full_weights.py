@@ -1,7 +1,7 @@
-"""Is LoRA's rate ten times that of full fine-tuning? marl doesn't train the base, so the first step of all weights is made here in plain torch.
+"""Is LoRA's rate ten times that of full fine-tuning? marl trains no base, so the first step of all weights is made in plain torch.
 
-The same rollout, the same advantages, the policy's loss of PPO's first minibatch (where the ratio is one), the same AdamW and clipping; only
-what learns differs. A step is as large as it changes the log-probs of the rollout's tokens.
+The same rollout, the same advantages, the policy's loss of PPO's first minibatch (where the ratio is one), the same AdamW and
+clipping; only what learns differs. A step is as large as it changes the log-probs of the rollout's tokens.
 """
 
 import time
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from trial import read, short
 
-from marl_core import Advantages, Rollout, Runner
+from marl_core import Rollout, Runner
+from marl_core.ppo.types import Advantages
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # of full fine-tuning
 TIMES = 10  # what is asked about

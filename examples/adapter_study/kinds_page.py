@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import frontiers
 import protocol
@@ -32,12 +32,11 @@ def render(measured: Measured) -> str:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip  # markdown, from our own files
     tasks = {name: TaskTold(measured, name) for name in measured.tasks()}
-    told = environment.get_template("page.md.j2").render(
+    return environment.get_template("page.md.j2").render(
         m=measured, tasks=tasks, protocol=protocol, study=read_study(), kinds=read_kinds(), hours=hours(measured),
         versions=", ".join(f"{name} {number}" for name, number in measured.machine["versions"].items()),
         whole=all(task.whole for task in tasks.values()) and set(tasks) == set(read_tasks()), figures=frontiers,
     )  # fmt: skip
-    return told
 
 
 class TaskTold:
@@ -65,7 +64,7 @@ class TaskTold:
 
     def table(self) -> str:
         """One line a kind, at its best rate."""
-        judges = [name for name in (self.task.config.get("eval") or {}).get("judges", {})]
+        judges = list(self.task.config["eval"].get("judges", {}))
         head = ["kind", "numbers learned", "rate", "first step", self.task.answer, f"less {protocol.YARDSTICK}", "KL"]
         rows = []
         for kind in self.kinds:
@@ -128,11 +127,9 @@ class TaskTold:
         best = max(self.kinds, key=self._mean)
         enough = [kind for kind in self.kinds if kind == best or not self.beside(kind, best).seen]
         least = min(enough, key=lambda kind: self.learned[kind])
-        others = len(enough) - 1
-        told = f"The best mean is {read_kinds()[best].title}'s; {others} of the other {len(self.kinds) - 1} kinds can't be told apart from it."
         return (
-            told
-            + f" Of those that can't, {read_kinds()[least].title} learns the fewest numbers, {self.learned[least]:,}."
+            f"The best mean is {title(best)}'s; {len(enough) - 1} of the other {len(self.kinds) - 1} kinds can't be told apart from it. "
+            f"Of those and itself {title(least)} learns the fewest numbers, {self.learned[least]:,}."
         )
 
     def ranks(self) -> str:
@@ -141,61 +138,53 @@ class TaskTold:
         if len(there) < 2:
             return "Not measured."
         low, high = min(there, key=self._mean), max(there, key=self._mean)
-        pairs = len(there) * (len(there) - 1) // 2
-        found = Difference.of(self.scores[high], self.scores[low], self.noise, pairs)
+        found = self.beside(high, low, comparisons=len(there) * (len(there) - 1) // 2)
+        told = f"{title(high)} less {title(low)}, the largest difference of two ranks, is {found.told()}"
         middles = [self.measured.by_size(self.name, kind)["middle"]["rate"] for kind in there]
-        rates = f"For steps of the same size the highest rate of the {len(there)} ranks is {max(middles) / min(middles):.1f} times the lowest."
-        if math.isnan(found.margin):
-            return f"Not known from one seed: {found.told()} between {title(high)} and {title(low)}. {rates}"
-        if not found.seen:
-            return f"No difference: the largest, {title(high)} less {title(low)}, is {found.told()}. {rates}"
-        return f"Yes: {title(high)} less {title(low)} is {found.told()}. {rates}"
+        times = f"{max(middles) / min(middles):.1f}"
+        return (
+            f"{yes_or_no(found)}: {told}. "
+            f"For middle steps the highest rate of the {len(there)} ranks is {times} times the lowest, at the same alpha."
+        )
 
     def svd(self) -> str:
         """Do starts from the singular value decomposition collapse?"""
         if SVD not in self.kinds:
             return "Not measured."
-        runs = self.measured.by_size(self.name, SVD)
-        fallen = [size for size, row in runs.items() if self.measured.collapsed(row)]
-        mine = [
-            size
-            for size, row in self.measured.by_size(self.name, protocol.YARDSTICK).items()
-            if self.measured.collapsed(row)
+        mine, others = self._collapsed(SVD), self._collapsed(protocol.YARDSTICK)
+        told = [
+            f"{f'Its {words(mine)} steps collapse' if mine else 'No size of step makes it collapse'} "
+            f"({protocol.YARDSTICK}: {words(others) or 'none'}).",
+            f"At its best rate, beside {protocol.YARDSTICK}: {self.beside(SVD).verdict()}.",
         ]
-        one = self.ones.get(SVD)
-        at_one = (
-            ""
-            if one is None
-            else f" At {protocol.YARDSTICK}'s best rate it {'collapses' if self.measured.collapsed(one) else 'does not'}, at {self.measured.score(one):.3f}; a first step is there {self._step_ratio(SVD)} times that of {protocol.YARDSTICK}."
-        )
-        told = "No" if not fallen else f"With {words(fallen)} steps"
-        other = f"{protocol.YARDSTICK} does with {words(mine)} ones" if mine else f"{protocol.YARDSTICK} with none"
-        return f"{told}: at its best rate PiSSA beside {protocol.YARDSTICK}: {self.beside(SVD).verdict()}. Collapsed of its {len(runs)} sizes: {words(fallen) or 'none'}; {other}.{at_one}"
+        if one := self.ones.get(SVD):
+            ends = "collapses" if self.measured.collapsed(one) else "does not collapse"
+            told.append(
+                f"At {protocol.YARDSTICK}'s best rate, where its first step is {self._step_ratio(SVD)} times as large, it {ends} "
+                f"({self.task.answer} {self.measured.score(one):.3f})."
+            )
+        return " ".join(told)
 
     def artefact(self) -> str:
         """How much of a ranking at one rate is the size of a step?"""
         if len(self.ones) < 3:
             return "Not measured."
+        sizes = {kind: self.measured.best_size(self.name, kind) for kind in self.ones}
+        runs = {kind: self.measured.by_size(self.name, kind)[size] for kind, size in sizes.items()}
         one = {kind: self.measured.score(row) for kind, row in self.ones.items()}
-        best = {
-            kind: self.measured.score(self.measured.by_size(self.name, kind)[self.measured.best_size(self.name, kind)])
-            for kind in self.ones
-        }
-        step = {kind: self.measured.step_at(self.name, kind, row["rate"]) for kind, row in self.ones.items()}
-        spreads = statistics.stdev(one.values()), statistics.stdev(best.values())
+        best = {kind: self.measured.score(row) for kind, row in runs.items()}
+        rates = {kind: row["rate"] for kind, row in self.ones.items()}
+        step = {kind: self.measured.step_at(self.name, kind, rate) for kind, rate in rates.items()}
+        at_one, at_best = statistics.stdev(one.values()), statistics.stdev(best.values())
+        share = 1 - (at_best / at_one) ** 2 if at_one else 0.0
         by_step = rank_correlation({kind: (one[kind], step[kind]) for kind in one})
         same = rank_correlation({kind: (one[kind], best[kind]) for kind in one})
-        share = 1 - (spreads[1] / spreads[0]) ** 2 if spreads[0] else 0.0
-        if share >= MANY:
-            told = "Yes, for the most part"
-        elif share >= FEW:
-            told = "In part"
-        else:
-            told = "No"
+        told = "Mostly not" if share >= MANY else "In part" if share >= FEW else "Mostly yes"
         return (
-            f"{told}: at one rate kinds spread by {spreads[0]:.3f} (standard deviation), each at its best rate by {spreads[1]:.3f}; "
-            f"{max(0.0, share):.0%} of the variance at one rate goes away with the rate. The order at one rate follows the size of a step with a rank "
-            f"correlation of {by_step:.2f}, and the order at best rates with {same:.2f} (seed 0)."
+            f"{told}. At one rate the kinds' standard deviation is {at_one:.3f}, each at its best rate {at_best:.3f}: "
+            f"{max(0.0, share):.0%} of the variance goes away with the one rate. "
+            f"The order at one rate has a rank correlation of {by_step:.2f} with the size of the first step, and of {same:.2f} "
+            "with the order at best rates (all of seed 0)."
         )
 
     def ten_times(self) -> str:
@@ -203,18 +192,14 @@ class TaskTold:
         rows = [row for row in self.measured.full if row["task"] == self.name]
         if not rows:
             return "Not measured."
-        factors = {way: equal_steps(rows, way, "lora-16") for way in ("all weights", "linear layers")}
-        told = "; ".join(
-            f"beside full fine-tuning of {'the ' if way == 'linear layers' else ''}{way} {span(found)}"
-            for way, found in factors.items()
-        )
+        factors = {way: equal_steps(rows, way, protocol.YARDSTICK) for way in ("all weights", "linear layers")}
+        told = ", ".join(f"{span(found)} times where {way} learn" for way, found in factors.items())
         low, high = min(map(min, factors.values())), max(map(max, factors.values()))
-        verdict = (
-            "Ten is within that."
-            if low <= 10 <= high
-            else f"Ten is too {'much' if high < 10 else 'little'} for steps of equal size here."
+        verdict = "within that" if low <= 10 <= high else "too much" if high < 10 else "too little"
+        return (
+            f"{title(protocol.YARDSTICK)} takes as large a first step as full fine-tuning at {told}. "
+            f"For a step of equal size ten is {verdict}."
         )
-        return f"The rate at which LoRA r=16 takes as large a first step is so many times that of the other: {told}. {verdict}"
 
     def full_table(self) -> str:
         """First steps of all weights and of LoRA at ten times the rate."""
@@ -245,6 +230,9 @@ class TaskTold:
         row = self.ones.get(kind)
         return "" if row is None else f"{self.measured.score(row):.3f}{self._mark(row)}"
 
+    def _collapsed(self, kind: str) -> list[str]:
+        return [size for size, row in self.measured.by_size(self.name, kind).items() if self.measured.collapsed(row)]
+
     def _step_ratio(self, kind: str) -> str:
         mine, other = (self.measured.probes[self.name, one]["at_first_rate"] for one in (kind, protocol.YARDSTICK))
         return f"{mine / other:.1f}"
@@ -272,6 +260,13 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def title(kind: str) -> str:
     """A kind's name in sentences."""
     return read_kinds()[kind].title
+
+
+def yes_or_no(difference: Difference) -> str:
+    """Whether a difference is to be seen."""
+    if math.isnan(difference.margin):
+        return "Not known from one seed"
+    return "Yes" if difference.seen else "No difference"
 
 
 def words(names: Sequence[str]) -> str:

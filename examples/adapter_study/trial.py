@@ -1,5 +1,6 @@
 """One run and one probe, by marl's own loop. Everything that takes a model is here and in bases.py."""
 
+import json
 import resource
 import time
 from collections.abc import Mapping
@@ -67,11 +68,13 @@ def learned(runner: Runner) -> int:
 
 
 def evaluation(runner: Runner) -> Result:
-    """A held-out evaluation in a line."""
+    """A held-out evaluation in a line, in the piece's log too."""
     found = runner.evaluate()
     assert found is not None
     judges = {name: short(judge["mean"]) for name, judge in found.judges.items() if judge["mean"] is not None}
-    return {"step": found.step, "reward": short(found.reward), "kl": short(found.kl)} | judges
+    row = {"step": found.step, "reward": short(found.reward), "kl": short(found.kl)} | judges
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def short(number: float) -> float:
