@@ -21,6 +21,7 @@ from marl_core.artifacts.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, Adapter
 from marl_core.artifacts.adapter_kinds import known_kind, refusals, target_parameters
 from marl_core.artifacts.architecture import leaves
 from marl_core.artifacts.hub import hub_read, is_commit, is_hub_adapter
+from marl_core.artifacts.kind_table import EIGHT_BIT, FOUR_BIT
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.mount import PEFT_NAME, ChangedTree, Mounted
@@ -100,9 +101,9 @@ def quantization_name(quantization: Quantization) -> str | None:
     if config is None:
         return None
     if getattr(config, "load_in_4bit", False):
-        return "bnb-4bit"
+        return FOUR_BIT
     if getattr(config, "load_in_8bit", False):
-        return "bnb-8bit"
+        return EIGHT_BIT
     method = getattr(config, "quant_method", type(config).__name__)
     return str(getattr(method, "value", method))
 
