@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,7 +53,10 @@ def file_check(step: Step, rollout: Rollout) -> PreflightCheck:
 
 @torch.no_grad()
 def _logprobs(step: Step, adapter: str, rollout: Rollout) -> Tensor:
-    with step.bank.using(adapter, options=step.budget.train.options):
+    options = step.budget.train.options
+    if options is not None:  # an adapter that is here for three passes isn't worth compiling for
+        options = replace(options, compiled=False)
+    with step.bank.using(adapter, options=options):
         return forward(step.bank, rollout, step.temperature).logprobs
 
 
