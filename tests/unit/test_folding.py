@@ -17,7 +17,8 @@ from marl_core.artifacts.kind_table import known_kind
 from marl_core.bank.speed import merged_copies as copies
 from marl_core.bank.speed.folding import agrees, fold, foldable_layers, is_plain_lora
 from marl_core.bank.speed.merged_copies import merged_copies
-from marl_core.testing import SMALL_KINDS, move, small_config, tiny_model
+from marl_core.testing import tiny_model
+from marl_core.testing.kinds import SMALL_KINDS, move, small_config
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 ROUNDING = 5e-5  # logits here reach 30: float32 sums in another order
