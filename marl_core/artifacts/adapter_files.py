@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from marl_core.artifacts.kind_table import Kind, known_kind
 from marl_core.artifacts.near_folder import near_folder
 from marl_core.errors import DataError
 
@@ -21,6 +24,8 @@ SCORE_KEYS = ("score", "classifier")
 VALUE_HEAD_KEYS = ("v_head.summary.weight", "v_head.summary.bias")
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before a name of the model in its files."""
+SHARED_PARTS = "base_model"
+"""What stands there before a tensor that all adapted layers share: VeRA's projections, TinyLoRA's vectors."""
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -48,10 +53,27 @@ class AdapterFiles:
         return name if isinstance(name, str) and name else None
 
     @property
+    def kind(self) -> Kind:
+        """What is known of adapters of its type and options."""
+        return known_kind(self.config.get("peft_type"), self.config)
+
+    def part(self, name: str) -> re.Match[str] | None:
+        """What a tensor's name says where it is a part of the adapter itself: `layer`, `part`, and the `rest` behind it, if any.
+
+        None for whole weights that were saved with it, score heads among them.
+        """
+        return _own_part(self.kind.parts).match(name)
+
+    def adapted_layer(self, name: str) -> str | None:
+        """The layer that a tensor adapts, by its name in the model; None where it adapts none: shared by all layers, or no part at all."""
+        part = self.part(name)
+        return None if part is None or part["layer"] == SHARED_PARTS else part["layer"].removeprefix(PEFT_PREFIX)
+
+    @property
     def score_keys(self) -> list[str]:
         """Names of the score head's tensors (weight, and bias if there is one)."""
         heads = [f"{PEFT_PREFIX}{head}." for head in SCORE_KEYS]
-        trained = (key for key in self.shapes if "lora_" not in key and ".original_module." not in key)
+        trained = (key for key in self.shapes if self.part(key) is None and ".original_module." not in key)
         return [key for key in trained if any(key.startswith(head) for head in heads)]
 
     @property
@@ -70,6 +92,11 @@ class AdapterFiles:
             return self.weights, score_head
         head = {key: self.value_head[key] for key in VALUE_HEAD_KEYS if key in self.value_head}
         return self.folder / VALUE_HEAD_FILE, head
+
+
+@cache
+def _own_part(parts: str) -> re.Pattern[str]:
+    return re.compile(rf"^(?P<layer>.+?)\.(?P<part>{re.escape(parts)}[^.]*)(?:\.(?P<rest>.+))?$")
 
 
 def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:

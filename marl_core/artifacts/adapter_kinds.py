@@ -10,58 +10,65 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from marl_core.artifacts.adapter_files import PEFT_PREFIX, VALUE_HEAD_FILE, VALUE_HEAD_PICKLE, AdapterFiles
+from marl_core.artifacts.adapter_files import (
+    CONFIG_FILE,
+    PEFT_PREFIX,
+    SHARED_PARTS,
+    VALUE_HEAD_FILE,
+    VALUE_HEAD_PICKLE,
+    AdapterFiles,
+)
 from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
+from marl_core.artifacts.kind_options import ALORA as ALORA
+from marl_core.artifacts.kind_options import REWRITING as REWRITING
+from marl_core.artifacts.kind_options import REWRITING_OPTIONS as REWRITING_OPTIONS
+from marl_core.artifacts.kind_options import UNMERGEABLE_OPTIONS as UNMERGEABLE_OPTIONS
+from marl_core.artifacts.kind_options import VARIANTS as VARIANTS
+from marl_core.artifacts.kind_options import base_refusal as base_refusal
+from marl_core.artifacts.kind_options import config_refusal as config_refusal
+from marl_core.artifacts.kind_table import KINDS as KINDS
+from marl_core.artifacts.kind_table import Kind as Kind
+from marl_core.artifacts.kind_table import kind_name as kind_name
+from marl_core.artifacts.kind_table import known_kind as known_kind
 from marl_core.errors import MERGE, in_words
 
 Use = Literal["shared", "merged"]
 """`shared`: it stands on the base that all roles share. `merged`: it is merged into a base of its own."""
 
-REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How init_lora_weights begins where it rewrites the base's weights."""
-REWRITING_OPTIONS = ("kasa_config",)
-"""Options that rewrite them whatever init_lora_weights is."""
-ALORA = (
-    "is an activated LoRA (aLoRA): it acts after its invocation tokens alone, and only a pass that looks for them in each row tells "
-    "its layers where they are"
-)
-VARIANTS: Mapping[str, str] = {
-    "alora_invocation_tokens": ALORA,
-    "kasa_config": "rewrites the base's weights when it is made (KaSA truncates them)",
-    "layer_replication": "replicates the base's layers",
-    "trainable_token_indices": "trains rows of the base's embeddings (single tokens)",
-    "monteclora_config": "is a MonteCLoRA, which draws its weights at random while it is trained",
-    "velora_config": "is a VeLoRA, which computes other gradients in train mode, and marl trains in one mode for all passes",
-    "use_qalora": "is a QA-LoRA, which is made for GPTQ weights",
-    "arrow_config": "is an Arrow router over other adapters",
-    "megatron_config": "needs Megatron's layers",
-}
-"""Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
-UNMERGEABLE_OPTIONS = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
-PLAIN_LORA_HINT = "Train a plain LoRA (DoRA, rsLoRA and LoRA with bias are held too)"
-_PART = re.compile(r"^(?P<layer>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<rest>.+))?$")
+PLAIN_LORA_HINT = "Train a plain LoRA (DoRA, rsLoRA and other kinds of docs/adapters.md are held too)"
 _ODD_PREFIXES = re.compile(r"^(base_model\.model\.)?(_orig_mod|module|pretrained_model|base_model\.model)\.")
 """What wrappers put before a name, inside of peft's own or outside."""
 
 
 def refusals(files: AdapterFiles, use: Use) -> list[str]:
     """Why this adapter can't be used so, each a sentence that begins with its folder; empty when it can."""
-    kind = files.config.get("peft_type")
-    if kind != "LORA":
-        return [
-            f"{files.folder} is a {kind} adapter; marl's bank holds LoRA adapters. Merge it with peft itself (merge_and_unload, where its "
-            "kind can be merged) and give the merged model as model.path, or train a LoRA."
-        ]
+    wrong = _kind(files, use)
+    if wrong is not None:
+        return [f"{files.folder} {wrong}"]
     return [f"{files.folder} {sentence}" for sentence in (*_options(files, use), *_tensors(files, use))]
 
 
+def _kind(files: AdapterFiles, use: Use) -> str | None:
+    """Why an adapter of this kind can't be used so, whatever its options are."""
+    named, kind = files.config.get("peft_type"), files.kind
+    if not kind_name(named):
+        return f"doesn't say what kind of adapter it is (peft_type in its {CONFIG_FILE}). Save it again with PEFT's save_pretrained."
+    if use == "shared" and kind.refused:
+        return f"is a {named} adapter. {kind.refused}"
+    if use == "merged" and kind.base_dependent and kind.refused:
+        return f"is a {named} adapter. {kind.refused}"
+    if use == "merged" and kind.merge == "none" and kind_name(named) != "lora":
+        return f"is a {named} adapter, which PEFT can't merge. {kind.refused}"
+    return None
+
+
 def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
-    """Whole weights in the file, neither a LoRA's nor a score head's: shape by name without PEFT's prefix."""
+    """Whole weights in the file, neither the adapter's own parts nor a score head's: shape by name without PEFT's prefix."""
     heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}
     return {
         name.removeprefix(PEFT_PREFIX): shape
         for name, shape in files.shapes.items()
-        if name not in heads and not re.search(r"(^|\.)lora_", name) and not _is_value_head(name)
+        if name not in heads and files.part(name) is None and not _is_value_head(name)
     }
 
 
@@ -77,7 +84,10 @@ def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 
 def brings_tokens(files: AdapterFiles) -> bool:
     """Whether the adapter changes what tokens mean, so that its own tokenizer belongs to it."""
-    return bool(saved_embeddings(files)) or bool(files.config.get("trainable_token_indices"))
+    single = (
+        files.config.get("trainable_token_indices") or kind_name(files.config.get("peft_type")) == "trainable_tokens"
+    )
+    return bool(single) or bool(saved_embeddings(files))
 
 
 def head_beside(files: AdapterFiles) -> str | None:
@@ -105,6 +115,11 @@ def _options(files: AdapterFiles, use: Use) -> Iterator[str]:
             continue
         advice = _way_out(files) if option not in UNMERGEABLE_OPTIONS else f"{PLAIN_LORA_HINT}."
         yield f"{what} ({option} in its adapter_config.json). {advice}"
+    if use == "shared" and kind_name(config.get("peft_type")) == "adalora" and config.get("rank_pattern"):
+        yield (
+            "is an AdaLoRA whose ranks were moved between its layers (rank_pattern in its adapter_config.json), and the bank holds AdaLoRA "
+            f"at one rank. {_way_out(files)}"
+        )
     start = config.get("init_lora_weights")
     if use == "shared" and isinstance(start, str) and start.startswith(REWRITING):
         yield (
@@ -121,29 +136,31 @@ def _tensors(files: AdapterFiles, use: Use) -> Iterator[str]:
         return
     saved = saved_modules(files)
     if saved and not files.config.get("trainable_token_indices") and files.config.get("bias", "none") == "none":
-        yield f"brings whole weights of {_list_modules(saved)} beside its LoRA, which all roles would share. {_way_out(files)}"
-    layers = {leaf(_unwrapped(match["layer"])) for match in _parts(files)}
+        yield f"brings whole weights of {_list_modules(saved)} beside its own, which all roles would share. {_way_out(files)}"
+    layers = {leaf(_unwrapped(layer)) for layer in map(files.adapted_layer, files.shapes) if layer}
     adapted = sorted(layer for layer in layers if is_output_layer(layer))
     if adapted:
         yield (
-            f"adapts the output layer ({', '.join(adapted)}), whose own weight all roles read their log-probs from: the LoRA on it would "
-            f"be lost. {_way_out(files)}"
+            f"adapts the output layer ({', '.join(adapted)}), whose own weight all roles read their log-probs from: what it learned "
+            f"there would be lost. {_way_out(files)}"
         )
 
 
 def _names(files: AdapterFiles) -> Iterator[str]:
     """Files that peft itself would load without a word and without a tensor."""
     names = sorted(files.shapes)
-    empty = [name for name in names if ".lora_" in name and 0 in files.shapes[name]]
-    one_dimensional = [
-        name for name in names if re.search(r"\.lora_[AB]\.(.+\.)?weight$", name) and len(files.shapes[name]) < 2
-    ]
-    if empty or one_dimensional:
-        bad = [*empty, *one_dimensional]
+    own = [name for name in names if files.part(name)]
+    bad = [name for name in own if 0 in files.shapes[name] or _too_flat(name, files.shapes[name])]
+    if bad:
         yield (
-            f"holds {len(bad)} LoRA tensors without their numbers (first: {bad[0]} is {list(files.shapes[bad[0]])}): DeepSpeed ZeRO-3 or "
-            "FSDP saved one process's share. Gather the weights (DeepSpeed: stage3_gather_16bit_weights_on_model_save, or "
+            f"holds {len(bad)} tensors of the adapter without their numbers (first: {bad[0]} is {list(files.shapes[bad[0]])}): DeepSpeed "
+            "ZeRO-3 or FSDP saved one process's share. Gather the weights (DeepSpeed: stage3_gather_16bit_weights_on_model_save, or "
             "zero_to_fp32.py) and save the adapter again."
+        )
+    if not own and names:
+        yield (
+            f"holds no tensor of a {files.kind.title} adapter (names with {files.kind.parts}; first of {len(names)}: {names[0]}). Its "
+            "config or its file is another adapter's: copy the whole folder."
         )
     value_heads = [name for name in names if _is_value_head(name)]
     if value_heads:
@@ -151,17 +168,15 @@ def _names(files: AdapterFiles) -> Iterator[str]:
             f"holds a value head among its tensors (first: {value_heads[0]}), which peft drops without a word. Save the head beside it, "
             f"as {VALUE_HEAD_FILE}, if it is a reward adapter; take it out if the head isn't needed."
         )
-    lora = [name for name in names if ".lora_" in name]
-    odd = [
-        name for name in lora if not name.startswith(PEFT_PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PEFT_PREFIX))
-    ]
+    odd = [name for name in own if _is_oddly_named(files, name)]
     if odd:
         yield (
             f"names its tensors in a way that peft doesn't read (first of {len(odd)}: {odd[0]}); peft writes {PEFT_PREFIX} and the layer's "
             "name in the model. Unwrap the model before it is saved (torch.compile, DataParallel and value-head wrappers add prefixes), "
             "or rename the tensors with safetensors."
         )
-    named = sorted({inner for inner in map(_name_inside, _parts(files)) if inner not in (None, "default")})
+    parts = [] if files.kind.inner else [part for part in map(files.part, own) if part]
+    named = sorted({inner for inner in map(_name_inside, parts) if inner not in (None, "default")})
     if named:
         yield (
             f"keeps an adapter's name in its tensors' names ({', '.join(map(repr, named))}): peft leaves such tensors out without a "
@@ -205,8 +220,17 @@ def _list_modules(saved: Iterable[str]) -> str:
     )
 
 
-def _parts(files: AdapterFiles) -> Iterator[re.Match[str]]:
-    return (match for match in map(_PART.match, files.shapes) if match)
+def _too_flat(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a LoRA's matrix has one dimension, as a shard has."""
+    return len(shape) < 2 and re.search(r"\.lora_[AB]\.(.+\.)?weight$", name) is not None
+
+
+def _is_oddly_named(files: AdapterFiles, name: str) -> bool:
+    """Whether peft wouldn't look for a tensor of the adapter under this name."""
+    part = files.part(name)
+    if part and part["layer"] == SHARED_PARTS:
+        return False
+    return not name.startswith(PEFT_PREFIX) or _ODD_PREFIXES.match(name.removeprefix(PEFT_PREFIX)) is not None
 
 
 def _name_inside(match: re.Match[str]) -> str | None:

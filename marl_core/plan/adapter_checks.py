@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import (
     Use,
+    base_refusal,
     head_beside,
     how_to_merge,
+    kind_name,
     refusals,
     saved_embeddings,
     target_parameters,
@@ -18,11 +20,12 @@ from marl_core.artifacts.architecture import (
     HALVES_OF_ONE_TENSOR,
     Architecture,
     layer_of_one_expert,
+    leaf,
     token_rows,
 )
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
-from marl_core.errors import MERGE, ConfigError, DataError, MarlError, in_words
+from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import adapter_options
 
@@ -42,7 +45,7 @@ def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
 def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
     """Reasons why an adapter can't stand on the shared base, or can't be merged into it."""
     model = _model(plan)
-    by_role: dict[str, frozenset[str]] = dict(_trained_directly(plan))
+    on_weights: list[str] = []
     for key, path, use in named_adapters(plan):
         try:
             files = read_adapter(path, key)
@@ -51,14 +54,25 @@ def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
         yield from (ConfigError(f"{key}: {sentence}") for sentence in refusals(files, use))
         if use == "merged":
             yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _token_rows(model)))
-        elif target_parameters(files.config):
-            by_role[key] = target_parameters(files.config)
+        else:
+            yield from (ConfigError(sentence) for sentence in _on_this_base(plan, files, key))
+            on_weights += [key] if target_parameters(files.config) else []
         yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _model_type(model)))
-    yield from _experts(plan, by_role)
+    yield from _sharded_experts(plan, on_weights)
 
 
 def adapter_warnings(plan: Chosen) -> Iterator[str]:
-    """A head beside the adapter that the policy continues stays where it is."""
+    """A head beside the adapter that the policy continues stays where it is; a kind whose file may mean something else on this base."""
+    for key, path, _ in named_adapters(plan):
+        try:
+            kind = read_adapter(path, key).kind
+        except DataError:
+            continue
+        if kind.base_dependent and not kind.refused:
+            yield (
+                f"{key}: {kind.title} rebuilds a part of itself from the base's weights: an adapter that was trained on another dtype than "
+                f"{plan.config.model.dtype} computes something else here."
+            )
     source = plan.config.policy.source
     try:
         head_file = head_beside(read_adapter(source, "policy.from")) if source else None
@@ -68,6 +82,16 @@ def adapter_warnings(plan: Chosen) -> Iterator[str]:
         yield (
             f"policy.from: {source} has a value head beside it ({head_file}), which isn't taken over: the policy is the adapter alone, and "
             "its value function starts new. If this is a reward adapter, name it in reward.path."
+        )
+
+
+def _on_this_base(plan: Chosen, files: AdapterFiles, key: str) -> Iterator[str]:
+    """What the base's quantization and dtype say of the adapter's kind."""
+    quantized = plan.config.quantization.label.rpartition("/")[2] if plan.quantization.bytes_per_weight else None
+    kind = files.config.get("peft_type")
+    if not files.kind.refused:
+        yield from base_refusal(
+            kind, files.config, key, quantization=quantized, dtype=plan.config.model.dtype, learns=key == "policy.from"
         )
 
 
@@ -85,12 +109,15 @@ def other_rows(files: AdapterFiles, rows: Mapping[str, int]) -> Iterator[str]:
 
 
 def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
-    """LoRA on experts one by one, as transformers 4 kept them, of which peft's conversion for models of this kind loses a part."""
+    """Adapters of experts one by one, as transformers 4 kept them, which peft can't convert for models of this kind, or in part."""
     experts = {layer for layer in map(layer_of_one_expert, files.shapes) if layer is not None}
     if not experts or kind not in CONVERTED_EXPERTS:
         return
-    outside_experts = {name for name in files.shapes if ".lora_" in name and layer_of_one_expert(name) is None}
-    lost_names = sorted(name for name in outside_experts if name.split(".lora_")[0].rsplit(".", 1)[-1] in experts)
+    if kind_name(files.config.get("peft_type")) != "lora":
+        yield _one_by_one(files, "peft converts LoRA alone")
+        return
+    outside_experts = {name for name in files.shapes if layer_of_one_expert(name) is None}
+    lost_names = sorted(name for name in outside_experts if leaf(files.adapted_layer(name) or "") in experts)
     halves = [pair for pair in HALVES_OF_ONE_TENSOR if len(experts & set(pair)) == 1]
     if lost_names:
         yield _one_by_one(
@@ -115,30 +142,17 @@ def _one_by_one(files: AdapterFiles, why: str) -> str:
     )
 
 
-def _trained_directly(plan: Chosen) -> Iterator[tuple[str, frozenset[str]]]:
-    sections = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
-    sections += [("value", plan.config.value)] if plan.value_on == "own" else []  # type: ignore[list-item]
-    yield from ((key, parameters) for key, section in sections if (parameters := target_parameters(section.lora)))
-
-
-def _experts(plan: Chosen, by_role: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
-    """PEFT's limits for adapters on single weights: all adapters of a base the same ones, no dropout."""
-    if len(set(by_role.values())) > 1:
-        details = "; ".join(f"{key}: {', '.join(sorted(parameters))}" for key, parameters in by_role.items())
+def _sharded_experts(plan: Chosen, keys: list[str]) -> Iterator[MarlError]:
+    """Adapters on single weights, experts above all, on a base that several processes share out."""
+    if keys and plan.config.model.shard != "none":
         yield ConfigError(
-            f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({details}). Give "
-            f"policy and value the same list, and merge adapters of other weights first ({in_words(*MERGE)})."
-        )
-    if by_role and plan.config.model.shard != "none":
-        yield ConfigError(
-            f"target_parameters ({next(iter(by_role))}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
+            f"target_parameters ({keys[0]}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
             "plain ones' numbers. Set model.shard: none, or adapt layers (targets) only."
         )
-    for key, section in (("policy", plan.config.policy), ("value", plan.config.value)):
-        if key in by_role and section.dropout > 0:
-            yield ConfigError(
-                f"{key}.dropout: {section.dropout}, but peft has no dropout for target_parameters. Set it to 0."
-            )
+    if "policy.from" in keys and plan.config.policy.dropout > 0:
+        yield ConfigError(
+            f"policy.dropout: {plan.config.policy.dropout}, but peft has no dropout for target_parameters. Set it to 0."
+        )
 
 
 def _model(plan: Chosen) -> ModelFiles | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles, read_adapter
+from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import target_parameters
 from marl_core.artifacts.architecture import (
     POOLED_CLASSIFIERS,
@@ -19,7 +19,8 @@ from marl_core.artifacts.architecture import (
 )
 from marl_core.artifacts.lora_targets import ALL_LINEAR, unmatched
 from marl_core.artifacts.model_files import ModelFiles
-from marl_core.config.run_config import LoraSection, RunConfig
+from marl_core.config.adapter_config import AdapterSection
+from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, near_match
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
@@ -34,8 +35,8 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
         shapes = dict(linear_layers(files.shapes()))
     except DataError:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
-    yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
-    yield from _targets(plan.config.value, "value", shapes) if plan.value_on == "own" else ()
+    for key, (section, _) in plan.adapter_strategies.items():
+        yield from _targets(section, key, shapes)
     for key, path, _ in named_adapters(plan):
         try:
             adapter = read_adapter(path, key)
@@ -46,8 +47,8 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     yield from _stops(plan.config, files)
 
 
-def _targets(section: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
-    """Each module that a LoRA names must be there."""
+def _targets(section: AdapterSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
+    """Each module that an adapter's targets name must be there."""
     try:
         unmatched_targets = unmatched(section.targets, shapes) if section.targets != ALL_LINEAR else []
     except ConfigError as error:
@@ -60,13 +61,15 @@ def _targets(section: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlErr
 
 
 def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError]:
-    """At least one of the layers is there, and each has its shape.
+    """At least one of the layers is there, and of a LoRA each has its shape.
 
-    lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix.
+    lora_A is [r, in] and lora_B [out, r] of a layer [out, in]; names may differ by the model's own prefix. What other kinds' shapes say of
+    a layer depends on their options, so that is left to whoever loads them.
     """
-    adapted = leaves(name.partition(".lora_")[0] for name in adapter.shapes if ".lora_" in name)
+    adapted = leaves(layer for layer in map(adapter.adapted_layer, adapter.shapes) if layer)
     if (
         adapted
+        and adapter.kind.linear
         and not set(adapted) & set(leaves(shapes))
         and not target_parameters(adapter.config)
         and not any(is_embedding(layer) for layer in adapted)
@@ -77,8 +80,10 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
         )
         return
     for name, lora_shape in adapter.shapes.items():
-        layer, _, factor = name.partition(".lora_")
-        layer_path = layer.removeprefix(PEFT_PREFIX)
+        part = adapter.part(name)
+        factor, layer_path = (part["part"], adapter.adapted_layer(name)) if part else ("", None)
+        if factor not in ("lora_A", "lora_B") or layer_path is None:
+            continue
         layer_shape = shapes.get(layer_path) or next(
             (
                 shape
@@ -87,9 +92,9 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
             ),
             None,
         )
-        if not factor.startswith(("A.", "B.")) or layer_shape is None or len(lora_shape) != 2:
+        if layer_shape is None or len(lora_shape) != 2:
             continue
-        axis, size = (1, layer_shape[1]) if factor.startswith("A.") else (0, layer_shape[0])
+        axis, size = (1, layer_shape[1]) if factor == "lora_A" else (0, layer_shape[0])
         if lora_shape[axis] != size and lora_shape[axis] not in layer_shape:  # some models store [in, out]
             yield DataError(
                 f"{key}: {adapter.folder} doesn't fit this model: {name} is {list(lora_shape)}, the layer {list(layer_shape)}. "

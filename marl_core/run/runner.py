@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -60,7 +60,7 @@ from marl_core.run.signals import StopRequest
 from marl_core.safety.dump import Phase, dump_on_error
 from marl_core.safety.findings import Preflight
 from marl_core.safety.plugin_guard import PluginGuard
-from marl_core.safety.preflight import Start, preflight
+from marl_core.safety.preflight import preflight
 from marl_core.safety.step_checks import StepChecks, finite_sampling
 from marl_core.store import checkpoint, strategy_state
 from marl_core.store.disk_space import (
@@ -163,7 +163,7 @@ class Runner:
         if self.data is not None:
             held_out = f", {len(self.heldout)} held out" if self.heldout is not None else ""
             logger(LOADING).info("%d prompts%s", len(self.data), held_out)
-        self.optimizer = make_optimizer(roles.trained.parameters(bank), config)
+        self.optimizer = make_optimizer(roles.trained.parameters(bank), config, built.rates)
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
@@ -648,7 +648,7 @@ class Runner:
             self._asking(),
             phase("pre-flight"),
         ):  # what is logged here is of no step
-            fresh, config = self.done == 0, self.config
+            fresh = self.done == 0
             result = preflight(
                 self.plan,
                 self.algorithm,
@@ -657,7 +657,6 @@ class Runner:
                 self.optimizer,
                 fresh=fresh,
                 ask_rewards=ask_rewards,
-                start=_start_of(config.policy.lora),
             )
         for check in result.checks:
             logger(PREFLIGHT).info("%s", check.detail, extra={"ok": check.ok})
@@ -744,9 +743,3 @@ def _checked(config: RunConfig | Plan, catalog: Catalog | None) -> Plan:
     for warning in plan.warnings():
         warn(warning)
     return plan
-
-
-def _start_of(options: Mapping[str, Any]) -> Start:
-    """How a LoRA with these options starts: DoRA computes norms anew, orthogonal factors cancel to rounding."""
-    rounded = options.get("use_dora") or options.get("init_lora_weights") == "orthogonal"
-    return "rounded" if rounded else "base"

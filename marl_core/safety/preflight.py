@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +36,6 @@ MOVED_ROWS, MOVED_TOKENS = 4, 8
 ROUNDED_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Mean |difference| in nats per token that is rounding: of a reference whose weights aren't in the bank, whose kernels round otherwise,
 and of a policy whose kind of adapter starts as the base to rounding alone."""
-Start = Literal["base", "rounded"]
-"""How a new adapter's kind starts: bitwise as the base, or to rounding."""
 
 
 def preflight(
@@ -50,14 +47,13 @@ def preflight(
     *,
     fresh: bool = True,
     ask_rewards: bool = True,
-    start: Start = "base",
 ) -> Preflight:
     """Run all checks on the first prompts, as many as one pass takes.
 
     ConfigError, NumericError or PluginError when training would be wrong. `gradient`: the gradient check's
     result. The policy is moved by a first step of `optimizer`, looked at and put back (first_step.py). `fresh` is false after a resume:
     then the policy has moved already and is not compared with the reference. `ask_rewards` is false
-    where scores are brought by hand: rewards and judges may need columns that such prompts haven't. `start`: of the policy's adapter.
+    where scores are brought by hand: rewards and judges may need columns that such prompts haven't.
     """
     bank, seed = step.bank, derive_seed(plan.config.run.seed, "preflight")
     checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
@@ -66,7 +62,7 @@ def preflight(
     rollout = step.sampler(some, seed, limits=limits)
     rollout = replace(rollout, behavior=None)  # the passes are what is checked, not what sampling said
     logprobs = step.policy_output(rollout, step.budget.train).logprobs
-    checks += [_reference(plan, step, rollout, logprobs, start)] if fresh and plan.config.ppo.kl.coef > 0 else []
+    checks += [_reference(plan, step, rollout, logprobs)] if fresh and plan.config.ppo.kl.coef > 0 else []
     few = slice(0, MOVED_ROWS)
     with seeded(bank.device, plan.config.run.seed, "preflight"):  # of adapters that draw, and of dropout
         checks += _moved(plan, step, rollout.select(few), logprobs[few], gradient, optimizer)
@@ -135,7 +131,7 @@ def _said_of_preflight(count: int) -> Iterator[None]:
 def _trainable(step: Step) -> PreflightCheck:
     """Exactly the named adapters learn, in float32; everything else is frozen."""
     bank, trained = step.bank, step.roles.trained.parameters(step.bank)
-    learning = {name for name, p in bank.base.named_parameters() if p.requires_grad}
+    learning = {name for name, p in bank.all_parameters().items() if p.requires_grad}
     allowed = {name for adapter in bank.trainable for name in bank.parameters(adapter)}
     trained_names = {name for parameters in trained.values() for name in parameters}
     wrong = sorted(learning ^ allowed) or sorted(
@@ -175,7 +171,7 @@ def _describe_reference(roles: Roles) -> str:
     )
 
 
-def _reference(plan: Plan, step: Step, rollout: Rollout, policy: Tensor, start: Start) -> PreflightCheck:
+def _reference(plan: Plan, step: Step, rollout: Rollout, policy: Tensor) -> PreflightCheck:
     """KL(policy, reference) before any update: zero, or the reference is another model than the policy's start."""
     bank, roles, limits = step.bank, step.roles, step.budget.train
     reference = reference_logprobs(bank, roles.reference, rollout, step.temperature, limits, roles.reference_origin)
@@ -186,7 +182,8 @@ def _reference(plan: Plan, step: Step, rollout: Rollout, policy: Tensor, start: 
     what = f"policy: {_describe_start(plan, bank)}; reference: {_describe_reference(roles)}"
     if worst == 0.0:
         return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
-    exact = isinstance(roles.reference, View) and start == "base"
+    rounded = plan.policy_adapter is not None and plan.policy_adapter.start == "rounded"
+    exact = isinstance(roles.reference, View) and not rounded
     allowed = 0.0 if exact else ROUNDED_TOLERANCE[_precision(plan, step)]
     if mean <= allowed:
         return PreflightCheck(

@@ -97,7 +97,7 @@ def never_restored(original: Any) -> Any:
     @contextlib.contextmanager
     def using(bank: Any, adapter: str | None, *, train: bool = False, options: Any = None) -> Iterator[Any]:
         bank.activate(adapter)
-        bank._switch.set_dropout(adapter, train)
+        bank._mounted[adapter].train(train)
         with contextlib.nullcontext() if options is None else bank.trunk.passing(options):
             yield bank.base
 
@@ -123,11 +123,6 @@ def holds_all(original: Any) -> Any:
         return {**roles, "policy": {**roles["policy"], **{k: p.requires_grad_() for k, p in others.items()}}}
 
     return mutated
-
-
-def bare_is_last(original: Any) -> Any:
-    """Switching all adapters off does nothing."""
-    return lambda switch, adapter: None if adapter is None else original(switch, adapter)
 
 
 def random_head(original: Any) -> Any:
@@ -207,6 +202,7 @@ def drops_gradient_of_kept(original: Any) -> Any:
 # -- the mutants --------------------------------------------------------------------------------------------------
 
 OBJECTIVES, ADVANTAGES = "tests/unit/test_objectives.py", "tests/unit/test_advantages.py"
+MOUNTING = "tests/unit/test_mounting.py"
 UPDATE, SCORING, BANK = "tests/unit/test_update.py", "tests/unit/test_scoring.py", "tests/unit/test_bank.py"
 REWARD, ROLLOUT, RESUME = "tests/unit/test_reward_adapter.py", "tests/unit/test_rollout.py", "tests/run/test_resume.py"
 PREFLIGHT, INVARIANTS = "tests/run/test_preflight.py", "tests/invariants"
@@ -500,7 +496,37 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("adapter stays active after a block", "AdapterBank.using", never_restored, (f"{BANK}::TestUsing",)),
     ("dropout on in every pass", "AdapterBank.using", given(train=True), (BANK,)),
     ("who is trained is left to peft", "AdapterBank._restore", nothing, (f"{BANK}::TestWhoIsTrained",)),
-    ("adapters can't be switched off", "AdapterSwitch.set", bare_is_last, (f"{BANK}::TestSwitch",)),
+    ("adapters can't be switched off", "Mounted.take_off", nothing, (f"{BANK}::TestSwitch",)),
+    (
+        "another adapter's layers stand in the base",
+        "AdapterBank._stand",
+        text("self._mounted[adapter].put_on()", "next(iter(self._mounted.values())).put_on()"),
+        (f"{MOUNTING}::test_two_kinds_at_once_learn_as_each_alone",),
+    ),
+    (
+        "the layers of the last adapter stay",
+        "AdapterBank._stand",
+        text("if self._standing in self._mounted:", "if self._standing not in self._mounted:"),
+        (f"{MOUNTING}::test_a_kind_beside_others_is_what_it_is_alone",),
+    ),
+    (
+        "a removed adapter's layers stay",
+        "AdapterBank.remove",
+        text("self._stand(None)", "pass"),
+        (f"{MOUNTING}::test_what_is_removed_while_it_stands_is_gone",),
+    ),
+    (
+        "a copy shares its tensors",
+        "AdapterBank.copy",
+        lambda original: lambda bank, source, name: bank._mounted.__setitem__(name, bank._mounted[source]),
+        (f"{MOUNTING}::test_a_copy_is_nobody_elses",),
+    ),
+    (
+        "what is fixed in a kind learns",
+        "Mounted.learning",
+        lambda original: lambda mounted, name: mounted.parameters(name),
+        (f"{MOUNTING}::test_what_peft_keeps_fixed_does_not_learn",),
+    ),
     ("the base keeps its dropout", "_remove_dropout", nothing, (BANK,)),
     (
         "head skipped",

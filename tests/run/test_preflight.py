@@ -306,4 +306,4 @@ def test_it_leaves_everything_as_it_was(make_config: MakeConfig) -> None:
     assert runner.bank.adapters == ["policy"]
     assert not runner.optimizer.state
     assert all(torch.equal(tensor, weights[name]) for name, tensor in runner.bank.tensors("policy").items())
-    assert all(parameter.grad is None for parameter in runner.bank.base.parameters())
+    assert all(parameter.grad is None for parameter in runner.bank.all_parameters().values())

@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     ),
     "another kind": (
         lambda base, folder: edit(write(base, folder, target_modules=SFT), peft_type="LOHA"),
-        "is a LOHA adapter; marl's bank holds LoRA",
+        "holds no tensor of a LoHa adapter",
     ),
     "a prompt": (
         lambda base, folder: edit(write(base, folder, target_modules=SFT), peft_type="PREFIX_TUNING"),

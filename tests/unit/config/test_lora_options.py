@@ -25,10 +25,11 @@ def findings(config: dict[str, Any], catalog: Catalog) -> list[str]:
         ),
         ({"monteclora_config": {}}, "draws its weights at random"),
         ({"velora_config": {"num_groups": 4}}, "is a VeLoRA"),
-        ({"use_qalora": True}, "is made for GPTQ weights"),
+        ({"use_qalora": True}, "works on GPTQ bases only"),
         ({"arrow_config": {}}, "is an Arrow router"),
         ({"megatron_config": {}}, "needs Megatron's layers"),
-        ({"init_lora_weights": "mica"}, "'mica' trains one factor of each LoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' rewrites the base's weights"),
+        ({"init_lora_weights": False}, "policy.lora.init_lora_weights: false starts away from the base"),
         ({"init_lora_weights": "lora_ga"}, "'lora_ga' rewrites the base's weights"),
     ],
 )
