@@ -118,8 +118,7 @@ def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> No
         for source in core
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Constant) and node.value in names
-        if source.path
-        != "marl_core/artifacts/kind_table.py"  # on which quantized bases a kind was tried
+        if source.path != "marl_core/artifacts/kind_table.py"  # on which quantized bases a kind was tried
         if not (
             source.path == "marl_core/registry/families.py"
             and source.text.splitlines()[node.lineno - 1].strip().startswith(("with_folder=", "on_command_line="))
