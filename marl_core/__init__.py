@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_core.artifacts.adapter_files import read_adapter
+    from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal, known_kind
     from marl_core.artifacts.hub import cached_adapter, hub_read, is_repo_name
     from marl_core.artifacts.messages import message_text
     from marl_core.artifacts.model_files import cached_model_config
@@ -57,7 +58,17 @@ if TYPE_CHECKING:
     from marl_core.registry.catalog import Catalog
     from marl_core.registry.path_text import PathText
     from marl_core.registry.raised_from import raised_from
-    from marl_core.registry.strategy import API, AdvantageInputs, Estimator, Quantization, StopRun, Strategy, hookimpl
+    from marl_core.registry.strategy import (
+        ANY_QUANTIZATION,
+        API,
+        Adapter,
+        AdvantageInputs,
+        Estimator,
+        Quantization,
+        StopRun,
+        Strategy,
+        hookimpl,
+    )
     from marl_core.report.inline import show_report
     from marl_core.report.page import write_report
     from marl_core.run.host import quiet_libraries
@@ -79,7 +90,9 @@ _HOMES = {
         "warn",
     ),
     "marl_core.registry.strategy": (
+        "ANY_QUANTIZATION",
         "API",
+        "Adapter",
         "AdvantageInputs",
         "Estimator",
         "Quantization",
@@ -92,6 +105,7 @@ _HOMES = {
     "marl_core.registry.path_text": ("PathText",),
     "marl_core.registry.raised_from": ("raised_from",),
     "marl_core.artifacts.adapter_files": ("read_adapter",),
+    "marl_core.artifacts.adapter_kinds": ("base_refusal", "config_refusal", "known_kind"),
     "marl_core.artifacts.hub": ("cached_adapter", "hub_read", "is_repo_name"),
     "marl_core.artifacts.messages": ("message_text",),
     "marl_core.artifacts.model_files": ("cached_model_config",),
@@ -133,7 +147,9 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ANY_QUANTIZATION",
     "API",
+    "Adapter",
     "AdapterBank",
     "AdvantageInputs",
     "Catalog",
@@ -181,14 +197,17 @@ __all__ = [
     "View",
     "__version__",
     "append_lines",
+    "base_refusal",
     "cached_adapter",
     "cached_model_config",
     "callable_name",
+    "config_refusal",
     "dump_config",
     "flatten",
     "hookimpl",
     "hub_read",
     "is_repo_name",
+    "known_kind",
     "load_config",
     "merge_adapter",
     "merge_into",

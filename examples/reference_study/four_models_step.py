@@ -31,7 +31,7 @@ def spread(runner: Runner, reward: str) -> Runner:
 
     trained = step.roles.trained
     value, head = str(trained.value_adapter), str(trained.value_head)
-    critic.add(value, shared.peft.peft_config[value], seed=0)
+    critic.add(value, shared.config(value), seed=0)
     critic.add_value_head(head)
     for name, tensor in shared.tensors(value).items():
         critic.tensors(value)[name].copy_(tensor)

@@ -283,3 +283,50 @@ def layer_of_one_expert(name: str) -> str | None:
     """Which layer of a single expert an adapter's tensor is for (`up_proj`), as transformers 4 kept experts; None for any other tensor."""
     match = _ONE_EXPERT.search(name)
     return match[1] if match else None
+
+
+# -- weights as files store them, and as transformers holds them --------------------------------------------------------
+
+TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
+"""Model types whose linear layers are transformers' Conv1D, which hold [in, out]."""
+ROUTERS = ("gate", "router")
+"""Last parts of the names of routers, beside the experts that they choose from."""
+_EXPERTS_LAYER = re.compile(r"^(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<layer>[^.]+)\.weight$")
+
+
+def as_held(shapes: Shapes, model_type: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of files as the loaded model has them: experts that are stored one by one are one tensor for all.
+
+    Two halves become [experts, 2 feed-forward, hidden], the layer behind them [experts, hidden, feed-forward].
+    """
+    if model_type not in CONVERTED_EXPERTS:
+        return dict(shapes)
+    held: dict[str, tuple[int, ...]] = {}
+    counts: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        match = _EXPERTS_LAYER.match(name)
+        if match is None:
+            held[name] = shape
+        else:
+            place = (match["experts"], match["layer"])
+            counts[place] = (counts.get(place, (0, shape))[0] + 1, shape)
+    halves = {layer: pair for pair in HALVES_OF_ONE_TENSOR for layer in pair}
+    for (experts, layer), (count, shape) in counts.items():
+        rows = 2 * shape[0] if layer in halves else shape[0]
+        held[f"{experts}.{'gate_up_proj' if layer in halves else 'down_proj'}"] = (count, rows, *shape[1:])
+    return held
+
+
+def adaptable_layers(shapes: Shapes, model_type: str | None) -> dict[str, tuple[int, int]]:
+    """The linear layers, (out, in) of each by its name: without routers of experts, which give a choice and no plain tensor.
+
+    `shapes` as the loaded model has them (`as_held`).
+    """
+    routed = {name.partition(".experts.")[0] for name in shapes if ".experts." in name}
+    found: dict[str, tuple[int, int]] = {}
+    for name, shape in linear_layers(shapes):
+        if name.rpartition(".")[0] in routed and leaf(name) in ROUTERS:
+            continue
+        rows, columns = shape
+        found[name] = (columns, rows) if model_type in TRANSPOSED_TYPES else (rows, columns)
+    return found

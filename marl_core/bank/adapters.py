@@ -1,37 +1,41 @@
-"""AdapterBank: one frozen base, many named adapters, at most one active, each trainable or frozen for the whole run.
+"""AdapterBank: one frozen base, many named adapters of any kind, at most one active, each trainable or frozen for the whole run.
 
-This is the only code that tells PEFT which adapter is active or trainable. Forward and backward of one adapter are
+This is the only code that says which adapter stands in the base and which learns. Forward and backward of one adapter are
 one indivisible block: with gradient checkpointing, backward recomputes through whatever adapter is active then.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 
+from marl_core.artifacts.adapter_files import AdapterFiles
+from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal
 from marl_core.bank import heads, lora
 from marl_core.bank.base import load_base, load_for_bank
-from marl_core.bank.guard import BaseGuard, Look, Mark, take_out_the_rest, unusual
+from marl_core.bank.guard import BaseGuard, Look, Mark, unusual
 from marl_core.bank.identity import reward_adapter
 from marl_core.bank.identity.fingerprint import Fingerprint, kinds
 from marl_core.bank.identity.reward_check import check_base
 from marl_core.bank.identity.which_base import Origin
 from marl_core.bank.inputs import as_ids, as_mask, require_room, require_tokens, without_garbage
+from marl_core.bank.mount import Mounted
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
-from marl_core.bank.parts import adapter_parameters
-from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.targets import Layers, linear_names, without_idle
 from marl_core.bank.trunk import PassOptions, Trunk
 from marl_core.bank.views import Position, ScoreView, View
 from marl_core.bank.weight_versions import WeightVersions
 from marl_core.errors import ConfigError, DataError
+from marl_core.registry.deprecation import warn_deprecated
 from marl_core.registry.strategy import Quantization
 
 if TYPE_CHECKING:
@@ -79,8 +83,8 @@ class AdapterBank:
         """What is known about each reward adapter's fit to this base, in a sentence."""
         self.base_checks: dict[str, str] = {}
         """The same of each other adapter that was read from disk."""
-        self._peft: PeftModel | None = None
-        self._switch = AdapterSwitch(base)
+        self._mounted: dict[str, Mounted] = {}
+        self._standing: str | None = None
         self._active: str | None = None
         self._trainable: set[str] = set()
         self._paths: dict[str, Path] = {}
@@ -106,18 +110,14 @@ class AdapterBank:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The causal language model, with the adapters injected."""
+        """The causal language model; the active adapter's layers stand in it, no other's."""
         return self.trunk.model
 
     @property
-    def peft(self) -> PeftModel:
-        """PEFT's wrapper. Don't call its set_adapter or disable_adapter: use `using` and `bare`.
-
-        ConfigError while the bank has no adapter: there is none to wrap.
-        """
-        if self._peft is None:
-            raise ConfigError("This bank has no adapter yet; add or load one first.")
-        return self._peft
+    def peft(self) -> Any:
+        """Deprecated: use `config`. Its `peft_config` holds PEFT's config of each adapter by name."""
+        warn_deprecated("bank.peft", "bank.config(name), PEFT's config of one adapter", "0.1")
+        return SimpleNamespace(peft_config={name: mounted.config for name, mounted in self._mounted.items()})
 
     @property
     def device(self) -> torch.device:
@@ -141,70 +141,107 @@ class AdapterBank:
     @property
     def adapters(self) -> list[str]:
         """Names of all adapters, in the order they came."""
-        return list(self._peft.peft_config) if self._peft is not None else []
+        return list(self._mounted)
 
     @property
     def linears(self) -> Layers:
-        """Full names of the linear layers that a LoRA can adapt with effect, the LM head left out. Measured once."""
+        """Full names of the linear layers that an adapter can change with effect, the LM head left out. Measured once."""
         if not self._measured:
-            self._layers = without_idle(self._layers, self.base, self.trunk.try_all)
+            with self.bare():
+                self._layers = without_idle(self._layers, self.base, self.trunk.try_all)
             self._measured = True
         return self._layers
 
     # -- adding ---------------------------------------------------------------------------------------------
 
-    def add(self, name: str, config: LoraConfig, *, trainable: bool = True, seed: int | None = None) -> None:
-        """A new adapter; its initial weights depend on `seed` alone, and the global random state stays as it was.
+    def add(self, name: str, config: PeftConfig, *, trainable: bool = True, seed: int | None = None) -> None:
+        """A new adapter of any kind that PEFT has for layers; its initial weights depend on `seed` alone.
 
-        ConfigError when making or training it would change the base, which is then as it was.
+        The config stays the caller's; the global random state stays as it was. ConfigError for a kind that a base with several
+        roles can't hold, and when making or training it would change the base, which is then as it was.
         """
-        if not isinstance(config, LoraConfig):
+        if not isinstance(config, PeftConfig):
             raise ConfigError(
-                f"adapter {name!r}: a bank holds LoRA adapters: give a peft.LoraConfig, not a {type(config).__name__}."
+                f"adapter {name!r}: give a config of peft's, e.g. peft.LoraConfig, not a {type(config).__name__}."
             )
-        wrong = lora.changing(config)
+        wrong = list(config_refusal(config.peft_type, vars(config), f"adapter {name!r}", fresh=False))
+        wrong += self._unfit(name, config, trainable)
         if wrong:
-            raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
-        changed = self._insert(name, config, trainable, seed, lambda: None)
+            raise ConfigError("\n".join(wrong))
+        changed = self._insert(name, deepcopy(config), trainable, seed, lambda: None)
+        if changed:
+            raise ConfigError(f"adapter {name!r}: {changed}")
+
+    def _unfit(self, name: str, config: PeftConfig, learns: bool) -> Iterator[str]:
+        """Why an adapter of this kind can't stand on a base of this quantization and dtype."""
+        yield from base_refusal(
+            config.peft_type,
+            vars(config),
+            f"adapter {name!r}",
+            quantization=lora.quantization_name(self.quantization),
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            learns=learns,
+        )
+
+    def copy(self, source: str, name: str) -> None:
+        """A frozen adapter `name` of the same kind as `source` with the same tensors, e.g. a reference that follows the policy.
+
+        ConfigError when the bank has no adapter `source`, and for a name that is taken.
+        """
+        tensors = {key: tensor.clone() for key, tensor in self.tensors(source).items()}
+        config = self.config(source)
+        changed = self._insert(name, config, False, 0, lambda: self.fill(name, tensors))
         if changed:
             raise ConfigError(f"adapter {name!r}: {changed}")
 
     def _insert(
-        self, name: str, config: LoraConfig, trainable: bool, seed: int | None, fill: Callable[[], None]
+        self, name: str, config: PeftConfig, trainable: bool, seed: int | None, fill: Callable[[], None]
     ) -> str:
-        """Inject an adapter and fill its weights. What is wrong when that changed the base; then it isn't in the bank."""
+        """Make an adapter and fill its weights. What is wrong when that changed the base; then it isn't in the bank."""
         self._refuse_when_spoiled()
         lora.check_name(name, {*self.adapters, *self.heads})
+        self._stand(None)
         before = self._guard.look()
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 if seed is not None:
                     torch.manual_seed(seed)
-                try:
-                    self._peft = lora.inject(self._peft, self.base, name, config)
-                finally:
-                    self._restore()
+                mounted = lora.make(self.base, name, config, self._layers)
+            self._mounted[name] = mounted
             if trainable:
                 self._trainable.add(name)
-            self._switch = AdapterSwitch(self.base)
             self._restore()
-            self.trunk.adapter_added()
-            lora.refuse_output_layer(self.base, name)
-            lora.refuse_unreadable(self._peft, name)
+            self.trunk.adapter_added(mounted.layers.values())
+            self._refuse_unsound(name)
             self._try(name)
             fill()
         except Exception:
             self._undo(name, before)
             raise
+        self._stand(None)
         changed = self._guard.changed(before)
         if not changed:
+            self._stand(self._active)
             return ""
         self._undo(name, before)
         after = "it can't be put back, so this bank can't be used any more" if self._spoiled else "it has been put back"
         return (
             f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
-            f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
+            f"added. Of its options: {unusual(config)}. Use another kind of adapter, or none that starts from the base's own weights."
         )
+
+    def _refuse_unsound(self, name: str) -> None:
+        """ConfigError for an adapter that a pass wouldn't reach, or that its own file wouldn't hold."""
+        mounted = self._mounted[name]
+        lora.refuse_output_layer(self.base, name, mounted)
+        with self.using(name):
+            lora.refuse_unreadable(name, mounted, self._layers)
+            lost = mounted.learning_not_saved(name) if name in self._trainable else []
+        if lost:
+            raise ConfigError(
+                f"adapter {name!r}: {len(lost)} tensors learn that its file wouldn't hold (first: {lost[0]}): a resumed run would differ. "
+                "Use another kind of adapter."
+            )
 
     def _try(self, name: str) -> None:
         """One small pass through a new adapter: a layer of the model that can't run with it is named at once."""
@@ -213,18 +250,17 @@ class AdapterBank:
                 self.trunk.try_out()
         except Exception as error:
             raise_if_out_of_memory(error)
-            raise ConfigError(lora.odd_layer(self.base, name, error)) from error
+            raise ConfigError(lora.odd_layer(self.base, name, self._mounted[name], self._layers, error)) from error
 
     def _undo(self, name: str, before: Look) -> None:
-        """Take out an adapter, whole or in part, and give the base back what it held."""
+        """Take out an adapter, and give the base back what it held."""
         if name in self.adapters:
             self.remove(name)
-        take_out_the_rest(self.base, name)
         self._trainable.discard(name)
-        self._switch = AdapterSwitch(self.base)
-        self._restore()
+        self._stand(None)
         if not (self._guard.put_back(before) or self._read_again(before)):
             self._spoiled = f"making the adapter {name!r} changed the base's weights, and what they were is lost"
+        self._restore()
 
     def _read_again(self, before: Look) -> bool:
         """Take what was written over from the files; whether the base is as it was."""
@@ -252,14 +288,14 @@ class AdapterBank:
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> None:
-        """Load a PEFT LoRA adapter; frozen unless `trainable`. DataError unless every tensor finds its place.
+        """Load an adapter from PEFT's files; frozen unless `trainable`. DataError unless every tensor finds its place.
 
-        `dropout` replaces the LoRA dropout that the adapter was trained with. `revision` is that of a hub name (branch,
+        `dropout` replaces the one that the adapter was trained with. `revision` is that of a hub name (branch,
         tag or commit), `subfolder` the folder inside `path` that holds the adapter, as peft calls them.
         """
         files = lora.find_adapter(path, asked_by, revision, subfolder)
         lora.check_name(name, {*self.adapters, *self.heads})
-        config = lora.config_of(files, self.linears, asked_by, getattr(self.base.config, "model_type", None))
+        config: Any = lora.config_of(files, self.linears, asked_by, getattr(self.base.config, "model_type", None))
         if trainable and files.score_keys:
             raise DataError(
                 f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
@@ -267,12 +303,13 @@ class AdapterBank:
         if trainable:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
-            config.lora_dropout = dropout
+            lora.set_dropout(config, dropout, asked_by)
+        unfit = list(self._unfit(name, config, trainable))
+        if unfit:
+            raise ConfigError("\n".join(f"{asked_by}: {files.folder}: {sentence}" for sentence in unfit))
 
         try:
-            changed = self._insert(
-                name, config, trainable, 0, lambda: lora.load_weights(self.peft, name, files, asked_by)
-            )
+            changed = self._insert(name, config, trainable, 0, lambda: self._read_weights(name, files, asked_by))
         except ConfigError as error:  # a file's layers are the file's, not the user's
             raise lora.cannot_stand(files, error, asked_by) from error
         if changed:
@@ -284,7 +321,10 @@ class AdapterBank:
                 self.remove(name)
                 raise
         self._paths[name] = files.folder.resolve()
-        self._restore()
+
+    def _read_weights(self, name: str, files: AdapterFiles, asked_by: str) -> None:
+        with self.using(name):
+            lora.load_weights(self._mounted[name], files, asked_by)
 
     def frozen(
         self,
@@ -340,20 +380,14 @@ class AdapterBank:
             return
         self._require(name)
         if self._active == name:
-            self.activate(None)
-        if self.adapters == [name]:
-            self.peft.unload()
-            self._peft = None
-        else:
-            self.peft.delete_adapter(name)
-            if self.peft.active_adapter == name:  # peft would look for the config of the one that is gone
-                self.peft.active_adapter = self.adapters[0]
+            self._active = None
+        self._stand(None)
+        self.trunk.adapter_removed(self._mounted.pop(name).layers.values())
         self._trainable.discard(name)
         for known in (self._paths, self.reward_views, self.reward_checks, self.base_checks):
             known.pop(name, None)
         for head in (heads.score_head_of(name), heads.value_head_of(name)):
             self.heads.pop(head, None)
-        self._switch = AdapterSwitch(self.base)
         self._restore()
 
     # -- looking through ------------------------------------------------------------------------------------
@@ -372,24 +406,47 @@ class AdapterBank:
             self._require(adapter)
         self._refuse_when_spoiled()
         self._active = adapter
-        self._switch.set(adapter)
+        self._stand(adapter)
+
+    def _stand(self, adapter: str | None) -> None:
+        """Let this adapter's layers stand in the base, None: no adapter's."""
+        if self._standing in self._mounted:
+            self._mounted[self._standing].take_off()
+        if adapter is not None:
+            self._mounted[adapter].put_on()
+        self._standing = adapter
+
+    def see_again(self, adapter: str | None) -> None:
+        """Let `adapter` be the active one, whatever somebody did behind the bank to the tree or to PEFT's layers."""
+        for mounted in self._mounted.values():
+            mounted.switch_on()
+            mounted.take_off()
+        self._active = adapter
+        self._restore()
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What the tree shows of each adapter, whoever changed it: whether its layers stand, and what PEFT's calls switch in them."""
+        return tuple((name, sorted(mounted.stands), mounted.settings) for name, mounted in self._mounted.items())
 
     @contextmanager
     def using(
         self, adapter: str | None, *, train: bool = False, options: PassOptions | None = None
     ) -> Iterator[PreTrainedModel]:
-        """See the base through `adapter`, with its LoRA dropout on only if `train`. Afterwards all is as it was.
+        """See the base through `adapter`, with its dropout on only if `train`. Afterwards all is as it was.
 
         `options`: how the passes inside go through the base; None: as those around the block do.
         """
         before = self._active
         self.activate(adapter)
-        dropped = self._switch.set_dropout(adapter, train)  # gradient checkpointing puts the whole model in train mode
+        mounted = self._mounted.get(adapter) if adapter is not None else None
+        dropped = mounted.train(train) if mounted else False
         try:
             with nullcontext() if options is None else self.trunk.passing(options):
                 yield self.base
         finally:
-            self._switch.set_dropout(adapter, dropped)
+            if mounted:
+                mounted.train(dropped)
             self.activate(before if before in self.adapters else None)
 
     def bare(self) -> Any:
@@ -408,20 +465,58 @@ class AdapterBank:
         return frozenset(self._trainable)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters of an adapter or head by name, float32: what an optimizer gets. ConfigError when the bank has neither."""
+        """The parameters of an adapter or head that learn, by name, float32: what an optimizer gets.
+
+        Of an adapter those that PEFT leaves learning when it makes one, of a frozen one too. ConfigError when the bank has neither.
+        """
         if name in self.heads:
             return {f"{name}.{key}": value for key, value in self.heads[name].named_parameters()}
-        parameters = adapter_parameters(self.base, name) if name in self.adapters else {}
-        if not parameters:
+        if name not in self._mounted:
             raise ConfigError(
                 f"This bank has no adapter or head {name!r}; it has: {', '.join([*self.adapters, *self.heads])}."
             )
-        return parameters
+        return self._mounted[name].learning(name)
+
+    def all_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the base and of all adapters, whichever stands in the tree."""
+        found = self.base_parameters()
+        for name in self._mounted:
+            found |= self.adapter_parameters(name)
+        return found
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The base's own parameters by name."""
+        with self.bare():
+            return dict(self.base.named_parameters())
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Every parameter of an adapter, those that its kind never trains among them."""
+        self._require(name)
+        return self._mounted[name].parameters(name)
+
+    def all_modules(self) -> list[nn.Module]:
+        """Every module of the base and of all adapters, whichever stands in the tree."""
+        with self.bare():
+            return [*self.base.modules(), *(module for mounted in self._mounted.values() for module in mounted.modules)]
+
+    def wrappers(self, name: str) -> dict[str, nn.Module]:
+        """PEFT's layers of an adapter by the names of the model's layers that they stand for."""
+        self._require(name)
+        return self._mounted[name].layers
+
+    def config(self, name: str) -> Any:
+        """A copy of PEFT's config of an adapter. ConfigError when the bank hasn't got it."""
+        self._require(name)
+        return self._mounted[name].fresh_config()
 
     def checksum(self, *names: str) -> int:
         """A number of the bits of these adapters and heads: any change of their weights or scaling, however made, shows in it."""
-        weights = WeightVersions(pair for name in names for pair in self.parameters(name).items())
-        return hash((weights.checksum(), *(self._switch.scalings(name) for name in names)))
+        held = {
+            name: self.adapter_parameters(name) if name in self._mounted else self.parameters(name) for name in names
+        }
+        weights = WeightVersions(pair for parameters in held.values() for pair in parameters.items())
+        numbers = (self._mounted[name].numbers() for name in names if name in self._mounted)
+        return hash((weights.checksum(), *numbers))
 
     def _require(self, adapter: str) -> None:
         if adapter not in self.adapters:
@@ -429,29 +524,48 @@ class AdapterBank:
 
     def _restore(self) -> None:
         """Undo what a PEFT call did to the active adapter and to the trainable set."""
+        self._stand(None)
         self.base.requires_grad_(False)
-        for name in self._trainable:
-            for parameter in adapter_parameters(self.base, name).values():
-                parameter.requires_grad_(True)
-        if self._peft is not None:
-            self._peft.train(self.base.training)
-        self._switch.set(self._active)
+        for name, mounted in self._mounted.items():
+            for parameter in mounted.parameters(name).values():
+                parameter.requires_grad_(False)
+            for parameter in mounted.learning(name).values():
+                parameter.requires_grad_(name in self._trainable)
+        self._stand(self._active if self._active in self._mounted else None)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """An adapter's tensors under PEFT's file names, float32, sharing memory with the model's; ConfigError when it isn't there.
+        """An adapter's tensors under PEFT's file names; those that are the model's share its memory. ConfigError when it isn't there.
 
-        A linear layer [out, in] has lora_A.weight [r, in] and lora_B.weight [out, r], a DoRA lora_magnitude_vector [out] beside them.
+        Of a LoRA a linear layer [out, in] has lora_A.weight [r, in] and lora_B.weight [out, r], float32.
         """
-        self._require(name)
-        return lora.adapter_tensors(self.peft, name)
+        with self.using(name):
+            return self._mounted[name].file_tensors()
+
+    def fill(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors under PEFT's file names into an adapter, bit for bit. DataError when they are others than `tensors` gives."""
+        mine = self.tensors(name)
+        if set(mine) != set(tensors):
+            raise DataError(
+                f"adapter {name!r}: its tensors have other names, first: {sorted(set(mine) ^ set(tensors))[:2]}."
+            )
+        for key, tensor in mine.items():
+            if tensor.shape != tensors[key].shape:
+                raise DataError(f"adapter {name!r}: {key} is {list(tensors[key].shape)}, here {list(tensor.shape)}.")
+        with self.using(name):
+            try:
+                self._mounted[name].fill(tensors)
+            except ValueError as error:
+                raise DataError(f"adapter {name!r}: {error}.") from error
 
     def save(self, name: str, folder: str | Path) -> None:
         """Write an adapter in PEFT's own format, loadable without marl.
 
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
-        self._require(name)
-        lora.write_adapter(self.peft, name, Path(folder), None if self.prepared else os.path.expanduser(self.source))
+        with self.using(name):
+            lora.write_adapter(
+                self._mounted[name], Path(folder), None if self.prepared else os.path.expanduser(self.source)
+            )
 
     # -- scores ---------------------------------------------------------------------------------------------
 

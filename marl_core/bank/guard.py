@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from marl_core.bank.base_tensors import base_places
 from marl_core.bank.identity.digest import digest
 
 Mark = tuple[int, int, tuple[int, ...]]
-_OPTIONS_OF_ANY_LORA = (
+_OPTIONS_OF_ANY = (
     "r",
     "lora_alpha",
     "target_modules",
@@ -115,22 +114,8 @@ def _pointers(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr(),)
 
 
-def unusual(config: LoraConfig) -> str:
-    """The options of a LoRA that aren't PEFT's defaults and may do more than add an adapter, in words."""
-    plain, mine = (vars(each) for each in (LoraConfig(), config))
-    options = {
-        name: value for name, value in mine.items() if name not in _OPTIONS_OF_ANY_LORA and value != plain.get(name)
-    }
+def unusual(config: PeftConfig) -> str:
+    """The options of an adapter that aren't PEFT's defaults and may do more than add it, in words."""
+    plain, mine = (vars(each) for each in (type(config)(), config))
+    options = {name: value for name, value in mine.items() if name not in _OPTIONS_OF_ANY and value != plain.get(name)}
     return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "none of its options is unusual"
-
-
-@torch.no_grad()
-def take_out_the_rest(base: nn.Module, name: str) -> None:
-    """Remove what PEFT left of an adapter that it failed to add, and its wrappers around layers that have no other."""
-    for path, layer in list(base.named_modules()):
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        layer.delete_adapter(name)
-        if not layer._get_available_adapters():
-            parent, _, attribute = path.rpartition(".")
-            setattr(base.get_submodule(parent), attribute, layer.get_base_layer())

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from marl_core.bank.adapters import AdapterBank
-from marl_core.bank.parts import adapter_parameters
 from marl_core.bank.weight_versions import WeightVersions
 from marl_core.registry.snapshot import Setting, Snapshot
 
@@ -17,21 +16,17 @@ def frozen_weights(bank: AdapterBank) -> WeightVersions:
 
     An adapter that a strategy added for itself isn't among them: it may follow the policy.
     """
-    known = {name for name in bank.paths if name not in bank.trainable}
-    return WeightVersions(
-        [*_outside(bank, {name for name in bank.adapters if name not in known}), *_heads(bank, False)]
-    )
+    frozen = dict(bank.base_parameters())
+    for name in bank.paths:
+        if name not in bank.trainable:
+            frozen |= bank.adapter_parameters(name)
+    return WeightVersions([*frozen.items(), *_heads(bank, False)])
 
 
 def learning_weights(bank: AdapterBank) -> WeightVersions:
     """Every adapter and head that learns."""
-    trained = [pair for adapter in bank.trainable for pair in adapter_parameters(bank.base, adapter).items()]
+    trained = [pair for adapter in bank.trainable for pair in bank.adapter_parameters(adapter).items()]
     return WeightVersions([*trained, *_heads(bank, True)])
-
-
-def _outside(bank: AdapterBank, adapters: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
-    theirs = {id(p) for adapter in adapters for p in adapter_parameters(bank.base, adapter).values()}
-    return ((name, p) for name, p in bank.base.named_parameters() if id(p) not in theirs)
 
 
 def _heads(bank: AdapterBank, learning: bool) -> Iterable[tuple[str, Tensor]]:
@@ -47,8 +42,8 @@ class ModeSnapshot:
     """Which parameters learn, which modules are in train mode, which adapter is active: read once, put back on demand."""
 
     def __init__(self, bank: AdapterBank) -> None:
-        modules: list[nn.Module] = list(bank.base.modules())
-        parameters = list(bank.base.parameters())
+        modules: list[nn.Module] = bank.all_modules()
+        parameters = list(bank.all_parameters().values())
 
         def set_modes(modes: list[bool]) -> None:
             for module, mode in zip(modules, modes, strict=True):
@@ -60,9 +55,7 @@ class ModeSnapshot:
 
         self._settings = (
             # as the bank has it and as the layers have it
-            Setting(
-                "the active adapter", lambda: (bank.active, bank._switch.seen()), lambda seen: bank.activate(seen[0])
-            ),
+            Setting("the active adapter", lambda: (bank.active, bank.seen), lambda seen: bank.see_again(seen[0])),
             Setting("train mode", lambda: [module.training for module in modules], set_modes),
         )
         learning = Setting("which weights learn", lambda: [p.requires_grad for p in parameters], set_learning)

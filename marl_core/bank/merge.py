@@ -25,6 +25,7 @@ from marl_core.bank import lora
 from marl_core.bank.base import load_base
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
+from marl_core.bank.mount import Tree
 from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.errors import ConfigError, DataError, in_words, warn
 from marl_core.plan.adapter_checks import other_rows
@@ -98,13 +99,14 @@ def attach(
         raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
     _check_base(base, files, asked_by)
     _make_room(base, files, asked_by)
+    tree = Tree(base)
     try:
         config = PeftConfig.from_pretrained(str(files.folder))
         config.inference_mode = True
         peft = PeftModel(base, config)
         placed: Any = peft.load_adapter(str(files.folder), "default")
     except Exception as error:  # whatever an odd file makes of it
-        lora.take_out(None, base, "default")
+        tree.put_back()
         raise DataError(
             f"{asked_by}: peft can't put {files.folder} on this base ({type(error).__name__}: {' '.join(str(error).split())[:300]}). It "
             f"says it was trained on {files.base_name!r}: use that base, or another adapter."

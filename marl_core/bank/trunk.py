@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +66,8 @@ class Trunk:
         """Whether the layers are spread over processes: then each pass needs all of them."""
         self.options = PassOptions()
         self._marked = False
+        self._beside: list[nn.Module] = []
+        """Layers of adapters, which stand in the model at times."""
         _remove_dropout(model)
         self._patched = False
         self._patch(self.options)
@@ -112,13 +114,21 @@ class Trunk:
         wanted = is_on(options.recompute_cheap, self.device.type)
         if wanted != self._patched:
             change: Callable[[nn.Module], object] = patch_for_recompute if wanted else unpatch
-            change(self.model)
+            for module in (self.model, *self._beside):
+                change(module)
             self._patched = wanted
 
-    def adapter_added(self) -> None:
+    def adapter_added(self, layers: Iterable[nn.Module]) -> None:
         """An adapter was added: its layers compute as the others do."""
+        self._beside += layers
         if self._patched:
-            patch_for_recompute(self.model)
+            for module in self._beside:
+                patch_for_recompute(module)
+
+    def adapter_removed(self, layers: Iterable[nn.Module]) -> None:
+        """An adapter was removed: its layers will stand in the model no more."""
+        gone = set(layers)
+        self._beside = [module for module in self._beside if module not in gone]
 
     @property
     def device(self) -> torch.device:

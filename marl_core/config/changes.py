@@ -52,7 +52,8 @@ def changed(config: Config, changes: Sequence[Any]) -> Config:
 def as_written(value: Any) -> Any:
     """A config or a part of it as dicts and lists, with every default; what else it holds, strategies above all, as it is."""
     if isinstance(value, Choice):
-        own = {name: getattr(value, name) for name in type(value).model_fields if name != "options"}
+        fields = {name: field for name, field in type(value).model_fields.items() if name != "options"}
+        own = {field.alias or name: getattr(value, name) for name, field in fields.items() if _is_said(value, name)}
         return {**own, **as_written(value.options)}
     if isinstance(value, Section):
         fields = {name: field for name, field in type(value).model_fields.items() if not _is_unused(value, name)}
@@ -60,6 +61,11 @@ def as_written(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_written(inner) for key, inner in value.items()}
     return [as_written(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_said(choice: Choice, name: str) -> bool:
+    """Whether a choice's key is to be written: the strategy that is meant where none is named needn't be."""
+    return name != "use" or choice.use != choice.default_use or name in choice.model_fields_set
 
 
 def _is_unused(section: Section, name: str) -> bool:

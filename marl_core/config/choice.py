@@ -25,6 +25,7 @@ from marl_core.errors import ConfigError, InvalidConfig
 from marl_core.registry.callables import is_function, is_strategy_class, short_name, without_callables
 from marl_core.registry.catalog import Catalog, verify
 from marl_core.registry.families import FAMILIES, Family, FamilyName, Key
+from marl_core.registry.model_keys import keys_of
 from marl_core.registry.strategy import Strategy
 
 
@@ -39,6 +40,8 @@ class Choice(BaseModel):
         frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
     )
     family: ClassVar[FamilyName]
+    default_use: ClassVar[str | None] = None
+    """The strategy that is meant where a mapping names none; None: it must name one."""
 
     use: str | InstanceOf[Strategy] = Field(union_mode="left_to_right")
     """Name of the strategy, `package/name` where two packages offer it, or (in Python) the strategy itself."""
@@ -60,6 +63,16 @@ class Choice(BaseModel):
             return {**cls._calling(value["use"]), **beside}
         return value
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a run has this strategy: a value function without an adapter of its own has none."""
+        return True
+
+    @property
+    def is_written(self) -> bool:
+        """Whether it is used, or says something that is to be checked all the same."""
+        return self.is_used or bool(self.options) or self.use != self.default_use
+
     @classmethod
     def _calling(cls, function: Callable[..., Any]) -> dict[str, Any]:
         """The long form of a strategy that calls this function."""
@@ -78,9 +91,10 @@ class Choice(BaseModel):
         named = value.get("use") if isinstance(value, Mapping) else value
         if is_strategy_class(named):
             raise ValueError(f"{named.__name__} is a class; give a strategy made of it: {named.__name__}(...)")
-        if isinstance(value, Mapping) and "use" in value:
-            own_keys = {key: value[key] for key in value if key in cls.model_fields}
-            inline_options = {key: value[key] for key in value if key not in cls.model_fields}
+        if isinstance(value, Mapping) and ("use" in value or cls.default_use is not None):
+            known = {*cls.model_fields, *keys_of(cls)}
+            own_keys = {key: value[key] for key in value if key in known}
+            inline_options = {key: value[key] for key in value if key not in known}
             options = own_keys.get("options", {})
             return {**own_keys, "options": {**options, **inline_options} if isinstance(options, Mapping) else options}
         if not isinstance(value, Mapping | Choice):
@@ -93,12 +107,19 @@ class Choice(BaseModel):
     @model_validator(mode="after")
     def _look_up(self, info: ValidationInfo) -> Self:
         catalog = (info.context or {}).get("catalog")
-        if catalog is not None:
-            try:
+        if not self.is_written:
+            return self
+        try:
+            if catalog is not None:
                 self.resolve(catalog)
-            except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
-                raise ValueError(str(error)) from error
+            else:
+                self.check_early()
+        except ConfigError as error:  # so that pydantic adds the path and goes on to the next problem
+            raise ValueError(str(error)) from error
         return self
+
+    def check_early(self) -> None:
+        """What can be said of a choice in Python before a plan is made of it. Raises as `resolve`."""
 
     def resolve(self, catalog: Catalog | None = None) -> Strategy:
         """The strategy object: the one given, or the named one built from the options. Cached after the first call.
@@ -160,7 +181,13 @@ class Choice(BaseModel):
 
     @model_serializer
     def _as_written(self, info: SerializationInfo) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in type(self).model_fields if name not in ("use", "options")}
+        fields = {name: field for name, field in type(self).model_fields.items() if name not in ("use", "options")}
+        own = {
+            field.alias if info.by_alias and field.alias else name: getattr(self, name)
+            for name, field in fields.items()
+        }
+        if not self.is_used and self.use == self.default_use:  # names no kind: it has none
+            return {**own, **self.options}
         if isinstance(self.use, str):
             options = without_callables(self.options) if info.mode_is_json() else self.options
             return {"use": self.use, **own, **options}
@@ -193,6 +220,15 @@ class RewardChoice(Choice):
         return {**super()._calling(function), **({"name": name} if name else {})}
 
 
+def default_options(strategy_class: type[Strategy]) -> dict[str, Any]:
+    """The options of a strategy that have a default, with it."""
+    return {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in strategy_class.model_fields.items()
+        if not field.is_required()
+    }
+
+
 @cache
 def choice_of(family: Family) -> type[Choice]:
     """The Choice class of a family: the one above that its record names, or a plain Choice of that family."""
@@ -201,6 +237,15 @@ def choice_of(family: Family) -> type[Choice]:
         return choice_class
     namespace = {"__module__": __name__, "__doc__": family.about, "family": family.name}
     return type(f"{family.name.capitalize()}Choice", (Choice,), namespace)
+
+
+SECTIONS: dict[str, type[Choice]] = {}
+"""Sections that are choices themselves, by their path in a config: `policy`. Each writes itself down (config/section.py)."""
+
+
+def choice_at(family: Family, key: Key) -> type[Choice]:
+    """The class of what stands under a key: the section that is a choice itself, or the family's."""
+    return SECTIONS.get(key.path) or choice_of(family)
 
 
 def chosen_field(family: Family, key: Key) -> tuple[Any, FieldInfo]:

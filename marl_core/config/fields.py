@@ -8,13 +8,23 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from marl_core.config.choice import Choice, choice_of
+from marl_core.config.choice import Choice, choice_at
 from marl_core.registry.families import family_keys
 from marl_core.registry.model_keys import KeyPath, field_named, models_in
 
 
 def choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
-    """Every choice of a strategy with its path in the config, in the order of the families."""
+    """Every choice of a strategy that the run has, with its path in the config, in the order of the families."""
+    return ((path, choice) for path, choice in all_choices_in(config) if choice.is_used)
+
+
+def written_choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
+    """`choices_in`, and those that say something though the run doesn't use them: the kind of an adapter that isn't made."""
+    return ((path, choice) for path, choice in all_choices_in(config) if choice.is_written)
+
+
+def all_choices_in(config: BaseModel) -> Iterator[tuple[KeyPath, Choice]]:
+    """Every place of a config where a strategy is chosen."""
     for _, key in family_keys():
         value: Any = config
         for part in key.path.split("."):
@@ -35,7 +45,7 @@ def with_long_choices(written: Any) -> Any:
         for part in key.section.split(".") if key.section else ():
             container = container.get(part) if isinstance(container, dict) else None
         if isinstance(container, dict) and key.name in container:
-            container[key.name] = _long(container[key.name], choice_of(family), key.many == "named")
+            container[key.name] = _long(container[key.name], choice_at(family, key), key.many == "named")
     return config
 
 

@@ -130,18 +130,17 @@ _PolicyKeys = TypedDict("_PolicyKeys", {"from": "str | PathLike[str] | None"}, t
 class PolicyKeys(_PolicyKeys, total=False):
     """The trained adapter."""
 
-    r: int
-    """LoRA rank."""
-    alpha: float
-    """LoRA alpha; the update is scaled by alpha / r."""
+    use: str | Strategy
+    """Kind of adapter: `lora`, `dora`, `oft`, ...; its options stand beside it."""
+    options: dict[str, Any]
+    """The strategy's own options; in YAML they stand beside `use`."""
     targets: str | list[str]
     """Module names to adapt, or `all-linear`."""
     dropout: float
-    """LoRA dropout; anything above 0 makes old and new log-probs differ."""
-    lora: dict[str, Any]
-    """Further options of peft's LoraConfig (use_rslora, use_dora, layers_to_transform, ...)."""
+    """The adapter's dropout; anything above 0 makes old and new log-probs differ."""
     start: Literal["new", "continue"]
-    """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
+    """`new`: a fresh adapter on the base. `continue`: a trainable copy of an existing one, of the kind that it
+    is."""
     source: str | PathLike[str] | None
     """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
     revision: str | None
@@ -236,16 +235,14 @@ class SpeedKeys(TypedDict, total=False):
 class ValueKeys(TypedDict, total=False):
     """The value function."""
 
-    r: int
-    """LoRA rank."""
-    alpha: float
-    """LoRA alpha; the update is scaled by alpha / r."""
+    use: str | Strategy
+    """Kind of adapter: `lora`, `dora`, `oft`, ...; its options stand beside it."""
+    options: dict[str, Any]
+    """The strategy's own options; in YAML they stand beside `use`."""
     targets: str | list[str]
     """Module names to adapt, or `all-linear`."""
     dropout: float
-    """LoRA dropout; anything above 0 makes old and new log-probs differ."""
-    lora: dict[str, Any]
-    """Further options of peft's LoraConfig (use_rslora, use_dora, layers_to_transform, ...)."""
+    """The adapter's dropout; anything above 0 makes old and new log-probs differ."""
     on: Literal["policy", "own", "none"] | None
     """`policy`: a head on its trunk. `own`: an adapter of its own. `none`. Default: policy if the estimator needs
     values, else none."""

@@ -18,11 +18,12 @@ from pydantic import (
     model_validator,
 )
 
+from marl_core.config.adapter_config import PolicySection, ValueOn, ValueSection
 from marl_core.config.changes import changed
 from marl_core.config.choice import Choice, ReferenceChoice, RewardChoice
 from marl_core.config.ppo_config import ClipSection, KLSection, PPOSection, ShapingSection
 from marl_core.config.prompt_template import NOT_A_TEMPLATES, columns_of
-from marl_core.config.section import FROM_FAMILY_RECORD, Section, UnitInterval
+from marl_core.config.section import FROM_FAMILY_RECORD, Section
 from marl_core.config.speed_config import SpeedSection
 from marl_core.registry.path_text import PathText
 
@@ -47,7 +48,6 @@ __all__ = [
     "DataSection",
     "EvalSection",
     "KLSection",
-    "LoraSection",
     "ModelSection",
     "PPOSection",
     "PolicySection",
@@ -88,70 +88,6 @@ class ModelSection(Section, at="model"):
     """Recompute activations during the update to save memory."""
     shard: Literal["none", "fsdp2"] = "none"
     """`fsdp2`: each of several processes holds its share of the base's layers and fetches the rest as it computes."""
-
-
-class LoraSection(Section):
-    """A trainable LoRA."""
-
-    r: PositiveInt = 16
-    """LoRA rank."""
-    alpha: PositiveFloat = 32.0
-    """LoRA alpha; the update is scaled by alpha / r."""
-    targets: str | list[str] = "all-linear"
-    """Module names to adapt, or `all-linear`."""
-    dropout: UnitInterval = 0.0
-    """LoRA dropout; anything above 0 makes old and new log-probs differ."""
-    lora: dict[str, Any] = Field(default_factory=dict)
-    """Further options of peft's LoraConfig (use_rslora, use_dora, layers_to_transform, ...)."""
-
-
-class PolicySection(LoraSection, at="policy"):
-    """The trained adapter."""
-
-    if TYPE_CHECKING:
-
-        def __init__(self, **keys: Unpack[PolicyKeys]) -> None:
-            """The keys of a file, strategies as names, objects or dicts."""
-
-    start: Literal["new", "continue"] = "new"
-    """`new`: a fresh LoRA on the base. `continue`: a trainable copy of an existing adapter."""
-    source: PathText | None = Field(default=None, alias="from")
-    """Adapter to copy when `start` is `continue`: a folder, or a hub name `owner/name`."""
-    revision: str | None = Field(default=None, min_length=1)
-    """Hub revision (branch, tag or commit) of `from`."""
-    subfolder: str | None = Field(default=None, min_length=1)
-    """Folder inside `from` that holds the adapter."""
-
-    @model_validator(mode="after")
-    def _source_fits_start(self) -> Self:
-        if self.start == "continue" and not self.source:
-            raise ValueError("start: continue needs `from: path/to/adapter`")
-        if self.start == "new" and self.source:
-            raise ValueError("`from` is only used with start: continue; remove it or write start: continue")
-        if self.start == "new" and (self.revision or self.subfolder):
-            raise ValueError("`revision` and `subfolder` are those of `from`; the base's revision is model.revision")
-        defaults = LoraSection()
-        ignored = [name for name in ("r", "alpha", "targets", "lora") if getattr(self, name) != getattr(defaults, name)]
-        if self.start == "continue" and ignored:
-            raise ValueError(f"start: continue takes {', '.join(ignored)} from the adapter; remove them here")
-        return self
-
-
-ValueOn = Literal["policy", "own", "none"]
-
-
-class ValueSection(LoraSection, at="value"):
-    """The value function."""
-
-    on: ValueOn | None = None
-    """`policy`: a head on its trunk. `own`: an adapter of its own. `none`. Default: policy if the estimator needs values, else none."""
-    learning_rate: PositiveFloat | None = None
-    """Learning rate of head and own adapter; `ppo.learning_rate` when absent."""
-
-    @classmethod
-    def long_form(cls, value: Any) -> Any:
-        """A single word stands for `{on: word}`."""
-        return {"on": value} if isinstance(value, str) else value
 
 
 class DataSection(Section, at="data"):
@@ -293,10 +229,10 @@ class RunConfig(Section, at=""):
             *,
             model: ModelSection | ModelKeys,
             quantization: Named = ...,
-            policy: PolicySection | PolicyKeys = ...,
+            policy: PolicySection | PolicyKeys | Named = ...,
             reference: Named,
             reward: Scorer | Sequence[Scorer] = ...,
-            value: ValueSection | ValueKeys | ValueOn = ...,
+            value: ValueSection | ValueKeys | ValueOn | Named = ...,
             data: DataSection | DataKeys | None = ...,
             sampling: SamplingSection | SamplingKeys = ...,
             ppo: PPOSection | PPOKeys = ...,
@@ -311,13 +247,13 @@ class RunConfig(Section, at=""):
     model: ModelSection
     """The one base model."""
     quantization: Choice = FROM_FAMILY_RECORD
-    policy: PolicySection = Field(default_factory=PolicySection)
+    policy: PolicySection = Field(default_factory=PolicySection, validate_default=True)
     """The trained adapter."""
     reference: ReferenceChoice
     reward: list[RewardChoice] = FROM_FAMILY_RECORD
     value: Annotated[
         ValueSection, BeforeValidator(ValueSection.long_form, json_schema_input_type=ValueSection | ValueOn)
-    ] = Field(default_factory=ValueSection)
+    ] = Field(default_factory=ValueSection, validate_default=True)
     """The value function."""
     data: DataSection | None = None
     """The training prompts; `marl run` needs them, rollouts made by hand do not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marl_core.config.choice import Choice, choice_of
+from marl_core.config.choice import Choice, choice_at
 from marl_core.config.run_config import RunConfig
 from marl_core.errors import PluginError
 from marl_core.registry.catalog import Catalog, Listing, LoadedStrategy
@@ -19,7 +19,8 @@ def json_schema(catalog: Catalog) -> dict[str, Any]:
     broken: list[str] = []
     for family in FAMILIES.values():
         loaded = _load_all(catalog, family, broken)
-        schema["$defs"].update(_definitions(family, loaded, catalog))
+        for choice in dict.fromkeys(choice_at(family, key) for key in family.keys):
+            schema["$defs"].update(_definitions(family, choice, loaded, catalog))
     schema["$defs"].pop("Strategy", None)
     _require(schema)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "marl run"}
@@ -47,21 +48,29 @@ def _load_all(catalog: Catalog, family: Family, broken: list[str]) -> list[Loade
     return loaded
 
 
-def _definitions(family: Family, loaded: list[LoadedStrategy], catalog: Catalog) -> dict[str, Any]:
+def _definitions(
+    family: Family, choice: type[Choice], loaded: list[LoadedStrategy], catalog: Catalog
+) -> dict[str, Any]:
     """The choice as a union discriminated on `use`, and each strategy's options."""
-    choice, names = choice_of(family), [listing.name for listing in catalog.listings(family.name)]
+    names = [listing.name for listing in catalog.listings(family.name)]
+    place = (
+        getattr(choice, "place", None) or family.name
+    )  # a section that is a choice has keys of its own in each member
     short_names: list[str] = []
     definitions: dict[str, Any] = {}
     members = []
     for strategy in loaded:
         spellings = _spellings(strategy.listing, names)
         short_names += spellings
-        key = f"{family.name}:{strategy.listing.qualified_name}".replace("/", ".")
+        key = f"{place}:{strategy.listing.qualified_name}".replace("/", ".")
         definitions.update(_strategy(key, strategy, choice, spellings))
         members.append({"$ref": f"#/$defs/{key}"})
     short = {"type": "string", "enum": short_names, "description": "Name of a strategy; short for {use: name}."}
-    union = {"oneOf": members, "discriminator": {"propertyName": "use"}} if members else {"not": {}}
-    return {choice.__name__: {"description": family.about, "anyOf": [short, union]}, **definitions}
+    is_short = choice.long_form("name") == {"use": "name"}  # of a section a word may mean something else
+    union: dict[str, Any] = {"oneOf": members} if members else {"not": {}}
+    union |= {"discriminator": {"propertyName": "use"}} if members and choice.default_use is None else {}
+    about = (choice.__doc__ or "").strip() if place != family.name else family.about
+    return {choice.__name__: {"description": about, "anyOf": [*([short] if is_short else []), union]}, **definitions}
 
 
 def _spellings(listing: Listing, names: list[str]) -> list[str]:
@@ -77,6 +86,7 @@ def _strategy(key: str, strategy: LoadedStrategy, choice: type[Choice], spelling
     use = {"enum": spellings, "description": "Name of the strategy."}
     inner = {f"{key}:{name}": definition for name, definition in options.pop("$defs", {}).items()}
     options["properties"] = {"use": use, **shared, **options.get("properties", {})}
-    options["required"] = ["use", *options.get("required", [])]
+    needed = [] if choice.default_use in spellings else ["use"]
+    options["required"] = [*needed, *options.get("required", [])]
     options["description"] = (strategy.strategy_class.__doc__ or "").strip()
     return {key: options, **inner}

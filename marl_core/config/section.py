@@ -26,7 +26,8 @@ class Section(PlainlyTold):
 
     A section that gives its path (`class PPOSection(Section, at="ppo")`) gets every key that the records of registry/families.py
     name at that path, with the record's type, default and description. A class repeats such a key (`= FROM_FAMILY_RECORD`) only for
-    type checkers and for the order of the keys.
+    type checkers and for the order of the keys. A section may be a choice of a strategy itself (`class PolicySection(Section, Choice)`):
+    then its keys stand beside the strategy's options.
     """
 
     model_config = ConfigDict(
@@ -64,7 +65,8 @@ class Section(PlainlyTold):
         cls.place = at
         inherited = cls.model_fields
         for family, key in family_keys():
-            if key.section == at and key.name not in inherited:
+            is_a_section = vars(cls).get(key.name, FROM_FAMILY_RECORD) is not FROM_FAMILY_RECORD
+            if key.section == at and key.name not in inherited and not is_a_section:
                 cls.__annotations__[key.name], field = chosen_field(family, key)
                 setattr(cls, key.name, field)
 

@@ -13,7 +13,7 @@ from marl_core.config.choice import Choice
 from marl_core.config.foreign_names import ours
 from marl_core.errors import MarlError
 from marl_core.registry import problems
-from marl_core.registry.catalog import Catalog
+from marl_core.registry.catalog import Catalog, installed_once
 from marl_core.registry.model_keys import KeyPath, keys_of, models_in
 
 
@@ -37,7 +37,7 @@ def problem_lines(
 def _suggestion(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel], catalog: Catalog | None) -> str:
     key, model = str(path[-1]), _model_at(path[:-1], config, root)[0]
     nested: list[str] = []
-    if model is not None and not issubclass(model, Choice):
+    if model is not None and _is_section(model):
         known = ours(key, (*_place_of(root), *path[:-1]))
         if known is not None:
             return f"Did you mean {known!r}?"
@@ -67,9 +67,19 @@ def _keys_at(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel], ca
     model, value = _model_at(path, config, root)
     if model is None:
         return []
-    if issubclass(model, Choice):
-        return [key for key in keys_of(model) if key != "options"] + list(_option_fields(model, value, catalog))
-    return keys_of(model)
+    return _keys(model, value, catalog)
+
+
+def _keys(model: type[BaseModel], value: Any, catalog: Catalog | None) -> list[str]:
+    """A section's keys, and of a choice the options of the strategy that it names."""
+    if not issubclass(model, Choice):
+        return keys_of(model)
+    return [key for key in keys_of(model) if key != "options"] + list(_option_fields(model, value, catalog))
+
+
+def _is_section(model: type[BaseModel]) -> bool:
+    """Whether it is a section, which may be a choice as well. By duck: config/section.py stands above this file."""
+    return not issubclass(model, Choice) or hasattr(model, "place")
 
 
 def _model_at(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel]) -> tuple[type[BaseModel] | None, Any]:
@@ -89,11 +99,11 @@ def _model_at(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel]) -
 
 
 def _option_fields(model: type[Choice], value: Any, catalog: Catalog | None) -> Mapping[str, FieldInfo]:
-    name = value.get("use") if isinstance(value, Mapping) else value
-    if catalog is None or not isinstance(name, str):
+    name = value.get("use", model.default_use) if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
         return {}
     try:
-        return catalog.load(model.family, name).strategy_class.model_fields
+        return (catalog or installed_once()).load(model.family, name).strategy_class.model_fields
     except MarlError:
         return {}
 
@@ -106,7 +116,7 @@ def _sections(root: type[BaseModel]) -> dict[str, list[str]]:
         prefix, model = queue.pop(0)
         for name, field in model.model_fields.items():
             for inner in models_in(field.annotation):
-                if not issubclass(inner, Choice):
-                    sections[f"{prefix}{name}"] = keys_of(inner)
+                if _is_section(inner):
+                    sections[f"{prefix}{name}"] = _keys(inner, {}, None)
                     queue.append((f"{prefix}{name}.", inner))
     return sections

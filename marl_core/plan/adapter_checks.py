@@ -24,7 +24,7 @@ from marl_core.artifacts.architecture import (
 )
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.model_files import ModelFiles, read_model
-from marl_core.errors import MERGE, ConfigError, DataError, MarlError, in_words
+from marl_core.errors import ConfigError, DataError, MarlError
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import adapter_options
 
@@ -44,7 +44,7 @@ def named_adapters(plan: Chosen) -> Iterator[tuple[str, str, Use]]:
 def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
     """Reasons why an adapter can't stand on the shared base, or can't be merged into it."""
     model = _model(plan)
-    by_role: dict[str, frozenset[str]] = dict(_trained_directly(plan))
+    on_weights: list[str] = []
     for key, path, use in named_adapters(plan):
         try:
             files = read_adapter(path, key)
@@ -55,10 +55,9 @@ def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
             yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _token_rows(model)))
         else:
             yield from (ConfigError(sentence) for sentence in _on_this_base(plan, files, key))
-            if target_parameters(files.config):
-                by_role[key] = target_parameters(files.config)
+            on_weights += [key] if target_parameters(files.config) else []
         yield from (ConfigError(f"{key}: {sentence}") for sentence in per_expert(files, _model_type(model)))
-    yield from _experts(plan, by_role)
+    yield from _sharded_experts(plan, on_weights)
 
 
 def adapter_warnings(plan: Chosen) -> Iterator[str]:
@@ -142,30 +141,17 @@ def _one_by_one(files: AdapterFiles, why: str) -> str:
     )
 
 
-def _trained_directly(plan: Chosen) -> Iterator[tuple[str, frozenset[str]]]:
-    sections = [("policy", plan.config.policy)] if plan.config.policy.start == "new" else []
-    sections += [("value", plan.config.value)] if plan.value_on == "own" else []  # type: ignore[list-item]
-    yield from ((key, parameters) for key, section in sections if (parameters := target_parameters(section.lora)))
-
-
-def _experts(plan: Chosen, by_role: Mapping[str, frozenset[str]]) -> Iterator[MarlError]:
-    """PEFT's limits for adapters on single weights: all adapters of a base the same ones, no dropout."""
-    if len(set(by_role.values())) > 1:
-        details = "; ".join(f"{key}: {', '.join(sorted(parameters))}" for key, parameters in by_role.items())
+def _sharded_experts(plan: Chosen, keys: list[str]) -> Iterator[MarlError]:
+    """Adapters on single weights, experts above all, on a base that several processes share out."""
+    if keys and plan.config.model.shard != "none":
         yield ConfigError(
-            f"target_parameters: peft lets adapters of one base adapt the same single weights only, and these differ ({details}). Give "
-            f"policy and value the same list, and merge adapters of other weights first ({in_words(*MERGE)})."
-        )
-    if by_role and plan.config.model.shard != "none":
-        yield ConfigError(
-            f"target_parameters ({next(iter(by_role))}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
+            f"target_parameters ({keys[0]}) with model.shard: nobody has measured that sharded experts with a LoRA give the "
             "plain ones' numbers. Set model.shard: none, or adapt layers (targets) only."
         )
-    for key, section in (("policy", plan.config.policy), ("value", plan.config.value)):
-        if key in by_role and section.dropout > 0:
-            yield ConfigError(
-                f"{key}.dropout: {section.dropout}, but peft has no dropout for target_parameters. Set it to 0."
-            )
+    if "policy.from" in keys and plan.config.policy.dropout > 0:
+        yield ConfigError(
+            f"policy.dropout: {plan.config.policy.dropout}, but peft has no dropout for target_parameters. Set it to 0."
+        )
 
 
 def _model(plan: Chosen) -> ModelFiles | None:

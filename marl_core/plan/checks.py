@@ -22,9 +22,9 @@ from marl_core.plan.describe import mismatch
 from marl_core.plan.estimator_checks import estimator_findings
 from marl_core.plan.fit import fit_findings
 from marl_core.plan.hub_names import near_folder_warnings
-from marl_core.plan.lora_checks import lora_findings
 from marl_core.plan.named_paths import path_options
 from marl_core.plan.stored_weights import stored_findings
+from marl_core.plan.trained_checks import trained_findings
 
 HIGH_LEARNING_RATE = 0.01
 """A learning rate above which a LoRA by AdamW has hardly ever been trained: thirty times the default."""
@@ -41,7 +41,7 @@ def core_findings(plan: Chosen) -> list[MarlError]:
         _adapter,
         adapter_findings,
         stored_findings,
-        _lora,
+        _trained,
         _data,
         _folder,
     )
@@ -60,14 +60,15 @@ def _estimator(plan: Chosen) -> Iterator[MarlError]:
     yield from (ConfigError(sentence) for sentence in estimator_findings(plan))
 
 
-def _lora(plan: Chosen) -> Iterator[MarlError]:
-    yield from (ConfigError(sentence) for sentence in lora_findings(plan))
+def _trained(plan: Chosen) -> Iterator[MarlError]:
+    yield from (ConfigError(sentence) for sentence in trained_findings(plan))
 
 
 def core_warnings(plan: Chosen) -> list[str]:
     """What will run and may not be what was meant, each with its consequence."""
     return [
         *_sampling_warnings(plan.config),
+        *_rounding_warnings(plan),
         *_schedule_warnings(plan.config),
         *_reference_warnings(plan),
         *adapter_warnings(plan),
@@ -251,8 +252,18 @@ def _sampling_warnings(config: RunConfig) -> Iterator[str]:
             f"policy.dropout: {config.policy.dropout} makes new log-probs differ from old ones before any update: "
             "the ratio starts away from 1. Use 0 for PPO."
         )
-    if config.policy.lora.get("use_dora") and config.model.dtype != "float32":
-        yield f"policy.lora.use_dora: a fresh DoRA on a {config.model.dtype} base rounds: step-0 KL is not quite 0."
+
+
+def _rounding_warnings(plan: Chosen) -> Iterator[str]:
+    dtype = plan.config.model.dtype
+    try:
+        adapter = plan.adapter_said("policy") if dtype != "float32" else None
+    except MarlError:
+        return  # told as a finding
+    if adapter is not None and adapter.start == "rounded":
+        yield (
+            f"policy: a fresh {plan.config.policy.label} adapter of these options on a {dtype} base rounds: step-0 KL is not quite 0."
+        )
 
 
 def _schedule_warnings(config: RunConfig) -> Iterator[str]:

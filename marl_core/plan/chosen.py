@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
+from marl_core.artifacts.architecture import Architecture, Shapes, adaptable_layers, as_held
+from marl_core.artifacts.lora_targets import matches
+from marl_core.artifacts.model_files import read_model
 from marl_core.artifacts.rows import first_columns
+from marl_core.config.adapter_config import AdapterSection, ValueOn
 from marl_core.config.choice import ReferenceChoice, RewardChoice
-from marl_core.config.run_config import RunConfig, ValueOn
+from marl_core.config.run_config import RunConfig
+from marl_core.errors import ConfigError, DataError, PluginError
 from marl_core.registry.hooks import Hooks
 from marl_core.registry.model_keys import KeyPath, dotted
-from marl_core.registry.strategy import Estimator, Quantization, Strategy
+from marl_core.registry.strategy import Adapter, Estimator, Quantization, Strategy
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,64 @@ class Chosen:
     def value_on(self) -> ValueOn:
         """Where the value function lives, the default resolved."""
         return self.config.value.on or ("policy" if self.estimator.needs_values else "none")
+
+    @property
+    def adapter_strategies(self) -> Mapping[str, tuple[AdapterSection, Strategy]]:
+        """The adapters that are made for this run, by the key that asks for them: `policy`, `value`.
+
+        Without a policy that is continued, which is of the kind that its file holds.
+        """
+        sections: dict[str, AdapterSection] = {"policy": self.config.policy, "value": self.config.value}
+        return {key: (section, self.strategies[key,]) for key, section in sections.items() if (key,) in self.strategies}
+
+    @cached_property
+    def policy_adapter(self) -> Adapter | None:
+        """What is trained as the policy, by the shapes of the model's files; None where they aren't here, and for one that is continued."""
+        return self._adapter("policy")
+
+    @cached_property
+    def value_adapter(self) -> Adapter | None:
+        """The same of the value function's own adapter; None where it has none, too."""
+        return self._adapter("value")
+
+    def _adapter(self, key: str) -> Adapter | None:
+        if key not in self.adapter_strategies:
+            return None
+        model = self.config.model
+        try:
+            files = read_model(model.path, model.revision)
+            stored = files.shapes() if files is not None else {}
+        except DataError:
+            return None  # told by whoever needs the model
+        if files is None or not stored:
+            return None
+        kind = Architecture.of(files.config).model_type
+        shapes = as_held(stored, kind)
+        return self.adapter_on(key, adaptable_layers(shapes, kind), shapes)
+
+    def adapter_said(self, key: str) -> Adapter | None:
+        """What the strategy under `policy` or `value` says of its adapter: of the model's layers where its files are here, else of none.
+
+        How it starts, which quantizations it was tried on and its rates don't depend on layers. None where no such adapter is made.
+        """
+        known: Adapter | None = getattr(self, f"{key}_adapter")
+        if known is not None or key not in self.adapter_strategies:
+            return known
+        with suppress(PluginError):  # a strategy may need layers: it is asked again when they are known
+            return self.adapter_on(key, {}, {})
+        return None
+
+    def adapter_on(self, key: str, layers: Mapping[str, tuple[int, int]], shapes: Shapes) -> Adapter:
+        """What is trained on a model with these linear layers, (out, in), and weights, under the key `policy` or `value`.
+
+        PluginError for a strategy that gives something else; ConfigError for targets that are no regular expression.
+        """
+        section, strategy = self.adapter_strategies[key]
+        try:
+            adapted = {name: shape for name, shape in layers.items() if matches(section.targets, name)}
+        except ConfigError as error:
+            raise ConfigError(f"{key}.targets: {error}") from error
+        return self.hooks.adapter(strategy, adapted, shapes, key)
 
     @cached_property
     def data_columns(self) -> Mapping[str, frozenset[str]]:

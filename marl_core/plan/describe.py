@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from marl_core.artifacts.hub import is_hub_adapter
+from marl_core.artifacts.adapter_files import read_adapter
+from marl_core.artifacts.hub import adapter_folder, is_hub_adapter
 from marl_core.artifacts.model_files import read_model
 from marl_core.config.choice import RewardChoice
 from marl_core.config.redact import redacted
-from marl_core.errors import DataError
+from marl_core.errors import DataError, MarlError
 from marl_core.plan.chosen import Chosen
 from marl_core.plan.named_paths import (
     adapter_options,
@@ -21,7 +22,7 @@ from marl_core.plan.named_paths import (
     revision_and_subfolder,
 )
 from marl_core.registry.callables import without_callables
-from marl_core.registry.strategy import Strategy
+from marl_core.registry.strategy import Adapter, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,40 @@ def _same(one: str, other: str) -> bool:
 def _policy(plan: Chosen) -> Role:
     policy = plan.config.policy
     if policy.source is not None:
-        return Role("policy", f"LoRA on the base, a trainable copy of {policy.source}", "starts as that adapter")
-    targets = policy.targets if isinstance(policy.targets, str) else ", ".join(policy.targets)
-    return Role("policy", f"LoRA on the base: r={policy.r}, alpha={policy.alpha:g}, {targets}", "starts as the base")
+        return Role(
+            "policy", f"{_continued(plan)} on the base, a trainable copy of {policy.source}", "starts as that adapter"
+        )
+    return Role("policy", ", ".join(_kind(plan, "policy")), "starts as the base")
+
+
+def _continued(plan: Chosen) -> str:
+    """The kind of the adapter that the policy continues, where its file is here."""
+    policy = plan.config.policy
+    folder = adapter_folder(policy.source or "", policy.revision, policy.subfolder)
+    try:
+        return read_adapter(folder, "policy.from").kind.title if folder is not None else "adapter"
+    except DataError:
+        return "adapter"
+
+
+def _kind(plan: Chosen, key: str) -> Iterator[str]:
+    """An adapter that is made for the run: what its strategy says of it, its targets, how many numbers learn."""
+    section, strategy = plan.adapter_strategies[key]
+    yield plan.hooks.describe(strategy, plan) or f"{section.label} on the base{_given(strategy)}"
+    yield section.targets if isinstance(section.targets, str) else ", ".join(section.targets)
+    try:
+        adapter: Adapter | None = getattr(plan, f"{key}_adapter")
+    except MarlError:
+        return  # told as a finding
+    if adapter is not None:
+        yield f"{adapter.learned:,} numbers learn"
+
+
+def _given(strategy: Strategy) -> str:
+    """The options that somebody gave, for a strategy that doesn't speak for itself."""
+    given = {name: getattr(strategy, name) for name in sorted(strategy.model_fields_set)}
+    words = ", ".join(f"{name} {value}" for name, value in redacted(given).items())
+    return f": {words}" if words else ""
 
 
 def _reference_note(plan: Chosen) -> str:
@@ -139,9 +171,10 @@ def _in_general(strategy: Strategy) -> str:
 
 def _value(plan: Chosen) -> Role:
     advantage = plan.config.ppo.advantage.label
+    if plan.value_on == "own":
+        return Role("value", ", ".join([*_kind(plan, "value"), "and a head"]), "a forward and backward pass of its own")
     weights, note = {
         "policy": ("a head on the policy's trunk", "no forward pass of its own"),
-        "own": (f"LoRA on the base and a head: r={plan.config.value.r}", "a forward and backward pass of its own"),
         "none": ("none", f"advantage {advantage} needs no value function"),
     }[plan.value_on]
     return Role("value", weights, note)
@@ -171,7 +204,7 @@ def unseen(plan: Chosen) -> str | None:
         pass  # a cache without the weights
     revision = f" --revision {model.revision}" if model.revision else ""
     return (
-        f"model.path: {model.path!r} isn't on this machine yet, so what needs the model's files was not checked: LoRA targets, shapes of "
+        f"model.path: {model.path!r} isn't on this machine yet, so what needs the model's files was not checked: targets, shapes of "
         f"adapters and heads, stop tokens, its length, memory. `marl run` downloads it; to check now, `hf download {model.path}{revision}` "
         "first, or give a folder."
     )
@@ -191,7 +224,7 @@ def _shared_base(plan: Chosen) -> str:
     storage = f"{plan.config.model.dtype}, quantization {plan.config.quantization.label}"
     return (
         f"In memory once: {plan.config.model.path} ({storage}). {_listed(roles)} look{'s' if len(roles) == 1 else ''} through it, "
-        "told apart by LoRA adapters and small heads, which are float32."
+        "told apart by adapters and small heads, which are float32."
     )
 
 
@@ -246,10 +279,10 @@ def _reference(plan: Chosen) -> str:
         merged = ", ".join(str(getattr(plan.reference, name)) for name, _ in adapter_options(plan.reference))
         return (
             f"The reference is {label}: the base with {merged or 'its preparation'} in it, seen with every adapter off. "
-            "The policy is a new LoRA on just that, which starts as the identity, so step-0 KL is 0."
+            "The policy is a new adapter on just that, which starts as the identity, so step-0 KL is 0."
         )
     return (
-        f"The reference is {label}: the policy is a new LoRA, which starts as the base itself; if this reference is the bare "
+        f"The reference is {label}: the policy is a new adapter, which starts as the base itself; if this reference is the bare "
         "base, step-0 KL is 0. The pre-flight check measures it."
     )
 

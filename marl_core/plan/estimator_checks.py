@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from marl_core.config.run_config import LoraSection
+from marl_core.config.adapter_config import AdapterSection, ValueSection
+from marl_core.config.choice import default_options
 from marl_core.plan.chosen import Chosen
 from marl_core.registry.strategy import Estimator
 
@@ -35,6 +36,11 @@ def nothing_to_compare(estimator: Estimator, label: str, samples_per_prompt: int
 
 
 def _adapter_keys(plan: Chosen) -> list[str]:
-    """Keys of the value's LoRA with other values than the defaults: a config that was written out names them all."""
-    defaults, value = LoraSection(), plan.config.value
-    return [name for name in LoraSection.model_fields if getattr(value, name) != getattr(defaults, name)]
+    """Keys of the value's adapter with other values than the defaults: a config that was written out names them all."""
+    defaults, value = ValueSection(), plan.config.value
+    keys = [name for name in AdapterSection.model_fields if name != "options"]
+    usual = default_options(type(value.resolve())) if value.options else {}
+    return [
+        *(name for name in keys if getattr(value, name) != getattr(defaults, name)),
+        *(name for name, option in value.options.items() if name not in usual or option != usual[name]),
+    ]

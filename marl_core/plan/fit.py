@@ -19,7 +19,8 @@ from marl_core.artifacts.architecture import (
 )
 from marl_core.artifacts.lora_targets import ALL_LINEAR, unmatched
 from marl_core.artifacts.model_files import ModelFiles
-from marl_core.config.run_config import LoraSection, RunConfig
+from marl_core.config.adapter_config import AdapterSection
+from marl_core.config.run_config import RunConfig
 from marl_core.errors import ConfigError, DataError, MarlError, near_match
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
@@ -34,8 +35,8 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
         shapes = dict(linear_layers(files.shapes()))
     except DataError:
         return  # damaged or missing weights are told elsewhere; a hub name's cache may hold none
-    yield from _targets(plan.config.policy, "policy", shapes) if plan.config.policy.start == "new" else ()
-    yield from _targets(plan.config.value, "value", shapes) if plan.value_on == "own" else ()
+    for key, (section, _) in plan.adapter_strategies.items():
+        yield from _targets(section, key, shapes)
     for key, path, _ in named_adapters(plan):
         try:
             adapter = read_adapter(path, key)
@@ -46,8 +47,8 @@ def fit_findings(plan: Chosen, files: ModelFiles) -> Iterator[MarlError]:
     yield from _stops(plan.config, files)
 
 
-def _targets(section: LoraSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
-    """Each module that a LoRA names must be there."""
+def _targets(section: AdapterSection, key: str, shapes: Shapes) -> Iterator[MarlError]:
+    """Each module that an adapter's targets name must be there."""
     try:
         unmatched_targets = unmatched(section.targets, shapes) if section.targets != ALL_LINEAR else []
     except ConfigError as error:

@@ -9,17 +9,22 @@ T response tokens of a microbatch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
 
 from marl_core.artifacts.adapter_files import read_adapter
-from marl_core.artifacts.architecture import Architecture, Shapes, counted_once, linear_layers
+from marl_core.artifacts.architecture import (
+    Architecture,
+    Shapes,
+    adaptable_layers,
+    as_held,
+    counted_once,
+    linear_layers,
+)
 from marl_core.artifacts.hub import adapter_folder
 from marl_core.artifacts.lora_targets import matches
 from marl_core.artifacts.model_files import ModelFiles, read_model
 from marl_core.config.device import device_of
-from marl_core.config.run_config import LoraSection
 from marl_core.config.speed_config import MERGED_COPIES_SHARE, TILE_TOKENS, TILE_VOCABULARY, is_on, usual_tokens
 from marl_core.errors import DataError
 from marl_core.plan.chosen import Chosen
@@ -35,6 +40,7 @@ from marl_core.registry.strategy import Strategy
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINED_BYTES = 4 * 4  # float32 weight, gradient, and AdamW's two moments
 FROZEN_BYTES = 4  # adapters and heads stay float32
+WORTH_SAYING = 2**20  # bytes
 ASSUMED_PROMPT_TOKENS = 512  # tokens, where the config sets no limit
 OVERHEAD_SHARES = (0.09, 0.69)
 """How much more than this estimate nine runs took on a CPU, least and most (benchmarks/results/memory.json; glibc 2.36)."""
@@ -107,7 +113,7 @@ def estimate(plan: Chosen) -> MemoryEstimate:
             _reference(plan, base),
             *(_scorer(f"reward {choice.name or choice.label}", strategy, base) for choice, strategy in plan.rewards),
             *(_scorer(f"judge {name}", strategy, 0.0) for name, (_, strategy) in plan.judges.items()),
-            _value(plan, files, shapes, base),
+            _value(plan, files, base),
             _sampling(plan, files, shapes, base),
             _update(plan, files, shapes),
         ),
@@ -115,11 +121,6 @@ def estimate(plan: Chosen) -> MemoryEstimate:
         device=device_of(plan.config),
         assumed=plan.config.run.device == "auto",
     )
-
-
-def lora_parameters(section: LoraSection, shapes: Shapes) -> int:
-    """Parameters of a LoRA: r (in + out) for each linear weight that its targets match."""
-    return sum(section.r * sum(shape) for _, shape in _adapted(section, shapes))
 
 
 def _counted_once(files: ModelFiles) -> dict[str, tuple[int, ...]]:
@@ -145,8 +146,8 @@ def _base(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
 
 
 def _policy(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
-    policy = plan.config.policy
-    count = lora_parameters(policy, shapes)
+    policy, adapter = plan.config.policy, plan.policy_adapter
+    count, held = (adapter.learned, adapter.held) if adapter is not None else (0, 0)
     if policy.source is not None:
         folder = adapter_folder(policy.source, policy.revision, policy.subfolder)
         if folder is None:
@@ -155,10 +156,10 @@ def _policy(plan: Chosen, shapes: Shapes, base: float) -> RoleMemory:
                 f"Download it first (`hf download {policy.source}`), or give a folder, to estimate memory."
             )
         count = _adapter_parameters(folder)
-    trained_bytes = count * TRAINED_BYTES
-    return RoleMemory(
-        "policy", trained_bytes, base + trained_bytes, f"{count:,} trained parameters, gradients and AdamW in float32"
-    )
+    trained_bytes = count * TRAINED_BYTES + held
+    what = f"{count:,} trained parameters, gradients and AdamW in float32"
+    what += f"; {held / 2**20:,.1f} MiB that it holds beside them" if held >= WORTH_SAYING else ""
+    return RoleMemory("policy", trained_bytes, base + trained_bytes, what)
 
 
 def _reference(plan: Chosen, base: float) -> RoleMemory:
@@ -191,15 +192,19 @@ def _scorer(name: str, strategy: Strategy, base: float) -> RoleMemory:
     return RoleMemory(name, 0.0, base if name == "reference" else 0.0, "no weights of its own that its options show")
 
 
-def _value(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> RoleMemory:
+def _value(plan: Chosen, files: ModelFiles, base: float) -> RoleMemory:
     value_on = plan.value_on
     if value_on == "none":
         return RoleMemory("value", 0.0, 0.0, f"advantage {plan.config.ppo.advantage.label} needs none")
     head = Architecture.of(files.config).hidden_size + 1
-    own = lora_parameters(plan.config.value, shapes) if value_on == "own" else 0
-    separate = own or lora_parameters(plan.config.policy, shapes)
-    what = "a head on the policy's trunk" if value_on == "policy" else f"{own:,} trained parameters and a head"
-    return RoleMemory("value", (own + head) * TRAINED_BYTES, base + (separate + head) * TRAINED_BYTES, what)
+    own = plan.value_adapter
+    learned, held = (own.learned, own.held) if own is not None else (0, 0)
+    alone = own or plan.policy_adapter  # a value model of its own would have such an adapter, too
+    separate = alone.learned if alone is not None else 0
+    what = "a head on the policy's trunk" if value_on == "policy" else f"{learned:,} trained parameters and a head"
+    return RoleMemory(
+        "value", (learned + head) * TRAINED_BYTES + held, base + (separate + head) * TRAINED_BYTES + held, what
+    )
 
 
 def _loading(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> float:
@@ -225,12 +230,12 @@ def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> R
     tokens = rows * _sequence(plan)
     width = model.key_value_heads * model.head_dim
     total = float(2 * model.layers * width * tokens * DTYPE_BYTES[plan.config.model.dtype])
-    total += _merged_copies(plan, shapes, base)
+    total += _merged_copies(plan, files, shapes, base)
     what = f"KV cache of {rows} responses; gone before the update"
     return RoleMemory("sampling", total, total, what, transient=True)
 
 
-def _merged_copies(plan: Chosen, shapes: Shapes, base: float) -> float:
+def _merged_copies(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> float:
     """Copies of the adapted weights with the policy merged in: float32 bases, where they stay small beside the base."""
     if (
         not plan.config.speed.merge_for_sampling
@@ -238,7 +243,7 @@ def _merged_copies(plan: Chosen, shapes: Shapes, base: float) -> float:
         or plan.quantization.bytes_per_weight
     ):
         return 0.0
-    copies = 4.0 * sum(prod(shape) for _, shape in _adapted(plan.config.policy, shapes))
+    copies = 4.0 * sum(prod(shape) for shape in _adapted(plan, files, shapes).values())
     return copies if copies <= MERGED_COPIES_SHARE * base else 0.0
 
 
@@ -253,7 +258,7 @@ def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
     model = Architecture.of(files.config)
     hidden, layers, feed_forward = model.hidden_size, max(model.layers, 1), model.feed_forward
     width = DTYPE_BYTES[plan.config.model.dtype]
-    setting, linear = plan.config.speed.recompute_cheap, list(_adapted(plan.config.policy, shapes))
+    setting, linear = plan.config.speed.recompute_cheap, list(_adapted(plan, files, shapes).items())
     recomputes = is_on(setting, device_of(plan.config))
     shared = {(name.rpartition(".")[0], shape[1]) for name, shape in linear}
     rows, tokens = _at_once(plan)
@@ -264,9 +269,10 @@ def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:
         else width * sum(size for _, size in shared)
     )
     adapted_activations = tokens * input_bytes  # of all layers
-    activations: float = layers * layer_activations + adapted_activations
+    kept = plan.policy_adapter.kept if plan.policy_adapter is not None else 1.0
+    activations: float = kept * (layers * layer_activations + adapted_activations)
     if plan.config.model.gradient_checkpointing:
-        activations = layers * hidden * width * tokens + layer_activations + adapted_activations / layers
+        activations = layers * hidden * width * tokens + kept * (layer_activations + adapted_activations / layers)
     responses = min(rows * plan.config.sampling.max_new_tokens, tokens)
     logits = 3 * 4 * min(TILE_TOKENS * TILE_VOCABULARY, responses * model.vocabulary)
     dequantized = max((prod(shape) for _, shape in linear_layers(shapes)), default=0) * width
@@ -288,9 +294,11 @@ def _at_once(plan: Chosen) -> tuple[int, int]:
     return rows, rows * sequence_tokens
 
 
-def _adapted(section: LoraSection, shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The linear weights that a LoRA's targets match."""
-    return ((name, shape) for name, shape in linear_layers(shapes) if matches(section.targets, name))
+def _adapted(plan: Chosen, files: ModelFiles, shapes: Shapes) -> dict[str, tuple[int, int]]:
+    """The linear layers that the policy's targets match, (out, in) of each."""
+    kind = Architecture.of(files.config).model_type
+    layers = adaptable_layers(as_held(shapes, kind), kind)
+    return {name: shape for name, shape in layers.items() if matches(plan.config.policy.targets, name)}
 
 
 def _sequence(plan: Chosen) -> int:

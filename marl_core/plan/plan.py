@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from marl_core.config.choice import Choice
-from marl_core.config.fields import choices_in
+from marl_core.config.fields import choices_in, written_choices_in
 from marl_core.config.run_config import RunConfig
 from marl_core.config.validation_messages import problem_lines
 from marl_core.errors import ConfigError, InvalidConfig, MarlError, together
@@ -38,7 +38,8 @@ class Plan(Chosen):
         """
         catalog = catalog or Catalog.installed()
         config = with_standing_members(as_stored(config, catalog), catalog, command_line=command_line)
-        built = {path: _resolve(path, choice, config, catalog) for path, choice in choices_in(config)}
+        every = {path: _resolve(path, choice, config, catalog) for path, choice in written_choices_in(config)}
+        built = {path: every[path] for path, _ in choices_in(config)}
         hooks = Hooks(((built[path], choice.origin) for path, choice in choices_in(config)), built)
         return cls(config, hooks, built)
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -246,10 +247,15 @@ class Update:
             first_ratio_error=metrics.first_ratio_error or 0.0,
             policy_grad_norm=metrics.mean("policy_grad_norm"),
             value_grad_norm=metrics.mean("value_grad_norm"),
-            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            learning_rate=_rate(self.optimizer.param_groups[0]),
             optimizer_steps=float(steps),
             stopped_early=float(stopped),
         )
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """The rate of a group's role: a part of an adapter may learn faster by a factor."""
+    return float(group["lr"]) / float(group.get("factor", 1.0))
 
 
 def minibatches(count: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from io import StringIO
 from typing import Any
@@ -141,6 +142,12 @@ class Catalog:
         if others and not near and not classes:
             hint = f"; {name!r} is {' and '.join(FAMILIES[other].with_article for other in others)} strategy."
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
+
+
+@cache
+def installed_once() -> Catalog:
+    """`Catalog.installed()` as it was when this was first called: for what is said early, and said again by whoever builds."""
+    return Catalog.installed()
 
 
 def verify(candidate: object, family: FamilyName, label: str) -> type[Strategy]:

@@ -130,6 +130,16 @@ FAMILIES: dict[FamilyName, Family] = {
             trial='{use: function, target: "rewards.py:low"}',
         ),
         Family(
+            name="adapter",
+            about="What is trained: the kind of adapter that stands on the frozen base.",
+            required_hook="marl_adapter",
+            contract="check_adapter",
+            keys=(
+                Key("policy", "The trained adapter.", default="lora"),
+                Key("value", "The value function.", default="lora"),
+            ),
+        ),
+        Family(
             name="quantization",
             about="How the base's weights are held.",
             required_hook="marl_quantization",

@@ -27,7 +27,7 @@ from marl_core.registry.families import family_keys
 from marl_core.registry.hookspecs import MarlSpecs
 from marl_core.registry.model_keys import KeyPath, dotted
 from marl_core.registry.raised_from import in_brief, origin_and_notes, say_origin
-from marl_core.registry.strategy import AdvantageInputs, Estimator, Quantization, StopRun, Strategy
+from marl_core.registry.strategy import Adapter, AdvantageInputs, Estimator, Quantization, StopRun, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +130,27 @@ class Hooks:
         if not isinstance(result, str | None):
             raise self._wrong(strategy, "marl_describe", result, "a text, or None")
         return result
+
+    def adapter(
+        self,
+        strategy: Strategy,
+        layers: Mapping[str, tuple[int, ...]],
+        shapes: Mapping[str, tuple[int, ...]],
+        role: str,
+    ) -> Adapter:
+        """What is trained; what goes wrong when its config is made becomes a PluginError naming the strategy, too."""
+        result = self._choose(strategy, "marl_adapter", layers=layers, shapes=shapes, role=role)
+        if not isinstance(result, Adapter):
+            raise self._wrong(strategy, "marl_adapter", result, "a marl_core.Adapter")
+
+        def config() -> Any:
+            with self._blame(strategy, "marl_adapter"):
+                made = result.config()
+            if not hasattr(made, "peft_type"):  # by duck: PeftConfig's module imports torch
+                raise self._wrong(strategy, "Adapter.config of marl_adapter", made, "a peft.PeftConfig")
+            return made
+
+        return replace(result, config=config)
 
     def quantization(self, strategy: Strategy, compute_dtype: str) -> Quantization:
         """How the base is loaded."""

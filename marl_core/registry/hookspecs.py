@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from marl_core.registry.strategy import Estimator, Quantization, StopRun
+from marl_core.registry.strategy import Adapter, Estimator, Quantization, StopRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ class MarlSpecs:
     def marl_describe(self, plan: Plan) -> str | None:
         """Say in a few words what these weights or numbers are, for `marl check`.
 
-        Family: reference, reward. A reference that has this hook speaks for itself: the core then doesn't guess from its
+        Family: reference, reward, adapter. A reference that has this hook speaks for itself: the core then doesn't guess from its
         options whether it is where the policy starts (the pre-flight check still measures it).
         Called: when a plan is described or its warnings are gathered, before any weight is read. Import nothing heavy.
 
@@ -67,6 +67,33 @@ class MarlSpecs:
                 @hookimpl
                 def marl_describe(self, plan: Plan) -> str:
                     return f"{plan.config.model.path}, asked again"
+        """
+
+    @hookspec(firstresult=True)
+    def marl_adapter(
+        self, layers: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], role: str
+    ) -> Adapter | None:
+        """Say what is trained: a kind of adapter, and what can't be seen of it in time.
+
+        Family: adapter, which must have it.
+        Called: for the policy, and for the value where it has an adapter of its own: by `marl check` with shapes from the files' headers,
+        and again with the loaded model's right before the adapter is made. Import nothing heavy; `Adapter.config` may.
+
+        Arguments:
+            layers: the linear layers that the config's `targets` match, by full name: (out, in) of each.
+            shapes: every weight of the model by name, experts as one tensor for all, as transformers holds them.
+            role: "policy" or "value".
+
+        Result: an `Adapter`. None is refused.
+
+        Example:
+            class Scaled(Strategy):
+                @hookimpl
+                def marl_adapter(self, layers: Mapping[str, tuple[int, ...]]) -> Adapter:
+                    return Adapter(self._config, learned=sum(out for out, _ in layers.values()))
+                def _config(self) -> Any:
+                    from peft import IA3Config
+                    return IA3Config(feedforward_modules=[])
         """
 
     @hookspec(firstresult=True)

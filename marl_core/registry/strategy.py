@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from weakref import ReferenceType, ref
 
 import pluggy
@@ -127,6 +128,56 @@ class Quantization:
     """False when train mode and eval mode use different kernels, so that the core must stay in one mode."""
     bytes_per_weight: float | None = None
     """Bytes of one quantized linear weight, for the memory estimate; None means the compute dtype's."""
+
+
+ANY_QUANTIZATION = "*"
+"""In `Adapter.packed`: a kind that never reads the base's weights, so it doesn't matter how they are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is trained: how PEFT makes it, and what can't be seen of it in time, or at all, by looking.
+
+    ValueError for numbers that can't be meant.
+    """
+
+    config: Callable[[], Any]
+    """Called when the adapter is made, with torch and peft there: a new `peft.PeftConfig`. The core sets its task type, inference mode,
+    layers (`target_modules`), dropout and seeds; the strategy sets all else."""
+    learned: int
+    """How many numbers learn: an optimizer holds 16 bytes for each."""
+    held: int = 0
+    """Bytes that it holds beside them, e.g. frozen projections."""
+    kept: float = 1.0
+    """How many of a LoRA's activations a pass keeps for backward: 2.4 for DoRA, 1 for a LoRA."""
+    start: Literal["base", "rounded"] = "base"
+    """What a fresh one computes: bitwise what the base does, or that to rounding."""
+    packed: frozenset[str] = frozenset()
+    """The quantizations it was tried on, by name: `bnb-4bit`, `bnb-8bit`. `*`: it never reads the base's weights, so any will do.
+    On another one it is refused: some kinds take packed bytes for weights and compute something else without a word."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the learning rate by a part of a parameter's name: `{"lora_B": 16.0}`."""
+
+    def __post_init__(self) -> None:
+        """ValueError for what can't be meant; sets and tables become ones that don't change."""
+        numbers = {"learned": (self.learned, 0), "held": (self.held, 0), "kept": (self.kept, 0)}
+        for name, (number, least) in numbers.items():
+            whole = name == "kept" or isinstance(number, int)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not whole or not number >= least:
+                raise ValueError(f"Adapter.{name} is {number!r}; it must be a number, {least} or more")
+        if self.start not in ("base", "rounded"):
+            raise ValueError(f"Adapter.start is {self.start!r}; it must be 'base' or 'rounded'")
+        packed: Any = self.packed
+        if isinstance(packed, str) or not all(isinstance(name, str) for name in self.packed):
+            raise ValueError(f"Adapter.packed is {self.packed!r}; it must be a set of names of quantizations")
+        if not all(isinstance(rate, int | float) and 0 < rate < float("inf") for rate in self.rates.values()):
+            raise ValueError(f"Adapter.rates is {dict(self.rates)!r}; each factor must be a finite number above 0")
+        object.__setattr__(self, "packed", frozenset(self.packed))
+        object.__setattr__(self, "rates", MappingProxyType(dict(self.rates)))
+
+    def was_tried_on(self, quantization: str) -> bool:
+        """Whether the kind may stand on weights that this quantization packs."""
+        return ANY_QUANTIZATION in self.packed or quantization in self.packed
 
 
 @dataclass(frozen=True, slots=True)

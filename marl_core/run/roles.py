@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from peft import LoraConfig
-
-from marl_core.bank import lora
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.base import Prepare
 from marl_core.bank.heads import value_head_of
 from marl_core.bank.trunk import PassOptions
 from marl_core.config.choice import RewardChoice
-from marl_core.config.run_config import LoraSection, ModelSection
+from marl_core.config.run_config import ModelSection
 from marl_core.errors import ConfigError
 from marl_core.logs import LOADING, logger
 from marl_core.plan.named_paths import own_model
 from marl_core.plan.plan import Plan
 from marl_core.ppo.roles import RewardSource, Roles, TrainableRoles
-from marl_core.ppo.seeds import derive_seed
-from marl_core.registry.strategy import Quantization, Strategy
+from marl_core.registry.strategy import Adapter, Quantization, Strategy
+from marl_core.run.trained_adapters import add_trained
 from marl_core.safety.findings import PreflightCheck
 from marl_core.safety.gradient_check import gradient_survives
 
@@ -38,6 +36,13 @@ class BuiltRoles:
     """The gradient check's result, right after the policy was added."""
     added: tuple[str, ...] = ()
     """Names of the adapters and heads that building the roles added to the bank."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """What the strategies say of the adapters that were made, by role: `policy`, `value`."""
+
+    @property
+    def rates(self) -> dict[str, Mapping[str, float]]:
+        """Factors on the learning rate by a part of a parameter's name, of each role."""
+        return {role: adapter.rates for role, adapter in self.adapters.items()}
 
     def discard(self) -> None:
         """Take what was added out of the bank again: a shared bank is as it was."""
@@ -77,9 +82,9 @@ def _build(plan: Plan, policy: str, bank: AdapterBank) -> BuiltRoles:
             "model.gradient_checkpointing: this quantization uses different kernels in train and eval mode, checkpointing needs "
             "train mode and sampling eval mode, so old and new log-probs would differ. Use another quantization, or no checkpointing."
         )
-    _add_policy(plan, bank, policy)
+    made = {"policy": _add_policy(plan, bank, policy)}
     gradient = gradient_survives(bank, policy)
-    value_adapter, value_head = _add_value(plan, bank, policy)
+    value_adapter, value_head, made["value"] = _add_value(plan, bank, policy)
     speed = config.speed
     options = bank.trunk.prepare(
         PassOptions(
@@ -98,7 +103,9 @@ def _build(plan: Plan, policy: str, bank: AdapterBank) -> BuiltRoles:
     logger(LOADING).info(
         "roles: policy, value on %s, %s; %.1f s", plan.value_on, ", ".join(names), time.perf_counter() - started
     )
-    return BuiltRoles(bank, roles, options, gradient)
+    return BuiltRoles(
+        bank, roles, options, gradient, adapters={key: adapter for key, adapter in made.items() if adapter}
+    )
 
 
 def _roles(plan: Plan, bank: AdapterBank, trained: TrainableRoles) -> Roles:
@@ -175,7 +182,7 @@ def _same_base(plan: Plan, bank: AdapterBank) -> None:
         )
 
 
-def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
+def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> Adapter | None:
     part = plan.config.policy
     if part.start == "continue":
         bank.load(
@@ -188,24 +195,21 @@ def _add_policy(plan: Plan, bank: AdapterBank, name: str) -> None:
             subfolder=part.subfolder,
         )
     else:
-        bank.add(name, _lora(part, bank), seed=derive_seed(plan.config.run.seed, "policy"))
+        return add_trained(plan, bank, "policy", name)
+    return None
 
 
-def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, str | None]:
-    """Names of the value's adapter and head; None for what it doesn't have."""
+def _add_value(plan: Plan, bank: AdapterBank, policy: str) -> tuple[str | None, str | None, Adapter | None]:
+    """Names of the value's adapter and head, and what its strategy says of the adapter; None for what it doesn't have."""
     placement = plan.value_on
     if placement == "none":
-        return None, None
-    adapter = None
+        return None, None, None
+    adapter = made = None
     if placement == "own":
         adapter = f"{policy}-value"
-        bank.add(adapter, _lora(plan.config.value, bank), seed=derive_seed(plan.config.run.seed, "value"))
+        made = add_trained(plan, bank, "value", adapter)
     bank.add_value_head(value_head_of(policy))
-    return adapter, value_head_of(policy)
-
-
-def _lora(part: LoraSection, bank: AdapterBank) -> LoraConfig:
-    return lora.make_config(part.r, part.alpha, part.targets, part.dropout, part.lora, bank.linears)
+    return adapter, value_head_of(policy), made
 
 
 def reward_sources(

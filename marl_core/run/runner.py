@@ -163,7 +163,7 @@ class Runner:
         if self.data is not None:
             held_out = f", {len(self.heldout)} held out" if self.heldout is not None else ""
             logger(LOADING).info("%d prompts%s", len(self.data), held_out)
-        self.optimizer = make_optimizer(roles.trained.parameters(bank), config)
+        self.optimizer = make_optimizer(roles.trained.parameters(bank), config, built.rates)
         self.state = RunState(kl_coef=config.ppo.kl.coef)
         self.preflight: Preflight | None = None
         self.before: Evaluation | None = None
@@ -650,7 +650,13 @@ class Runner:
         ):  # what is logged here is of no step
             fresh = self.done == 0
             result = preflight(
-                self.plan, self.algorithm, prompts, self.built.gradient, fresh=fresh, ask_rewards=ask_rewards
+                self.plan,
+                self.algorithm,
+                prompts,
+                self.built.gradient,
+                self.optimizer,
+                fresh=fresh,
+                ask_rewards=ask_rewards,
             )
         for check in result.checks:
             logger(PREFLIGHT).info("%s", check.detail, extra={"ok": check.ok})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from marl_core.config.fields import with_long_choices
+from marl_core.config.choice import default_options
+from marl_core.config.fields import with_long_choices, written_choices_in
 from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.errors import OVERRIDE, ConfigError, DataError, in_words
+from marl_core.registry.model_keys import dotted
 
 CHANGEABLE_KEYS = (
     "observers",
@@ -26,6 +29,9 @@ CHANGEABLE_KEYS = (
 """Keys that may change on resume without changing the mathematics of a step (ppo.steps: with a constant schedule)."""
 
 
+_NONE = object()
+
+
 def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> list[str]:
     """A sentence on each change since `file` was written.
 
@@ -38,6 +44,10 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
     names = config.old_keys()
     was = {names.get(key, key): value for key, value in was.items()}
     now = _flat(dump_config(config), "config")
+    for defaults in _defaults(config, was):
+        was, now = (
+            {key: value for key, value in flat.items() if defaults.get(key, _NONE) != value} for flat in (was, now)
+        )
     lines = {
         key: f"{key}: {was.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())
@@ -55,6 +65,14 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
     return [
         f"config changed{f' ({in_words(*OVERRIDE)})' if key in serious else ''}: {line}" for key, line in lines.items()
     ]
+
+
+def _defaults(config: RunConfig, was: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options' defaults of each strategy that was named before, too: written out or left out they mean the same."""
+    for path, choice in written_choices_in(config):
+        key = dotted(path)
+        if isinstance(choice.use, str) and was.get(f"{key}.use", choice.default_use) == choice.use:
+            yield {**flatten(default_options(type(choice.resolve())), key), f"{key}.use": choice.default_use}
 
 
 def _flat(text: str, source: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -92,7 +92,10 @@ def check_strategy(
     Of every strategy: a class docstring; each option described, kept by JSON and back, unknown options refused; hooks that
     exist, with arguments they have; the family's hook there; state that can be taken back. Of an observer: `marl_run_failed`
     bears being called without `marl_run_start`; where it has no `marl_run_start`, it is told
-    of a step and of an evaluation, and gives None or a `StopRun`. Of a quantization: a `Quantization`. Of rewards and references, on a tiny
+    of a step and of an evaluation, and gives None or a `StopRun`. Of a quantization: a `Quantization`. Of a kind of adapter, on
+    the linear layers of a tiny model (or `bank`): what it says of itself is so, a fresh one is the base and a moved one isn't, off
+    is the base, a row alone or packed gets the same log-probs, a gradient reaches every learning tensor, and its file makes it
+    again bit for bit. Of rewards and references, on a tiny
     model (or `bank`) and three responses: the right shape, finite, no gradient, the same answer twice, log-probs not above 0
     and the same for a response alone; after an update only adapters of its own moved; and everything else left as it was:
     active adapter, trainable set, weights, modes, tokenizer, random states, threads, default dtype. Of an advantage estimator, on
@@ -151,6 +154,53 @@ def check_reward(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
         return lambda rollout: score_all(bank, [source], rollout, PassLimits(2)).total
 
     _check_numbers(strategy, hooks, trial, build)
+
+
+def check_adapter(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:
+    """On all linear layers: facts that are true, a fresh one that is the base, and all that a policy relies on of a moved one."""
+    import torch
+
+    from marl_core.bank.targets import expand_targets
+    from marl_core.errors import MarlError
+    from marl_core.run.trained_adapters import layers_of, shapes_of
+    from marl_core.testing import adapter_contract as kept
+
+    name, bank = type(strategy).__name__, trial.bank
+    taken = sorted({*type(strategy).model_fields} & {*_keys_of_sections()})
+    assert not taken, f"{name}: the option {taken[0]} has the name of a key of `policy` or `value`; give it another"
+    layers, shapes = layers_of(bank), shapes_of(bank)
+    before = Traces.of(bank)
+    adapter = hooks.adapter(strategy, layers, shapes, POLICY)
+    again = hooks.adapter(strategy, layers, shapes, POLICY)
+    first, second = adapter.config(), again.config()
+    assert first is not second, f"{name}: Adapter.config gave the same object twice; make a new config at each call"
+    assert replace(again, config=adapter.config) == adapter, (
+        f"{name}: asked twice, it says other things of the same layers"
+    )
+    torch.manual_seed(0)
+    _assert_unchanged(before, Traces.of(bank), f"{name}: marl_adapter changed", ("torch's random state",))
+    base = kept.OnTrial(name, bank, adapter, trial.rollout).logprobs(None)
+    targets = expand_targets("all-linear", bank.linears)
+    try:
+        with kept.on_trial(name, bank, adapter, trial.rollout, targets) as added:
+            kept.check_facts(added)
+            kept.check_start(added, base)
+            added.move()
+            kept.check_moved(added, base)
+            kept.check_gradient(added)
+            kept.check_file(added)
+    except MarlError as error:
+        raise AssertionError(f"{name}: it can't stand on a bank's base: {error}") from error
+    _assert_unchanged(before, Traces.of(bank), f"{name}: made and removed, it changed", MAY_CHANGE_WHILE_BUILT)
+
+
+def _keys_of_sections() -> Iterator[str]:
+    """The keys that stand beside an adapter's options in a config."""
+    from marl_core.config.run_config import PolicySection, ValueSection
+    from marl_core.registry.model_keys import keys_of
+
+    for section in (PolicySection, ValueSection):
+        yield from (key for key in {*keys_of(section), *section.model_fields} if key != "options")
 
 
 def check_quantization(strategy: Strategy, hooks: Hooks, trial: Trial) -> None:

@@ -26,7 +26,7 @@ class Traces:
     def of(cls, bank: AdapterBank, without: Iterable[str] = ()) -> Traces:
         """The state now, except the weights of the adapters `without`."""
         settings = Snapshot.of([*_of_bank(bank), *random_states(), *torch_modes()])
-        parameters = dict(bank.base.named_parameters())
+        parameters = bank.all_parameters()
         left_out = {key for name in without for key in bank.parameters(name)}
         gradients = {name: parameter.requires_grad for name, parameter in parameters.items()}
         heads = {f"{name}.{key}": p for name, head in bank.heads.items() for key, p in head.named_parameters()}

@@ -6,6 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from marl_plugins.adapter.ia3 import Ia3
+    from marl_plugins.adapter.lora import Dora, Lora
+    from marl_plugins.adapter.miss import Miss
+    from marl_plugins.adapter.oft import Oft
+    from marl_plugins.adapter.peft import Peft
+    from marl_plugins.adapter.tinylora import Tinylora
     from marl_plugins.advantage import GAE, GRPO, RLOO
     from marl_plugins.observers import Console, JsonLines, Trackers
     from marl_plugins.quantization import Bnb4Bit, Bnb8Bit, NoQuantization
@@ -19,6 +25,12 @@ if TYPE_CHECKING:
     from marl_plugins.reward_text import LengthFormat
 
 _HOMES = {
+    "adapter.ia3": ("Ia3",),
+    "adapter.lora": ("Dora", "Lora"),
+    "adapter.miss": ("Miss",),
+    "adapter.oft": ("Oft",),
+    "adapter.peft": ("Peft",),
+    "adapter.tinylora": ("Tinylora",),
     "advantage": ("GAE", "GRPO", "RLOO"),
     "observers": ("Console", "JsonLines", "Trackers"),
     "quantization": ("Bnb4Bit", "Bnb8Bit", "NoQuantization"),
@@ -42,18 +54,25 @@ __all__ = [
     "Bnb8Bit",
     "Console",
     "DisabledAdapter",
+    "Dora",
     "EmaAdapter",
     "FunctionReward",
     "HttpReward",
+    "Ia3",
     "JsonLines",
     "LengthFormat",
+    "Lora",
     "MergedBase",
+    "Miss",
     "ModelReference",
     "ModelReward",
     "NoQuantization",
     "NoReference",
+    "Oft",
+    "Peft",
     "PeftAdapter",
     "ProcessReward",
+    "Tinylora",
     "TorchaoInt8",
     "Trackers",
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 class EmaAdapter(Strategy):
     """A copy of the policy's adapter that follows it: a moving average, or a fresh copy every n steps.
 
-    Every `every` steps: reference = decay * reference + (1 - decay) * policy, tensor by tensor of the LoRA factors.
+    Every `every` steps: reference = decay * reference + (1 - decay) * policy, parameter by parameter of what learns.
     Gorbatovski et al. 2024 (arXiv:2404.09656): decay 0 is their hard update, above 0 the soft one. The KL is then to
     where the policy was a while ago, so it bounds the speed of the policy, not how far it goes.
     """
@@ -55,10 +54,7 @@ class EmaAdapter(Strategy):
         """Copy the policy's adapter."""
         from marl_core import View
 
-        config: Any = deepcopy(bank.peft.peft_config[policy])
-        config.init_lora_weights = True  # the policy's weights replace these at once
-        bank.add(_name(policy), config, trainable=False, seed=0)
-        self._move(bank, policy, 0.0)
+        bank.copy(policy, _name(policy))
         return View(_name(policy))
 
     @hookimpl
@@ -75,19 +71,16 @@ class EmaAdapter(Strategy):
     @hookimpl
     def marl_restore(self, state: Mapping[str, Tensor], bank: AdapterBank, policy: str) -> None:
         """Put the reference where it was."""
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in bank.tensors(_name(policy)).items():
-                tensor.copy_(state[name])
+        bank.fill(_name(policy), state)
 
     def _move(self, bank: AdapterBank, policy: str, decay: float) -> None:
+        """Average the numbers that learn; what a kind never trains is the same in both, and may be no numbers to average."""
         import torch
 
-        source = bank.tensors(policy)
+        source, mine = bank.parameters(policy).values(), bank.parameters(_name(policy)).values()
         with torch.no_grad():
-            for name, tensor in bank.tensors(_name(policy)).items():
-                tensor.mul_(decay).add_(source[name], alpha=1.0 - decay) if decay else tensor.copy_(source[name])
+            for tensor, other in zip(mine, source, strict=True):
+                tensor.mul_(decay).add_(other, alpha=1.0 - decay) if decay else tensor.copy_(other)
 
 
 def _name(policy: str) -> str:

@@ -79,6 +79,8 @@ def options(
     steps_file = tmp_path / "steps.py"
     steps_file.write_text("def tokens(completion_ids, **_):\n    return [[0.5] * len(ids) for ids in completion_ids]\n")
     return {
+        "adapter-peft": {"kind": "hira", "r": 4},
+        "adapter-miss": {"r": 8},
         "merged-base": {"adapter": sft_adapter},
         "peft-adapter": {"adapter": sft_adapter},
         "adapter": {"path": reward_adapter},
@@ -94,7 +96,7 @@ def options(
 
 def test_every_family_has_built_ins() -> None:
     assert {listing.family for listing in BUILT_IN} == set(FAMILIES)
-    assert len(BUILT_IN) == 22
+    assert len(BUILT_IN) == 29
 
 
 @pytest.mark.parametrize("listing", BUILT_IN, ids=lambda listing: f"{listing.family}-{listing.name}")

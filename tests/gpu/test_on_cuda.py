@@ -292,7 +292,7 @@ class TestRuns:
 
     def test_fast_paths_that_only_a_cpu_has_proven_are_off_on_cuda(self, make_config: MakeConfig) -> None:
         runner = Runner(config(make_config, "float32"))
-        lean = any("forward" in vars(module) for module in runner.bank.base.modules())
+        lean = any("forward" in vars(module) for module in runner.bank.all_modules())
         captured = runner.generate(Prompts.of(ROWS, 0)).behavior is not None
         assert (lean, captured) == ((False, False) if DEVICE == "cuda" else (True, True))
 

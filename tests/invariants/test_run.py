@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from marl_core import AdapterBank, Runner, View
 from marl_core.ppo.budget import PassLimits
@@ -235,7 +237,7 @@ def test_i08_the_optimizer_holds_the_trained_and_nobody_else(world: Any, where: 
     held = [id(p) for group in runner.optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(expected)
     assert len(set(held)) == len(held)
-    learning = {id(p) for p in bank.base.parameters() if p.requires_grad}
+    learning = {id(p) for p in bank.all_parameters().values() if p.requires_grad}
     assert learning == {id(p) for name in ["policy", *own] for p in bank.parameters(name).values()}
     steps = gradients(runner, scored(runner))
     moved = {name for step in steps for name, gradient in step.items() if torch.count_nonzero(gradient)}
@@ -279,8 +281,8 @@ def test_i11_microbatches_add_up_to_the_minibatch(world: Any, microbatch: int) -
     assert distance(found[1], found[0]) < world.gradient
 
 
-def test_i16_a_mixed_batch_is_separate_passes(world: Any) -> None:
-    """PEFT's mixed batch, should scoring use one: rows through policy, reward and bare base in one forward.
+def test_i16_a_mixed_batch_is_separate_passes(world: Any, tmp_path: Path) -> None:
+    """PEFT's mixed batch of the adapters' own files: rows through policy, reward and bare base in one forward.
 
     Bitwise on the tiny model; the real one's larger matrix products round by the number of rows.
     """
@@ -294,11 +296,14 @@ def test_i16_a_mixed_batch_is_separate_passes(world: Any) -> None:
         for row, view in enumerate(views):
             with runner.bank.using(view) as model:
                 separate.append(model(input_ids=ids, attention_mask=mask).logits[row])
-        with runner.bank.using("policy"):
-            peft: Any = runner.bank.peft
-            mixed = peft(
-                input_ids=ids, attention_mask=mask, adapter_names=[view or "__base__" for view in views]
-            ).logits
+        for name in ("policy", "reward"):
+            runner.bank.save(name, tmp_path / name)
+        plain: Any = AutoModelForCausalLM.from_pretrained(runner.bank.source, dtype=torch.float32)
+        peft: Any = PeftModel.from_pretrained(plain, str(tmp_path / "policy"), adapter_name="policy")
+        peft.load_adapter(str(tmp_path / "reward"), "reward")
+        mixed = peft.eval()(
+            input_ids=ids, attention_mask=mask, adapter_names=[view or "__base__" for view in views]
+        ).logits
     real = mask.bool()
     gaps = [float((mixed[row] - separate[row])[real[row]].abs().max()) for row in range(3)]
     assert max(gaps) <= (0.0 if world.name == "tiny" else 1e-5 * float(mixed.abs().max()))

@@ -118,9 +118,9 @@ class TestWhoseLogProbs:
         """Its scaling was changed by hand, its weights weren't."""
         rollout = self.rollout(runner)
         before = runner.score(rollout).logprobs
-        layers: list[Any] = [module for module in runner.bank.base.modules() if hasattr(module, "lora_A")]
+        layers: list[Any] = list(runner.bank.wrappers("policy").values())
         for layer in layers:
-            layer.scaling["policy"] *= 2
+            layer.scaling["default"] *= 2
         assert float((runner.score(rollout).logprobs - before).abs().max()) > 0.01
 
     def test_after_an_update(self, runner: Runner, tiny_folder: str, tmp_path: Path) -> None:

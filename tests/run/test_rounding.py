@@ -21,7 +21,8 @@ def gradient(
 ) -> Tensor:
     """Of the weighted sum of log-probs, `size` rows at a time; `exact`: by transformers alone, in the base's dtype."""
     bank.trunk.options = replace(bank.trunk.options, pack=pack)
-    bank.base.zero_grad(set_to_none=True)
+    for parameter in bank.parameters("policy").values():
+        parameter.grad = None
     for first in range(0, len(rollout), size):
         piece, mine = rollout.select(slice(first, first + size)), weights[first : first + size]
         with bank.using("policy", train=True):
@@ -47,7 +48,8 @@ def test_packed_rows_round_elsewhere_and_not_more(width: int) -> None:
     rollout = Rollout.from_responses(prompts, ROWS, bank.tokenizer)
     weights = torch.randn(rollout.ids.shape, generator=random)
     found = {way: gradient(bank, rollout, weights, *way) for way in WAYS}
-    bank.base.double()
+    for module in bank.all_modules():
+        module.double()
     exact = gradient(bank, rollout, weights, False, 4, exact=True)
     off = {way: float((one - exact).norm() / exact.norm()) for way, one in found.items()}
     assert max(off.values()) < 1e-5

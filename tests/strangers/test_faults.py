@@ -126,7 +126,10 @@ QUIET = {
     "train mode": ("bank.base.train()", "train mode"),
     "one layer's mode": ("bank.base.get_input_embeddings().train()", "train mode"),
     "active adapter": ("bank.activate('policy')", "the active adapter"),
-    "active adapter, behind the bank": ("bank.peft.set_adapter('policy')", "the active adapter"),
+    "active adapter, behind the bank": (
+        "next(iter(bank.wrappers('policy').values())).enable_adapters(False)",
+        "the active adapter",
+    ),
     "which weights learn": ("bank.base.requires_grad_(True)", "which weights learn"),
 }
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from marl_core import AdapterBank, ConfigError
+from marl_core import AdapterBank
 from marl_core.bank.integrity import frozen_weights, learning_weights
 from marl_core.bank.lora import make_config
-from marl_core.bank.parts import file_tensors
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 OF_MODULES = (
@@ -67,9 +66,8 @@ def test_files_of_both_are_whole(tiny_folder: str, tmp_path: Path, name: str, op
     add(bank, "policy", 1, **options)
     bank.save("policy", tmp_path / "alone")
     alone = load_file(tmp_path / "alone" / "adapter_model.safetensors")
-    assert set(alone) == set(
-        get_peft_model_state_dict(bank.peft, adapter_name="policy")
-    )  # peft's own names, while it is alone
+    by_peft = PeftModel(AutoModelForCausalLM.from_pretrained(tiny_folder), bank.config("policy"))
+    assert set(alone) == set(get_peft_model_state_dict(by_peft))
     add(bank, name, 2, **options)
     for adapter in ("policy", name):
         bank.save(adapter, tmp_path / adapter)
@@ -87,7 +85,7 @@ def test_parameters_of_one_are_none_of_the_others(tiny_folder: str, name: str) -
     add(bank, "policy", 1)
     add(bank, name, 2)
     mine, theirs = (set(map(id, bank.parameters(adapter).values())) for adapter in ("policy", name))
-    base = [p for key, p in bank.base.named_parameters() if id(p) not in mine | theirs]
+    base = [p for key, p in bank.all_parameters().items() if id(p) not in mine | theirs]
     assert len(mine) == len(theirs) == 28
     assert not mine & theirs
     assert not any(p.requires_grad for p in base)
@@ -100,13 +98,15 @@ def test_parameters_of_one_are_none_of_the_others(tiny_folder: str, name: str) -
     assert set(map(id, bank.parameters("policy").values())) == mine
 
 
-@pytest.mark.parametrize("name", ["keys", "items", "train", "training", "forward", "type", "half"])
-def test_names_that_torchs_containers_have(tiny_folder: str, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["keys", "items", "train", "training", "forward", "type", "half", "lora_", "a", "__base__"]
+)
+def test_names_that_torch_and_peft_have_uses_for(tiny_folder: str, tmp_path: Path, name: str) -> None:
+    """An adapter's name stands in no module of torch's or PEFT's."""
     bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
-    with pytest.raises(ConfigError, match=f"'{name}' can't name an adapter: torch's containers"):
-        add(bank, name, 1)
-    assert hasattr(nn.ModuleDict(), name)
-    assert bank.adapters == []
+    add(bank, name, 1)
+    bank.save(name, tmp_path / "saved")
+    assert torch.equal(plain(tiny_folder, tmp_path / "saved"), seen(bank, name))
 
 
 def test_tensors_are_the_models_own(tiny_folder: str) -> None:
@@ -117,4 +117,3 @@ def test_tensors_are_the_models_own(tiny_folder: str) -> None:
         assert not tensor.requires_grad
         tensor.zero_()
     assert all(not bool(p.any()) for p in bank.parameters("policy").values())
-    assert file_tensors(bank.base, "nobody") == {}

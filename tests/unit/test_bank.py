@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from marl_core import AdapterBank, ConfigError, DataError, View
+from marl_core import AdapterBank, ConfigError, DataError, MarlDeprecationWarning, View
 from marl_core.bank.lora import make_config
-from marl_core.bank.switch import AdapterSwitch
 from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.scoring import forward, view_output
@@ -79,38 +78,33 @@ def bank() -> AdapterBank:
 
 
 class TestSwitch:
-    """The cheap loop over private fields against PEFT's public calls, bitwise."""
+    """Adapters that stand in the tree in turns against models that only PEFT ever touched, bitwise."""
 
     @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
-    def test_against_peft(self, options: dict[str, Any]) -> None:
+    def test_each_is_what_it_is_alone_in_peft(self, options: dict[str, Any]) -> None:
         bank = tiny_bank()
         for seed, name in enumerate(["one", "two"]):
             add(bank, name, seed=seed, **options)
         mine = {name: logits(bank, name) for name in ("one", "two", None)}
-        peft = bank.peft
-        with torch.no_grad():
-            for name in ("one", "two"):
-                peft.set_adapter(name)
-                AdapterSwitch(bank.base).set(
-                    name
-                )  # PEFT's call alone leaves the layers switched off by our `bare` before
-                assert torch.equal(mine[name], peft(IDS).logits), name
-            with peft.disable_adapter():
-                assert torch.equal(mine[None], peft(IDS).logits)
+        for name in ("one", "two"):
+            plain = PeftModel(tiny_model(), config(bank, **options)).eval()
+            set_peft_model_state_dict(plain, bank.tensors(name))
+            with torch.no_grad():
+                assert torch.equal(plain(IDS).logits, mine[name])
+                with plain.disable_adapter():
+                    assert torch.equal(plain(IDS).logits, mine[None])
         assert not torch.equal(mine["one"], mine["two"])
         assert not torch.equal(mine["one"], mine[None])
 
-    def test_against_a_model_that_only_peft_ever_touched(self) -> None:
+    def test_against_one_peft_model_with_both(self) -> None:
         bank = tiny_bank()
         add(bank, "one", seed=1)
         add(bank, "two", seed=2)
-        plain = PeftModel(tiny_model(), config(bank), adapter_name="one")
+        plain = PeftModel(tiny_model(), config(bank), adapter_name="one").eval()
         plain.add_adapter("two", config(bank))
-        mine = {name: p for name, p in bank.base.named_parameters() if "lora_" in name}
+        for adapter in ("one", "two"):
+            set_peft_model_state_dict(plain, bank.tensors(adapter), adapter)
         with torch.no_grad():
-            for name, parameter in plain.get_base_model().named_parameters():
-                if "lora_" in name:
-                    parameter.copy_(mine[name])
             for adapter in ("one", "two"):
                 plain.set_adapter(adapter)
                 assert torch.equal(plain(IDS).logits, logits(bank, adapter))
@@ -190,14 +184,14 @@ class TestUsing:
         with bank.using("one") as model:
             model(IDS).logits.sum().backward()
         assert all(
-            (p.grad is not None) == ("lora" in name and ".one." in name) for name, p in bank.base.named_parameters()
+            (p.grad is not None) == ("lora" in name and ".one." in name) for name, p in bank.all_parameters().items()
         )
 
 
 class TestWhoIsTrained:
     def learning(self, bank: AdapterBank) -> set[str]:
         """Adapters of which every tensor, and the names of the others of which any, asks for a gradient."""
-        asking = {name for name, parameter in bank.base.named_parameters() if parameter.requires_grad}
+        asking = {name for name, parameter in bank.all_parameters().items() if parameter.requires_grad}
         owners = {name for name in bank.adapters if set(bank.parameters(name)) <= asking}
         assert asking == {key for name in owners for key in bank.parameters(name)}
         return owners
@@ -289,7 +283,7 @@ class TestWhoIsTrained:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["", "a.b", "a/b", "__base__", "x" * 65, "naïve", "a b", "../a", "lora", "a"])
+    @pytest.mark.parametrize("name", ["", "a.b", "a/b", "x" * 65, "naïve", "a b", "../a"])
     def test_illegal(self, bank: AdapterBank, name: str) -> None:
         before = flags(bank)
         with pytest.raises(ConfigError, match="can't name an adapter"):
@@ -318,8 +312,12 @@ class TestNames:
     def test_unknown(self, bank: AdapterBank) -> None:
         with pytest.raises(ConfigError, match=r"no adapter or head 'pi'; it has: one, two\."):
             bank.parameters("pi")
-        with pytest.raises(ConfigError, match="no adapter yet"):
-            tiny_bank().peft  # noqa: B018  # reading it is the test
+        with pytest.raises(ConfigError, match="no adapter 'pi'; it has: one, two"):
+            bank.config("pi")
+
+    def test_peft_is_deprecated(self, bank: AdapterBank) -> None:
+        with pytest.warns(MarlDeprecationWarning, match=r"bank.peft is deprecated .*use bank.config"):
+            assert bank.peft.peft_config["one"].r == 4
 
 
 class TestTargets:
@@ -395,7 +393,7 @@ class TestFiles:
         saved = json.loads((tmp_path / "policy" / "adapter_config.json").read_text(encoding="utf-8"))
         assert saved["base_model_name_or_path"] == tiny_folder
         assert saved["inference_mode"] is True
-        assert bank.peft.peft_config["policy"].inference_mode is False
+        assert bank.config("policy").inference_mode is False
 
     def test_an_adapter_from_peft_is_loaded(self, tiny_folder: str, sft_adapter: str) -> None:
         from transformers import AutoModelForCausalLM
@@ -490,7 +488,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another kind of adapter": (
         lambda folder: edit_config(folder, peft_type="IA3"),
-        "is a IA3 adapter; marl's bank holds LoRA",
+        "holds no tensor of a IA3 adapter",
     ),
 }
 

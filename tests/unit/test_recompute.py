@@ -53,7 +53,7 @@ def bank_of(model: Any, targets: Any = "all-linear", dtype: torch.dtype = torch.
 def train(bank: AdapterBank, mask: Tensor) -> tuple[dict[str, Tensor], int]:
     """The policy's gradients, and the bytes that the forward kept for them beside weights."""
     kept: dict[int, int] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in bank.base.parameters()}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in bank.all_parameters().values()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -68,14 +68,15 @@ def train(bank: AdapterBank, mask: Tensor) -> tuple[dict[str, Tensor], int]:
             states = bank.trunk.hidden(IDS, mask)
         (states.float() @ direction)[mask].sum().backward()
     found = {name: parameter.grad for name, parameter in bank.parameters("policy").items()}
-    bank.base.zero_grad(set_to_none=True)
+    for parameter in bank.all_parameters().values():
+        parameter.grad = None
     assert all(gradient is not None and bool(gradient.any()) for gradient in found.values())
     return found, sum(kept.values())  # type: ignore[return-value]  # none is None
 
 
 def make_plain(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every lean forward away."""
-    for module in bank.base.modules():
+    for module in bank.all_modules():
         vars(module).pop("forward", None)
     monkeypatch.setattr(packing, "recomputed", lambda function, *inputs: function(*inputs))
 
@@ -146,7 +147,7 @@ def test_another_form_of_mlp_stays_as_it_is() -> None:
 
 def test_it_is_done_once_and_folding_leaves_it() -> None:
     bank = bank_of(tiny_model())
-    lean = [module for module in bank.base.modules() if "forward" in vars(module)]
+    lean = [module for module in bank.all_modules() if "forward" in vars(module)]
     assert len(lean) == 2 + 2 * 7  # the gated products, and each adapted layer
     assert patch_for_recompute(bank.base) == 0
     forwards = [module.forward for module in lean]
@@ -156,7 +157,7 @@ def test_it_is_done_once_and_folding_leaves_it() -> None:
 
 
 def lean_modules(bank: AdapterBank) -> int:
-    return sum("forward" in vars(module) for module in bank.base.modules())
+    return sum("forward" in vars(module) for module in bank.all_modules())
 
 
 def test_a_run_can_have_it_off_and_what_comes_meanwhile_is_plain_too() -> None:
@@ -169,7 +170,7 @@ def test_a_run_can_have_it_off_and_what_comes_meanwhile_is_plain_too() -> None:
         plain, more = train(bank, mask)
     assert all(torch.equal(lean[key], plain[key]) for key in plain)
     assert kept < more
-    assert lean_modules(bank) == 2 + 2 * 7
+    assert lean_modules(bank) == 2 + 2 * 2 * 7  # each of the two adapters has layers of its own
 
 
 def test_gradients_of_some_inputs_only() -> None:

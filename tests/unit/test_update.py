@@ -298,7 +298,7 @@ class TestWhoMoves:
     def test_no_gradient_is_left_behind(self) -> None:
         case = Case(own_value=True)
         case.update(ppo(epochs=2))
-        assert all(parameter.grad is None for parameter in case.bank.base.parameters())
+        assert all(parameter.grad is None for parameter in case.bank.all_parameters().values())
         assert all(parameter.grad is None for parameter in case.everything().values())
 
     def test_the_value_has_a_learning_rate_of_its_own(self) -> None:

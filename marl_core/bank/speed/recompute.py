@@ -118,7 +118,7 @@ def _activation(self: Any, x: Tensor) -> Tensor:
 
 def _adapted(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """PEFT's own sum, W x + s B A x, where its input would be cast: the cast is made again."""
-    name = self._active_adapter[0] if len(self._active_adapter) == 1 else None
+    name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
     if args or options or not _casts(self, name, x):
         plain: Tensor = LoraLinear.forward(self, x, *args, **options)
         return plain

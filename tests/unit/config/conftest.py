@@ -15,6 +15,8 @@ from pydantic import Field
 
 from marl_core import Catalog, Estimator, Quantization, Strategy, hookimpl
 from marl_core.registry.catalog import Listing
+from marl_plugins.adapter.lora import Dora, Lora
+from marl_plugins.adapter.oft import Oft
 
 
 class Bare(Strategy):
@@ -104,6 +106,7 @@ class Quiet(Strategy):
 ENTRIES: dict[Any, dict[str, type[Strategy]]] = {
     "reference": {"bare": Bare, "merged": Merged, "frozen": Frozen},
     "reward": {"short": Short},
+    "adapter": {"lora": Lora, "dora": Dora, "oft": Oft},
     "quantization": {"none": Plain, "eight": Eight},
     "advantage": {"gae": Critic, "rloo": Compare},
     "observer": {"quiet": Quiet},

@@ -100,9 +100,9 @@ class TestExplain:
     def test_one_base(self, config: dict[str, Any], catalog: Catalog, adapter_folder: Path) -> None:
         reward = {"use": "short", "path": str(adapter_folder)}
         once, twice, reference = explain(plan_of({**config, "reward": reward}, catalog))
-        assert "policy, reference, reward short and value look through it, told apart by LoRA adapters" in once
+        assert "policy, reference, reward short and value look through it, told apart by adapters" in once
         assert twice == "Nothing is held twice: no role has a model of its own."
-        assert "a new LoRA, which starts as the base itself" in reference
+        assert "a new adapter, which starts as the base itself" in reference
 
     def test_a_model_of_its_own(self, config: dict[str, Any], catalog: Catalog, model_folder: Path) -> None:
         reward = {"use": "short", "path": str(model_folder)}

@@ -155,7 +155,7 @@ def continued(revision: str | None) -> dict[str, Any]:
 
 
 def rank_of(runner: Runner, adapter: str) -> int:
-    config: Any = runner.bank.peft.peft_config[adapter]
+    config: Any = runner.bank.config(adapter)
     return int(config.r)
 
 

@@ -15,6 +15,7 @@ from marl_core.config.foreign_names import FOREIGN_NAMES
 from marl_core.config.run_config import DataSection, EvalSection, KLSection, PolicySection, PPOSection, Section
 from marl_core.plan.plan import Plan
 from marl_core.registry.model_keys import models_in
+from marl_plugins.adapter.lora import Lora
 from marl_plugins.reference import DisabledAdapter, PeftAdapter
 from marl_plugins.reward import FunctionReward
 from marl_plugins.reward_http import HttpReward
@@ -161,7 +162,7 @@ def test_short_forms_open_as_for_set() -> None:
         }
     )
     assert changed.reference.options == {"adapter": "sft"}
-    assert (changed.value.on, changed.value.r) == ("policy", 4)
+    assert (changed.value.on, changed.value.options) == ("policy", {"r": 4})
     assert changed.data == DataSection(prompts="p.jsonl")
     assert (changed.ppo.clip.low, changed.ppo.clip.high, changed.ppo.advantage.use) == (0.2, 0.3, "rloo")
 
@@ -257,7 +258,7 @@ def every_key(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def test_each_foreign_name_leads_to_a_key_and_is_none_itself() -> None:
-    keys = every_key(RunConfig)
+    keys = every_key(RunConfig) | {f"{key}.{option}" for key in ("policy", "value") for option in Lora.model_fields}
     assert {name for known in FOREIGN_NAMES.values() for name in known} <= keys
     for name, known in FOREIGN_NAMES.items():
         assert not {f"{ours.rpartition('.')[0]}.{name}" for ours in known} & keys, name

@@ -30,7 +30,7 @@ def test_everything_the_config_names_is_built(written: dict[str, Any], catalog: 
     assert len(plan.observers) == 1
     assert plan.reference_choice is plan.config.reference
     assert plan.hooks.origin(plan.reference) == "bare of fake-marl 1.0 (marl_fakes:Bare)"
-    assert len(plan.hooks.strategies) == 7
+    assert len(plan.hooks.strategies) == 8
 
 
 def test_quantization_is_asked_once(written: dict[str, Any], catalog: Catalog) -> None:

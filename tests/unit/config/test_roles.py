@@ -84,7 +84,7 @@ def test_every_role_has_a_row(written: dict[str, Any], catalog: Catalog) -> None
     assert names == ["base", "policy", "reference", "reward short", "reward other", "value", "judge j", "observers"]
     assert role(plan, "reward other").note == "weight 0.5"
     assert role(plan, "reference").weights == "bare: The bare base"
-    assert role(plan, "value").weights == "LoRA on the base and a head: r=16"
+    assert role(plan, "value").weights == "LoRA on the base: r=16, alpha=32, all-linear, and a head"
 
 
 def test_summary_is_the_strategys_own_first_line() -> None:

@@ -31,7 +31,7 @@ from marl_core import (
     ClipSection, DataSection, EvalSection, KLSection, ModelSection, PolicySection, PPOSection, RunConfig, Runner, RunSection,
     SamplingSection, ShapingSection, SpeedSection, ValueSection,
 )
-from marl_plugins import AdapterReward, DisabledAdapter, EmaAdapter, FunctionReward, HttpReward
+from marl_plugins import AdapterReward, DisabledAdapter, EmaAdapter, FunctionReward, HttpReward, Oft
 
 
 def mine(completions: list[str], **columns: Any) -> list[float]:
@@ -55,6 +55,9 @@ RunConfig(model={"path": "m"}, reference="none", reward=HttpReward(url="u"), run
 PPOSection(batch=3, kl={"coef": 0.1}, clip=ClipSection(low=0.1))
 PPOSection(kl=KLSection(coef=0.1))
 PolicySection(start="continue", source="x")
+PolicySection(use="oft", block=32), PolicySection(r=8), PolicySection(use=Oft(block=16), targets=["q_proj"])
+RunConfig(model={"path": "m"}, reference="none", policy=Oft(block=8), value={"on": "own", "use": "ia3"})
+RunConfig(model={"path": "m"}, reference="none", policy={"use": "oft", "block": 8})
 EvalSection(judges={"mine": FunctionReward(target="m:f")})
 SamplingSection(), ShapingSection(), ValueSection(on="own")
 config.with_changes("ppo.kl.coef", 0.1, "ppo.steps", 20)
@@ -70,7 +73,8 @@ WRONG = {
     'RunConfig(model={"path": 3}, reference="none")': "model",
     'RunConfig(model={"path": "m"}, reference="none", ppo={"bach": 3})': "ppo",
     'RunConfig(model={"path": "m"}, reference="none", ppo={"kl": {"koef": 3.0}})': "ppo",
-    'RunConfig(model={"path": "m"}, reference="none", policy={"form": "x"})': "policy",
+    'RunConfig(model={"path": "m"}, reference="none", sampling={"form": "x"})': "sampling",
+    'RunConfig(model={"path": "m"}, reference="none", policy=3)': "policy",
     'RunConfig(modl={"path": "m"}, reference="none")': "modl",
     'RunConfig(model={"path": "m"})': "reference",
     "PPOSection(bach=3)": "bach",
@@ -116,5 +120,5 @@ def test_every_section_has_its_keys() -> None:
 
 def test_sections_are_public_by_their_own_names() -> None:
     public: Any = marl_core
-    assert {name for name in run_config.__all__ if name not in ("LoraSection", "Section")} <= set(marl_core.__all__)
+    assert {name for name in run_config.__all__ if name != "Section"} <= set(marl_core.__all__)
     assert public.PPOSection is run_config.PPOSection

@@ -31,6 +31,9 @@ CONFIG = SimpleNamespace(ppo=SimpleNamespace(steps=3), model=SimpleNamespace(pat
 ARGUMENTS: dict[str, Any] = {
     "plan": SimpleNamespace(config=CONFIG),
     "compute_dtype": "float32",
+    "layers": {"q_proj": (8, 4)},
+    "shapes": {"q_proj.weight": (8, 4)},
+    "role": "policy",
     "base": Model(),
     "bank": SimpleNamespace(tensors=lambda name: {name: torch.zeros(1)}),
     "temperature": 1.0,
@@ -73,7 +76,7 @@ def test_example_runs(hook: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(example.splitlines()) <= 7
     names = {
         name: getattr(marl_core, name)
-        for name in ("Strategy", "hookimpl", "Estimator", "Quantization", "StopRun", "View")
+        for name in ("Adapter", "Strategy", "hookimpl", "Estimator", "Quantization", "StopRun", "View")
     }
     exec(compile("from __future__ import annotations\n" + example, hook, "exec"), names)
     strategy_class: Any = next(reversed(names.values()))

@@ -1,0 +1,1 @@
+"""Built-in kinds of adapters: what is trained on the frozen base."""

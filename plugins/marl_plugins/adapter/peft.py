@@ -1,0 +1,132 @@
+"""Any other kind of PEFT's that a base with several roles can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, model_validator
+
+from marl_core import base_refusal, known_kind, near_match
+from marl_plugins.adapter import counts
+from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes, key_of, section_of
+from marl_plugins.adapter.peft_options import OPTIONS
+
+if TYPE_CHECKING:
+    from marl_core import Plan
+
+OF_THEIR_OWN = ("lora", "miss", "oft", "ia3", "tinylora")
+"""Kinds that have a strategy of their own."""
+STARTS_AS_THE_BASE: Mapping[str, Mapping[str, Any]] = {
+    "fourierft": {"init_weights": True},
+    "c3a": {"init_weights": True},
+}
+"""Options of kinds that PEFT starts elsewhere by default."""
+ELSEWHERE = ("ln_tuning", "trainable_tokens")
+"""Kinds that stand on other modules than linear layers."""
+
+
+class Peft(PeftKind):
+    """Any other kind of PEFT's: `{use: peft, kind: boft, boft_block_size: 8}`, with PEFT's own options beside its name."""
+
+    kind: str = Field(
+        description="PEFT's name of the kind in small letters: " + ", ".join(OPTIONS) + "; e.g. boft",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of PEFT's config of that kind, by PEFT's names. They may also stand beside `kind`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, written: Any) -> Any:
+        """Options beside the kind are PEFT's."""
+        if not isinstance(written, Mapping):
+            return written
+        own = {name: written[name] for name in written if name in cls.model_fields}
+        beside = {name: written[name] for name in written if name not in own}
+        given = own.get("options", {})
+        return {**own, "options": {**given, **beside}} if isinstance(given, Mapping) else written
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        kind = self.kind
+        if kind in OF_THEIR_OWN:
+            raise ValueError(f"{kind} has options of its own here: write `use: {kind}`")
+        if kind not in OPTIONS:
+            refused = known_kind(kind).refused
+            near = near_match(kind, OPTIONS)
+            way_out = f"Did you mean {near!r}?" if near else f"Known: {', '.join(OPTIONS)}."
+            raise ValueError(refused or f"peft has no kind {kind!r} that was tried here. {way_out}")
+        for name in self.options:
+            if name not in OPTIONS[kind]:
+                near = near_match(name, OPTIONS[kind])
+                way_out = f"Did you mean {near!r}?" if near else f"It has: {', '.join(OPTIONS[kind])}."
+                raise ValueError(f"peft's config of {kind} has no option {name!r}. {way_out}")
+        return self
+
+    def peft_kind(self) -> str:
+        """The one that is named."""
+        return self.kind
+
+    def peft_options(self, layers: Layers, shapes: Shapes) -> dict[str, Any]:
+        """As they are given; a start as the base where PEFT has another, and modules of kinds that don't stand on linear layers."""
+        elsewhere = {"target_modules": _modules(self.kind, shapes)} if self.kind in ELSEWHERE and shapes else {}
+        return {**STARTS_AS_THE_BASE.get(self.kind, {}), **elsewhere, **self.options}
+
+    def wrong(self, plan: Plan) -> Iterator[str]:
+        """Options that have a key of their own, and what doesn't go with the base."""
+        key, section = key_of(plan, self), section_of(plan, self)
+        for name in self.options:
+            if name == "target_modules" and self.kind not in ELSEWHERE:
+                yield f"{SECTION}.options.{name}: write {key}.targets instead; it would be given twice."
+            elif name.endswith("dropout"):
+                yield f"{SECTION}.options.{name}: write {key}.dropout instead; it would be given twice."
+        if section.dropout > 0 and not any(name.endswith("dropout") for name in OPTIONS[self.kind]):
+            yield f"{key}.dropout: {section.dropout}, and a {known_kind(self.kind).title} adapter has none. Set it to 0."
+        if self.kind in ELSEWHERE and section.targets != "all-linear":
+            yield f"{key}.targets: {self.kind} doesn't stand on linear layers. Remove it, or give {SECTION}.options.target_modules."
+        if self.options.get("boft_n_butterfly_factor", 1) != 1:
+            yield (
+                f"{SECTION}.options.boft_n_butterfly_factor: peft doesn't pass it on to its layers, where it is always 1. Remove it."
+            )
+        yield from super().wrong(plan)
+        yield from base_refusal(self.kind, self.options, key, dtype=plan.config.model.dtype)
+
+    def own_names(self) -> Mapping[str, str]:
+        """PEFT's names are told where they stand."""
+        return {name: f"options.{name}" for name in OPTIONS[self.kind]}
+
+    def learned(self, layers: Layers, shapes: Shapes) -> int:
+        """By PEFT's layers of the kind."""
+        return counts.learned(self.kind, self.peft_options(layers, shapes), layers, shapes)
+
+    def held(self, layers: Layers, shapes: Shapes) -> int:
+        """By PEFT's layers of the kind."""
+        return counts.held(self.kind, self.peft_options(layers, shapes), layers, shapes)
+
+    def said(self) -> str:
+        """The options that were given."""
+        return ", ".join(f"{name} {value}" for name, value in self.options.items())
+
+
+def _modules(kind: str, shapes: Shapes) -> list[str]:
+    """The modules that the kind stands on: norms of layers, or the embedding of tokens."""
+    if kind == "trainable_tokens":
+        return [
+            next((_module(name) for name, shape in shapes.items() if len(shape) == 2 and _is_token_table(name)), "")
+        ]
+    return sorted({_module(name) for name, shape in shapes.items() if len(shape) == 1 and _is_norm(_module(name))})
+
+
+def _module(weight: str) -> str:
+    return weight.rpartition(".")[0]
+
+
+def _is_norm(module: str) -> bool:
+    leaf = module.rpartition(".")[2]
+    return "norm" in leaf or leaf.startswith("ln_")
+
+
+def _is_token_table(weight: str) -> bool:
+    return any(part in weight.split(".") for part in ("embed_tokens", "wte", "embed_in", "word_embeddings"))

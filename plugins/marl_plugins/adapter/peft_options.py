@@ -1,0 +1,85 @@
+"""The options of PEFT's configs by kind, so that a misspelt one is told without importing PEFT; a test compares them with PEFT's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_NAMES = {
+    "adalora": (
+        "alora_invocation_tokens alpha_pattern arrow_config beta1 beta2 bias corda_config deltaT ensure_weight_tying eva_config "
+        "exclude_modules fan_in_fan_out init_lora_weights init_r kasa_config layer_replication layers_pattern "
+        "layers_to_transform loftq_config lora_alpha lora_bias lora_dropout lora_ga_config megatron_config megatron_core "
+        "modules_to_save monteclora_config orth_reg_weight qalora_group_size r rank_pattern runtime_config target_modules "
+        "target_parameters target_r tfinal tinit total_step trainable_token_indices use_bdlora use_dora use_qalora use_rslora "
+        "velora_config"
+    ),
+    "beft": "init_weights modules_to_save target_modules",
+    "boft": (
+        "bias boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor exclude_modules fan_in_fan_out init_weights "
+        "layers_pattern layers_to_transform modules_to_save target_modules"
+    ),
+    "c3a": (
+        "bias block_size block_size_pattern init_weights layers_pattern layers_to_transform modules_to_save target_modules"
+    ),
+    "deft": (
+        "alpha bias decomposition_method deft_dropout exclude_modules fan_in_fan_out init_scale init_weights layers_pattern "
+        "layers_to_transform modules_to_save para r target_modules"
+    ),
+    "delora": (
+        "bias delora_lambda exclude_modules init_weights lambda_pattern layers_pattern layers_to_transform module_dropout "
+        "modules_to_save r rank_pattern target_modules"
+    ),
+    "fourierft": (
+        "bias exclude_modules fan_in_fan_out init_weights layers_pattern layers_to_transform modules_to_save n_frequency "
+        "n_frequency_pattern random_loc_seed scaling target_modules"
+    ),
+    "glora": "bias config_A_B config_C config_D_E init_weights modules_to_save r target_modules",
+    "gralora": (
+        "alpha bias fan_in_fan_out gralora_dropout gralora_k hybrid_r init_weights layers_pattern layers_to_transform "
+        "modules_to_save r target_modules"
+    ),
+    "hira": (
+        "exclude_modules fan_in_fan_out hira_dropout init_weights layers_pattern layers_to_transform modules_to_save r "
+        "rank_pattern target_modules"
+    ),
+    "hra": (
+        "apply_GS bias exclude_modules init_weights layers_pattern layers_to_transform modules_to_save r target_modules"
+    ),
+    "ln_tuning": "exclude_modules modules_to_save target_modules",
+    "loha": (
+        "alpha alpha_pattern exclude_modules init_weights layers_pattern layers_to_transform module_dropout modules_to_save r "
+        "rank_dropout rank_pattern target_modules use_effective_conv2d"
+    ),
+    "lokr": (
+        "alpha alpha_pattern decompose_both decompose_factor exclude_modules init_weights layers_pattern layers_to_transform "
+        "module_dropout modules_to_save r rank_dropout rank_dropout_scale rank_pattern target_modules use_effective_conv2d"
+    ),
+    "peanut": (
+        "act_fn depth exclude_modules init_weights layers_pattern layers_to_transform modules_to_save r scaling target_modules"
+    ),
+    "psoft": (
+        "ab_svd_init cayley_neumann_eps exclude_modules fan_in_fan_out init_weights layers_pattern layers_to_transform "
+        "modules_to_save num_cayley_neumann_terms psoft_alpha psoft_dropout psoft_mag_a psoft_mag_b psoft_orth psoft_svd "
+        "psoft_svd_lowrank_niter r random_seed target_modules use_cayley_neumann"
+    ),
+    "randlora": (
+        "bias fan_in_fan_out init_weights layers_pattern layers_to_transform modules_to_save projection_prng_key r "
+        "randlora_alpha randlora_dropout save_projection sparse target_modules very_sparse"
+    ),
+    "road": "group_size init_weights modules_to_save target_modules variant",
+    "shira": "fan_in_fan_out init_weights mask_type modules_to_save r random_seed target_modules",
+    "supertuning": (
+        "init_weights lora_alpha lora_dropout modules_to_save r save_precomputed_indices select_top sparsity target_modules"
+    ),
+    "trainable_tokens": "init_weights target_modules token_indices",
+    "vera": (
+        "bias d_initial fan_in_fan_out init_weights layers_pattern layers_to_transform modules_to_save projection_prng_key r "
+        "save_projection target_modules vera_dropout"
+    ),
+    "waveft": (
+        "bias exclude_modules fan_in_fan_out init_weights layers_pattern layers_to_transform modules_to_save n_frequency "
+        "n_frequency_pattern proportional_parameters random_loc_seed scaling target_modules use_idwt wavelet_family"
+    ),
+}
+OPTIONS: Mapping[str, tuple[str, ...]] = {kind: tuple(names.split()) for kind, names in _NAMES.items()}
+"""Those of PEFT 0.21, without what every kind has."""
