@@ -130,7 +130,7 @@ def test_kinds_that_pass_by_the_adapter_below(still: Still, name: str) -> None:
     below = get_peft_model(tiny_model(), LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"]))
     wanted = logits(below.eval())
     over = PeftModel(below.get_base_model(), small_config(name, target_modules=["q_proj"])).eval()
-    still(off(logits(over), wanted) > 0.01, "marl_core/bank/adapters.py")
+    still(off(logits(over), wanted) > 0.01, "marl_core/bank/mount.py")
 
 
 def test_kasa_does_nothing_to_packed_weights_and_rewrites_plain_ones(still: Still) -> None:
