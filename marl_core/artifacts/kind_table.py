@@ -211,7 +211,7 @@ def _lora(kind: Kind, options: Mapping[str, Any]) -> Kind:
 
 def _miss(kind: Kind, options: Mapping[str, Any]) -> Kind:
     is_bat = options.get("init_weights") == "bat"
-    return replace(kind, title="MiSS-bat", packed=frozenset({FOUR_BIT}), kept=1.56) if is_bat else kind
+    return replace(kind, title="MiSS-bat", start="rounded", packed=frozenset({FOUR_BIT}), kept=1.56) if is_bat else kind
 
 
 def _deft(kind: Kind, options: Mapping[str, Any]) -> Kind:
