@@ -160,6 +160,7 @@ class TestTried:
 class TestBudget:
     def chosen(self, model: Any, monkeypatch: pytest.MonkeyPatch, share: float) -> set[str]:
         monkeypatch.setattr(copies, "MERGED_COPIES_SHARE", share)
+        monkeypatch.setattr(copies, "DEAR_COPIES_SHARE", share)
         with merged_copies(SimpleNamespace(base=model), "default"):  # type: ignore[arg-type]
             return {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if "forward" in vars(layer)}
 
@@ -179,6 +180,11 @@ class TestBudget:
         dora = adapted("dora")
         assert not is_plain_lora(dora.get_submodule(LAYER))
         assert self.chosen(dora, monkeypatch, 0.2) == {"k_proj", "v_proj", "q_proj", "o_proj"}
+
+    def test_kinds_that_cost_more_than_a_lora_are_folded_unasked(self) -> None:
+        for kind, done in (("lora", False), ("dora", True), ("oft", True)):
+            with merged_copies(SimpleNamespace(base=adapted(kind)), "default", dear_only=True) as any_folded:  # type: ignore[arg-type]
+                assert any_folded is done
 
 
 @pytest.mark.usefixtures("roomy")
