@@ -9,6 +9,7 @@ import typer
 
 from marl_core import ConfigError, Plan
 from marl_plugins import init_answers as answers
+from marl_plugins.adapter.lora import Lora
 from marl_plugins.init_answers import EXAMPLES, QUANTIZATION
 from marl_plugins.init_data import PromptsFile
 from marl_plugins.init_dialog import Dialog
@@ -238,7 +239,11 @@ def _compose(
     return {
         "model": {"path": base, **_values(usual.model, "dtype")},
         **({"quantization": quantization} if quantization else {}),
-        "policy": _values(usual.policy, "start", "r", "alpha", "targets"),
+        "policy": {
+            **_values(usual.policy, "start"),
+            **_values(Lora(), "r", "alpha"),
+            **_values(usual.policy, "targets"),
+        },
         "reference": {"use": "merged-base", "adapter": sft} if sft else "disabled-adapter",
         "reward": reward,
         "value": {"on": Plan.of(usual).value_on},

@@ -18,14 +18,9 @@ HAS_BIAS = "has_bias"
 """An option that isn't PEFT's: whether the layer has a bias."""
 
 
-def _two_factors(default: int) -> OfLayer:
-    """A pair of thin matrices, as LoRA's."""
-
-    def count(options: Options, name: str, rows: int, columns: int) -> int:
-        rank = by_pattern(options.get("rank_pattern") or {}, name, options.get("r", default))
-        return rank * (rows + columns)
-
-    return count
+def _delora(options: Options, name: str, rows: int, columns: int) -> int:
+    """A pair of thin matrices, as LoRA's, and the update's size."""
+    return by_pattern(options.get("rank_pattern") or {}, name, options.get("r", 8)) * (rows + columns) + 1
 
 
 def _boft(options: Options, name: str, rows: int, columns: int) -> int:
@@ -137,8 +132,8 @@ LEARNED: Mapping[str, OfLayer] = {
     "randlora": _randlora,
     "loha": lambda options, name, rows, columns: 2 * options.get("r", 8) * (rows + columns),
     "lokr": _lokr,
-    "hira": _two_factors(32),
-    "delora": lambda options, name, rows, columns: _two_factors(8)(options, name, rows, columns) + 1,
+    "hira": lambda options, name, rows, columns: options.get("r", 32) * (rows + columns),
+    "delora": _delora,
     "gralora": lambda options, name, rows, columns: (
         (options.get("r", 32) + options.get("hybrid_r", 0)) * (rows + columns)
     ),
