@@ -121,7 +121,7 @@ def test_from_check_to_a_run_that_is_resumed_and_continued(
     whole = {name: tensor.clone() for name, tensor in runner.bank.tensors("policy").items()}
     assert all(bool(tensor.any()) for tensor in whole.values())
 
-    steps = Runner(config("half", use="shift", targets=["q_proj", "up_proj"])).steps()
+    steps: Any = Runner(config("half", use="shift", targets=["q_proj", "up_proj"])).steps()
     next(steps)
     steps.close()
     resumed = Runner(config("half", use="shift", targets=["q_proj", "up_proj"]), resume=True)

@@ -44,7 +44,7 @@ def conv1d() -> Any:
 
 
 def experts() -> Any:
-    special = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    special: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**WIDTHS, **special, intermediate_size=48, vocab_size=64))
 
 
