@@ -29,8 +29,8 @@ a list index is a key: `--set reward.0.weight=2`). Values of both are YAML. A co
 Relative paths are relative to the current folder.
 
 A strategy ({", ".join(f"`{key.path}`" for _, key in family_keys())}) is
-named as `name`, or as `{{use: name, option: value}}`; `package/name` picks one where two packages offer a name. `marl plugins` lists what is
-installed.
+named as `name`, or as `{{use: name, option: value}}`; `package/name` picks one where two packages offer a name.
+`marl plugins` lists what is installed.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from marl_core import Catalog, Plan, Runner, load_config
 from marl_core.cli.app import main
 from marl_core.testing import check_strategy
-from tests.conftest import MakeConfig
-from tests.strangers.conftest import Stranger
+
+Stranger = Callable[..., Path]
+MakeConfig = Callable[..., Any]
 
 LAYERS = '''
 """The tuner, as PEFT's own are written: imported when an adapter is made, not before."""
@@ -80,7 +82,7 @@ class Shift(Strategy):
 
 
 @pytest.fixture
-def shift(stranger: Stranger) -> Any:
+def shift(stranger: Stranger) -> Iterator[None]:
     stranger("acme-shift-layers", LAYERS)
     stranger("acme-shift", SHIFT, adapter={"shift": "Shift"})
     yield
@@ -119,7 +121,7 @@ def test_from_check_to_a_run_that_is_resumed_and_continued(
     whole = {name: tensor.clone() for name, tensor in runner.bank.tensors("policy").items()}
     assert all(bool(tensor.any()) for tensor in whole.values())
 
-    steps = Runner(config("half", use="shift", targets=["q_proj", "up_proj"])).steps()
+    steps: Any = Runner(config("half", use="shift", targets=["q_proj", "up_proj"])).steps()
     next(steps)
     steps.close()
     resumed = Runner(config("half", use="shift", targets=["q_proj", "up_proj"]), resume=True)
