@@ -58,11 +58,12 @@ class Kind:
     """Whether it stands on linear layers, not on norms or embeddings."""
 
     @property
-    def foldable(self) -> bool:
-        """Whether a layer can compute with a merged copy of its weight."""
-        return self.linear and self.merge == "weight"
+    def folded(self) -> bool:
+        """Whether a token costs it more than a plain LoRA (benchmarks/NOTES.md), which a merged copy of the weight saves."""
+        return self.linear and self.merge == "weight" and self.title != _PLAIN
 
 
+_PLAIN = "LoRA"
 _TOKENS = (
     "adds tokens instead of changing layers: positions and the cache would differ between policy, reference and reward. "
     "Use an adapter of layers."

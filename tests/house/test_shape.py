@@ -33,8 +33,6 @@ def test_only_the_bank_switches_adapters(core: list[Any], guests: list[Any]) -> 
 
 OF_PEFT = ("marl_core/artifacts/", "marl_core/plan/adapter_checks.py")
 """Where files are read that PEFT wrote: a kind of adapter has there the name that PEFT gave it, whoever offers a strategy of that name."""
-TRIED = "marl_core/artifacts/kind_table.py"
-"""Where it stands which kinds were tried on which quantized bases."""
 
 
 def strategy_names(without: str = "") -> set[str]:

@@ -185,7 +185,7 @@ def test_randlora_s_file_is_much_larger_than_what_it_learned(still: Still) -> No
     model = made("randlora")
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held = sum(tensor.numel() for tensor in get_peft_model_state_dict(model).values())
-    still(held > 3 * learned, "marl_core/bank/lora.py: what is shared is cloned for the file")
+    still(held > 3 * learned, "marl_core/bank/peft_adapters.py: what is shared is cloned for the file")
 
 
 def test_vblora_is_missing_once_for_each_layer(still: Still, tmp_path: Any) -> None:

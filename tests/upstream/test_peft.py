@@ -147,7 +147,7 @@ def test_an_adapter_of_another_base_loads_in_silence(
 
 def test_the_name_of_the_bare_base_is_free(still: Still, adapted: Adapted) -> None:
     """A mixed batch means the bare base by `__base__`; an adapter may be called that too."""
-    still("__base__" in adapted("__base__").peft_config, "marl_core/bank/lora.py")
+    still("__base__" in adapted("__base__").peft_config, "marl_core/bank/peft_adapters.py")
 
 
 def test_an_adapter_s_file_is_filtered_by_the_others_names(still: Still, adapted: Adapted) -> None:
