@@ -84,7 +84,10 @@ def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 
 def brings_tokens(files: AdapterFiles) -> bool:
     """Whether the adapter changes what tokens mean, so that its own tokenizer belongs to it."""
-    return bool(saved_embeddings(files)) or bool(files.config.get("trainable_token_indices"))
+    single = (
+        files.config.get("trainable_token_indices") or kind_name(files.config.get("peft_type")) == "trainable_tokens"
+    )
+    return bool(single) or bool(saved_embeddings(files))
 
 
 def head_beside(files: AdapterFiles) -> str | None:

@@ -52,10 +52,13 @@ class Kind:
     never_learns: tuple[str, ...] = ()
     """Parameters that PEFT may leave learning though its file doesn't hold them."""
 
+    linear: bool = True
+    """Whether it stands on linear layers, not on norms or embeddings."""
+
     @property
     def foldable(self) -> bool:
         """Whether a layer can compute with a merged copy of its weight."""
-        return self.merge == "weight"
+        return self.linear and self.merge == "weight"
 
 
 _TOKENS = (
@@ -118,8 +121,8 @@ KINDS: Mapping[str, Kind] = {
     "deft": Kind("DEFT", "deft_", start="rounded", kept=1.56),
     "peanut": Kind("PEANuT", "peanut_", kept=1.28, inner=True),
     "beft": Kind("BEFT", "beft_", packed=BOTH, merge="bias", kept=0.72),
-    "ln_tuning": Kind("LN-tuning", "ln_tuning_", packed=BOTH, kept=0.84, follows_base=True),
-    "trainable_tokens": Kind("trainable tokens", "trainable_tokens_", kept=0.0),
+    "ln_tuning": Kind("LN-tuning", "ln_tuning_", packed=BOTH, kept=0.84, follows_base=True, linear=False),
+    "trainable_tokens": Kind("trainable tokens", "trainable_tokens_", kept=0.0, linear=False),
     "vblora": Kind("VB-LoRA", "vblora_", start="other", kept=1.01, initial="", inner=True),
     "unilora": Kind("UniLoRA", "unilora_", start="other", kept=0.99, initial="", inner=True),
     "frod": Kind("FRoD", "frod_", f"FRoD {_REBUILT}", "rounded", kept=1.21, base_dependent=True, inner=True),
@@ -210,4 +213,5 @@ def _lora(kind: Kind, options: Mapping[str, Any]) -> Kind:
 
 def tried_on(quantization: str) -> list[str]:
     """The kinds that were tried on a quantized base of this name (`bnb-4bit`, `bnb-8bit`)."""
-    return sorted(name for name, kind in KINDS.items() if quantization in kind.packed and not kind.refused)
+    tried = (name for name, kind in KINDS.items() if kind.any_quantized or quantization in kind.packed)
+    return sorted(tried)

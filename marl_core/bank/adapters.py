@@ -19,6 +19,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from marl_core.artifacts.adapter_files import AdapterFiles
+from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal
 from marl_core.bank import heads, lora
 from marl_core.bank.base import load_base, load_for_bank
 from marl_core.bank.guard import BaseGuard, Look, Mark, unusual
@@ -163,12 +164,24 @@ class AdapterBank:
             raise ConfigError(
                 f"adapter {name!r}: give a config of peft's, e.g. peft.LoraConfig, not a {type(config).__name__}."
             )
-        wrong = lora.changing(config)
+        wrong = list(config_refusal(config.peft_type, vars(config), f"adapter {name!r}", fresh=False))
+        wrong += self._unfit(name, config, trainable)
         if wrong:
-            raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
+            raise ConfigError("\n".join(wrong))
         changed = self._insert(name, deepcopy(config), trainable, seed, lambda: None)
         if changed:
             raise ConfigError(f"adapter {name!r}: {changed}")
+
+    def _unfit(self, name: str, config: PeftConfig, learns: bool) -> Iterator[str]:
+        """Why an adapter of this kind can't stand on a base of this quantization and dtype."""
+        yield from base_refusal(
+            config.peft_type,
+            vars(config),
+            f"adapter {name!r}",
+            quantization=lora.quantization_name(self.quantization),
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            learns=learns,
+        )
 
     def copy(self, source: str, name: str) -> None:
         """A frozen adapter `name` of the same kind as `source` with the same tensors, e.g. a reference that follows the policy.
@@ -214,7 +227,7 @@ class AdapterBank:
         after = "it can't be put back, so this bank can't be used any more" if self._spoiled else "it has been put back"
         return (
             f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
-            f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
+            f"added. Of its options: {unusual(config)}. Use another kind of adapter, or none that starts from the base's own weights."
         )
 
     def _refuse_unsound(self, name: str) -> None:
@@ -291,6 +304,9 @@ class AdapterBank:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
             lora.set_dropout(config, dropout, asked_by)
+        unfit = list(self._unfit(name, config, trainable))
+        if unfit:
+            raise ConfigError("\n".join(f"{asked_by}: {files.folder}: {sentence}" for sentence in unfit))
 
         try:
             changed = self._insert(name, config, trainable, 0, lambda: self._read_weights(name, files, asked_by))
@@ -364,7 +380,7 @@ class AdapterBank:
             return
         self._require(name)
         if self._active == name:
-            self.activate(None)
+            self._active = None
         self._stand(None)
         self.trunk.adapter_removed(self._mounted.pop(name).layers.values())
         self._trainable.discard(name)

@@ -8,7 +8,7 @@ replaces as many entries of the tree as layers are adapted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -91,11 +91,11 @@ class Tree:
             held.module._modules.update(held.children)
         for attribute in set(vars(self._model)) - self._attributes:
             delattr(self._model, attribute)
-        embedding = self._model.get_input_embeddings()
-        before = next((held for held in self._held.values() if held.module is embedding), None)
-        for hooks, known in zip(_hooks(embedding), before.hooks if before else (), strict=False):
-            for key in [key for key in hooks if key not in known]:
-                del hooks[key]
+        for held in self._held.values():
+            if isinstance(held.module, nn.Embedding):
+                for hooks, known in zip(_hooks(held.module), held.hooks, strict=True):
+                    for key in [key for key in hooks if key not in known]:
+                        del hooks[key]
 
     def changed(self) -> str | None:
         """What is different from when this was read, in words; None when nothing is. Weights' numbers aren't looked at."""
@@ -118,8 +118,11 @@ def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
 class Mounted:
     """One adapter of a base, made of a config. Its layers are out of the tree until `put_on`."""
 
-    def __init__(self, base: nn.Module, config: PeftConfig) -> None:
-        """The base must be bare, and is so afterwards. Raises what PEFT raises, and ChangedTree; the tree is then as it was."""
+    def __init__(self, base: nn.Module, config: PeftConfig, never_learns: Sequence[str] = ()) -> None:
+        """The base must be bare, and is so afterwards. `never_learns`: parameters that don't, whatever PEFT left them.
+
+        Raises what PEFT raises, and ChangedTree; the tree is then as it was.
+        """
         tree = Tree(base)
         self._base_modules = tree.modules
         self._base_tensors = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
@@ -142,7 +145,11 @@ class Mounted:
         self.modules = _unique(m for place in self.places for m in place.layer.modules() if m not in self._base_modules)
         """The adapter's own modules."""
         self.train(False)
-        self._learns = {id(tensor) for _, tensor in own.values() if tensor.requires_grad}
+        self._learns = {
+            id(tensor)
+            for (_, inner), tensor in own.values()
+            if tensor.requires_grad and not set(inner.split(".")) & set(never_learns)
+        }
 
     @property
     def config(self) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from marl_core.artifacts.kind_table import KINDS
+
 SWITCHES = {
     "set_adapter",
     "disable_adapter",
@@ -31,20 +33,14 @@ def test_only_the_bank_switches_adapters(core: list[Any], guests: list[Any]) -> 
     assert not wrong
 
 
-OF_PEFT = ("marl_core/artifacts/", "marl_core/plan/adapter_checks.py")
-"""Where files are read that PEFT wrote: a kind of adapter has there the name that PEFT gave it, whoever offers a strategy of that name."""
-TRIED = "marl_core/artifacts/kind_table.py"
-"""Where it stands which kinds were tried on which quantized bases."""
-
-
-def strategy_names(without: str = "") -> set[str]:
+def strategy_names() -> set[str]:
+    """Those of all families; a kind of adapter that is called as PEFT's type of it is asked for by that type, which files hold."""
     points = metadata.distribution("marl-core").entry_points
-    return {point.name for point in points if point.group.startswith("marl.") and point.group != without}
+    return {point.name for point in points if point.group.startswith("marl.")} - set(KINDS)
 
 
-KEYS = ("model.shard", "value.on", "value_on", "bias", "written", "kind.merge")
-"""What is compared with such a word and is no strategy: keys whose own values these are, peft's `bias`, how a kind merges, a file's
-sections."""
+KEYS = ("model.shard", "value.on", "value_on", "bias", "written")
+"""What is compared with such a word and is no strategy: keys whose own values these are, peft's `bias`, a file's sections."""
 
 
 def asks_by_name(tree: ast.AST, names: set[str]) -> list[int]:
@@ -110,13 +106,7 @@ def _is_key(side: ast.expr, known: dict[str, list[ast.expr]], depth: int = 0) ->
 
 
 def test_no_code_asks_for_a_strategy_by_its_name(core: list[Any]) -> None:
-    wrong = [
-        f"{source.path}:{line}"
-        for source in core
-        for line in asks_by_name(
-            source.tree, strategy_names(without="marl.adapter" if source.path.startswith(OF_PEFT) else "")
-        )
-    ]
+    wrong = [f"{source.path}:{line}" for source in core for line in asks_by_name(source.tree, strategy_names())]
     assert not wrong
 
 
@@ -127,7 +117,8 @@ def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> No
         f"{source.path}:{node.lineno}: {node.value!r}"
         for source in core
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Constant) and node.value in names and source.path != TRIED
+        if isinstance(node, ast.Constant) and node.value in names
+        if source.path != "marl_core/artifacts/kind_table.py"  # on which quantized bases a kind was tried
         if not (
             source.path == "marl_core/registry/families.py"
             and source.text.splitlines()[node.lineno - 1].strip().startswith(("with_folder=", "on_command_line="))

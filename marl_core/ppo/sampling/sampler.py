@@ -73,6 +73,8 @@ class PolicySampler:
     value_head: str | None = None
     options: PassOptions | None = None
     """How the passes go through the base; None: as the block around the call says."""
+    witness: bool = False
+    """Keep what sampling saw however coarsely it is rounded: to be compared with a scoring pass, not to stand for one."""
 
     @torch.no_grad()
     def __call__(
@@ -133,11 +135,12 @@ class PolicySampler:
                 yield bank
 
     def _behavior(self, rollout: Rollout, output: PolicyOutput) -> PolicyOutput | None:
-        """The sampling pass's output with its origin, where it is exact enough to replace a scoring pass; else None."""
+        """The sampling pass's output with its origin, where it is exact enough to replace a scoring pass, or asked for; else None."""
         bank = self.bank
         exact = bank.quantization.config is None and bank.trunk.precision == "float32"
+        wanted = self.witness or (is_on(self.speed.capture, bank.device.type) and exact)
         lengths = [*rollout.prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
-        if not (is_on(self.speed.capture, bank.device.type) and exact and bank.trunk.stretched.alike(lengths)):
+        if not (wanted and bank.trunk.stretched.alike(lengths)):
             return None
         origin = PassOrigin.of(bank, self.adapter, self.value_head, self.sampling.temperature)
         return replace(output, origin=origin, token_digests=rollout.digests())
