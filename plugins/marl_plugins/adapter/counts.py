@@ -114,7 +114,7 @@ def _sparse(options: Options, name: str, rows: int, columns: int) -> int:
 def _psoft(options: Options, name: str, rows: int, columns: int) -> int:
     rank = _number(options, "r", 32)
     turned = rank * (rank - 1) // 2 if options.get("psoft_orth", True) else rank * rank
-    return int(turned + rank * sum(options.get(name, True) for name in ("psoft_mag_a", "psoft_mag_b")))
+    return turned + rank * sum(bool(options.get(part, True)) for part in ("psoft_mag_a", "psoft_mag_b"))
 
 
 def _psoft_held(options: Options, name: str, rows: int, columns: int) -> int:
