@@ -6,7 +6,7 @@ BOTH := -n 2 --dist loadfile
 PLAIN := not real and not installed and not nightly and not browser and not trackers and not examples and not site and not zoo and not gpu
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart study test lint unit house examples docs nightly browser trackers real wheel third-party release test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
+.PHONY: help quickstart study adapter-study test lint unit house examples docs nightly browser trackers real wheel third-party release test-real mutants fuzz soak bench gpu gpu-tiny lowest gpu-versions zoo clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -39,6 +39,10 @@ quickstart: .venv/quickstart
 study: .venv/quickstart
 	$(INSTALL) -e '.[quickstart,bitsandbytes]'
 	$(BIN)/python examples/reference_study/study.py $(ARGS)
+
+# Two and a half hours on one core: the study behind docs/adapter-study.md, in pieces of half a minute.
+adapter-study: .venv/quickstart
+	$(BIN)/python examples/adapter_study/study.py $(ARGS)
 
 # Every test once: those of the house read the checkout, all others run against the built wheel, as its users will.
 test: lint docs house examples browser trackers real third-party gpu-tiny wheel

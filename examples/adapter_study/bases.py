@@ -1,10 +1,9 @@
 """What all runs stand on, made by script: a tiny language model that writes snippets of reviews and adds digits, and a judge.
 
-The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on solved sums. Most of
-those give the last total alone (`7+5+8+6=26`), which the base then often gets wrong; some go by their running totals
-(`7+5+8+6=12,20,26`), which it mostly gets right. So it can do more than it does, and that is there for PPO to find. The reward model is the
-same network with a score head, trained on people's ratings of the snippets. Nothing is fetched but the snippets, and on one machine
-the same weights come out each time.
+The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on sums. Half of the sums are solved by their
+running totals (`7+5+8+6=12,20,26`); the other half only guess at the last one and are mostly wrong (`7+5+8+6=27`). So the base can do
+more than it does, and that is there for PPO to find. The reward model is the same network with a score head, trained on people's
+ratings of the snippets. Nothing is fetched but the snippets, and on one machine the same weights come out each time.
 """
 
 import json
@@ -26,7 +25,7 @@ WIDTH, LAYERS, HEADS, VOCABULARY, ROOM = 128, 4, 4, 1024, 64
 BATCH, BASE_STEPS, REWARD_STEPS = 64, 1500, 300
 SUMS_TRAINED, PROMPTS, HELDOUT = 20_000, 600, 128
 TERMS = (4, 6)  # numbers of a sum, fewest and most
-GUESSED = 0.75  # share of the sums that the base sees without their running totals
+GUESS = 3  # a guess is off by at most this
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +116,13 @@ def solved(question: str) -> str:
     return question + ",".join(map(str, totals(question)))
 
 
-def guessed(question: str) -> str:
-    """A question with its last total alone."""
-    return question + str(answer(question))
+def guessed(question: str, rng: random.Random) -> str:
+    """A question with a guess at its last total."""
+    return question + str(answer(question) + rng.randint(-GUESS, GUESS))
 
 
 def train_base(out: Path, reviews: Sequence[str], questions: Sequence[str], steps: int) -> None:
-    """Tokenizer and language model, half of every batch snippets and half sums."""
+    """Tokenizer and language model, from batches of as many snippets as solved sums and guesses."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
     tokenizer = PreTrainedTokenizerFast(
@@ -149,21 +148,23 @@ def train_base(out: Path, reviews: Sequence[str], questions: Sequence[str], step
     def encoded(texts: Sequence[str]) -> list[list[int]]:
         return [[*tokenizer.encode(text)[: ROOM - 1], tokenizer.eos_token_id] for text in texts]
 
-    edge = int(GUESSED * len(questions))
-    shown = [guessed(one) for one in questions[:edge]], [solved(one) for one in questions[edge:]]
-    pools = [encoded(reviews), encoded([text for texts in shown for text in texts])]
     rng = random.Random(0)
+    pools = [
+        encoded(reviews),
+        encoded([solved(question) for question in questions]),
+        encoded([guessed(question, rng) for question in questions]),
+    ]
 
     def batches() -> Iterator[Any]:
         for _ in range(steps):
             yield [padded(rng.choices(pool, k=BATCH // 2), tokenizer.pad_token_id) for pool in pools]
 
-    def loss(halves: Any) -> Any:
-        """The mean of both halves' losses; each in a pass of its own, because snippets are twice as long."""
-        labels = [ids.masked_fill(ids == tokenizer.pad_token_id, -100) for ids in halves]
+    def loss(parts: Any) -> Any:
+        """The mean of the parts' losses; each in a pass of its own, because snippets are the longest by far."""
+        labels = [ids.masked_fill(ids == tokenizer.pad_token_id, -100) for ids in parts]
         return sum(
-            model(input_ids=ids, attention_mask=(marked != -100).long(), labels=marked).loss / len(halves)
-            for ids, marked in zip(halves, labels, strict=True)
+            model(input_ids=ids, attention_mask=(marked != -100).long(), labels=marked).loss / len(parts)
+            for ids, marked in zip(parts, labels, strict=True)
         )
 
     learn(model, batches(), loss, steps, 3e-3)
