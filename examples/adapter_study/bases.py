@@ -1,9 +1,9 @@
 """What all runs stand on, made by script: a tiny language model that writes snippets of reviews and adds digits, and a judge.
 
-The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on sums. Half of the sums are solved by their
-running totals (`7+5+8+6=12,20,26`); the other half only guess at the last one and are mostly wrong (`7+5+8+6=27`). So the base can do
-more than it does, and that is there for PPO to find. The reward model is the same network with a score head, trained on people's
-ratings of the snippets. Nothing is fetched but the snippets, and on one machine the same weights come out each time.
+The base is a Llama of four layers, trained here from nothing on the review snippets of the quickstart and on sums. Half of the sums are
+solved by their running totals (`7+5+8+6=12,20,26`); the other half only guess at the last one and are mostly wrong (`7+5+8+6=27`). So the
+base can do more than it does, and that is there for PPO to find. The reward model is the same network with a score head, trained on
+people's ratings of the snippets. Nothing is fetched but the snippets, and on one machine the same weights come out each time.
 """
 
 import json
