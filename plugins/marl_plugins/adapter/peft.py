@@ -83,7 +83,7 @@ class Peft(PeftKind):
             elif name.endswith("dropout"):
                 yield f"{SECTION}.options.{name}: write {key}.dropout instead; it would be given twice."
         if section.dropout > 0 and not any(name.endswith("dropout") for name in OPTIONS[self.kind]):
-            yield f"{key}.dropout: {section.dropout}, and a {known_kind(self.kind).title} adapter has none. Set it to 0."
+            yield f"{key}.dropout: {section.dropout}, and adapters of the kind {known_kind(self.kind).title} have none. Set it to 0."
         if self.kind in ELSEWHERE and section.targets != "all-linear":
             yield f"{key}.targets: {self.kind} doesn't stand on linear layers. Remove it, or give {SECTION}.options.target_modules."
         if self.options.get("boft_n_butterfly_factor", 1) != 1:
