@@ -21,7 +21,8 @@ from peft import PeftModel
 from marl_core.bank.base import load_base
 from marl_core.bank.speed import merged_copies as copies
 from marl_core.bank.speed.folding import fold, foldable_layers
-from marl_core.testing import move, small_config, tiny_model
+from marl_core.testing import tiny_model
+from marl_core.testing.kinds import move, small_config
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"r": 16, "lora_alpha": 32},

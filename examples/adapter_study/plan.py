@@ -87,8 +87,8 @@ class Study:
 
     def repeated(self, task: Task, seed: int) -> list[Piece]:
         """Each kind at its best rate with another seed."""
-        chosen = {kind: self.best(task, kind) for kind in read_kinds().values()}
-        found = [self.run(task, kind, size, seed) for kind, size in chosen.items() if size]
+        chosen = [(kind, self.best(task, kind)) for kind in read_kinds().values()]
+        found = [self.run(task, kind, size, seed) for kind, size in chosen if size]
         return [piece for piece in found if piece]
 
     def one_rate(self, task: Task) -> list[Piece]:

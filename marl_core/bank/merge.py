@@ -21,7 +21,7 @@ from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
 from marl_core.artifacts.new_folder import require_new_folder
 from marl_core.artifacts.tokenizer import load_tokenizer
-from marl_core.bank import lora
+from marl_core.bank import peft_adapters
 from marl_core.bank.base import load_base
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
@@ -93,7 +93,7 @@ def attach(
             f"{asked_by}: merging needs the full-precision (float32) base, this one is "
             f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
+    files = peft_adapters.find_adapter(adapter, asked_by, revision, subfolder)
     wrong = [*refusals(files, "merged"), *([] if grow else other_rows(files, _rows(base)))]
     if wrong:
         raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
@@ -282,7 +282,7 @@ MERGE_ROUNDING = 1e-3
 
 def _tokenizer_of(adapter: str) -> str | None:
     """The adapter's folder where it changes what tokens mean and has a tokenizer of its own."""
-    files = lora.find_adapter(adapter, in_words("--adapter", "adapter"))
+    files = peft_adapters.find_adapter(adapter, in_words("--adapter", "adapter"))
     own = (files.folder / "tokenizer_config.json").is_file()
     return str(files.folder) if own and brings_tokens(files) else None
 

@@ -73,13 +73,15 @@ class Tree:
         return {held.module for held in self._held.values()}
 
     def places(self) -> list[Place]:
-        """Where another module stands now than when this was read."""
-        return [
+        """Where another module stands now than when this was read, in the order of the model's modules."""
+        order = {held.module: number for number, held in enumerate(self._held.values())}
+        found = [
             Place(f"{name}.{attribute}" if name else attribute, held.module, attribute, own, layer)
             for name, held in self._held.items()
             for attribute, own in held.children.items()
             if (layer := held.module._modules.get(attribute)) is not own and own is not None and layer is not None
         ]
+        return sorted(found, key=lambda place: order[place.own])
 
     def put_back(self) -> None:
         """Every module under its attribute again; what else PEFT leaves behind is taken away.

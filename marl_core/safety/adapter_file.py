@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from marl_core.artifacts.adapter_files import WEIGHTS_FILE
 from marl_core.bank.adapters import AdapterBank
-from marl_core.errors import ConfigError
+from marl_core.errors import ConfigError, DataError
 from marl_core.ppo.scoring import forward
 from marl_core.ppo.seeds import derive_seed
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import Rollout
 from marl_core.safety.findings import PreflightCheck
 
+OTHER_KIND = "Use another kind of adapter, e.g. lora."
 ROWS = 2
 """Rows that both are compared on: each of its tensors changes every row."""
 
@@ -43,7 +45,7 @@ def file_check(step: Step, rollout: Rollout) -> PreflightCheck:
         raise ConfigError(
             f"pre-flight: an adapter made from the policy's own saved file gives other log-probs than it, by up to {gap:.2g} nats a "
             "token, so a checkpoint or final/ would hold another policy than the one that is trained. Its file lacks something that learns "
-            "or that was drawn at random when it was made. Use another kind of adapter, e.g. lora."
+            f"or that was drawn at random when it was made. {OTHER_KIND}"
         )
     return PreflightCheck(
         "file", True, "an adapter made from its saved file gives bitwise the same log-probs", {"max_difference": gap}
@@ -52,7 +54,10 @@ def file_check(step: Step, rollout: Rollout) -> PreflightCheck:
 
 @torch.no_grad()
 def _logprobs(step: Step, adapter: str, rollout: Rollout) -> Tensor:
-    with step.bank.using(adapter, options=step.budget.train.options):
+    options = step.budget.train.options
+    if options is not None:  # an adapter that is here for three passes isn't worth compiling for
+        options = replace(options, compiled=False)
+    with step.bank.using(adapter, options=options):
         return forward(step.bank, rollout, step.temperature).logprobs
 
 
@@ -65,17 +70,15 @@ def _copy(bank: AdapterBank, policy: str, folder: Path) -> Iterator[str]:
     tensors, name = load_file(str(folder / WEIGHTS_FILE)), _free_name(bank)
     bank.add(name, config, trainable=False, seed=derive_seed("preflight file"))
     try:
-        _fill(bank, name, tensors)
+        try:
+            bank.fill(name, tensors)
+        except DataError as error:
+            raise ConfigError(
+                f"pre-flight: the policy's own saved file can't be read back: {error} {OTHER_KIND}"
+            ) from error
         yield name
     finally:
         bank.remove(name)
-
-
-def _fill(bank: AdapterBank, name: str, tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for key, tensor in bank.tensors(name).items():
-            if key in tensors:  # one that isn't keeps what its seed gave it, and shows
-                tensor.copy_(tensors[key])
 
 
 def _free_name(bank: AdapterBank) -> str:

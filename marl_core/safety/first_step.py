@@ -45,6 +45,8 @@ class FirstStep:
     """Mean |change of log-prob| of one step at the run's own rates, in nats per token."""
     scale: float
     """What the step is multiplied by while the moved policy is looked at."""
+    moved: float
+    """Mean |change of log-prob| of the moved policy. Where a whole step spoils the policy this tells more of a smaller one than `nats`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _far_enough(change: Callable[[float], float], coarse: bool) -> FirstStep:
     while found > MOST_MOVE and scale > LEAST_SCALE:
         scale /= 10.0 if math.isfinite(found) else 1e3
         found = change(scale)
-    return FirstStep(nats if told else found / scale, scale)
+    return FirstStep(nats if told else found / scale, scale, found)
 
 
 def first_move(
@@ -164,7 +166,7 @@ def first_move(
 def step_check(first: FirstStep, rate: float) -> PreflightCheck:
     """How far one step at `rate` moves the policy: always said, and not well when that is far too much or next to nothing."""
     said = f"one step at {rate:.3g} moves the policy by {first.nats:.2g} nats a token"
-    ok, better = SMALL_STEP <= first.nats <= LARGE_STEP, rate * USUAL_STEP / max(first.nats, 1e-12)
+    ok, better = SMALL_STEP <= first.nats <= LARGE_STEP, rate * first.scale * USUAL_STEP / max(first.moved, 1e-12)
     if first.nats > LARGE_STEP:
         said += (
             ", a step far too large: most ratios leave PPO's clip range with the first one, which may spoil the policy. Lower "

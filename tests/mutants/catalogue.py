@@ -580,7 +580,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("adapter not merged", "merge_into", call(lambda original, base, *args: base), ("tests/unit/test_merge.py",)),
     (
         "missing tensors of an adapter are not seen",
-        "load_weights@marl_core.bank.lora",
+        "load_weights@marl_core.bank.peft_adapters",
         text("if missing or extra or misfits:", "if extra or misfits:"),
         (BANK,),
     ),

@@ -223,14 +223,14 @@ class TestStep:
         assert re.search(said, found.detail)
 
     def test_the_rate_that_is_named_is_one(self, make_config: MakeConfig) -> None:
-        for rate in (1e-9, 0.1):
+        for rate in (1e-9, 0.1, 1e4):
             detail = check(Runner(make_config(ppo={"learning_rate": rate})))["step"].detail
             better = float(detail.rpartition("about ")[2])
             assert check(Runner(make_config(ppo={"learning_rate": better})))["step"].ok
 
     @pytest.mark.parametrize(("nats", "ok"), [(SMALL_STEP, True), (LARGE_STEP, True), (9e-6, False), (0.51, False)])
     def test_its_bounds(self, nats: float, ok: bool) -> None:
-        assert step_check(FirstStep(nats, 1.0), 1e-5).ok == ok
+        assert step_check(FirstStep(nats, 1.0, nats), 1e-5).ok == ok
 
 
 class TestPutBack:

@@ -24,7 +24,7 @@ from marl_core import (
     View,
     hookimpl,
 )
-from marl_core.bank.lora import make_config as make_lora
+from marl_core.bank.peft_adapters import make_config as make_lora
 from marl_core.ppo.budget import PassLimits
 from marl_core.safety import preflight
 from marl_core.safety.findings import PreflightCheck

@@ -15,7 +15,8 @@ from marl_core.artifacts.adapter_files import AdapterFiles, read_adapter
 from marl_core.artifacts.adapter_kinds import brings_tokens, config_refusal, refusals, saved_modules
 from marl_core.artifacts.kind_options import base_refusal
 from marl_core.artifacts.kind_table import KINDS, known_kind, tried_on
-from marl_core.testing import SMALL_KINDS, small_config, tiny_model
+from marl_core.testing import tiny_model
+from marl_core.testing.kinds import SMALL_KINDS, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
@@ -90,7 +91,7 @@ class TestFiles:
 
     def test_another_adapter_s_config(self, tmp_path: Path) -> None:
         files = edited(write(tmp_path / "it", "oft"), peft_type="HRA")
-        assert "holds no tensor of a HRA adapter (names with hra_;" in refusals(files, "shared")[0]
+        assert "is a HRA adapter, and its file holds tensors of another kind (OFT)" in refusals(files, "shared")[0]
 
     def test_no_kind_at_all(self, tmp_path: Path) -> None:
         (sentence,) = refusals(edited(write(tmp_path / "it", "oft"), peft_type=None), "merged")
@@ -182,7 +183,8 @@ class TestConfigs:
         assert list(config_refusal(config.peft_type, vars(config), "adapter 'x'", fresh=False)) == []
 
     def test_where_it_starts_matters_only_where_it_is_fresh(self) -> None:
-        asked: list[tuple[str, dict[str, Any]]] = [("lora", {"init_lora_weights": False}), ("c3a", {}), ("vblora", {})]
+        asked: list[tuple[str, dict[str, Any]]]
+        asked = [("lora", {"init_lora_weights": False}), ("c3a", {}), ("vblora", {})]
         for kind, options in asked:
             assert list(config_refusal(kind, options, "x", fresh=False)) == []
         assert list(config_refusal("lora", {"init_lora_weights": "olora"}, "x", fresh=False)) != []
@@ -195,7 +197,7 @@ class TestConfigs:
         assert own.endswith("Use true, gaussian, orthogonal or mica.")
 
     def test_switched_off_they_are_nothing(self) -> None:
-        options = {
+        options: dict[str, Any] = {
             "kasa_config": None,
             "use_qalora": False,
             "bias": "none",

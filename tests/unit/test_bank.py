@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, DataError, MarlDeprecationWarning, View
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.scoring import forward, view_output

@@ -25,7 +25,7 @@ from transformers import (
 from marl_core import AdapterBank, ConfigError, DataError, Plan, Runner
 from marl_core.artifacts.architecture import CONVERTED_EXPERTS
 from marl_core.bank.integrity import frozen_weights
-from marl_core.bank.lora import make_config as lora_config
+from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.testing import tiny_tokenizer
 
 MakeConfig = Callable[..., Any]

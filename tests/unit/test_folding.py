@@ -13,11 +13,15 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.hra.layer import HRALinear
 from torch import Tensor
 
+from marl_core import Prompts
 from marl_core.artifacts.kind_table import known_kind
 from marl_core.bank.speed import merged_copies as copies
 from marl_core.bank.speed.folding import agrees, fold, foldable_layers, is_plain_lora
 from marl_core.bank.speed.merged_copies import merged_copies
-from marl_core.testing import SMALL_KINDS, move, small_config, tiny_model
+from marl_core.config.run_config import SamplingSection, SpeedSection
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.testing import tiny_bank, tiny_model
+from marl_core.testing.kinds import SMALL_KINDS, move, small_config
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 ROUNDING = 5e-5  # logits here reach 30: float32 sums in another order
@@ -156,6 +160,7 @@ class TestTried:
 class TestBudget:
     def chosen(self, model: Any, monkeypatch: pytest.MonkeyPatch, share: float) -> set[str]:
         monkeypatch.setattr(copies, "MERGED_COPIES_SHARE", share)
+        monkeypatch.setattr(copies, "DEAR_COPIES_SHARE", share)
         with merged_copies(SimpleNamespace(base=model), "default"):  # type: ignore[arg-type]
             return {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if "forward" in vars(layer)}
 
@@ -175,3 +180,25 @@ class TestBudget:
         dora = adapted("dora")
         assert not is_plain_lora(dora.get_submodule(LAYER))
         assert self.chosen(dora, monkeypatch, 0.2) == {"k_proj", "v_proj", "q_proj", "o_proj"}
+
+    def test_kinds_that_cost_more_than_a_lora_are_folded_unasked(self) -> None:
+        for kind, done in (("lora", False), ("dora", True), ("oft", True)):
+            with merged_copies(SimpleNamespace(base=adapted(kind)), "default", dear_only=True) as any_folded:  # type: ignore[arg-type]
+                assert any_folded is done
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("name", ["oft", "hra", "ia3", "fourierft"])
+def test_a_rollout_through_a_bank_is_the_same_rollout(name: str) -> None:
+    bank = tiny_bank()
+    bank.add("policy", small_config(name), seed=0)
+    with torch.no_grad():
+        for parameter in bank.parameters("policy").values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    prompts = Prompts.of([[11, 12, 13], [14], [15, 16]], 0)
+    sampling = SamplingSection(max_new_tokens=8)
+    plain = PolicySampler(bank, "policy", sampling, (2,))(prompts, 2)
+    fast = PolicySampler(bank, "policy", sampling, (2,), SpeedSection(merge_for_sampling=True))(prompts, 2)
+    assert torch.equal(fast.ids, plain.ids)
+    with bank.using("policy"), merged_copies(bank, "policy") as done:
+        assert done

@@ -16,7 +16,8 @@ from marl_core import DataError, merge_into
 from marl_core.artifacts.kind_table import known_kind
 from marl_core.bank.base import load_base
 from marl_core.bank.merge import merge_adapter
-from marl_core.testing import SMALL_KINDS, move, small_config, tiny_model, write_tiny_model
+from marl_core.testing import tiny_model, write_tiny_model
+from marl_core.testing.kinds import SMALL_KINDS, move, small_config
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 ROUNDING = 5e-5  # logits here reach 30: float32 sums in another order

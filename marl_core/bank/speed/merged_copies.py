@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from marl_core.bank.speed.folding import Folded, agrees, fold, foldable_layers, is_plain_lora
-from marl_core.config.speed_config import MERGED_COPIES_SHARE
+from marl_core.config.speed_config import DEAR_COPIES_SHARE, MERGED_COPIES_SHARE
 from marl_core.logs import RUN, logger
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ _said: set[tuple[str, tuple[int, ...]]] = set()
 
 
 @contextmanager
-def merged_copies(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
+def merged_copies(bank: AdapterBank, adapter: str | None, *, dear_only: bool = False) -> Iterator[bool]:
     """Inside the block the layers that `adapter` adapts compute with merged copies of their weights; whether any does.
 
-    To be used with the adapter active: a layer that can't be merged goes on as before. Inference only.
+    To be used with the adapter active: a layer that can't be merged goes on as before. Inference only. `dear_only`: a LoRA's layers go on
+    as before, too; its own two products cost little.
     """
-    layers = _within_budget(bank) if adapter is not None else []
+    layers = _within_budget(bank, dear_only) if adapter is not None else []
     before = [(layer, vars(layer).get("forward")) for layer in layers]
     try:
         folded = _folded(layers)
@@ -43,17 +44,17 @@ def merged_copies(bank: AdapterBank, adapter: str | None) -> Iterator[bool]:
                 layer.forward = forward
 
 
-def _within_budget(bank: AdapterBank) -> list[Any]:
-    """The layers whose copies fit into the budget: all where all fit, else of other kinds than LoRA the smallest first.
+def _within_budget(bank: AdapterBank, dear_only: bool) -> list[Any]:
+    """The layers whose copies fit into the budget: of a LoRA all or none, of other kinds the smallest first.
 
-    At each token a layer costs its adapter's calls, whatever its size, so the smallest save most for their bytes. LoRA's own two products
-    cost little: some layers' copies wouldn't be worth it.
+    At each token a layer costs its adapter's calls, whatever its size, so the smallest save most for their bytes. Some of a LoRA's layers
+    wouldn't be worth a merge.
     """
     layers = foldable_layers(bank.base)
-    budget = MERGED_COPIES_SHARE * sum(parameter.nbytes for parameter in bank.base.parameters())
-    if sum(map(_bytes, layers)) <= budget:
-        return layers
-    chosen = []
+    base = sum(parameter.nbytes for parameter in bank.base.parameters())
+    plain = [] if dear_only else [layer for layer in layers if is_plain_lora(layer)]
+    chosen = plain if sum(map(_bytes, plain)) <= MERGED_COPIES_SHARE * base else []
+    budget = DEAR_COPIES_SHARE * base
     for layer in sorted((layer for layer in layers if not is_plain_lora(layer)), key=_bytes):
         budget -= _bytes(layer)
         if budget < 0:

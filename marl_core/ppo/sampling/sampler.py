@@ -125,13 +125,14 @@ class PolicySampler:
 
     @contextmanager
     def _sampling_view(self) -> Iterator[AdapterBank]:
-        """A block in which the bank is set up for sampling: adapter, generation mode and, if asked for, merged copies."""
+        """A block in which the bank is set up for sampling: adapter, generation mode and, if asked for or worth it, merged copies."""
         bank = self.bank
         with bank.using(self.adapter, options=self.options), bank.trunk.generating():
-            if not self.speed.merge_for_sampling:
+            asked = self.speed.merge_for_sampling
+            if not is_on(asked, bank.device.type):
                 yield bank
                 return
-            with merged_copies(bank, self.adapter):
+            with merged_copies(bank, self.adapter, dear_only=asked is None):
                 yield bank
 
     def _behavior(self, rollout: Rollout, output: PolicyOutput) -> PolicyOutput | None:

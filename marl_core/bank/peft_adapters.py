@@ -1,4 +1,4 @@
-"""LoRA configs and adapter weights: made, checked against the base, read from and written to PEFT's own format."""
+"""Adapters as PEFT has them: made on a base and checked against it, read from and written to PEFT's own files."""
 
 from __future__ import annotations
 
