@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from marl_core.artifacts.kind_table import KINDS
-
 SWITCHES = {
     "set_adapter",
     "disable_adapter",
@@ -33,16 +31,6 @@ def test_only_the_bank_switches_adapters(core: list[Any], guests: list[Any]) -> 
     assert not wrong
 
 
-<<<<<<< HEAD
-def strategy_names() -> set[str]:
-    """Those of all families; a kind of adapter that is called as PEFT's type of it is asked for by that type, which files hold."""
-    points = metadata.distribution("marl-core").entry_points
-    return {point.name for point in points if point.group.startswith("marl.")} - set(KINDS)
-
-
-KEYS = ("model.shard", "value.on", "value_on", "bias", "written")
-"""What is compared with such a word and is no strategy: keys whose own values these are, peft's `bias`, a file's sections."""
-=======
 OF_PEFT = ("marl_core/artifacts/", "marl_core/plan/adapter_checks.py")
 """Where files are read that PEFT wrote: a kind of adapter has there the name that PEFT gave it, whoever offers a strategy of that name."""
 
@@ -55,7 +43,6 @@ def strategy_names(without: str = "") -> set[str]:
 KEYS = ("model.shard", "value.on", "value_on", "bias", "written", "kind.merge")
 """What is compared with such a word and is no strategy: keys whose own values these are, peft's `bias`, how a kind merges, a file's
 sections."""
->>>>>>> family
 
 
 def asks_by_name(tree: ast.AST, names: set[str]) -> list[int]:
@@ -139,15 +126,7 @@ def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> No
         for source in core
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Constant) and node.value in names
-<<<<<<< HEAD
-        if source.path != "marl_core/artifacts/kind_table.py"  # on which quantized bases a kind was tried
-        if not (
-            source.path == "marl_core/registry/families.py"
-            and source.text.splitlines()[node.lineno - 1].strip().startswith(("with_folder=", "on_command_line="))
-        )
-=======
         if not source.text.splitlines()[node.lineno - 1].strip().startswith(NAMED_IN.get(source.path, ()))
->>>>>>> family
     ]
     assert not wrong
 
