@@ -118,6 +118,13 @@ def test_no_code_asks_for_a_strategy_by_its_name(core: list[Any]) -> None:
     assert not wrong
 
 
+NAMED_IN = {
+    "marl_core/registry/families.py": ("with_folder=", "on_command_line="),
+    "marl_core/artifacts/kind_table.py": ("FOUR_BIT, EIGHT_BIT =",),
+}
+"""The lines of the core that may name strategies, by how they begin."""
+
+
 def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> None:
     """Names with a dash can't be anything else; the members that a family's record says are always there are the exception."""
     names = {name for name in strategy_names() if "-" in name}
