@@ -35,9 +35,9 @@ def untried(plan: Chosen, key: str, adapter: Adapter) -> str | None:
     if adapter.was_tried_on(label) or not _packs(plan):
         return None
     section, strategy = plan.adapter_strategies[key]
-    described = plan.hooks.describe(strategy, plan) or section.label
+    kind = (plan.hooks.describe(strategy, plan) or section.label).partition(" on the base")[0]
     return (
-        f"{key}: quantization {label}: {described.partition(' on the base')[0]} wasn't tried on it and may take packed bytes for weights without a word. "
+        f"{key}: quantization {label}: {kind} wasn't tried on it and may take packed bytes for weights without a word. "
         f"Kinds that were: {', '.join(tried_on(label)) or 'lora'}."
     )
 
