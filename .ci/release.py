@@ -20,6 +20,10 @@ from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from marl_core.artifacts.addresses import filled  # noqa: E402  of this checkout, not of an installed one
+
 DIST, SITES = ROOT / "dist", ROOT / "build" / "versions"
 SWITCH = """document.addEventListener("DOMContentLoaded", () => {
   const here = location.pathname.split("/").find((part) => VERSIONS.includes(part));
@@ -45,12 +49,11 @@ def main() -> int:
     if problems and not trying:
         return 1
     build(version, project["urls"]["Repository"])
-    if not trying:
-        git("tag", "--annotate", f"v{version}", "--message", f"marl-core {version}")
-    print(f"docs of every version: {versioned_docs('latest' if trying else None)}")
+    print(f"docs of every version: {versioned_docs('latest' if trying else version)}")
     if trying:
         print("tried; no tag was set")
         return 0
+    git("tag", "--annotate", f"v{version}", "--message", f"marl-core {version}")  # last: all that may fail has passed
     print(f"tagged v{version}. To publish: git push origin v{version} && {sys.executable} -m twine upload dist/*")
     return 0
 
@@ -70,7 +73,7 @@ def obstacles(version: str, repository: str) -> list[str]:
         found.append(
             f"CHANGELOG.md has no heading `## {version} (YYYY-MM-DD)`; write the date in place of (unreleased)"
         )
-    if re.search(r"://[^/]*\bexample\.(org|com|net)\b", repository):
+    if filled(repository) is None:
         found.append("Repository in pyproject.toml is a placeholder; write the project's address there")
     return found
 
@@ -108,16 +111,16 @@ def build(version: str, repository: str) -> None:
             raise SystemExit(f"release: the wheel says {said!r} and not {version}")
 
 
-def versioned_docs(latest: str | None) -> Path:
-    """A site for each tag `v*` in build/versions, with a list in each to switch by; `latest`: the name of one for this commit."""
+def versioned_docs(newest: str) -> Path:
+    """A site for this commit, called `newest`, and one for each tag `v*` in build/versions, with a list in each to switch by."""
     shutil.rmtree(SITES, ignore_errors=True)
     SITES.mkdir(parents=True)
     tags = [tag for tag in git("tag", "--list", "v*", "--sort=-version:refname").split() if tag]
-    names = {tag.removeprefix("v"): tag for tag in tags} | ({latest: "HEAD"} if latest else {})
+    names = {newest: "HEAD"} | {tag.removeprefix("v"): tag for tag in tags}
     for name, commit in names.items():
         with tempfile.TemporaryDirectory() as folder:
             checkout(commit, Path(folder))
-            paths = {"PYTHONPATH": f"{folder}:{folder}/plugins", "MARL_DOCS_VERSIONS": "1"}
+            paths = {"PYTHONPATH": os.pathsep.join((folder, f"{folder}/plugins")), "MARL_DOCS_VERSIONS": "1"}
             python(
                 "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(SITES / name), env=paths, cwd=folder
             )

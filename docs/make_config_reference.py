@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from marl_core import Catalog, RunConfig, dump_config
+from marl_core import Catalog, RunConfig, Strategy, dump_config
 from marl_core.config.choice import Choice, choice_of
 from marl_core.config.section import Section
 from marl_core.registry.families import FAMILIES, Family, family_keys
@@ -28,9 +28,9 @@ Layers, weakest first: the file, the environment (`MARL__PPO__KL__COEF=0.1`), th
 a list index is a key: `--set reward.0.weight=2`). Values of both are YAML. A config built in Python reads neither.
 Relative paths are relative to the current folder.
 
-A strategy ({", ".join(f"`{key.path}`" for _, key in family_keys())}) is named as `name`, or as
-`{{use: name, option: value}}`; `package/name` picks one where two packages offer a name. `marl plugins` lists what is
-installed.
+A strategy ({", ".join(f"`{key.path}`" for _, key in family_keys())}) is
+named as `name`, or as `{{use: name, option: value}}`; `package/name` picks one where two packages offer a name.
+`marl plugins` lists what is installed.
 """
 
 
@@ -64,8 +64,11 @@ def _section(path: str, model: type[Section]) -> Iterator[str]:
         yield "## Sections\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
-        yield _row(field.alias or name, field)
+        if not (name == "options" and issubclass(model, Choice)):  # a strategy's own, told with it
+            yield _row(field.alias or name, field)
     yield ""
+    if issubclass(model, Choice):
+        yield f"Beside them stand the options of the kind that `use` names, of `{model.default_use}` where it names none: see below.\n"
     for name, field in model.model_fields.items():
         for inner in _parts(field.annotation):
             yield from _section(f"{path}.{name}".lstrip("."), inner)
@@ -98,7 +101,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default: Any = field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(default, Choice):
+    if isinstance(default, Choice) and not isinstance(default, Section):
         return f"`{default.label}`"
     if default is PydanticUndefined or isinstance(default, BaseModel):
         return ""
@@ -111,6 +114,8 @@ def _type(annotation: Any) -> str:
     plain = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
     if annotation in plain:
         return plain[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "section"
     if isinstance(annotation, type) and issubclass(annotation, Choice):
         return f"{annotation.family} strategy"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -125,9 +130,14 @@ def _type(annotation: Any) -> str:
     if arguments and all(isinstance(argument, str) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)
     written = [
-        argument for argument in arguments if get_origin(argument) is not Callable
+        argument for argument in arguments if get_origin(argument) is not Callable and not _is_object(argument)
     ]  # a function is given in Python alone
     return " or ".join(dict.fromkeys(_type(argument) for argument in written if argument is not type(None)))
+
+
+def _is_object(annotation: Any) -> bool:
+    """Whether it is a strategy as an object, which is given in Python alone."""
+    return Strategy in (annotation, *get_args(annotation))
 
 
 def _parts(annotation: Any) -> Iterator[type[Section]]:

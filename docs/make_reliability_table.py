@@ -51,7 +51,7 @@ ELSEWHERE = {
 }
 SECTIONS = {
     "Guards of a step": ["run/test_step_checks.py"],
-    "The pre-flight check": ["run/test_preflight.py"],
+    "The pre-flight check": ["run/test_preflight.py", "run/test_moved_policy.py"],
     "Kills, signals, disks and damage": ["run/test_kills.py", "run/test_resume.py", "unit/test_run_files.py"],
     "Faults of plugins": ["strangers/test_faults.py"],
     "Bad input": ["run/test_bad_input.py", "fuzz/test_configs.py", "fuzz/test_data.py"],

@@ -172,6 +172,11 @@ def _package_of(frame: FrameType) -> str:
     return (str(frame.f_globals.get("__package__") or name) if name == "__main__" else name).split(".")[0]
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`, `1,000 prompts`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def near_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that `word` may be a slip of the pen for, for messages; None when none is near. Case, `-`, `_` and `.` count
     alike.

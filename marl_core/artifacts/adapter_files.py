@@ -62,12 +62,13 @@ class AdapterFiles:
 
         None for whole weights that were saved with it, score heads among them.
         """
-        return _own_part(self.kind.parts).match(name)
+        return part_of(self.kind.parts, name)
 
     def adapted_layer(self, name: str) -> str | None:
         """The layer that a tensor adapts, by its name in the model; None where it adapts none: shared by all layers, or no part at all."""
         part = self.part(name)
-        return None if part is None or part["layer"] == SHARED_PARTS else part["layer"].removeprefix(PEFT_PREFIX)
+        layer: str | None = part["layer"] if part else None
+        return None if layer in (None, SHARED_PARTS) else layer.removeprefix(PEFT_PREFIX)
 
     @property
     def score_keys(self) -> list[str]:
@@ -94,9 +95,14 @@ class AdapterFiles:
         return self.folder / VALUE_HEAD_FILE, head
 
 
+def part_of(parts: str, name: str) -> re.Match[str] | None:
+    """A tensor's name as that of a part of an adapter whose parts begin with `parts`; None for other names."""
+    return _own_part(parts).match(name)
+
+
 @cache
 def _own_part(parts: str) -> re.Pattern[str]:
-    return re.compile(rf"^(?P<layer>.+?)\.(?P<part>{re.escape(parts)}[^.]*)(?:\.(?P<rest>.+))?$")
+    return re.compile(rf"^(?:(?P<layer>.+?)\.)?(?P<part>{re.escape(parts)}[^.]*)(?:\.(?P<rest>.+))?$")
 
 
 def read_adapter(folder: str | Path, asked_by: str) -> AdapterFiles:

@@ -17,6 +17,7 @@ from marl_core.artifacts.adapter_files import (
     VALUE_HEAD_FILE,
     VALUE_HEAD_PICKLE,
     AdapterFiles,
+    part_of,
 )
 from marl_core.artifacts.architecture import is_embedding, is_output_layer, leaf
 from marl_core.artifacts.kind_options import ALORA as ALORA
@@ -57,7 +58,7 @@ def _kind(files: AdapterFiles, use: Use) -> str | None:
         return f"is a {named} adapter. {kind.refused}"
     if use == "merged" and kind.base_dependent and kind.refused:
         return f"is a {named} adapter. {kind.refused}"
-    if use == "merged" and kind.merge == "none" and kind_name(named) != "lora":
+    if use == "merged" and kind.merge == "no" and kind.refused:
         return f"is a {named} adapter, which PEFT can't merge. {kind.refused}"
     return None
 
@@ -84,7 +85,10 @@ def saved_embeddings(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
 
 def brings_tokens(files: AdapterFiles) -> bool:
     """Whether the adapter changes what tokens mean, so that its own tokenizer belongs to it."""
-    return bool(saved_embeddings(files)) or bool(files.config.get("trainable_token_indices"))
+    single = (
+        files.config.get("trainable_token_indices") or kind_name(files.config.get("peft_type")) == "trainable_tokens"
+    )
+    return bool(single) or bool(saved_embeddings(files))
 
 
 def head_beside(files: AdapterFiles) -> str | None:
@@ -146,7 +150,7 @@ def _tensors(files: AdapterFiles, use: Use) -> Iterator[str]:
 def _names(files: AdapterFiles) -> Iterator[str]:
     """Files that peft itself would load without a word and without a tensor."""
     names = sorted(files.shapes)
-    own = [name for name in names if files.part(name)]
+    own = [name for name in names if (part := files.part(name)) and part["layer"]]
     bad = [name for name in own if 0 in files.shapes[name] or _too_flat(name, files.shapes[name])]
     if bad:
         yield (
@@ -154,10 +158,11 @@ def _names(files: AdapterFiles) -> Iterator[str]:
             "ZeRO-3 or FSDP saved one process's share. Gather the weights (DeepSpeed: stage3_gather_16bit_weights_on_model_save, or "
             "zero_to_fp32.py) and save the adapter again."
         )
-    if not own and names:
+    others = sorted({kind.title for kind in KINDS.values() for name in names if part_of(kind.parts, name)})
+    if not any(map(files.part, names)) and others:
         yield (
-            f"holds no tensor of a {files.kind.title} adapter (names with {files.kind.parts}; first of {len(names)}: {names[0]}). Its "
-            "config or its file is another adapter's: copy the whole folder."
+            f"says that it is a {files.kind.title} adapter, and its file holds tensors of another kind ({', '.join(others)}): config and "
+            "weights belong to different adapters. Copy the whole folder."
         )
     value_heads = [name for name in names if _is_value_head(name)]
     if value_heads:

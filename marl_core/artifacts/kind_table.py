@@ -6,13 +6,13 @@ measured there and then; here stands what can't be seen in time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Start = Literal["base", "rounded", "other"]
 """What a fresh adapter gives: bitwise the base's numbers, the base's to rounding, or others."""
-Merge = Literal["weight", "bias", "none"]
+Merge = Literal["weight", "bias", "no"]
 """Whether PEFT can merge it into the base: into weights, into the biases that the layers then must have, or not at all."""
 
 FOUR_BIT, EIGHT_BIT = "bnb-4bit", "bnb-8bit"
@@ -49,15 +49,21 @@ class Kind:
     """Whether PEFT keeps its learning weights in the base's dtype instead of float32."""
     inner: bool = False
     """Whether names go on behind the part's own, e.g. `osf_svd_params.U_low`; else what stands there is an adapter's name."""
+    converted: bool = False
+    """Whether PEFT converts an adapter of experts one by one, as transformers 4 kept them, to one of a tensor for all."""
     never_learns: tuple[str, ...] = ()
     """Parameters that PEFT may leave learning though its file doesn't hold them."""
 
+    linear: bool = True
+    """Whether it stands on linear layers, not on norms or embeddings."""
+
     @property
-    def foldable(self) -> bool:
-        """Whether a layer can compute with a merged copy of its weight."""
-        return self.merge == "weight"
+    def folded(self) -> bool:
+        """Whether a token costs it more than a plain LoRA (benchmarks/NOTES.md), which a merged copy of the weight saves."""
+        return self.linear and self.merge == "weight" and self.title != _PLAIN
 
 
+_PLAIN = "LoRA"
 _TOKENS = (
     "adds tokens instead of changing layers: positions and the cache would differ between policy, reference and reward. "
     "Use an adapter of layers."
@@ -69,11 +75,11 @@ _REBUILT = (
 
 
 def _adds_tokens(title: str, parts: str) -> Kind:
-    return Kind(title, parts, refused=f"{title} {_TOKENS}", merge="none")
+    return Kind(title, parts, refused=f"{title} {_TOKENS}", merge="no")
 
 
 def _second(title: str, parts: str) -> Kind:
-    return Kind(title, parts, refused=f"{title} {_SECOND}", merge="none")
+    return Kind(title, parts, refused=f"{title} {_SECOND}", merge="no")
 
 
 KINDS: Mapping[str, Kind] = {
@@ -82,6 +88,7 @@ KINDS: Mapping[str, Kind] = {
         "lora_",
         packed=BOTH,
         any_quantized=True,
+        converted=True,
         initial="init_lora_weights",
         starts=(True, "gaussian", "orthogonal", "mica"),
     ),
@@ -118,8 +125,8 @@ KINDS: Mapping[str, Kind] = {
     "deft": Kind("DEFT", "deft_", start="rounded", kept=1.56),
     "peanut": Kind("PEANuT", "peanut_", kept=1.28, inner=True),
     "beft": Kind("BEFT", "beft_", packed=BOTH, merge="bias", kept=0.72),
-    "ln_tuning": Kind("LN-tuning", "ln_tuning_", packed=BOTH, kept=0.84, follows_base=True),
-    "trainable_tokens": Kind("trainable tokens", "trainable_tokens_", kept=0.0),
+    "ln_tuning": Kind("LN-tuning", "ln_tuning_", packed=BOTH, kept=0.84, follows_base=True, linear=False),
+    "trainable_tokens": Kind("trainable tokens", "trainable_tokens_", kept=0.0, linear=False),
     "vblora": Kind("VB-LoRA", "vblora_", start="other", kept=1.01, initial="", inner=True),
     "unilora": Kind("UniLoRA", "unilora_", start="other", kept=0.99, initial="", inner=True),
     "frod": Kind("FRoD", "frod_", f"FRoD {_REBUILT}", "rounded", kept=1.21, base_dependent=True, inner=True),
@@ -135,20 +142,20 @@ KINDS: Mapping[str, Kind] = {
         "lily_",
         "Lily's router averages over the whole sequence, so a token's log-prob depends on those after it and on padding: not a policy. "
         "Use lora.",
-        merge="none",
+        merge="no",
         kept=1.06,
     ),
     "adaption_prompt": Kind(
         "adaption prompt",
         "adaption_",
         "An adaption prompt replaces attention and can't be switched off by layer. Use lora.",
-        merge="none",
+        merge="no",
     ),
     "bone": Kind(
         "Bone",
         "bone_",
         "Bone is no longer read by PEFT; MiSS took its place (PEFT's scripts/convert-bone-to-miss.py). Convert it.",
-        merge="none",
+        merge="no",
     ),
     "prompt_tuning": _adds_tokens("Prompt tuning", "prompt_"),
     "multitask_prompt_tuning": _adds_tokens("Multitask prompt tuning", "prompt_"),
@@ -181,13 +188,8 @@ def known_kind(peft_type: Any, options: Mapping[str, Any] | None = None) -> Kind
         return Kind(
             name, f"{name or 'lora'}_", inner=True
         )  # a config without a type is refused; its names are a LoRA's
-    if name == "lora":
-        return _lora(kind, options)
-    if name == "miss" and options.get("init_weights") == "bat":
-        return replace(kind, title="MiSS-bat", packed=frozenset({FOUR_BIT}), kept=1.56)
-    if name == "deft" and options.get("para"):
-        return replace(kind, title="PaRa", start="other")
-    return kind
+    form = _FORMS.get(name)
+    return kind if form is None else form(kind, options)
 
 
 def _lora(kind: Kind, options: Mapping[str, Any]) -> Kind:
@@ -204,10 +206,24 @@ def _lora(kind: Kind, options: Mapping[str, Any]) -> Kind:
     if initial == "orthogonal":
         kind = replace(kind, **untried, title="LoRA with an orthogonal start", start="rounded")
     if options.get("alora_invocation_tokens"):
-        kind = replace(kind, **untried, title="aLoRA", merge="none")
+        kind = replace(kind, **untried, title="aLoRA", merge="no")
     return kind
+
+
+def _miss(kind: Kind, options: Mapping[str, Any]) -> Kind:
+    is_bat = options.get("init_weights") == "bat"
+    return replace(kind, title="MiSS-bat", start="rounded", packed=frozenset({FOUR_BIT}), kept=1.56) if is_bat else kind
+
+
+def _deft(kind: Kind, options: Mapping[str, Any]) -> Kind:
+    return replace(kind, title="PaRa", start="other") if options.get("para") else kind
+
+
+_FORMS: Mapping[str, Callable[[Kind, Mapping[str, Any]], Kind]] = {"lora": _lora, "miss": _miss, "deft": _deft}
+"""The kinds of which an option makes another form, with other facts."""
 
 
 def tried_on(quantization: str) -> list[str]:
     """The kinds that were tried on a quantized base of this name (`bnb-4bit`, `bnb-8bit`)."""
-    return sorted(name for name, kind in KINDS.items() if quantization in kind.packed and not kind.refused)
+    tried = (name for name, kind in KINDS.items() if kind.any_quantized or quantization in kind.packed)
+    return sorted(tried)

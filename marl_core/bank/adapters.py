@@ -19,7 +19,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from marl_core.artifacts.adapter_files import AdapterFiles
-from marl_core.bank import heads, lora
+from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal
+from marl_core.bank import heads, peft_adapters
 from marl_core.bank.base import load_base, load_for_bank
 from marl_core.bank.guard import BaseGuard, Look, Mark, unusual
 from marl_core.bank.identity import reward_adapter
@@ -163,12 +164,24 @@ class AdapterBank:
             raise ConfigError(
                 f"adapter {name!r}: give a config of peft's, e.g. peft.LoraConfig, not a {type(config).__name__}."
             )
-        wrong = lora.changing(config)
+        wrong = list(config_refusal(config.peft_type, vars(config), f"adapter {name!r}", fresh=False))
+        wrong += self._unfit(name, config, trainable)
         if wrong:
-            raise ConfigError(f"adapter {name!r}: {wrong}, and all roles share the base. {lora.PLAIN}")
+            raise ConfigError("\n".join(wrong))
         changed = self._insert(name, deepcopy(config), trainable, seed, lambda: None)
         if changed:
             raise ConfigError(f"adapter {name!r}: {changed}")
+
+    def _unfit(self, name: str, config: PeftConfig, learns: bool) -> Iterator[str]:
+        """Why an adapter of this kind can't stand on a base of this quantization and dtype."""
+        yield from base_refusal(
+            config.peft_type,
+            vars(config),
+            f"adapter {name!r}",
+            quantization=peft_adapters.quantization_name(self.quantization),
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            learns=learns,
+        )
 
     def copy(self, source: str, name: str) -> None:
         """A frozen adapter `name` of the same kind as `source` with the same tensors, e.g. a reference that follows the policy.
@@ -186,14 +199,14 @@ class AdapterBank:
     ) -> str:
         """Make an adapter and fill its weights. What is wrong when that changed the base; then it isn't in the bank."""
         self._refuse_when_spoiled()
-        lora.check_name(name, {*self.adapters, *self.heads})
+        peft_adapters.check_name(name, {*self.adapters, *self.heads})
         self._stand(None)
         before = self._guard.look()
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 if seed is not None:
                     torch.manual_seed(seed)
-                mounted = lora.make(self.base, name, config, self._layers)
+                mounted = peft_adapters.make(self.base, name, config, self._layers)
             self._mounted[name] = mounted
             if trainable:
                 self._trainable.add(name)
@@ -214,15 +227,15 @@ class AdapterBank:
         after = "it can't be put back, so this bank can't be used any more" if self._spoiled else "it has been put back"
         return (
             f"peft rewrote the base's weights ({kinds(changed)}), which all roles share; {after}, and the adapter isn't "
-            f"added. Of its options: {unusual(config)}. {lora.PLAIN}"
+            f"added. Of its options: {unusual(config)}. Use another kind of adapter, or none that starts from the base's own weights."
         )
 
     def _refuse_unsound(self, name: str) -> None:
         """ConfigError for an adapter that a pass wouldn't reach, or that its own file wouldn't hold."""
         mounted = self._mounted[name]
-        lora.refuse_output_layer(self.base, name, mounted)
+        peft_adapters.refuse_output_layer(self.base, name, mounted)
         with self.using(name):
-            lora.refuse_unreadable(name, mounted, self._layers)
+            peft_adapters.refuse_unreadable(name, mounted, self._layers)
             lost = mounted.learning_not_saved(name) if name in self._trainable else []
         if lost:
             raise ConfigError(
@@ -237,7 +250,9 @@ class AdapterBank:
                 self.trunk.try_out()
         except Exception as error:
             raise_if_out_of_memory(error)
-            raise ConfigError(lora.odd_layer(self.base, name, self._mounted[name], self._layers, error)) from error
+            raise ConfigError(
+                peft_adapters.odd_layer(self.base, name, self._mounted[name], self._layers, error)
+            ) from error
 
     def _undo(self, name: str, before: Look) -> None:
         """Take out an adapter, and give the base back what it held."""
@@ -280,9 +295,11 @@ class AdapterBank:
         `dropout` replaces the one that the adapter was trained with. `revision` is that of a hub name (branch,
         tag or commit), `subfolder` the folder inside `path` that holds the adapter, as peft calls them.
         """
-        files = lora.find_adapter(path, asked_by, revision, subfolder)
-        lora.check_name(name, {*self.adapters, *self.heads})
-        config: Any = lora.config_of(files, self.linears, asked_by, getattr(self.base.config, "model_type", None))
+        files = peft_adapters.find_adapter(path, asked_by, revision, subfolder)
+        peft_adapters.check_name(name, {*self.adapters, *self.heads})
+        config: Any = peft_adapters.config_of(
+            files, self.linears, asked_by, getattr(self.base.config, "model_type", None)
+        )
         if trainable and files.score_keys:
             raise DataError(
                 f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
@@ -290,12 +307,15 @@ class AdapterBank:
         if trainable:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:
-            lora.set_dropout(config, dropout, asked_by)
+            peft_adapters.set_dropout(config, dropout, asked_by)
+        unfit = list(self._unfit(name, config, trainable))
+        if unfit:
+            raise ConfigError("\n".join(f"{asked_by}: {files.folder}: {sentence}" for sentence in unfit))
 
         try:
             changed = self._insert(name, config, trainable, 0, lambda: self._read_weights(name, files, asked_by))
         except ConfigError as error:  # a file's layers are the file's, not the user's
-            raise lora.cannot_stand(files, error, asked_by) from error
+            raise peft_adapters.cannot_stand(files, error, asked_by) from error
         if changed:
             raise DataError(f"{asked_by}: {files.folder}: {changed}")
         if not files.score_keys:  # a reward adapter has a check of its own
@@ -308,7 +328,7 @@ class AdapterBank:
 
     def _read_weights(self, name: str, files: AdapterFiles, asked_by: str) -> None:
         with self.using(name):
-            lora.load_weights(self._mounted[name], files, asked_by)
+            peft_adapters.load_weights(self._mounted[name], files, asked_by)
 
     def frozen(
         self,
@@ -320,7 +340,7 @@ class AdapterBank:
         subfolder: str | None = None,
     ) -> str:
         """Name of the frozen adapter at `path`, as `load` takes it: loaded once, however many roles ask for it."""
-        folder = lora.find_adapter(path, asked_by, revision, subfolder).folder.resolve()
+        folder = peft_adapters.find_adapter(path, asked_by, revision, subfolder).folder.resolve()
         for name, known in self._paths.items():
             if known == folder and name not in self._trainable:
                 return name
@@ -350,7 +370,7 @@ class AdapterBank:
 
     def add_value_head(self, name: str) -> nn.Linear:
         """A trainable value head, zero at the start."""
-        lora.check_name(name, {*self.adapters, *self.heads})
+        peft_adapters.check_name(name, {*self.adapters, *self.heads})
         self.heads[name] = heads.new_value_head(self.trunk.hidden_size, self.device)
         return self.heads[name]
 
@@ -364,7 +384,7 @@ class AdapterBank:
             return
         self._require(name)
         if self._active == name:
-            self.activate(None)
+            self._active = None
         self._stand(None)
         self.trunk.adapter_removed(self._mounted.pop(name).layers.values())
         self._trainable.discard(name)
@@ -547,7 +567,7 @@ class AdapterBank:
         On a prepared base (an adapter merged in) no base is named: `source` alone would be the wrong one.
         """
         with self.using(name):
-            lora.write_adapter(
+            peft_adapters.write_adapter(
                 self._mounted[name], Path(folder), None if self.prepared else os.path.expanduser(self.source)
             )
 

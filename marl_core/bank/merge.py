@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -20,11 +21,12 @@ from marl_core.artifacts.adapter_files import PEFT_PREFIX, AdapterFiles
 from marl_core.artifacts.adapter_kinds import brings_tokens, refusals, saved_embeddings
 from marl_core.artifacts.new_folder import require_new_folder
 from marl_core.artifacts.tokenizer import load_tokenizer
-from marl_core.bank import lora
+from marl_core.bank import peft_adapters
 from marl_core.bank.base import load_base
 from marl_core.bank.identity.fingerprint import fingerprint
 from marl_core.bank.identity.which_base import which_base
 from marl_core.bank.mount import Tree
+from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.errors import ConfigError, DataError, in_words, warn
 from marl_core.plan.adapter_checks import other_rows
 
@@ -50,13 +52,26 @@ def merge_into(
     revision: str | None = None,
     subfolder: str | None = None,
 ) -> PreTrainedModel:
-    """The base with a LoRA adapter folded into its weights; the model object is the same one, changed.
+    """The base with an adapter folded into its weights; the model object is the same one, changed.
 
     `revision` is that of a hub name, `subfolder` the folder inside `adapter` that holds it.
-    Raises DataError when the adapter doesn't fit, ConfigError when the base is quantized: folding rounds there.
+    Raises DataError when the adapter doesn't fit or is of a kind that PEFT can't merge, ConfigError when the base is quantized: folding
+    rounds there.
     """
-    unload: Any = attach(base, adapter, asked_by, revision, subfolder).merge_and_unload
-    merged: PreTrainedModel = unload(safe_merge=True)
+    return _merged(attach(base, adapter, asked_by, revision, subfolder), str(adapter), asked_by)
+
+
+def _merged(peft: PeftModel, adapter: str, asked_by: str) -> PreTrainedModel:
+    """PEFT's own merge, whatever the kind; DataError where it has no rule for it."""
+    unload: Any = peft.merge_and_unload
+    try:
+        merged: PreTrainedModel = unload(safe_merge=True)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise_if_out_of_memory(error)
+        raise DataError(
+            f"{asked_by}: peft can't merge {adapter} into this base: {' '.join(str(error).split())[:300]} Keep the adapter beside "
+            "the base instead (policy.from, or reference: peft-adapter), or train one of a kind that can be merged."
+        ) from error
     return merged
 
 
@@ -78,7 +93,7 @@ def attach(
             f"{asked_by}: merging needs the full-precision (float32) base, this one is "
             f"{'quantized' if getattr(base, 'is_quantized', False) else base.dtype}. Merge first, quantize or cast afterwards."
         )
-    files = lora.find_adapter(adapter, asked_by, revision, subfolder)
+    files = peft_adapters.find_adapter(adapter, asked_by, revision, subfolder)
     wrong = [*refusals(files, "merged"), *([] if grow else other_rows(files, _rows(base)))]
     if wrong:
         raise DataError("\n".join(f"{asked_by}: {sentence}" for sentence in wrong))
@@ -97,7 +112,8 @@ def attach(
             f"says it was trained on {files.base_name!r}: use that base, or another adapter."
         ) from error
     _refuse_shared(peft, files, asked_by)
-    _all_in_place(placed.missing_keys, placed.unexpected_keys, files, asked_by)
+    _require_biases(peft, files, asked_by)
+    _all_in_place(_missing(peft, placed.missing_keys), placed.unexpected_keys, files, asked_by)
     return peft.eval()
 
 
@@ -135,7 +151,7 @@ def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> Non
             )
         base.resize_token_embeddings(rows.pop(), mean_resizing=False)
     inner, outer = base.get_input_embeddings(), base.get_output_embeddings()
-    adapted = {key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in files.shapes if ".lora_" in key}
+    adapted = {files.adapted_layer(key) for key in files.shapes} if files.kind.linear else set()
     ends: list[Any] = [module for name, module in base.named_modules() if name in adapted and module in (inner, outer)]
     tied: Any = outer
     if ends and inner is not outer and tied is not None and tied.weight is ends[0].weight:
@@ -144,10 +160,15 @@ def _make_room(base: PreTrainedModel, files: AdapterFiles, asked_by: str) -> Non
 
 
 def _refuse_shared(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
-    """DataError where two adapted layers hold one weight: each has a LoRA of its own, and merged, both would be added to it."""
+    """DataError where two adapted layers hold one weight: each has numbers of its own, and merged, both would change it.
+
+    Single trained tokens are put in their rows' place, not added, and PEFT gives tied layers the same ones.
+    """
     seen: dict[int, str] = {}
     for name, layer in peft.named_modules():
-        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, LoraLayer) else None
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
+            continue
+        weight = getattr(layer.get_base_layer(), "weight", None)
         if not isinstance(weight, Tensor):
             continue
         other = seen.setdefault(weight.data_ptr(), name)
@@ -158,6 +179,27 @@ def _refuse_shared(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
                 "added to it. Keep the adapter beside the base instead (policy.from, or reference: peft-adapter), or train one that "
                 "leaves such layers out."
             )
+
+
+def _require_biases(peft: PeftModel, files: AdapterFiles, asked_by: str) -> None:
+    """DataError for a kind that is merged into biases, where an adapted layer of this base has none."""
+    if files.kind.merge != "bias":
+        return
+    layers = ((name, layer) for name, layer in peft.named_modules() if isinstance(layer, BaseTunerLayer))
+    bare = [name for name, layer in layers if getattr(layer.get_base_layer(), "bias", None) is None]
+    if bare:
+        raise DataError(
+            f"{asked_by}: {files.folder} is {files.kind.title}: it adds to biases, and {len(bare)} layers that it adapts have none "
+            f"(first: {bare[0].removeprefix(PEFT_PREFIX)}), so it can't be merged. Keep the adapter beside the base instead "
+            "(policy.from, or reference: peft-adapter)."
+        )
+
+
+def _missing(peft: PeftModel, keys: Sequence[str]) -> list[str]:
+    """Those that didn't come under another name either: PEFT names tensors that layers share (VB-LoRA's vectors) once for each layer."""
+    tensors = peft.state_dict(keep_vars=True)
+    arrived = {id(tensor) for key, tensor in tensors.items() if key not in set(keys)}
+    return [key for key in keys if id(tensors.get(key)) not in arrived]
 
 
 def _all_in_place(missing: Sequence[str], extra: Sequence[str], files: AdapterFiles, asked_by: str) -> None:
@@ -193,7 +235,7 @@ def merge_adapter(
     peft = attach(base, adapter, in_words("--adapter", "adapter"), grow=True)
     probe = _probe(peft)
     before = peft(input_ids=probe).logits.float()
-    merged: Any = peft.merge_and_unload(safe_merge=True)
+    merged: Any = _merged(peft, adapter, in_words("--adapter", "adapter"))
     _refuse_unloadable(merged)
     _refuse_other_numbers(before, merged(input_ids=probe).logits, adapter)
     merged = merged.to(getattr(torch, dtype))
@@ -240,7 +282,7 @@ MERGE_ROUNDING = 1e-3
 
 def _tokenizer_of(adapter: str) -> str | None:
     """The adapter's folder where it changes what tokens mean and has a tokenizer of its own."""
-    files = lora.find_adapter(adapter, in_words("--adapter", "adapter"))
+    files = peft_adapters.find_adapter(adapter, in_words("--adapter", "adapter"))
     own = (files.folder / "tokenizer_config.json").is_file()
     return str(files.folder) if own and brings_tokens(files) else None
 

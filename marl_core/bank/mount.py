@@ -8,7 +8,7 @@ replaces as many entries of the tree as layers are adapted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -73,13 +73,15 @@ class Tree:
         return {held.module for held in self._held.values()}
 
     def places(self) -> list[Place]:
-        """Where another module stands now than when this was read."""
-        return [
+        """Where another module stands now than when this was read, in the order of the model's modules."""
+        order = {held.module: number for number, held in enumerate(self._held.values())}
+        found = [
             Place(f"{name}.{attribute}" if name else attribute, held.module, attribute, own, layer)
             for name, held in self._held.items()
             for attribute, own in held.children.items()
             if (layer := held.module._modules.get(attribute)) is not own and own is not None and layer is not None
         ]
+        return sorted(found, key=lambda place: order[place.own])
 
     def put_back(self) -> None:
         """Every module under its attribute again; what else PEFT leaves behind is taken away.
@@ -118,8 +120,11 @@ def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
 class Mounted:
     """One adapter of a base, made of a config. Its layers are out of the tree until `put_on`."""
 
-    def __init__(self, base: nn.Module, config: PeftConfig) -> None:
-        """The base must be bare, and is so afterwards. Raises what PEFT raises, and ChangedTree; the tree is then as it was."""
+    def __init__(self, base: nn.Module, config: PeftConfig, never_learns: Sequence[str] = ()) -> None:
+        """The base must be bare, and is so afterwards. `never_learns`: parameters that don't, whatever PEFT left them.
+
+        Raises what PEFT raises, and ChangedTree; the tree is then as it was.
+        """
         tree = Tree(base)
         self._base_modules = tree.modules
         self._base_tensors = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
@@ -142,7 +147,11 @@ class Mounted:
         self.modules = _unique(m for place in self.places for m in place.layer.modules() if m not in self._base_modules)
         """The adapter's own modules."""
         self.train(False)
-        self._learns = {id(tensor) for _, tensor in own.values() if tensor.requires_grad}
+        self._learns = {
+            id(tensor)
+            for (_, inner), tensor in own.values()
+            if tensor.requires_grad and not set(inner.split(".")) & set(never_learns)
+        }
 
     @property
     def config(self) -> Any:

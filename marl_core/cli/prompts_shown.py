@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from marl_core.data.check import InputCheck
-from marl_core.data.reading import UsablePrompt
-from marl_core.data.row_problems import counted
+from marl_core.data.one_prompt import UsablePrompt
+from marl_core.errors import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

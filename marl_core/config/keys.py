@@ -207,9 +207,10 @@ class SpeedKeys(TypedDict, total=False):
     decode: Literal["marl", "transformers"]
     """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers'
     `generate`."""
-    merge_for_sampling: bool
-    """Sample through copies of the adapted weights with the policy merged in: float32 bases, up to a quarter of
-    their size."""
+    merge_for_sampling: bool | None
+    """Sample through copies of the adapted weights with the policy merged in, on a float32 base: of a LoRA up to
+    a quarter of the base's bytes. Absent: on a CPU for kinds that cost several times a LoRA at each token,
+    else false."""
     capture: bool | None
     """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their
     own. Absent: true on a CPU, false on CUDA, where it hasn't been measured yet."""

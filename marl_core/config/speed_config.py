@@ -15,7 +15,9 @@ CUDA_TOKENS = 2_048
 """The same on CUDA. A guess, measured on no GPU yet: the table of docs/gpu.md says what a pass of it keeps by the memory estimate."""
 
 MERGED_COPIES_SHARE = 0.25
-"""Share of the base's bytes that merged copies may take (bank/speed/merged_copies.py)."""
+"""Share of the base's bytes that merged copies of a LoRA may take (bank/speed/merged_copies.py)."""
+DEAR_COPIES_SHARE = 1.0
+"""The same for kinds whose layers cost several times LoRA's at each token (benchmarks/NOTES.md): all their layers have copies."""
 TILE_TOKENS, TILE_VOCABULARY = 1024, 2048
 """Tokens and rows of the head's weight whose logits are computed at once (ppo/logprobs.py): 8 MiB of float32, the best of those measured in
 benchmarks/NOTES.md."""
@@ -43,8 +45,9 @@ class SpeedSection(Section, at="speed"):
 
     decode: Literal["marl", "transformers"] = "marl"
     """Who samples: the own loop, where finished rows leave and samples share a prefill, or transformers' `generate`."""
-    merge_for_sampling: bool = False
-    """Sample through copies of the adapted weights with the policy merged in: float32 bases, up to a quarter of their size."""
+    merge_for_sampling: bool | None = None
+    """Sample through copies of the adapted weights with the policy merged in, on a float32 base: of a LoRA up to a quarter of the base's
+    bytes. Absent: on a CPU for kinds that cost several times a LoRA at each token, else false."""
     capture: bool | None = None
     """Old log-probs and values from the sampling pass itself, where the base is float32; else a pass of their own. Absent: true on a
     CPU, false on CUDA, where it hasn't been measured yet."""

@@ -14,8 +14,7 @@ from marl_core.artifacts.tokenizer import custom_tokenizer, in_cache, load_token
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection, RunConfig
 from marl_core.data.reading import UNBOUNDED_ROOM, Reading, heldout_section, read_prompts
-from marl_core.data.row_problems import counted
-from marl_core.errors import ConfigError, DataError, MarlError
+from marl_core.errors import ConfigError, DataError, MarlError, counted
 from marl_core.plan.chosen import Chosen
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from marl_core.artifacts.rows import Row
 from marl_core.bank.inputs import as_table
 from marl_core.config.run_config import DataSection
-from marl_core.data.encoding import Encoder
-from marl_core.data.rendering import ControlTokens, is_chat, is_message, plain, render
+from marl_core.data.one_prompt import PromptReader, Unusable, UsablePrompt
+from marl_core.data.rendering import is_chat, is_message, plain, render
 from marl_core.errors import DataError, warn
 from marl_core.ppo.types import Prompts
 
@@ -30,48 +30,40 @@ def encode_prompts(given: Any, data: DataSection | None, tokenizer: PreTrainedTo
     """
     section = data or DataSection(prompts=SOURCE)
     whole = section.model_copy(update={"field": "prompt", "prompt_template": None})
-    control, encoder = ControlTokens(tokenizer), Encoder(tokenizer)
-    limit = min(section.max_prompt_tokens or room, room)
-    as_text = section.on_control == "as-text"
-    rows: list[Row] = []
-    texts: list[Any] = []
-    tokens: list[list[int]] = []
-    seen: list[Any] = []
-    cut_tokens: list[int] = []
+    reader = PromptReader(section, tokenizer, room)
+    read: list[UsablePrompt] = []
     for index, entry in enumerate(_entries(given)):
         where = f"row {index + 1} of {SOURCE}"
         row, how = _row(entry, section, whole, where)
-        prompt = render(how, row, SOURCE, index)
-        spelled = None if section.on_control == "parse" else control.spelled_in(prompt)
-        if spelled is not None and not (as_text and isinstance(prompt.prompt, str)):
-            raise DataError(
-                f"prompts: {where} spells the control token {spelled!r}. Give the chat itself, a list of {{role, content}} messages, which "
-                "marl renders; or the tokens, as Prompts.of(...); or set data.on_control: parse."
-            )
-        ids = encoder.tokens(prompt, as_text, where)
-        if not ids or prompt.empty:
-            raise DataError(f"prompts: {where} is empty. Take it out.")
-        text, whole_length = encoder.as_written(prompt, where), len(ids)
-        if whole_length > limit:
-            shorter = encoder.cut(prompt, ids, limit, as_text, where) if section.on_long == "truncate-left" else None
-            if shorter is None:
-                raise DataError(
-                    f"prompts: {where} has {whole_length} tokens, and {limit} is the most (data.max_prompt_tokens, or what the model's "
-                    "positions leave beside sampling.max_new_tokens). Shorten it, or set data.on_long: truncate-left."
-                )
-            prompt, ids = shorter
-        rows.append(row)
-        texts.append(text)
-        tokens.append(ids)
-        seen.append(encoder.as_written(prompt, where))
-        cut_tokens.append(whole_length - len(ids))
-    if not any(cut_tokens):
-        return Prompts.of(tokens, tokenizer.pad_token_id, rows, texts)
+        found = reader.read(row, index, render(how, row, SOURCE, index), where)
+        if isinstance(found, Unusable):
+            raise DataError(f"prompts: {where} {_told(found, reader.limit)}")
+        read.append(found)
+    tokens, pad = [prompt.tokens for prompt in read], tokenizer.pad_token_id
+    rows, texts = [prompt.row for prompt in read], [prompt.text for prompt in read]
+    cut = [prompt.cut_tokens for prompt in read]
+    if not any(cut):
+        return Prompts.of(tokens, pad, rows, texts)
     warn(
-        f"prompts: {sum(map(bool, cut_tokens))} of {len(rows)} of {SOURCE} were cut to {limit} tokens, the oldest text is gone "
+        f"prompts: {sum(map(bool, cut))} of {len(rows)} of {SOURCE} were cut to {reader.limit} tokens, the oldest text is gone "
         "(data.on_long: truncate-left)."
     )
-    return Prompts.of(tokens, tokenizer.pad_token_id, rows, texts, cut_tokens=cut_tokens, seen_texts=seen)
+    return Prompts.of(tokens, pad, rows, texts, cut_tokens=cut, seen_texts=[prompt.seen for prompt in read])
+
+
+def _told(found: Unusable, limit: int) -> str:
+    """Why a prompt can't be used, and what to do: nothing is dropped here, so there are other ways out than for rows of a file."""
+    if found.fault == "empty":
+        return "is empty. Take it out."
+    if found.fault == "spelled":
+        return (
+            f"spells the control token {found.token!r}. Give the chat itself, a list of {{role, content}} messages, which marl renders; or "
+            "the tokens, as Prompts.of(...); or set data.on_control: parse."
+        )
+    return (
+        f"has {found.length} tokens, and {limit} is the most (data.max_prompt_tokens, or what the model's positions leave beside "
+        "sampling.max_new_tokens). Shorten it, or set data.on_long: truncate-left."
+    )
 
 
 def _entries(given: Any) -> list[Any]:

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from marl_core.artifacts.rows import Row, is_columnar, read_rows
 from marl_core.artifacts.tokenizer import in_vocabulary
 from marl_core.config.prompt_template import columns_of
 from marl_core.config.run_config import DataSection, RunConfig
-from marl_core.data.encoding import Encoder
-from marl_core.data.rendering import TEMPLATE_COLUMNS, ColumnMissing, ControlTokens, Rendered, render
-from marl_core.data.row_problems import RowProblems, counted, named
-from marl_core.errors import DataError, near_match
+from marl_core.data.one_prompt import PromptReader, UsablePrompt
+from marl_core.data.rendering import TEMPLATE_COLUMNS, ColumnMissing, Rendered, render
+from marl_core.data.row_problems import RowProblems, named
+from marl_core.errors import DataError, counted, near_match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNBOUNDED_ROOM = 2**20
 """Tokens that a prompt may have where the model names no bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsablePrompt:
-    """One prompt as the model reads it."""
-
-    row: Row
-    index: int
-    """Of its row in the source, 0-based."""
-    text: Any
-    """What the user wrote: a text or a list of messages."""
-    seen: Any
-    """What the model reads of it: the same, but of a prompt that was cut what is left."""
-    tokens: list[int]
-    """Empty where no tokenizer was at hand."""
-    cut_tokens: int = 0
-    """Tokens of its oldest text that were taken away because it was too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +79,8 @@ class _Reader:
         asked_by: str,
     ) -> None:
         self._data, self._vocabulary = data, vocabulary
-        self._limit = min(data.max_prompt_tokens or room, room)
         self._columnar = is_columnar(data.prompts)
-        self._encoder = None if tokenizer is None else Encoder(tokenizer)
-        self._control = None if tokenizer is None else ControlTokens(tokenizer)
+        self._prompts = PromptReader(data, tokenizer, room)
         self._problems = RowProblems(data.prompts, asked_by)
         self._lacking: dict[tuple[str, str], list[int]] = {}
         """Rows without a column, by the config's key that names it and the column."""
@@ -128,7 +109,7 @@ class _Reader:
         where = f"row {index + 1} of {self._data.prompts}"
         try:
             prompt = render(self._data, row, self._data.prompts, index, self._columnar)
-            return self._tokenized(row, index, prompt, where)
+            return self._usable(row, index, prompt, where)
         except ColumnMissing as error:
             self._lacking.setdefault((error.key, error.column), []).append(index)
             return None
@@ -136,37 +117,20 @@ class _Reader:
             self._problems.refuse_row(error, where, index)
             return None
 
-    def _tokenized(self, row: Row, index: int, prompt: Rendered, where: str) -> UsablePrompt | None:
-        data, encoder = self._data, self._encoder
-        if encoder is None or self._control is None:
-            if prompt.empty:
-                self._empty.append(index)
-                return None
-            return UsablePrompt(row, index, prompt.prompt, prompt.prompt, [])
-        token = self._control.spelled_in(prompt)
-        as_text = data.on_control == "as-text"
-        if token is not None and data.on_control != "parse" and not (as_text and isinstance(prompt.prompt, str)):
-            self._spelled[index] = token  # a chat template can't keep it as text
-            return None
-        tokens = encoder.tokens(prompt, as_text, where)
-        if not tokens or prompt.empty:
-            self._empty.append(index)
-            return None
-        whole, seen = len(tokens), None
-        if whole > self._limit:
-            cut = encoder.cut(prompt, tokens, self._limit, as_text, where) if data.on_long == "truncate-left" else None
-            if cut is None:
-                self._long.append(index)
-                return None
-            shorter, tokens = cut
-            seen = encoder.as_written(shorter, where)
-        self._require_embeddings(tokens, where)
-        text = encoder.as_written(prompt, where)
-        return UsablePrompt(row, index, text, text if seen is None else seen, tokens, whole - len(tokens))
+    def _usable(self, row: Row, index: int, prompt: Rendered, where: str) -> UsablePrompt | None:
+        found = self._prompts.read(row, index, prompt, where)
+        if isinstance(found, UsablePrompt):
+            self._require_embeddings(found.tokens, where)
+            return found
+        if found.fault == "spelled":
+            self._spelled[index] = found.token
+        else:
+            (self._empty if found.fault == "empty" else self._long).append(index)
+        return None
 
     def _require_embeddings(self, tokens: Sequence[int], where: str) -> None:
         """DataError when the model has no embedding for one of the tokens."""
-        if not in_vocabulary(max(tokens), self._vocabulary):
+        if tokens and not in_vocabulary(max(tokens), self._vocabulary):
             raise DataError(
                 f"{self._problems.asked_by}: {where} holds token {max(tokens)}, and the model has embeddings for {self._vocabulary} tokens "
                 "only: the tokenizer knows tokens that were added after the model. Give the model's own as model.tokenizer, or a model "
@@ -207,7 +171,7 @@ class _Reader:
         refused = data.on_long != "drop"
         way = "a larger data.max_prompt_tokens, or data.on_long: drop" if refused else "data.on_long: drop"
         way += " or truncate-left" if data.on_long == "error" else ""
-        longer = counted(self._limit, "token")
+        longer = counted(self._prompts.limit, "token")
         longer += ", even without the text that may be cut away" if data.on_long == "truncate-left" else ""
         tell(self._long, refused=refused, what=(f"exceeds {longer}", f"exceed {longer}"), why=way)
 
@@ -217,7 +181,7 @@ class _Reader:
             longest, were = max(prompt.cut_tokens for prompt in cut), "was" if len(cut) == 1 else "were"
             self._problems.remarks.append(
                 f"{self._problems.asked_by}: {len(cut):,} of {counted(len(usable), 'prompt')} of {self._data.prompts} {were} cut to "
-                f"{counted(self._limit, 'token')}, the oldest text is gone (at most {counted(longest, 'token')} of one prompt; "
+                f"{counted(self._prompts.limit, 'token')}, the oldest text is gone (at most {counted(longest, 'token')} of one prompt; "
                 "data.on_long: truncate-left). The model reads what is left; reward functions and reward models read the whole prompt."
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from marl_core.errors import DataError
+from marl_core.errors import DataError, counted
 
 ROWS_NAMED = 5
 FAULTS_NAMED = 5
@@ -52,11 +52,6 @@ class RowProblems:
                 DataError(f"{self.asked_by}: {counted(count, 'more row')} of {self.source} can't be used either.")
             )
         return told
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 prompt`, `2 prompts`, `1,000 prompts`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def named(rows: Sequence[int]) -> str:

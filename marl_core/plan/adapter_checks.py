@@ -10,7 +10,6 @@ from marl_core.artifacts.adapter_kinds import (
     base_refusal,
     head_beside,
     how_to_merge,
-    kind_name,
     refusals,
     saved_embeddings,
     target_parameters,
@@ -113,7 +112,7 @@ def per_expert(files: AdapterFiles, kind: str | None) -> Iterator[str]:
     experts = {layer for layer in map(layer_of_one_expert, files.shapes) if layer is not None}
     if not experts or kind not in CONVERTED_EXPERTS:
         return
-    if kind_name(files.config.get("peft_type")) != "lora":
+    if not files.kind.converted:
         yield _one_by_one(files, "peft converts LoRA alone")
         return
     outside_experts = {name for name in files.shapes if layer_of_one_expert(name) is None}

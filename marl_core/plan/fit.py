@@ -25,8 +25,6 @@ from marl_core.errors import ConfigError, DataError, MarlError, near_match
 from marl_core.plan.adapter_checks import named_adapters
 from marl_core.plan.chosen import Chosen
 
-LAYERS_BESIDE = "ln_tuning_"
-"""Adapters of norms, which `shapes` of linear layers don't name."""
 STOPS_NAMED = 8
 """Special tokens that a message lists."""
 
@@ -71,7 +69,7 @@ def _fits(adapter: AdapterFiles, key: str, shapes: Shapes) -> Iterator[MarlError
     adapted = leaves(layer for layer in map(adapter.adapted_layer, adapter.shapes) if layer)
     if (
         adapted
-        and adapter.kind.parts != LAYERS_BESIDE
+        and adapter.kind.linear
         and not set(adapted) & set(leaves(shapes))
         and not target_parameters(adapter.config)
         and not any(is_embedding(layer) for layer in adapted)

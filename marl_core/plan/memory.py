@@ -236,15 +236,17 @@ def _sampling(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> R
 
 
 def _merged_copies(plan: Chosen, files: ModelFiles, shapes: Shapes, base: float) -> float:
-    """Copies of the adapted weights with the policy merged in: float32 bases, where they stay small beside the base."""
+    """Copies of the adapted weights with the policy merged in: float32 bases, of a LoRA where they stay small beside the base."""
+    dear = plan.policy_adapter is not None and plan.policy_adapter.folded
+    asked = plan.config.speed.merge_for_sampling
     if (
-        not plan.config.speed.merge_for_sampling
+        not (dear and is_on(None, device_of(plan.config)) if asked is None else asked)
         or plan.config.model.dtype != "float32"
         or plan.quantization.bytes_per_weight
     ):
         return 0.0
     copies = 4.0 * sum(prod(shape) for shape in _adapted(plan, files, shapes).values())
-    return copies if copies <= MERGED_COPIES_SHARE * base else 0.0
+    return copies if dear or copies <= MERGED_COPIES_SHARE * base else 0.0
 
 
 def _update(plan: Chosen, files: ModelFiles, shapes: Shapes) -> RoleMemory:

@@ -150,6 +150,9 @@ class Adapter:
     """Bytes that it holds beside them, e.g. frozen projections."""
     kept: float = 1.0
     """How many of a LoRA's activations a pass keeps for backward: 2.4 for DoRA, 1 for a LoRA."""
+    folded: bool = False
+    """Whether a token costs it several times what it costs a LoRA, so that sampling goes through copies of the weights with the adapter
+    merged in (`speed.merge_for_sampling`): PEFT must be able to merge it."""
     start: Literal["base", "rounded"] = "base"
     """What a fresh one computes: bitwise what the base does, or that to rounding."""
     packed: frozenset[str] = frozenset()

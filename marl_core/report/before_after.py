@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was written to a prompt in one evaluation; `change` is its score minus that before training, None where there is none."""
+    """What was written to a prompt in one evaluation; `change` is its score minus that in the run's first one, None where there is none."""
 
     column: Column
     line: Line
@@ -53,6 +53,18 @@ class BeforeAfter:
 
     columns: Sequence[Column]
     prompts: Sequence[HeldOut]
+    found: int
+    """How many there are; `prompts` are at most MAX_PROMPTS of them."""
+
+    @property
+    def baseline(self) -> str:
+        """What differences are to: the text of step 0 is the policy's before training, and a run may have kept none of it."""
+        firsts = {column.run: column.step for column in reversed(self.columns)}
+        return (
+            "the score before training"
+            if set(firsts.values()) == {0}
+            else "the score in the first evaluation of its run"
+        )
 
     @classmethod
     def of(cls, runs: Sequence[RunData]) -> BeforeAfter:
@@ -73,7 +85,7 @@ class BeforeAfter:
                     change = None if is_first else _change(before.get(key), line)
                     answers.setdefault(key, []).append(Answer(column, line, change))
         prompts = [HeldOut(found[0].line, found) for found in answers.values()]
-        return cls(columns, prompts[:MAX_PROMPTS])
+        return cls(columns, prompts[:MAX_PROMPTS], len(prompts))
 
 
 def _by_prompt(samples: Sequence[Any]) -> Iterator[tuple[tuple[str, int], Line]]:

@@ -141,7 +141,7 @@ def _card(runs: Sequence[RunData], metric: str, resumes: Sequence[Sequence[int]]
 
 def ticks(low: float, high: float, count: int, integers: bool = False) -> list[float]:
     """Round numbers that cover [low, high] in about `count` steps of 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # equal, or apart by less than a tick could tell
         low, high = low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
     raw = (high - low) / count
     power = 10.0 ** floor(log10(raw))

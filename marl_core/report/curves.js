@@ -178,7 +178,12 @@
     name.addEventListener("click", enlarge);
     name.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); enlarge(); } });
   }
-  const zoomed = () => { get("curve-whole").hidden = view.from === null; drawAll(); };
+  // The part that is shown stands at the bar too, where live.js reads it, and writes it with an event.
+  const zoomed = () => {
+    get("curve-whole").hidden = view.from === null;
+    for (const end of ["from", "to"]) if (view[end] === null) delete bar.dataset[end]; else bar.dataset[end] = view[end];
+    drawAll();
+  };
 
   const date = (at) => {
     const found = new Date(at * 1000);
@@ -204,6 +209,7 @@
     };
     for (const id of ["curve-x", "curve-log", "curve-smooth"]) get(id).addEventListener("input", chosen);
     get("curve-whole").addEventListener("click", () => { view.from = view.to = null; zoomed(); });
+    bar.addEventListener("zoom", () => { view.from = Number(bar.dataset.from); view.to = Number(bar.dataset.to); zoomed(); });
     for (const button of bar.querySelectorAll("[data-csv]")) {
       const run = runs[Number(button.dataset.csv)];
       button.title = run.stride > 1 ? `every ${run.stride}th step; all of them: marl report RUN --csv FILE` : "every number of every step";

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from marl_core.errors import counted
 from marl_core.report.run_data import RunData
 from marl_core.report.timeline import Session, Timeline, date, duration
 
@@ -23,7 +24,7 @@ def _facts(run: RunData, timeline: Timeline) -> Iterator[Fact]:
     hardware = hardware if isinstance(hardware, Mapping) else {}
     if first is not None:
         yield "started", date(first.start)
-        resumed = f", resumed {count(len(timeline.resumes), 'time')}" if timeline.resumes else ""
+        resumed = f", resumed {counted(len(timeline.resumes), 'time')}" if timeline.resumes else ""
         yield "duration", f"{duration(timeline.seconds)}{resumed}"
         yield from _session(first)
     yield "base", run.base
@@ -57,8 +58,3 @@ def _session(session: Session) -> Iterator[Fact]:
 def packages(found: Any) -> str:
     """Packages with their versions in one line."""
     return ", ".join(f"{name} {version}" for name, version in found.items()) if isinstance(found, Mapping) else ""
-
-
-def count(number: int, what: str) -> str:
-    """`1 time`, `2 times`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

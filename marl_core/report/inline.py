@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from marl_core.errors import DataError
 from marl_core.report.page import write_report
 
 
@@ -31,5 +33,19 @@ def show_report(*folders: str | Path | Sequence[str | Path], height: int = 720) 
     Run folders one by one, or in a list. `height`: of the frame, in pixels. DataError when a folder holds no run, or a file in it is
     damaged.
     """
-    runs = [run for given in folders for run in ([given] if isinstance(given, str | Path) else given)]
+    runs = [run for given in folders for run in _listed(given)]
+    if not runs:
+        raise DataError("show_report: it shows run folders, and none was given. Give the run.folder of a run.")
     return Report(write_report(runs), height)
+
+
+def _listed(given: Any) -> list[str | Path]:
+    """The run folders of one argument; DataError for what is none."""
+    listed: list[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | Path):
+        listed = list(given)
+    if not all(isinstance(run, str | Path) for run in listed):
+        raise DataError(
+            f"show_report: {given!r} is no run folder. Give the run.folder of a run, or several; and a height by its name."
+        )
+    return listed

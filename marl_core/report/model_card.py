@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
+from marl_core.artifacts.adapter_files import CONFIG_FILE
 from marl_core.artifacts.hub import is_repo_name
+from marl_core.artifacts.kind_table import kind_name, known_kind
 from marl_core.config.redact import redacted
 from marl_core.config.yaml_text import dump_yaml
 from marl_core.report.run_data import RunData
@@ -22,17 +25,19 @@ def model_card(run: RunData, hub: str | None = None) -> str:
     """Markdown with the hub's metadata on top; `hub` is the name to load the adapter by, else the folder it lies in."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    adapter = _adapter_config(run)
     model, quantization = run.config["model"], run.config.get("quantization")
     data = ModelCardData(
         base_model=str(model["path"]) if on_a_hub(str(model["path"])) else None,
         library_name="peft",
         pipeline_tag="text-generation",
-        tags=["marl", "ppo", "lora", "rlhf"],
+        tags=["marl", "ppo", *filter(None, [kind_name(adapter.get("peft_type"))]), "rlhf"],
     )
     card = ModelCard.from_template(
         data,
         template_str=files("marl_core.report").joinpath("model_card.md.jinja").read_text(encoding="utf-8"),
         run=run,
+        kind=known_kind(adapter.get("peft_type"), adapter).title,
         hub=hub,
         model=model,
         base=run.provenance.get("base", {}),
@@ -46,6 +51,15 @@ def model_card(run: RunData, hub: str | None = None) -> str:
         spread=_spread,
     )
     return f"{str(card).strip()}\n"
+
+
+def _adapter_config(run: RunData) -> dict[str, Any]:
+    """PEFT's config of the adapter that the run ended with; empty where there is none."""
+    try:
+        config = json.loads((run.folder / "final" / "policy" / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def code(value: Any) -> str:

@@ -14,16 +14,16 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from marl_core.artifacts import addresses
 from marl_core.config.flatten import flatten
-from marl_core.errors import DataError, MarlError
+from marl_core.errors import counted
 from marl_core.report.before_after import BeforeAfter
 from marl_core.report.charts import COLORS, charts
-from marl_core.report.facts import count, facts
+from marl_core.report.facts import facts
+from marl_core.report.faults import damage_told, write_output
 from marl_core.report.metric_notes import METRICS_PAGE, MetricNote, note_of
 from marl_core.report.run_data import RunData, read_runs
 from marl_core.report.samples import Samples, tokens, turns
 from marl_core.report.timeline import Timeline, date, duration, why_no_steps
 from marl_core.report.values import embedded, metrics
-from marl_core.store.files import write_text
 from marl_core.store.live_mark import LIVE_MARK
 
 RELOAD_SECONDS = 10
@@ -37,22 +37,15 @@ def write_report(
     """Write the page about these runs; its path.
 
     By default RUN/report.html, for several runs comparison.html in the first one's folder. `live`: whether the runs are going, so
-    that the page reloads itself; by default a run is when a process holds its folder. DataError when a folder holds no run, or a
-    file in it is damaged.
+    that the page reloads itself; by default a run is when a process holds its folder. DataError when a folder holds no run, a
+    file in it is damaged, or the page can't be written.
     """
     paths = [folders] if isinstance(folders, str | Path) else list(folders)
-    try:
+    with damage_told(paths):
         runs = read_runs(paths, live)
         target = Path(out) if out else runs[0].folder / ("report.html" if len(runs) == 1 else "comparison.html")
-        write_text(target, page(runs))
-    except MarlError:
-        raise
-    except Exception as error:  # damaged numbers may break the drawing anywhere
-        places = ", ".join(str(folder) for folder in paths)
-        raise DataError(
-            f"report: a file in {places} is damaged or can't be written ({type(error).__name__}: {error}). "
-            "Each line of steps.jsonl, evals.jsonl and samples.jsonl is one JSON object; preflight.json and provenance.json are one each."
-        ) from error
+        text = page(runs)
+    write_output(target, text)
     return target
 
 
@@ -73,7 +66,7 @@ def page(runs: Sequence[RunData]) -> str:
         "tokens": tokens,
         "more": _more,
         "duration": duration,
-        "count": count,
+        "count": counted,
         "why_no_steps": why_no_steps,
         "columns": _columns,
     }

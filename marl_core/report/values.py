@@ -10,9 +10,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from marl_core.report.faults import damage_told, write_output
 from marl_core.report.run_data import BESIDE, RunData, read_runs
 from marl_core.report.timeline import Timeline, date
-from marl_core.store.files import write_text
 
 MAX_STEPS = 3000
 """Steps of one run that a page holds; of a longer one evenly many are left out."""
@@ -56,14 +56,18 @@ def metrics(runs: Sequence[RunData]) -> list[str]:
 
 
 def write_csv(folders: Sequence[str | Path], file: Path) -> Path:
-    """Every number of every step as a CSV file, one line a step; a column `run` where there are several runs."""
-    runs = read_runs(folders)
-    names = metrics(runs)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(["run"] if len(runs) > 1 else []), "step", "time", "date", "elapsed", *names])
-    table.writerows(row for run in runs for row in _rows(run, names, len(runs) > 1))
-    write_text(file, text.getvalue())
+    """Every number of every step as a CSV file, one line a step; a column `run` where there are several runs.
+
+    DataError when a folder holds no run, a file in it is damaged, or `file` can't be written.
+    """
+    with damage_told(folders):
+        runs = read_runs(folders)
+        names = metrics(runs)
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow([*(["run"] if len(runs) > 1 else []), "step", "time", "date", "elapsed", *names])
+        table.writerows(row for run in runs for row in _rows(run, names, len(runs) > 1))
+    write_output(file, text.getvalue())
     return file
 
 

@@ -650,7 +650,13 @@ class Runner:
         ):  # what is logged here is of no step
             fresh = self.done == 0
             result = preflight(
-                self.plan, self.algorithm, prompts, self.built.gradient, fresh=fresh, ask_rewards=ask_rewards
+                self.plan,
+                self.algorithm,
+                prompts,
+                self.built.gradient,
+                self.optimizer,
+                fresh=fresh,
+                ask_rewards=ask_rewards,
             )
         for check in result.checks:
             logger(PREFLIGHT).info("%s", check.detail, extra={"ok": check.ok})

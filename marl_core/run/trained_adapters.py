@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from marl_core.bank import lora
+from marl_core.bank import peft_adapters
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.targets import expand_targets
 from marl_core.errors import ConfigError
@@ -47,7 +47,7 @@ def make(
     config.task_type, config.inference_mode = "CAUSAL_LM", False
     if getattr(config, "target_modules", 0) is None:  # a kind that stands on other layers has named them
         config.target_modules = set(targets)
-    lora.set_dropout(config, dropout, key)
+    peft_adapters.set_dropout(config, dropout, key)
     _set_seeds(config, seed)
     bank.add(name, config, seed=seed)
 

@@ -1,8 +1,10 @@
-"""Does a gradient survive a rollout? Some quantized kernels lose it after the first pass without gradient."""
+"""Does a gradient survive a rollout, and does it reach what learns? Some quantized kernels lose it after the first pass without one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,11 +61,13 @@ def _gradient(bank: AdapterBank, policy: str, ids: Tensor) -> Tensor:
 
 def _compare(before: Tensor, after: Tensor) -> PreflightCheck:
     norm = float(before.norm())
-    if norm == 0.0 or not math.isfinite(norm):
+    if not math.isfinite(norm):
         raise NumericError(
-            f"pre-flight: the policy's gradient has norm {norm} before anything was trained: the base holds NaN or zero "
-            "weights, or overflows in this dtype. Check the model folder, or try model.dtype: float32."
+            f"pre-flight: the policy's gradient has norm {norm} before anything was trained: the base holds NaN or infinite weights, "
+            "or overflows in this dtype. Check the model folder, or try model.dtype: float32."
         )
+    if norm == 0.0:  # an adapter of single tokens has none where those don't stand; the first prompts will tell
+        return PreflightCheck("gradient", True, "gradient before and after a rollout: none for tokens drawn at random")
     cosine = float(torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=0))
     error = float((after - before).norm()) / norm
     if not cosine > MIN_COSINE:
@@ -78,4 +82,34 @@ def _compare(before: Tensor, after: Tensor) -> PreflightCheck:
         True,
         f"gradient before and after a rollout: {agreement}",
         {"cosine": cosine, "relative_error": error},
+    )
+
+
+def reaches(survival: PreflightCheck, gradients: Mapping[str, Tensor]) -> PreflightCheck:
+    """The gradient check's whole result: `survival`, and how many of the tensors that learn have a gradient on the first prompts.
+
+    To be asked of a policy that has moved: one part of a fresh adapter has none, while the other is zero. NumericError where none has.
+    """
+    refuse_no_gradient(gradients)
+    norms = torch.stack(torch._foreach_norm(list(gradients.values()))).tolist()
+    without = [name for name, norm in zip(gradients, norms, strict=True) if norm == 0.0]
+    count = len(gradients) - len(without)
+    said = f"{survival.detail}; it reaches {count} of {len(gradients)} tensors that learn"
+    if without:
+        said += (
+            f", none of the others (first: {without[0]}): they stay as they are, unless later prompts reach them. Usual causes: experts or "
+            "single tokens that the first prompts don't meet, or layers whose output nobody reads"
+        )
+    numbers = {**survival.numbers, "share": count / len(gradients)}
+    return replace(survival, ok=survival.ok and not without, detail=said, numbers=numbers)
+
+
+def refuse_no_gradient(gradients: Mapping[str, Tensor]) -> None:
+    """NumericError when all are zero, with what may be the cause."""
+    if any(bool(gradient.any()) for gradient in gradients.values()):
+        return
+    raise NumericError(
+        "pre-flight: the policy's gradient is 0 on the first prompts, so nothing would learn. Usual causes: the adapter stands on the "
+        "output layer, whose own weight marl reads log-probs from; it trains tokens that the prompts don't hold; it acts only after given "
+        "tokens; or the base's weights are zero. Name other layers as targets, use another kind of adapter, or check the model folder."
     )

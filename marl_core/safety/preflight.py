@@ -1,5 +1,5 @@
-"""Step-0 checks on real prompts: is the reference the model the policy starts from, is the ratio one, is frozen
-frozen, does a gradient survive a rollout, does the reward fit this base. Seconds, always on.
+"""Step-0 checks on real prompts: is the reference the model the policy starts from, is frozen frozen, how far does a first step go, are
+the moved policy's log-probs the same however they are computed, does its file hold it, does the reward fit. Seconds, always on.
 """
 
 from __future__ import annotations
@@ -9,30 +9,33 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
-from marl_core.errors import ConfigError, NumericError, PluginError
+from marl_core.errors import ConfigError, PluginError
 from marl_core.plan.plan import Plan
-from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.objectives import masked_mean, masked_sum
 from marl_core.ppo.roles import Roles
-from marl_core.ppo.scoring import forward, pieces, reference_logprobs
-from marl_core.ppo.seeds import derive_seed
+from marl_core.ppo.sampling.sampler import PolicySampler
+from marl_core.ppo.scoring import reference_logprobs
+from marl_core.ppo.seeds import derive_seed, seeded
 from marl_core.ppo.step import Step
 from marl_core.ppo.types import Prompts, Rollout
 from marl_core.registry.raised_from import OURS
+from marl_core.safety.adapter_file import file_check
 from marl_core.safety.findings import Preflight, PreflightCheck
+from marl_core.safety.first_step import moved_policy, step_check, training_pass
+from marl_core.safety.gradient_check import reaches
+from marl_core.safety.moved_checks import batch_check, packed_check, ratio_check, sampled_check
 
 SAMPLED_TOKENS = 16
 """Most tokens of each response that the checks look at."""
-CALLABLE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
-"""Mean |difference| in nats per token allowed to a reference whose weights aren't in the bank: its kernels round otherwise."""
-EXACT_ROW_TOLERANCE = 1e-2
-"""Nats a row's log-prob may move with its batch where products are float32's: at most 1.4e-6 on the tiny models of
-tests/unit/test_rows_alone.py; the rest is room for longer models and other kernels."""
-ROW_TOLERANCE = 0.5
-"""Nats a row's log-prob may move with its batch before we warn (bfloat16 on a 135M model: 0.2)."""
+MOVED_ROWS, MOVED_TOKENS = 4, 8
+"""The same for the policy that has moved, which is looked at in many ways: the first rows, and how many tokens it samples to each."""
+ROUNDED_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""Mean |difference| in nats per token that is rounding: of a reference whose weights aren't in the bank, whose kernels round otherwise,
+and of a policy whose kind of adapter starts as the base to rounding alone."""
 
 
 def preflight(
@@ -40,6 +43,7 @@ def preflight(
     step: Step,
     prompts: Prompts,
     gradient: PreflightCheck,
+    optimizer: torch.optim.Optimizer,
     *,
     fresh: bool = True,
     ask_rewards: bool = True,
@@ -47,17 +51,21 @@ def preflight(
     """Run all checks on the first prompts, as many as one pass takes.
 
     ConfigError, NumericError or PluginError when training would be wrong. `gradient`: the gradient check's
-    result. `fresh` is false after a resume: then the policy has moved and is not compared with the reference. `ask_rewards` is false
+    result. The policy is moved by a first step of `optimizer`, looked at and put back (first_step.py). `fresh` is false after a resume:
+    then the policy has moved already and is not compared with the reference. `ask_rewards` is false
     where scores are brought by hand: rewards and judges may need columns that such prompts haven't.
     """
-    bank = step.bank
+    bank, seed = step.bank, derive_seed(plan.config.run.seed, "preflight")
     checks = [_trainable(step)]  # before any pass, which tampered weights may end in words of torch's own
     some = prompts.select(slice(0, plan.config.ppo.microbatch or plan.config.ppo.minibatch))
     limits = torch.full((len(some),), SAMPLED_TOKENS)
-    rollout = step.sampler(some, derive_seed(plan.config.run.seed, "preflight"), limits=limits)
+    rollout = step.sampler(some, seed, limits=limits)
     rollout = replace(rollout, behavior=None)  # the passes are what is checked, not what sampling said
-    checks += [_reference(plan, step, rollout)] if fresh and plan.config.ppo.kl.coef > 0 else []
-    checks += [_ratio(plan, step, rollout), gradient, _rows(plan, step, rollout)]
+    logprobs = step.policy_output(rollout, step.budget.train).logprobs
+    checks += [_reference(plan, step, rollout, logprobs)] if fresh and plan.config.ppo.kl.coef > 0 else []
+    few = slice(0, MOVED_ROWS)
+    with seeded(bank.device, plan.config.run.seed, "preflight"):  # of adapters that draw, and of dropout
+        checks += _moved(plan, step, rollout.select(few), logprobs[few], gradient, optimizer)
     if ask_rewards:  # one that can't be used should say so before anything is written
         with _said_of_preflight(len(rollout)):
             if step.roles.rewards:
@@ -73,6 +81,41 @@ def preflight(
         if "can't verify" in detail
     ]
     return Preflight(tuple(checks))
+
+
+def _moved(
+    plan: Plan,
+    step: Step,
+    rollout: Rollout,
+    logprobs: Tensor,
+    gradient: PreflightCheck,
+    optimizer: torch.optim.Optimizer,
+) -> list[PreflightCheck]:
+    """The checks of a policy that has moved; it samples anew there, to the same prompts."""
+    seed, sampler = derive_seed(plan.config.run.seed, "preflight"), step.sampler
+    coarse = _precision(plan, step) != "float32" or plan.quantization.config is not None
+    if isinstance(sampler, PolicySampler):
+        sampler = replace(sampler, witness=True)
+
+    def bare() -> Rollout:
+        base = replace(sampler, adapter=None, value_head=None) if isinstance(sampler, PolicySampler) else sampler
+        return base(rollout.prompts, seed, limits=limits)
+
+    limits = torch.full((len(rollout),), MOVED_TOKENS)
+    with moved_policy(step, rollout, logprobs, optimizer, seed=seed, coarse=coarse) as first:
+        sampled = sampler(rollout.prompts, seed, limits=limits)
+        scored = step.policy_output(replace(sampled, behavior=None), step.budget.train).logprobs
+        trained = training_pass(step, sampled, seed)
+        checks = [
+            ratio_check(plan, step, scored, trained.logprobs),
+            reaches(gradient, trained.gradients),
+            step_check(first, plan.config.ppo.learning_rate),
+            batch_check(plan, step, sampled, scored),
+            packed_check(plan, step, sampled, scored),
+            sampled_check(plan, step, sampled, scored, bare),
+            file_check(step, sampled),
+        ]
+    return [check for check in checks if check is not None]
 
 
 @contextmanager
@@ -128,10 +171,9 @@ def _describe_reference(roles: Roles) -> str:
     )
 
 
-def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
+def _reference(plan: Plan, step: Step, rollout: Rollout, policy: Tensor) -> PreflightCheck:
     """KL(policy, reference) before any update: zero, or the reference is another model than the policy's start."""
     bank, roles, limits = step.bank, step.roles, step.budget.train
-    policy = step.policy_output(rollout, limits).logprobs
     reference = reference_logprobs(bank, roles.reference, rollout, step.temperature, limits, roles.reference_origin)
     gap = policy - reference
     kl = float(masked_sum(gap, rollout.mask, dim=1).mean())
@@ -140,9 +182,9 @@ def _reference(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
     what = f"policy: {_describe_start(plan, bank)}; reference: {_describe_reference(roles)}"
     if worst == 0.0:
         return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
-    allowed = 0.0 if isinstance(roles.reference, View) else CALLABLE_TOLERANCE[_precision(plan, step)]
-    if plan.policy_adapter is not None and plan.policy_adapter.start == "rounded":
-        allowed = CALLABLE_TOLERANCE[_precision(plan, step)]  # DoRA recomputes norms: not bitwise in half precision
+    rounded = plan.policy_adapter is not None and plan.policy_adapter.start == "rounded"
+    exact = isinstance(roles.reference, View) and not rounded
+    allowed = 0.0 if exact else ROUNDED_TOLERANCE[_precision(plan, step)]
     if mean <= allowed:
         return PreflightCheck(
             "reference", True, f"{what}; they differ by {mean:.2g} nats per token, which is rounding", numbers
@@ -186,54 +228,3 @@ def _remedy(plan: Plan) -> str:
 
 def _precision(plan: Plan, step: Step) -> str:
     return step.bank.trunk.precision_of(plan.config.model.dtype)
-
-
-def _ratio(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
-    """The ratio of the first minibatch: training pass against scoring pass, same weights, so one."""
-    bank, limits = step.bank, step.budget.train
-    old = step.policy_output(rollout, limits).logprobs
-    with bank.using(step.roles.trained.policy, train=True, options=limits.options):
-        new = torch.cat([forward(bank, piece, step.temperature).logprobs.detach() for piece in pieces(rollout, limits)])
-    error = float((torch.exp(new - old) - 1).abs().max())
-    detail = (
-        "ratio on the first minibatch is bitwise 1"
-        if error == 0
-        else f"ratio on the first minibatch is off by up to {error:.2g}"
-    )
-    if error > 0.35 and plan.config.policy.dropout == 0:
-        raise NumericError(
-            f"pre-flight: {detail}: the pass that trains doesn't compute what the pass that scores does, so PPO's ratio is noise. "
-            "Usual causes: kernels that differ between train and eval mode, or a base that isn't deterministic."
-        )
-    return PreflightCheck("ratio", error < 1e-4 or _precision(plan, step) != "float32", detail, {"max_error": error})
-
-
-@torch.no_grad()
-def _rows(plan: Plan, step: Step, rollout: Rollout) -> PreflightCheck:
-    """How much any row's log-probs depend on the other rows of its batch, whichever stand before it.
-
-    NumericError in float32 when it is more than rounding: then what is scored is another model.
-    """
-    bank, temperature = step.bank, step.temperature
-    with bank.using(step.roles.trained.policy, options=step.budget.train.options):
-        together = forward(bank, rollout, temperature).logprobs
-        single = torch.cat([forward(bank, row, temperature).logprobs for row in pieces(rollout, PassLimits(1))])
-    gaps = (together - single).abs().amax(dim=1)
-    gap, row = float(gaps.max()), int(gaps.argmax()) + 1
-    if gap > EXACT_ROW_TOLERANCE and _precision(plan, step) == "float32" and plan.quantization.config is None:
-        raise NumericError(
-            f"pre-flight: log-probs of response {row} differ by {gap:.2g} nats between its batch and the row alone, and the base is "
-            "float32: rows see each other, or padding is seen. Set speed.pack: false; if that doesn't help, this model can't be used."
-        )
-    ok = gap <= ROW_TOLERANCE and plan.quantization.batch_invariant
-    advice = ""
-    if gap > EXACT_ROW_TOLERANCE and _precision(plan, step) != "float32":
-        advice = f", which is normal for {_precision(plan, step)}"
-    if not ok:
-        advice = ": log-probs depend on the batch, so ratios are noisy; for int8 set quantization.threshold: 0"
-    return PreflightCheck(
-        "batch",
-        ok,
-        f"each row alone and in its batch differ by at most {gap:.2g} nats{advice}",
-        {"max_difference": gap},
-    )

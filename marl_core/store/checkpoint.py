@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core.artifacts.adapter_files import read_adapter
-from marl_core.bank import lora
+from marl_core.bank import peft_adapters
 from marl_core.bank.adapters import AdapterBank
 from marl_core.errors import DataError
 from marl_core.ppo.roles import TrainableRoles
@@ -167,7 +167,7 @@ def load_policy(folder: Path, bank: AdapterBank, name: str) -> None:
     The bank's base is taken for the run's own: on a prepared base an adapter's file names none that could be compared.
     """
     files = read_adapter(folder, "policy")
-    bank.add(name, lora.config_of(files, bank.linears, "policy"), trainable=False)
+    bank.add(name, peft_adapters.config_of(files, bank.linears, "policy"), trainable=False)
     try:
         _fill(bank.tensors(name), load_file(files.weights))
     except (OSError, SafetensorError, ValueError) as error:

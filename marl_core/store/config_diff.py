@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from marl_core.config.choice import default_options
-from marl_core.config.fields import with_long_choices, written_choices_in
+from marl_core.config.fields import all_choices_in, with_long_choices
 from marl_core.config.flatten import flatten
 from marl_core.config.load import dump_config
 from marl_core.config.run_config import RunConfig
@@ -69,7 +69,7 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
 
 def _defaults(config: RunConfig, was: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The options' defaults of each strategy that was named before, too: written out or left out they mean the same."""
-    for path, choice in written_choices_in(config):
+    for path, choice in all_choices_in(config):
         key = dotted(path)
         if isinstance(choice.use, str) and was.get(f"{key}.use", choice.default_use) == choice.use:
             yield {**flatten(default_options(type(choice.resolve())), key), f"{key}.use": choice.default_use}

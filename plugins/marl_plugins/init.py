@@ -11,8 +11,8 @@ from marl_core import ConfigError, Plan
 from marl_plugins import init_answers as answers
 from marl_plugins.init_answers import EXAMPLES, QUANTIZATION
 from marl_plugins.init_data import PromptsFile
-from marl_plugins.init_dialog import Dialog
-from marl_plugins.writing import MODELINE, render, run_command, usual_config, write_all, write_schema
+from marl_plugins.init_dialog import Dialog, RefusedError
+from marl_plugins.writing import MODELINE, render, run_command, usual_config, usual_lora, write_all, write_schema
 
 Memory = Literal["full", "8bit", "4bit"]
 RUN_FOLDER = "runs/first"
@@ -63,10 +63,11 @@ def init(
     dialog = Dialog(options)
     missing = [name for name in EXAMPLES if options[name] is None]
     if missing and not dialog.is_interactive:
-        dialog.wrong.append(
+        unanswered = (
             f"marl init: no terminal to ask on, and no answer for {', '.join('--' + name for name in missing)}. "
             "Give them as options, e.g. marl init run.yaml --base my-model --reward rewards.py:score --data prompts.jsonl."
         )
+        dialog.wrong.append((None, unanswered))
     config, about, files = _asked(dialog, chat, missing)
     text = render(
         config, about, [MODELINE.removeprefix("# "), "Written by marl init. docs/config.md explains every key."]
@@ -93,10 +94,10 @@ def _asked(
         dialog.refuse()
     try:
         asked = ask(dialog, chat)
+    except RefusedError:
+        raise
     except ConfigError as error:
-        if str(error) in dialog.wrong[-1:]:
-            raise
-        dialog.wrong.append(str(error))
+        dialog.wrong.append((None, str(error)))
     dialog.refuse()
     return asked
 
@@ -174,7 +175,7 @@ def _ask_column(dialog: Dialog, name: str, prompts: PromptsFile | None) -> str:
     question = (
         f"Column with the prompt ({columns}), or a template of columns such as 'Question: {{question}}\\nAnswer:'"
     )
-    return dialog.answer("field", question, answers.column_problem(name), default)
+    return dialog.answer("field", question, answers.column_problem(name, prompts), default)
 
 
 def _ask_chat(dialog: Dialog, base: str, chat: bool | None, column: str, prompts: PromptsFile | None) -> dict[str, Any]:
@@ -212,15 +213,15 @@ def _ask_held_out(
     )
 
     def is_another_data_set(answer: str) -> bool:
-        return not answer.isdigit() and not answers.is_split(answer, rows) and answers.is_at_hub(answer)
+        return not answer.isdecimal() and not answers.is_split(answer, rows) and answers.is_at_hub(answer)
 
     answer = dialog.place("held-out", question, answers.held_out_problem(rows, data), default, is_another_data_set)
-    if answer == "0":
+    if answer.isdecimal() and int(answer) == 0:
         typer.echo(
             "  No held-out prompts: the run will have no numbers before and after. Later: eval: {prompts: FILE}."
         )
         return None, {}
-    if not answer.isdigit():
+    if not answer.isdecimal():
         is_split = answers.is_split(answer, rows)
         return ({"prompts": data["prompts"], "split": answer} if is_split else {"prompts": answer}), {}
     if dialog.wrong:
@@ -238,7 +239,7 @@ def _compose(
     return {
         "model": {"path": base, **_values(usual.model, "dtype")},
         **({"quantization": quantization} if quantization else {}),
-        "policy": _values(usual.policy, "start", "r", "alpha", "targets"),
+        "policy": usual_lora(),
         "reference": {"use": "merged-base", "adapter": sft} if sft else "disabled-adapter",
         "reward": reward,
         "value": {"on": Plan.of(usual).value_on},

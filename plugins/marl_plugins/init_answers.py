@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from marl_core import (
     near_match,
 )
 from marl_plugins.function_target import problems
+from marl_plugins.init_data import PromptsFile
 from marl_plugins.reward_labels import labels_of
 
 Problem = Callable[[str], str | None]
@@ -81,34 +83,48 @@ def data_problem(answer: str) -> str | None:
     return None if reason is None or columns in reason else reason
 
 
-def column_problem(data: str) -> Problem:
-    """A column must be there; so must each that a template names."""
+def column_problem(data: str, prompts: PromptsFile | None) -> Problem:
+    """A column must be there; so must each that a template names. `prompts`: the file, where `data` is one."""
 
     def problem(answer: str) -> str | None:
         if not answer:
             return "An answer is needed: a column, or a template with columns in braces."
-        reason = _checked({"data": {"prompts": data, **prompt_keys(answer)}}, "data")
-        return _in_words_of_init(reason) if reason else None
+        keys = prompt_keys(answer)
+        return (prompts and _column_missing(keys, prompts)) or _checked({"data": {"prompts": data, **keys}}, "data")
 
     return problem
 
 
-def _in_words_of_init(reason: str) -> str:
-    """What a config's keys are told to be, as the answer that it is here."""
-    what, key, columns = reason.partition("Set data.field to one of: ")
-    if not key:
-        return reason.replace("Name in data.prompt_template one of:", "Name in braces one of:")
-    *others, last = columns.rstrip(".").split(", ")
-    return f"{what}Give {', '.join(others)}{' or ' if others else ''}{last}."
+def _column_missing(keys: Mapping[str, str], prompts: PromptsFile) -> str | None:
+    """Which column the file's first row hasn't, of a template or by itself; None where it has all, and of what is no template."""
+    names = [keys["field"]] if "field" in keys else _names_in(keys["prompt_template"])
+    missing = next((name for name in names if name not in prompts.rows[0]), None)
+    if missing is None:
+        return None
+    *others, last = prompts.columns or [str(name) for name in prompts.rows[0]]
+    near = near_match(missing, [*others, last])
+    meant = f" Did you mean {near!r}?" if near else ""
+    offered = f"{', '.join(others)}{' or ' if others else ''}{last}"
+    way = f"Give {offered}." if "field" in keys else f"Name in braces {offered}."
+    return f"row 1 of {prompts.name!r} has no column {missing!r}. {way}{meant}"
+
+
+def _names_in(template: str) -> list[str]:
+    """The columns that a template names; none of what is no template, which the check tells."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name]
+    except ValueError:
+        return []
 
 
 def held_out_problem(rows: int | None, section: Mapping[str, Any]) -> Problem:
     """A number of rows, a file, or a split of the same data set."""
 
     def problem(answer: str) -> str | None:
-        if os.path.exists(answer) and os.path.realpath(answer) == os.path.realpath(section["prompts"]):
+        places = [os.path.expanduser(place) for place in (answer, section["prompts"])]
+        if all(map(os.path.exists, places)) and os.path.samefile(*places):
             return f"{answer!r} holds the prompts to train on. Give a number to split rows off, or another file."
-        if not answer.isdigit():
+        if not answer.isdecimal():
             return _no_prompts(answer, rows) or (
                 None if is_split(answer, rows) else _checked({"eval": {"prompts": answer}, "data": section}, "eval")
             )
@@ -165,15 +181,6 @@ def reward_labels(answer: str) -> list[str]:
         return []
     labels = labels_of(config) if config is not None else []
     return labels if len(labels) > 1 else []
-
-
-def unseen(answer: str) -> str | None:
-    """What is said of a name that is taken for one of the hub, because nothing of that name is here; None for what is here."""
-    if not is_at_hub(answer):
-        return None
-    near = near_match(answer, (path.name for path in Path().iterdir() if path.is_dir()))
-    hint = f" Did you mean the folder {near!r}?" if near else ""
-    return f"{answer!r} is nothing on this machine, so it is taken for a name on the hub, where it wasn't looked for.{hint}"
 
 
 def is_at_hub(answer: str) -> bool:

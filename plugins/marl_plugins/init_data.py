@@ -62,7 +62,7 @@ class PromptsFile:
     def split(self, held_out: int) -> dict[Path, str]:
         """Two files of JSON lines beside it, by name: the rows to train on and `held_out` others, drawn with a fixed seed."""
         chosen = set(random.Random(0).sample(range(len(self.rows)), held_out))
-        stem = Path(self.name).with_suffix("")
+        stem = Path(self.name).expanduser().with_suffix("")
         parts = {"train": [], "heldout": []}  # type: dict[str, list[str]]
         for index, row in enumerate(self.rows):
             parts["heldout" if index in chosen else "train"].append(

@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping
 import typer
 
 from marl_core import ConfigError
-from marl_plugins.init_answers import Problem, is_at_hub, unseen
+from marl_plugins.init_answers import Problem, is_at_hub
+
+
+class RefusedError(ConfigError):
+    """All options that can't stand in a config, told at once: nothing is to be added."""
 
 
 class Dialog:
@@ -20,7 +24,8 @@ class Dialog:
     def __init__(self, options: Mapping[str, str | None]) -> None:
         self._options = options
         self.is_interactive = sys.stdin is not None and sys.stdin.isatty()
-        self.wrong: list[str] = []
+        self.wrong: list[tuple[str | None, str]] = []
+        """Options that can't stand in a config, by name, each with the sentence that tells it; None: it is about several."""
 
     def answer(self, name: str, question: str, problem: Problem, default: str | None = None) -> str:
         """The option `--name`, or what is asked, until it can stand in a config; `default` for an empty answer, or where nobody asks."""
@@ -46,13 +51,12 @@ class Dialog:
         default: str | None = None,
         is_elsewhere: Callable[[str], bool] = is_at_hub,
     ) -> str:
-        """As `answer`, for what may be a name on the hub: of one that isn't here a person is asked, and told of an option's."""
+        """As `answer`, for what may be a name on the hub: of one that isn't here a person is asked; of an option `marl check` tells it."""
         while True:
             answer = self.answer(name, question, problem, default)
             if not answer or self.is_wrong(name) or not is_elsewhere(answer):
                 return answer
             if self._options[name] is not None:
-                typer.echo(f"  {unseen(answer)}")
                 return answer
             asked = f"Nothing here is called {answer!r}. Is it a name on the hub?"
             if self.agreed(None, asked, "/" in answer):
@@ -75,25 +79,26 @@ class Dialog:
 
     def is_wrong(self, name: str) -> bool:
         """Whether the option `--name` can't stand in a config."""
-        return any(sentence.startswith(f"--{name}: ") for sentence in self.wrong)
+        return any(option == name for option, _ in self.wrong)
 
     def complain(self, name: str, reason: str) -> None:
         """The option `--name` can't stand in a config: ConfigError on a terminal, else it is told with all others."""
-        self.wrong.append(f"--{name}: {reason}")
+        self.wrong.append((name, f"--{name}: {reason}"))
         if self.is_interactive:
             self.refuse()
 
     def refuse(self) -> None:
-        """ConfigError with all options that can't stand in a config, if there are any."""
-        if len(self.wrong) > 1:
-            raise ConfigError(
-                "\n".join(["marl init: these answers can't stand in a config:", *(f"  {one}" for one in self.wrong)])
+        """RefusedError with all options that can't stand in a config, if there are any."""
+        sentences = [sentence for _, sentence in self.wrong]
+        if len(sentences) > 1:
+            raise RefusedError(
+                "\n".join(["marl init: these answers can't stand in a config:", *(f"  {one}" for one in sentences)])
             )
-        if self.wrong:
-            raise ConfigError(self.wrong[0])
+        if sentences:
+            raise RefusedError(sentences[0])
 
     def _given(self, name: str, answer: str, problem: Problem) -> str:
         reason = problem(answer)
         if reason:
-            self.complain(name, reason.replace("Give ", f"Give --{name} ", 1) if name == "field" else reason)
+            self.complain(name, reason)
         return answer

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from marl_core import ConfigError, RunConfig
+from marl_plugins.adapter.lora import Lora
 
 SCHEMA_FILE = "marl.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
@@ -23,6 +24,11 @@ def render(config: Mapping[str, Any], about: Mapping[str, str], head: Iterable[s
     for name, section in config.items():
         lines += ["", *(f"# {line}" for line in about.get(name, "").splitlines()), _dump(name, section)]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def one_line(text: str) -> str:
+    """A text as it may stand in a comment, of YAML or of Python: on one line, without signs that can't be printed."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 class _Dumper(yaml.SafeDumper):
@@ -47,6 +53,12 @@ def usual_config() -> RunConfig:
     """A config with nothing but what every run must name: its values are marl's defaults, and stand nowhere twice."""
     reward = {"use": "function", "target": "rewards.py:score"}
     return RunConfig.model_validate({"model": {"path": "-"}, "reference": "disabled-adapter", "reward": reward})
+
+
+def usual_lora() -> dict[str, Any]:
+    """A new LoRA as section policy, with the values of marl's own that a reader wants to see."""
+    usual = Lora()
+    return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
 
 
 def write_all(texts: Mapping[Path, str], force: bool = False) -> None:

@@ -66,7 +66,19 @@ def test_no_cell_warns_or_fails(executed: Any) -> None:
             assert output.get("name") != "stderr", output.text
 
 
-def test_the_stored_notebook_was_run_as_it_is(executed: Any) -> None:
+def test_the_stored_notebook_was_run_from_top_to_bottom() -> None:
     stored = read_stored()
     counts = [cell.execution_count for cell in stored.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
+
+
+def test_its_pictures_are_small() -> None:
+    """A repository keeps every version of a notebook: 60 kB a picture are enough to read curves."""
+    pictures = [
+        output.data["image/png"]
+        for cell in read_stored().cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+    assert all(len(picture) < 60_000 for picture in pictures)

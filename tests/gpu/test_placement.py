@@ -28,7 +28,7 @@ from marl_core import (
     response_logprobs,
     write_certificate,
 )
-from marl_core.bank import lora
+from marl_core.bank import peft_adapters
 from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.estimators import estimate_advantages
@@ -462,7 +462,7 @@ class TestBank:
         sampling, speed = SamplingSection(max_new_tokens=6), SpeedSection(decode=decode)
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
         one = PolicySampler(bank, "policy", sampling, (2,), speed)(prompts_of(bank, *TEXTS), 3)
-        bank.add("other", lora.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        bank.add("other", peft_adapters.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert torch.equal(torch.cuda.get_rng_state(), before[1])
         torch.rand(3, device=bank.device)

@@ -30,6 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("make_reliability_table.py", "reliability.md"),
         ("make_models_page.py", "models.md"),
         ("make_metrics_page.py", "metrics.md"),
+        ("make_kinds_page.py", "kinds.md"),
         ("make_config_keys.py", "../marl_core/config/keys.py"),
     ],
 )

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from marl_core import RunConfig
-from marl_core.config.choice import Choice
+from marl_core.config.section import Section
 from marl_core.registry.families import FAMILIES
 from marl_core.registry.model_keys import models_in
 from marl_core.report.metric_notes import NOTES
@@ -79,7 +79,7 @@ def keys_of(model: type[BaseModel], path: str = "") -> Iterator[str]:
         key = f"{path}{field.alias or name}"
         yield key
         for inner in models_in(field.annotation):
-            if not issubclass(inner, Choice):
+            if issubclass(inner, Section):
                 yield from keys_of(inner, f"{key}.")
 
 
@@ -87,7 +87,7 @@ def test_the_keys_that_guides_name_exist() -> None:
     """A key in code quotes, `ppo.kl.coef` or `ppo.max_kl: 0.1`, is one of the config; of a strategy its family is enough."""
     sections = set(RunConfig.model_fields)
     known = set(keys_of(RunConfig))
-    families = {family.key.path for family in FAMILIES.values()}
+    families = {key.path for family in FAMILIES.values() for key in family.keys}
     for page in GUIDES:
         for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?::[^`]*)?`", text_of(page)):
             if key.split(".")[0] not in sections or re.search(r"\.(yaml|md|py|json|jsonl)$", key):

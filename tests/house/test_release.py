@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +55,17 @@ def release(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, to call what is in it."""
+    monkeypatch.setattr("sys.path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("release", ROOT / ".ci" / "release.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def replace(file: Path, old: str, new: str) -> None:
     text = file.read_text(encoding="utf-8")
     assert re.search(old, text, re.MULTILINE)
@@ -71,6 +85,36 @@ def test_what_stands_in_the_way_is_said(copy: Path) -> None:
     assert not (copy / "dist").exists()
 
 
+@pytest.mark.parametrize(
+    "repository", ["https://example.org/marl", "https://git.example.com/marl", "https://marl.invalid"]
+)
+def test_placeholders_are_those_of_the_package(repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program takes for no address can't be released as one."""
+    release_py = load(monkeypatch)
+    assert any("placeholder" in problem for problem in release_py.obstacles("0.0.0", repository))
+    assert not any("placeholder" in problem for problem in release_py.obstacles("0.0.0", "https://git.acme.dev/marl"))
+
+
+def test_no_tag_is_set_before_the_docs_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tag that was pushed can't be taken back; a page that sphinx refuses is found before it."""
+    release_py, done = load(monkeypatch), list[str]()
+
+    def docs(newest: str) -> Path:
+        done.append(f"docs {newest}")
+        raise SystemExit("release: sphinx failed")
+
+    monkeypatch.setattr(release_py, "obstacles", lambda *given: [])
+    monkeypatch.setattr(release_py, "build", lambda *given: done.append("build"))
+    monkeypatch.setattr(release_py, "versioned_docs", docs)
+    monkeypatch.setattr(release_py, "git", lambda *words: done.append(words[0]))
+    monkeypatch.setattr("sys.argv", ["release.py"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    with pytest.raises(SystemExit, match="sphinx"):
+        release_py.main()
+    assert done == ["build", f"docs {version}"]
+
+
+@pytest.mark.slow
 def test_a_release_is_built_checked_and_tagged_and_versions_stand_beside_each_other(copy: Path) -> None:
     replace(copy / "pyproject.toml", r'^Repository = ".*"', 'Repository = "https://git.acme.dev/marl"')
     for version in ("0.8.0", "0.9.0"):

@@ -202,9 +202,11 @@ def drops_gradient_of_kept(original: Any) -> Any:
 # -- the mutants --------------------------------------------------------------------------------------------------
 
 OBJECTIVES, ADVANTAGES = "tests/unit/test_objectives.py", "tests/unit/test_advantages.py"
+MOUNTING = "tests/unit/test_mounting.py"
 UPDATE, SCORING, BANK = "tests/unit/test_update.py", "tests/unit/test_scoring.py", "tests/unit/test_bank.py"
 REWARD, ROLLOUT, RESUME = "tests/unit/test_reward_adapter.py", "tests/unit/test_rollout.py", "tests/run/test_resume.py"
 PREFLIGHT, INVARIANTS = "tests/run/test_preflight.py", "tests/invariants"
+MOVED = "tests/run/test_moved_policy.py"
 
 MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     # the mathematics
@@ -495,6 +497,36 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("dropout on in every pass", "AdapterBank.using", given(train=True), (BANK,)),
     ("who is trained is left to peft", "AdapterBank._restore", nothing, (f"{BANK}::TestWhoIsTrained",)),
     ("adapters can't be switched off", "Mounted.take_off", nothing, (f"{BANK}::TestSwitch",)),
+    (
+        "another adapter's layers stand in the base",
+        "AdapterBank._stand",
+        text("self._mounted[adapter].put_on()", "next(iter(self._mounted.values())).put_on()"),
+        (f"{MOUNTING}::test_two_kinds_at_once_learn_as_each_alone",),
+    ),
+    (
+        "the layers of the last adapter stay",
+        "AdapterBank._stand",
+        text("if self._standing in self._mounted:", "if self._standing not in self._mounted:"),
+        (f"{MOUNTING}::test_a_kind_beside_others_is_what_it_is_alone",),
+    ),
+    (
+        "a removed adapter's layers stay",
+        "AdapterBank.remove",
+        text("self._stand(None)", "pass"),
+        (f"{MOUNTING}::test_what_is_removed_while_it_stands_is_gone",),
+    ),
+    (
+        "a copy shares its tensors",
+        "AdapterBank.copy",
+        lambda original: lambda bank, source, name: bank._mounted.__setitem__(name, bank._mounted[source]),
+        (f"{MOUNTING}::test_a_copy_is_nobody_elses",),
+    ),
+    (
+        "what is fixed in a kind learns",
+        "Mounted.learning",
+        lambda original: lambda mounted, name: mounted.parameters(name),
+        (f"{MOUNTING}::test_what_peft_keeps_fixed_does_not_learn",),
+    ),
     ("the base keeps its dropout", "_remove_dropout", nothing, (BANK,)),
     (
         "head skipped",
@@ -548,7 +580,7 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
     ("adapter not merged", "merge_into", call(lambda original, base, *args: base), ("tests/unit/test_merge.py",)),
     (
         "missing tensors of an adapter are not seen",
-        "load_weights@marl_core.bank.lora",
+        "load_weights@marl_core.bank.peft_adapters",
         text("if missing or extra or misfits:", "if extra or misfits:"),
         (BANK,),
     ),
@@ -564,6 +596,31 @@ MUTANTS: list[tuple[str, str, Change, tuple[str, ...]]] = [
         "_compare",
         text("if not cosine > MIN_COSINE:", "if False:"),
         (f"{PREFLIGHT}::TestQuantized",),
+    ),
+    (
+        "a fresh policy is looked at",
+        "first_move",
+        gives(lambda moves: {name: 0 * move for name, move in moves.items()}),
+        (f"{MOVED}::TestStep",),
+    ),
+    ("the policy stays where it was moved", "moved_policy", text("_write(parameters, before)", "pass"), (MOVED,)),
+    ("any ratio will do", "ratio_check", text("if not error <= allowed", "if False"), (f"{MOVED}::TestFaults",)),
+    ("any batch will do", "compare", text("if not gap <= EXACT_NATS:", "if False:"), (f"{MOVED}::TestFaults",)),
+    ("packed rows aren't compared", "packed_check", nothing, (f"{MOVED}::TestFaults",)),
+    ("sampling isn't compared", "sampled_check", nothing, (f"{MOVED}::TestFaults",)),
+    ("any file will do", "file_check", text("if gap > noise:", "if False:"), (f"{MOVED}::TestFaults",)),
+    ("any part may learn nothing", "refuse_no_gradient", nothing, (f"{MOVED}::TestGradient",)),
+    (
+        "a part that learns nothing isn't said",
+        "reaches",
+        text("if norm == 0.0]", "if False]"),
+        (f"{MOVED}::TestGradient",),
+    ),
+    (
+        "any step is right",
+        "step_check",
+        text("SMALL_STEP <= first.nats <= LARGE_STEP", "True"),
+        (f"{MOVED}::TestStep",),
     ),
     ("resume forgets the value head", "load@marl_core.store.checkpoint", forgets_value_head, (RESUME,)),
     ("resume forgets the optimizer", "load@marl_core.store.checkpoint", forgets_moments, (RESUME,)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner, View
-from marl_core.bank.lora import make_config as make_lora
+from marl_core.bank.peft_adapters import make_config as make_lora
 from marl_core.bank.speed import packing
 from marl_core.bank.speed.cache import RoomyLayer, new_cache
 from marl_core.bank.speed.merged_copies import merged_copies

@@ -17,7 +17,7 @@ MakeConfig = Callable[..., Any]
 
 @pytest.mark.parametrize("decode", ["marl", "transformers"])
 def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: pytest.MonkeyPatch, decode: str) -> None:
-    """Step, both evaluations and the pre-flight check: six prompts in two pieces of four each, twice, beside two steps and the check."""
+    """Steps, evaluations and the pre-flight check: six prompts in two pieces of four, twice, two steps, and the check's two rollouts."""
     calls: list[str] = []
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def test_who_samples(make_config: MakeConfig, prompts_file: str, monkeypatch: py
     monkeypatch.setattr(sampler, "decode", noted("marl", vars(sampler)["decode"]))
     monkeypatch.setattr(by_transformers, "generate", noted("transformers", by_transformers.generate))
     Runner(make_config(speed={"decode": decode}, eval={"prompts": prompts_file})).train()
-    assert calls == [decode] * (1 + 2 + 2 * 2)
+    assert calls == [decode] * (2 + 2 + 2 * 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

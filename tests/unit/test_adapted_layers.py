@@ -28,7 +28,7 @@ from transformers.models.jamba import modeling_jamba
 
 from marl_core import AdapterBank, ConfigError, Plan
 from marl_core.bank.heads import apply_head
-from marl_core.bank.lora import make_config as lora_config
+from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.testing import tiny_model, tiny_tokenizer
 
 MakeConfig = Callable[..., Any]

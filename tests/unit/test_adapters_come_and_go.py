@@ -80,8 +80,8 @@ class TestRefused:
         ("config", "message"),
         [
             (plain(modules_to_save=["lm_head"]), "modules_to_save"),
-            (plain(bias="all"), "own biases"),
-            (plain(bias="lora_only"), "own biases"),
+            (plain(bias="all"), "biases of the base"),
+            (plain(bias="lora_only"), "biases of the base"),
             (plain(target_modules=["q_proj", "lm_head"], ensure_weight_tying=True), "output layer|tied"),
             (plain(alora_invocation_tokens=[80]), "activated LoRA"),
             ({"r": 4}, "not a dict"),

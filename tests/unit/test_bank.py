@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, DataError, MarlDeprecationWarning, View
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.scoring import forward, view_output
@@ -488,7 +488,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another kind of adapter": (
         lambda folder: edit_config(folder, peft_type="IA3"),
-        "is a IA3 adapter; marl's bank holds LoRA",
+        "holds no tensor of a IA3 adapter",
     ),
 }
 

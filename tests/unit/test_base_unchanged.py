@@ -15,10 +15,10 @@ import transformers
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, DataError, Quantization
+from marl_core.bank import adapters, peft_adapters
 from marl_core.bank import guard as guard_module
-from marl_core.bank import lora
 from marl_core.bank.identity.digest import digest
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.testing import tiny_bank
 
 Write = Callable[..., str]
@@ -93,11 +93,12 @@ class TestByName:
 
     @pytest.mark.parametrize("name", [*REWRITING, *NEEDING_MORE])
     def test_made(self, bank: AdapterBank, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lora, "make", lambda *_: pytest.fail("it was made"))
+        monkeypatch.setattr(peft_adapters, "make", lambda *_: pytest.fail("it was made"))
         options = {**REWRITING, **NEEDING_MORE}[name]
         before, adapters = bits(bank), bank.adapters
         with pytest.raises(
-            ConfigError, match=r"all roles share the base\. Use init_lora_weights true or gaussian"
+            ConfigError,
+            match=r"adapter 'x': .*(which all roles share|replicates the base's layers|changes modules of the base)",
         ) as error:
             bank.add("x", asked(options))
         assert any(option in str(error.value) for option in options)
@@ -120,8 +121,8 @@ class TestMeasured:
 
     @pytest.fixture(autouse=True)
     def no_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lora, "changing", lambda _: None)
-        monkeypatch.setattr(lora, "refusals", lambda *_: [])
+        monkeypatch.setattr(adapters, "config_refusal", lambda *_, **__: ())
+        monkeypatch.setattr(peft_adapters, "refusals", lambda *_: [])
 
     @pytest.mark.parametrize("name", ["pissa", "pissa, fast", "kasa"])
     def test_made(self, name: str) -> None:
@@ -207,7 +208,7 @@ class TestWrittenInPlace:
 
     @pytest.mark.parametrize("what", ["parameter", "buffer"])
     def test_it_is_refused_for_good(self, bank: AdapterBank, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        make = lora.make
+        make = peft_adapters.make
 
         def spoiling(*arguments: Any) -> Any:
             found = make(*arguments)
@@ -215,7 +216,7 @@ class TestWrittenInPlace:
             next(t for name, t in tensors if "lora_" not in name).data.view(-1)[3:4].add_(1.0)
             return found
 
-        monkeypatch.setattr(lora, "make", spoiling)
+        monkeypatch.setattr(peft_adapters, "make", spoiling)
         with pytest.raises(ConfigError, match="can't be put back, so this bank can't be used any more"):
             bank.add("x", config())
         for use in (lambda: bank.activate(None), lambda: bank.add("y", config()), lambda: bare_logits(bank)):
@@ -228,14 +229,15 @@ class TestWrittenInPlace:
         self, tiny_folder: str, sft_adapter: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
-        before, fill = bits(bank), lora.load_weights
+        before, fill = bits(bank), peft_adapters.load_weights
 
         def replacing(*arguments: Any) -> None:
             fill(*arguments)
-            layer = bank.base.model.layers[1].mlp.down_proj.base_layer
+            layer = bank.base.model.layers[1].mlp.down_proj
+            layer = getattr(layer, "base_layer", layer)
             layer.weight = torch.nn.Parameter(layer.weight + 1.0)
 
-        monkeypatch.setattr(lora, "load_weights", replacing)
+        monkeypatch.setattr(peft_adapters, "load_weights", replacing)
         with pytest.raises(
             DataError, match=r"rewrote the base's weights \(down_proj of layer 1\).*it has been put back"
         ):

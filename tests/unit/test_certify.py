@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from marl_core import AdapterBank, DataError, write_certificate
 from marl_core.cli.app import main
 from marl_core.testing import write_tiny_model
+from marl_core.testing.kinds import move, small_config
 
 Told = pytest.CaptureFixture[str]
 FILE = "marl_certificate.json"
@@ -40,6 +43,18 @@ def test_it_writes_what_a_run_reads_and_says_what(adapter: Path, tiny_folder: st
     bank = AdapterBank.from_pretrained(tiny_folder, device="cpu")
     bank.load_reward(adapter)
     assert "4 golden scores match" in "".join(bank.reward_checks.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("kind", ["oft", "ia3", "vera", "hra"])
+def test_a_reward_adapter_of_another_kind(tiny_folder: str, tmp_path: Path, capsys: Told, kind: str) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=1)
+    model: Any = get_peft_model(base, small_config(kind, task_type="SEQ_CLS"))
+    move(model)
+    model.save_pretrained(str(tmp_path / "reward"))
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "reward")
+    assert main(["certify", str(tmp_path / "reward"), "--model", tiny_folder]) == 0
+    assert "as float32     trained on these weights; 4 golden scores match within" in capsys.readouterr().out
 
 
 def test_it_is_compared_as_the_run_to_come_reads_it(adapter: Path, tiny_folder: str, capsys: Told) -> None:

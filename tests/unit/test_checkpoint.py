@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, DataError, NumericError
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import forward
 from marl_core.ppo.shaping import RewardStats

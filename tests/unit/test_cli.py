@@ -155,10 +155,10 @@ def test_plugins_of_one_family(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             "rewards",
-            "'rewards' is none of reference, reward, quantization, advantage, observer. Did you mean 'reward'?",
+            "'rewards' is none of reference, reward, adapter, quantization, advantage, observer. Did you mean 'reward'?",
         ),
         ("refernce", "Did you mean 'reference'?"),
-        ("zzz", "is none of reference, reward, quantization, advantage, observer.\n"),
+        ("zzz", "is none of reference, reward, adapter, quantization, advantage, observer.\n"),
     ],
 )
 def test_a_family_that_is_none_gets_the_names(

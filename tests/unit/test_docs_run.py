@@ -234,6 +234,9 @@ def shown_options() -> set[tuple[str, str, str]]:
         for _, choice in choices_in(config):
             if isinstance(choice.use, str):
                 found |= {(choice.family, choice.use, option) for option in ("", *choice.options)}
+                found |= (
+                    {(choice.family, choice.use, "options")} if "options: {" in text else set()
+                )  # told as any others
     return found
 
 

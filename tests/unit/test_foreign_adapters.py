@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     ),
     "another kind": (
         lambda base, folder: edit(write(base, folder, target_modules=SFT), peft_type="LOHA"),
-        "holds no tensor of a LoHa adapter",
+        "says that it is a LoHa adapter, and its file holds tensors of another kind",
     ),
     "a prompt": (
         lambda base, folder: edit(write(base, folder, target_modules=SFT), peft_type="PREFIX_TUNING"),

@@ -167,6 +167,34 @@ def test_it_comes_and_goes_and_comes_again(kind: str, tmp_path: Path) -> None:
     assert not hasattr(bank.base, "peft_config")
 
 
+@pytest.mark.parametrize("kind", ["lora", "tinylora", "vera", "shira"])
+def test_a_copy_is_nobody_elses(kind: str) -> None:
+    """Kinds that share projections between layers share none between adapters."""
+    bank = bank_with((kind,))
+    bank.copy(kind, "copied")
+    before = logits(bank, "copied")
+    assert torch.equal(before, logits(bank, kind))
+    noise(bank.parameters(kind).values(), 5)
+    assert torch.equal(logits(bank, "copied"), before)
+    assert not torch.equal(logits(bank, kind), before)
+    bank.fill("copied", bank.tensors(kind))
+    assert torch.equal(logits(bank, "copied"), logits(bank, kind))
+
+
+def test_what_is_removed_while_it_stands_is_gone() -> None:
+    bank = bank_with(("lora", "oft"))
+    bank.activate("lora")
+    bank.remove("lora")
+    assert bank.active is None
+    with torch.no_grad():
+        assert torch.equal(bank.base(IDS).logits, tiny_model()(IDS).logits)
+    bank.activate("oft")
+    bank.remove("oft")
+    assert {key: type(module) for key, module in bank.base.named_modules()} == {
+        key: type(module) for key, module in tiny_model().named_modules()
+    }
+
+
 def test_what_peft_keeps_fixed_does_not_learn() -> None:
     """MiCA trains one of its two factors: 14 of 28 tensors of the tiny model's seven layers times two."""
     bank = AdapterBank(tiny_model(), tiny_tokenizer())
@@ -205,7 +233,7 @@ def test_an_adapter_on_the_output_layer_is_refused() -> None:
         LoraConfig(target_modules=["lm_head"]),
         OFTConfig(oft_block_size=8, target_modules=["q_proj", "lm_head"]),
     ):
-        with pytest.raises(ConfigError, match="adapts the output layer"):
+        with pytest.raises(ConfigError, match=r"the output layer, whose own weight|is the output layer"):
             bank.add("policy", config, seed=0)
         assert bank.adapters == []
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from marl_core.config.run_config import PPOSection, RunConfig
-from marl_core.run.optimizer import learning_rate_factor, make_optimizer
+from marl_core.errors import ConfigError
+from marl_core.run.optimizer import learning_rate_factor, make_optimizer, set_learning_rates
 
 
 def factors(**options: Any) -> list[float]:
@@ -61,3 +62,44 @@ def test_one_step_by_hand() -> None:
     weight.grad = torch.full((2,), 2.0)
     made.step()
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.87))
+
+
+class TestFactors:
+    """A part of an adapter may learn faster: `rates` of its strategy."""
+
+    def made(self, factors: dict[str, dict[str, float]]) -> torch.optim.AdamW:
+        written = {"model": {"path": "tiny"}, "reference": "r", "reward": "r", "ppo": {"learning_rate": 1e-3}}
+        names = ("q.lora_A.policy.weight", "q.lora_B.policy.weight", "up.lora_A.policy.weight")
+        roles = {"policy": {name: torch.nn.Parameter(torch.ones(2)) for name in names}}
+        return make_optimizer(roles, RunConfig.model_validate(written), factors)
+
+    def test_groups_by_factor_the_roles_own_first(self) -> None:
+        groups = self.made({"policy": {"lora_B": 16.0}}).param_groups
+        assert [(group["lr"], len(group["params"])) for group in groups] == [(1e-3, 2), (16e-3, 1)]
+        assert [group["role"] for group in groups] == ["policy", "policy"]
+
+    def test_the_schedule_keeps_the_factor(self) -> None:
+        optimizer = self.made({"policy": {"lora_B": 16.0}})
+        set_learning_rates(optimizer, 3, PPOSection(steps=4, schedule="linear"))
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25e-3, 4e-3])
+
+    def test_one_step_of_adamw_moves_by_rate_times_factor(self) -> None:
+        optimizer = self.made({"policy": {"lora_B": 16.0}})
+        slow, fast = (group["params"][0] for group in optimizer.param_groups)
+        for parameter in (slow, fast):
+            parameter.grad = torch.ones(2)
+        optimizer.step()
+        # Adam's first step is the rate in each number, whatever the gradient's size
+        assert 1 - slow[0].item() == pytest.approx(1e-3, rel=1e-2)
+        assert 1 - fast[0].item() == pytest.approx(16e-3, rel=1e-2)
+
+    def test_without_factors_there_is_one_group(self) -> None:
+        assert [len(group["params"]) for group in self.made({}).param_groups] == [3]
+
+    def test_a_part_that_no_parameter_has(self) -> None:
+        with pytest.raises(ConfigError, match=r"policy: .* to lora_C, and no parameter has that in its name"):
+            self.made({"policy": {"lora_C": 2.0}})
+
+    def test_a_part_is_whole(self) -> None:
+        with pytest.raises(ConfigError, match="lora_"):
+            self.made({"policy": {"lora_": 2.0}})

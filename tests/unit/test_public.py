@@ -25,5 +25,5 @@ def test_what_mypy_sees_is_what_there_is() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="it offers API, AdapterBank"):
+    with pytest.raises(AttributeError, match="it offers ANY_QUANTIZATION, API, Adapter, AdapterBank"):
         marl_core.Rnner  # noqa: B018  # the access is the test

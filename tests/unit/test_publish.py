@@ -120,6 +120,8 @@ def test_the_card_states_base_reference_reward_kl_and_judges(finished: Path) -> 
     kl = run.evaluations[-1]["kl"]
     assert f"| KL to the reference, nats per response | 0 | {kl:.4g} |" in card
     assert f"- peft {provenance['packages']['peft']}" in card
+    assert "A PEFT adapter (LoRA), trained with PPO by marl." in card
+    assert head(card)["tags"] == ["marl", "ppo", "lora", "rlhf"]
     assert head(card)["library_name"] == "peft"
     assert "base_model" not in head(card)  # a local folder is no hub name
     assert "prepared before training" not in card
@@ -137,6 +139,23 @@ def test_how_many_steps_a_mean_is_over_is_said(finished: Path, steps: int, said:
     (run,) = read_runs([finished])
     longer = replace(run, steps=[{"step": i + 1, "objective/scores": i} for i in range(steps)])
     assert f"- mean reward of a step: {said}" in model_card(longer)
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "tag"),
+    [
+        ({"peft_type": "OFT"}, "OFT", "oft"),
+        ({"use_dora": True}, "DoRA", "lora"),
+        ({"peft_type": "FOURIERFT"}, "FourierFT", "fourierft"),
+    ],
+)
+def test_the_card_states_the_kind(copy: Callable[..., Path], options: dict[str, Any], title: str, tag: str) -> None:
+    run = copy()
+    file = run / "final" / "policy" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **options}), encoding="utf-8")
+    card = model_card(read_runs([run])[0])
+    assert f"A PEFT adapter ({title}), trained with PPO by marl." in card
+    assert head(card)["tags"][2] == tag
 
 
 @pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")

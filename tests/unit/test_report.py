@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from marl_core import DataError, Runner, show_report
 from marl_core.report.charts import ticks
 from marl_core.report.page import number, page, write_report
 from marl_core.report.run_data import read_runs
+from marl_core.report.values import write_csv
 
 EVIL = '<script>alert("x")</script>&amp;\'"'
 STEP = {
@@ -149,6 +151,15 @@ def test_a_notebook_shows_the_page_of_one_run_or_several(tmp_path: Path) -> None
         show_report(one, tmp_path / "none")
 
 
+@pytest.mark.parametrize("given", [(), ([],), (500,), ("run", 500), (["run", 500],), (None,)])
+def test_what_is_no_run_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[Any, ...]) -> None:
+    """Such as a height that lacks its name."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"show_report: .* Give the run\.folder"):
+        show_report(*given)
+
+
 def test_same_names_are_told_apart(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")]
     assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
@@ -169,6 +180,60 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         write_report(folder)
     with pytest.raises(DataError, match="holds no run"):
         write_report(tmp_path)
+
+
+def test_numbers_of_a_damaged_run_are_an_error_too(tmp_path: Path) -> None:
+    folder, table = write_run(tmp_path / "run"), tmp_path / "numbers.csv"
+    with pytest.raises(DataError, match=r"numbers.csv/x.csv can't be written"):
+        write_csv([folder], write_csv([folder], table) / "x.csv")
+    with pytest.raises(DataError, match=r"numbers.csv/x.html can't be written"):
+        write_report(folder, table / "x.html")
+    (folder / "preflight.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match=r"preflight\.json holds a list"):
+        write_csv([folder], table)
+    (folder / "preflight.json").unlink()
+    (folder / "config.yaml").write_bytes(b"\xff\0")
+    with pytest.raises(DataError, match="is damaged or can't be read"):
+        write_csv([folder], table)
+    (folder / "steps.jsonl").write_text('{"step": {}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="is damaged or can't be read"):
+        write_csv([folder], table)
+
+
+def write_evaluations(folder: Path, steps: list[int], prompts: int = 1) -> None:
+    """Evaluations whose score is their step, with the texts to so many prompts."""
+    lines = [
+        {
+            "step": step,
+            "reward": float(step),
+            "kl": 0.0,
+            "length": 3.0,
+            "judges": {},
+            "samples": [{"prompt": str(prompt), "response": "r", "score": float(step)} for prompt in range(prompts)],
+        }
+        for step in steps
+    ]
+    (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def test_what_a_difference_is_to_is_said(tmp_path: Path) -> None:
+    """A run that was resumed in a new folder, or whose first texts weren't kept, has no evaluation before training."""
+    whole, later = write_run(tmp_path / "whole"), write_run(tmp_path / "later")
+    write_evaluations(whole, [0, 2])
+    write_evaluations(later, [1, 3])
+    before = "difference is to the score before training."
+    assert before in page(read_runs([whole]))
+    for runs in ([later], [whole, later]):
+        assert before not in page(read_runs(runs))
+        assert "difference is to the score in the first evaluation of its run." in page(read_runs(runs))
+
+
+def test_prompts_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_evaluations(folder, [0], prompts=60)
+    assert "40 of 60 prompts." in page(read_runs([folder]))
+    write_evaluations(folder, [0], prompts=40)
+    assert "of 40 prompts" not in page(read_runs([folder]))
 
 
 def shown_sample(folder: Path, **sample: Any) -> Page:
@@ -270,6 +335,14 @@ def test_numbers(value: Any, shown: str) -> None:
 )
 def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high, 3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [1.0, -3e7, 1e-300])
+def test_ticks_of_values_that_are_nearly_equal_differ(value: float) -> None:
+    """As rounding leaves them: the next number that a float can hold is no range."""
+    found = ticks(value, math.nextafter(value, math.inf), 4)
+    assert len(set(found)) == len(found)
+    assert min(found) < value < max(found)
 
 
 def test_a_real_run_writes_where_each_token_ends(make_config: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marl_core import AdapterBank, ConfigError, Prompts
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.budget import PassLimits

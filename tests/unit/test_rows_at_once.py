@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
-from marl_core.bank.lora import make_config as lora_config
+from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling import sampler as sampling
 from marl_core.ppo.sampling.decode import decode

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, NumericError, PluginError, Prompts, Rollout, ScoreView, View
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import as_scores, score_all
 from marl_core.ppo.roles import RewardSource

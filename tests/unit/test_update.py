@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, NumericError, View
-from marl_core.bank.lora import make_config
+from marl_core.bank.peft_adapters import make_config
 from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.estimators import estimate_advantages

@@ -169,4 +169,4 @@ def test_an_adapter_of_laguna_is_not_read_back(still: Still, tmp_path: Path) -> 
     read: Any = PeftModel.from_pretrained(LagunaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     with torch.no_grad():
         same = torch.allclose(saved(input_ids=ROW).logits, read.eval()(input_ids=ROW).logits, atol=1e-3)
-    still(not same, "marl_core/bank/lora.py")
+    still(not same, "marl_core/bank/peft_adapters.py")

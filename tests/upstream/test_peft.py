@@ -54,7 +54,7 @@ def test_disable_adapter_changes_who_learns(still: Still, adapted: Adapted) -> N
     assert trainable(model) == {"policy", "value"}
     with model.disable_adapter():
         pass
-    still(trainable(model) != {"policy", "value"}, "marl_core/bank/switch.py")
+    still(trainable(model) != {"policy", "value"}, "marl_core/bank/mount.py")
 
 
 def test_set_adapter_makes_a_frozen_one_learn(still: Still, adapted: Adapted) -> None:
@@ -63,7 +63,7 @@ def test_set_adapter_makes_a_frozen_one_learn(still: Still, adapted: Adapted) ->
         if ".reward." in name:
             parameter.requires_grad_(False)
     model.set_adapter("reward")
-    still("reward" in trainable(model), "marl_core/bank/switch.py")
+    still("reward" in trainable(model), "marl_core/bank/mount.py")
 
 
 def test_gradient_checkpointing_recomputes_through_another_adapter(still: Still, adapted: Adapted) -> None:
@@ -111,7 +111,7 @@ def test_pissa_rewrites_the_base(still: Still, adapted: Adapted) -> None:
     model = adapted("policy", noise=0.0, model=base, init_lora_weights="pissa")
     with model.disable_adapter():
         gap = float((logits(model) - before).abs().max())
-    still(gap > 0.1, "marl_core/plan/lora_checks.py")
+    still(gap > 0.1, "marl_core/artifacts/kind_options.py")
 
 
 def test_a_mixed_batch_and_a_head_of_one_adapter(still: Still, adapted: Adapted) -> None:
@@ -147,7 +147,7 @@ def test_an_adapter_of_another_base_loads_in_silence(
 
 def test_the_name_of_the_bare_base_is_free(still: Still, adapted: Adapted) -> None:
     """A mixed batch means the bare base by `__base__`; an adapter may be called that too."""
-    still("__base__" in adapted("__base__").peft_config, "marl_core/bank/lora.py")
+    still("__base__" in adapted("__base__").peft_config, "marl_core/bank/peft_adapters.py")
 
 
 def test_an_adapter_s_file_is_filtered_by_the_others_names(still: Still, adapted: Adapted) -> None:
@@ -156,7 +156,7 @@ def test_an_adapter_s_file_is_filtered_by_the_others_names(still: Still, adapted
 
     alone = get_peft_model_state_dict(adapted("policy"), adapter_name="policy")
     beside = get_peft_model_state_dict(adapted("policy", "layers"), adapter_name="policy")
-    still(len(beside) < len(alone), "marl_core/bank/parts.py")
+    still(len(beside) < len(alone), "marl_core/bank/mount.py")
 
 
 def test_a_pass_through_a_weights_lora_counts_as_a_change(still: Still) -> None:

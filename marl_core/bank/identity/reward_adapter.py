@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from marl_core.bank import heads, lora
+from marl_core.bank import heads, peft_adapters
 from marl_core.bank.identity.reward_check import Reading, check_reward
 from marl_core.bank.reward_bank import RewardBank
 from marl_core.bank.reward_class import refuse_other_reading
@@ -30,7 +30,7 @@ def load(
         raise ConfigError(f"{asked_by}: position: {position!r} is none of {', '.join(get_args(Position))}.")
     if pad_id is not None and not isinstance(pad_id, int):
         raise ConfigError(f"{asked_by}: pad_id: expected a token's number, got {pad_id!r}.")
-    files = lora.find_adapter(path, asked_by, revision, subfolder)
+    files = peft_adapters.find_adapter(path, asked_by, revision, subfolder)
     head = heads.read_score_head(files, bank.trunk.hidden_size, asked_by)
     before = set(bank.adapters)
     name = bank.frozen(path, "reward", asked_by, revision=revision, subfolder=subfolder)

@@ -73,6 +73,8 @@ class PolicySampler:
     value_head: str | None = None
     options: PassOptions | None = None
     """How the passes go through the base; None: as the block around the call says."""
+    witness: bool = False
+    """Keep what sampling saw however coarsely it is rounded: to be compared with a scoring pass, not to stand for one."""
 
     @torch.no_grad()
     def __call__(
@@ -123,21 +125,23 @@ class PolicySampler:
 
     @contextmanager
     def _sampling_view(self) -> Iterator[AdapterBank]:
-        """A block in which the bank is set up for sampling: adapter, generation mode and, if asked for, merged copies."""
+        """A block in which the bank is set up for sampling: adapter, generation mode and, if asked for or worth it, merged copies."""
         bank = self.bank
         with bank.using(self.adapter, options=self.options), bank.trunk.generating():
-            if not self.speed.merge_for_sampling:
+            asked = self.speed.merge_for_sampling
+            if not is_on(asked, bank.device.type):
                 yield bank
                 return
-            with merged_copies(bank, self.adapter):
+            with merged_copies(bank, self.adapter, dear_only=asked is None):
                 yield bank
 
     def _behavior(self, rollout: Rollout, output: PolicyOutput) -> PolicyOutput | None:
-        """The sampling pass's output with its origin, where it is exact enough to replace a scoring pass; else None."""
+        """The sampling pass's output with its origin, where it is exact enough to replace a scoring pass, or asked for; else None."""
         bank = self.bank
         exact = bank.quantization.config is None and bank.trunk.precision == "float32"
+        wanted = self.witness or (is_on(self.speed.capture, bank.device.type) and exact)
         lengths = [*rollout.prompts.mask.sum(dim=1).tolist(), *rollout.sequence_mask.sum(dim=1).tolist()]
-        if not (is_on(self.speed.capture, bank.device.type) and exact and bank.trunk.stretched.alike(lengths)):
+        if not (wanted and bank.trunk.stretched.alike(lengths)):
             return None
         origin = PassOrigin.of(bank, self.adapter, self.value_head, self.sampling.temperature)
         return replace(output, origin=origin, token_digests=rollout.digests())

@@ -76,6 +76,7 @@ class PeftKind(Strategy):
             learned=self.learned(layers, shapes),
             held=self.held(layers, shapes),
             kept=kind.kept,
+            folded=kind.folded,
             start="rounded" if kind.start == "rounded" else "base",
             packed=frozenset({ANY_QUANTIZATION}) if kind.any_quantized else kind.packed,
             rates=self.rates(),

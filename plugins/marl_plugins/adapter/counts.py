@@ -18,19 +18,20 @@ HAS_BIAS = "has_bias"
 """An option that isn't PEFT's: whether the layer has a bias."""
 
 
-def _two_factors(default: int) -> OfLayer:
-    """A pair of thin matrices, as LoRA's."""
+def _delora(options: Options, name: str, rows: int, columns: int) -> int:
+    """A pair of thin matrices, as LoRA's, and the update's size."""
+    return by_pattern(options.get("rank_pattern") or {}, name, _number(options, "r", 8)) * (rows + columns) + 1
 
-    def count(options: Options, name: str, rows: int, columns: int) -> int:
-        rank = by_pattern(options.get("rank_pattern") or {}, name, options.get("r", default))
-        return rank * (rows + columns)
 
-    return count
+def _number(options: Options, name: str, default: int) -> int:
+    """A whole number among the options."""
+    value: int = options.get(name, default)
+    return value
 
 
 def _boft(options: Options, name: str, rows: int, columns: int) -> int:
     """Blocks that cover the inputs, and a factor for each output. PEFT doesn't pass the number of butterfly factors on: it is 1."""
-    size, blocks = options.get("boft_block_size", 4), options.get("boft_block_num", 0)
+    size, blocks = _number(options, "boft_block_size", 4), _number(options, "boft_block_num", 0)
     size = size or columns // max(blocks, 1)
     return columns * size + rows
 
@@ -40,13 +41,13 @@ def _road(options: Options, name: str, rows: int, columns: int) -> int:
 
 
 def _randlora(options: Options, name: str, rows: int, columns: int) -> int:
-    rank, narrow = options.get("r", 32), min(rows, columns)
+    rank, narrow = _number(options, "r", 32), min(rows, columns)
     return ceil(narrow / rank) * (rank + narrow)
 
 
 def _lokr(options: Options, name: str, rows: int, columns: int) -> int:
     """A Kronecker product of a small matrix and a larger one, either of which may be a product of two thin ones."""
-    rank, factor = options.get("r", 8), options.get("decompose_factor", -1)
+    rank, factor = _number(options, "r", 8), _number(options, "decompose_factor", -1)
     (small_rows, large_rows), (small_columns, large_columns) = _split(rows, factor), _split(columns, factor)
     small = small_rows * small_columns
     if options.get("decompose_both", False) and rank < max(small_rows, small_columns) / 2:
@@ -68,7 +69,7 @@ def _split(size: int, factor: int) -> tuple[int, int]:
 
 def _glora(options: Options, name: str, rows: int, columns: int) -> int:
     """Two parts on the weight, and, of a layer that has a bias, three on that."""
-    rank = options.get("r", 8)
+    rank = _number(options, "r", 8)
 
     def part(form: str, out: int, into: int) -> int:
         return {"lora": rank * (out + into), "vector": out, "constant": 1, "none": 0}[form]
@@ -94,13 +95,13 @@ def _glora_zeros(options: Options, name: str, rows: int, columns: int) -> int:
 
 def _frequencies(default: int) -> OfLayer:
     def count(options: Options, name: str, rows: int, columns: int) -> int:
-        return by_pattern(options.get("n_frequency_pattern") or {}, name, options.get("n_frequency", default))
+        return by_pattern(options.get("n_frequency_pattern") or {}, name, _number(options, "n_frequency", default))
 
     return count
 
 
 def _c3a(options: Options, name: str, rows: int, columns: int) -> int:
-    size = by_pattern(options.get("block_size_pattern") or {}, name, options.get("block_size", 256))
+    size = by_pattern(options.get("block_size_pattern") or {}, name, _number(options, "block_size", 256))
     return rows * columns // size
 
 
@@ -111,45 +112,47 @@ def _sparse(options: Options, name: str, rows: int, columns: int) -> int:
 
 
 def _psoft(options: Options, name: str, rows: int, columns: int) -> int:
-    rank = options.get("r", 32)
+    rank = _number(options, "r", 32)
     turned = rank * (rank - 1) // 2 if options.get("psoft_orth", True) else rank * rank
-    return turned + rank * sum(options.get(name, True) for name in ("psoft_mag_a", "psoft_mag_b"))
+    return int(turned + rank * sum(options.get(name, True) for name in ("psoft_mag_a", "psoft_mag_b")))
 
 
 def _psoft_held(options: Options, name: str, rows: int, columns: int) -> int:
     """The weight's main directions, and the places of the angles."""
-    rank = options.get("r", 32)
+    rank = _number(options, "r", 32)
     places = 2 * INDEX * rank * (rank - 1) // 2 if options.get("psoft_orth", True) else 0
     return FLOAT * rank * (rows + columns) + places
 
 
 def _peanut(options: Options, name: str, rows: int, columns: int) -> int:
-    rank = options.get("r", 32)
-    return 2 * rank * rows + 2 * options.get("depth", 0) * rank * rank
+    rank = _number(options, "r", 32)
+    return 2 * rank * rows + 2 * _number(options, "depth", 0) * rank * rank
 
 
 LEARNED: Mapping[str, OfLayer] = {
-    "adalora": lambda options, name, rows, columns: options.get("init_r", 12) * (rows + columns + 1),
+    "adalora": lambda options, name, rows, columns: _number(options, "init_r", 12) * (rows + columns + 1),
     "boft": _boft,
-    "hra": lambda options, name, rows, columns: options.get("r", 8) * columns,
+    "hra": lambda options, name, rows, columns: _number(options, "r", 8) * columns,
     "road": _road,
-    "vera": lambda options, name, rows, columns: options.get("r", 256) + rows,
+    "vera": lambda options, name, rows, columns: _number(options, "r", 256) + rows,
     "randlora": _randlora,
-    "loha": lambda options, name, rows, columns: 2 * options.get("r", 8) * (rows + columns),
+    "loha": lambda options, name, rows, columns: 2 * _number(options, "r", 8) * (rows + columns),
     "lokr": _lokr,
-    "hira": _two_factors(32),
-    "delora": lambda options, name, rows, columns: _two_factors(8)(options, name, rows, columns) + 1,
+    "hira": lambda options, name, rows, columns: _number(options, "r", 32) * (rows + columns),
+    "delora": _delora,
     "gralora": lambda options, name, rows, columns: (
-        (options.get("r", 32) + options.get("hybrid_r", 0)) * (rows + columns)
+        (_number(options, "r", 32) + _number(options, "hybrid_r", 0)) * (rows + columns)
     ),
     "glora": _glora,
     "fourierft": _frequencies(1000),
     "waveft": _frequencies(2592),
     "c3a": _c3a,
-    "shira": lambda options, name, rows, columns: options.get("r", 32) * (rows + columns),
+    "shira": lambda options, name, rows, columns: _number(options, "r", 32) * (rows + columns),
     "supertuning": _sparse,
     "psoft": _psoft,
-    "deft": lambda options, name, rows, columns: options.get("r", 8) * (rows + (0 if options.get("para") else columns)),
+    "deft": lambda options, name, rows, columns: (
+        _number(options, "r", 8) * (rows + (0 if options.get("para") else columns))
+    ),
     "peanut": _peanut,
     "beft": lambda options, name, rows, columns: rows,
 }
@@ -161,7 +164,7 @@ HELD: Mapping[str, OfLayer] = {
     "glora": _glora_zeros,
     "fourierft": lambda options, name, rows, columns: 2 * INDEX * _frequencies(1000)(options, name, rows, columns),
     "waveft": lambda options, name, rows, columns: 2 * INDEX * _frequencies(2592)(options, name, rows, columns),
-    "shira": lambda options, name, rows, columns: 2 * INDEX * options.get("r", 32) * (rows + columns),
+    "shira": lambda options, name, rows, columns: 2 * INDEX * _number(options, "r", 32) * (rows + columns),
     "supertuning": lambda options, name, rows, columns: SHORT * _sparse({**options, "r": 0}, name, rows, columns),
     "psoft": _psoft_held,
 }
@@ -193,9 +196,9 @@ def held(kind: str, options: Options, layers: Layers, shapes: Shapes) -> int:
         return 0
     rows, columns = (max(shape[axis] for shape in chosen.values()) for axis in (0, 1))
     if kind == "vera":  # one pair of projections for all layers
-        return FLOAT * options.get("r", 256) * (rows + columns)
+        return FLOAT * _number(options, "r", 256) * (rows + columns)
     if kind == "randlora":
-        rank, narrow, wide = options.get("r", 32), min(rows, columns), max(rows, columns)
+        rank, narrow, wide = _number(options, "r", 32), min(rows, columns), max(rows, columns)
         return FLOAT * (rank * narrow + wide * ceil(narrow / rank) * rank)
     return _over_layers(HELD.get(kind), options, layers, shapes)
 

@@ -9,7 +9,8 @@ import typer
 
 from marl_plugins.migrate import llamafactory, trl
 from marl_plugins.migrate.foreign_config import MISSING, Carried
-from marl_plugins.writing import MODELINE, render, write_all, write_schema
+from marl_plugins.migrate.foreign_files import read_mapping
+from marl_plugins.writing import MODELINE, one_line, render, write_all, write_schema
 
 app = typer.Typer(
     help="Convert a PPO config of another trainer to marl's.", no_args_is_help=True, rich_markup_mode=None
@@ -48,7 +49,7 @@ def llamafactory_command(
     ] = None,
 ) -> None:
     """Convert a PPO config of LLaMA-Factory."""
-    carried = llamafactory.migrate(trl.read_mapping(file), processes)
+    carried = llamafactory.migrate(read_mapping(file), processes)
     _finish(context, carried, f"Converted from {file.name} (LLaMA-Factory).", to, force)
 
 
@@ -81,9 +82,9 @@ def _finish(context: typer.Context, carried: Carried, origin: str, to: Path | No
     refused = [f"{key}: {why}" for key, why in carried.refused if key not in carried.partly]
     partly = [f"{key}: {why}" for key, why in carried.refused if key in carried.partly]
     assumed = [f"{key}: {why}" for key, why in carried.assumed]
-    text = render(carried.config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), origin])
+    text = render(carried.config, SECTION_COMMENTS, [MODELINE.removeprefix("# "), one_line(origin)])
     for title, lines in ((REFUSED, refused), (PARTLY, partly), (ASSUMED, assumed)):
-        text += f"\n# {title}\n" + "".join(f"#   {line}\n" for line in lines) if lines else ""
+        text += f"\n# {title}\n" + "".join(f"#   {one_line(line)}\n" for line in lines) if lines else ""
     if to is not None:
         write_all({to: text} | {to.parent / name: content for name, content in carried.files.items()}, force)
     for word, lines in (("not converted", refused), ("partly", partly), ("assumed", assumed)):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
-from pathlib import Path
+from math import ceil, isfinite
 from typing import Any
 
-from marl_core import Catalog, ConfigError, MarlError, read_rows
+from marl_core import Catalog, ConfigError
 from marl_plugins.writing import usual_config
 
 NO_SUCH_SETTING = "marl has no such setting"
@@ -78,15 +77,26 @@ class ForeignConfig:
         return usual.value
 
     def number(self, *names: str, default: float | None = None) -> Any:
-        """The same as a number; whole ones as int. YAML reads 1e-5 as a text."""
+        """The same as a number; whole ones as int. YAML reads 1e-5 as a text. ConfigError for what is no finite number."""
+        key = next((name for name in names if self.remaining.get(name) is not None), names[0])
         value = self.take(*names, default=default)
-        if value is None or isinstance(value, bool):
-            return value
+        if value is None:
+            return None
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{names[0]}: {value!r} is not a number.") from None
+            number = float("nan" if isinstance(value, bool) else value)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not isfinite(number):
+            raise ConfigError(f"{key}: {value!r} is not a number that can be used. Give a finite one.")
         return int(number) if number.is_integer() and not isinstance(value, float) else number
+
+    def count(self, *names: str, default: int | None = None) -> Any:
+        """The same as a whole number of at least 1: a size that others are multiplied with or divided by."""
+        key = next((name for name in names if self.remaining.get(name) is not None), names[0])
+        value = self.number(*names, default=default)
+        if value is not None and (value < 1 or value != int(value)):
+            raise ConfigError(f"{key}: {value:g} is no count. Give a whole number of 1 or more.")
+        return None if value is None else int(value)
 
     def assume(self, key: str, why: str) -> None:
         """Say what was taken for a key that nobody gave; what was said before stays."""
@@ -122,22 +132,6 @@ def _shown(value: Any) -> str:
 def offers(family: Any, name: str) -> bool:
     """Whether a strategy of this name is installed."""
     return any(listing.name == name for listing in Catalog.installed().listings(family))
-
-
-def local_rows(file: str) -> list[Mapping[str, Any]] | None:
-    """Rows of a prompts file on this machine; None when it isn't here or can't be read."""
-    if not Path(file).expanduser().is_file():
-        return None
-    try:
-        return read_rows(file)
-    except MarlError:
-        return None
-
-
-def rows_of(file: str) -> int | None:
-    """How many rows a prompts file has; None when that can't be told here."""
-    rows = local_rows(file)
-    return None if rows is None else len(rows)
 
 
 def steps_of(
@@ -191,12 +185,8 @@ DIVIDED = ", and divide ppo.steps by N"
 
 def processes(foreign: ForeignConfig) -> Processes:
     """Out of what a launcher was told, under the names of accelerate, torchrun and deepspeed; ConfigError when that is no count."""
-    count = foreign.number("num_processes", "nproc_per_node", "num_gpus")
-    if count is None:
-        return Processes(1, known=False)
-    if isinstance(count, bool) or count != int(count) or count < 1:
-        raise ConfigError(f"number of processes: {count!r} is no count of processes. Give 1 or more.")
-    return Processes(int(count), known=True)
+    count = foreign.count("num_processes", "nproc_per_node", "num_gpus")
+    return Processes(count or 1, known=count is not None)
 
 
 def warm_up(
@@ -216,11 +206,14 @@ def warm_up(
     return None
 
 
-def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) -> None:
-    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted."""
+def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_adapter: bool, is_lora: bool = True) -> None:
+    """A learning rate for all weights isn't one for a LoRA: where all were trained, marl's default stands, and that is noted.
+
+    `is_lora`: of other adapters what a usual rate is isn't said; the pre-flight check measures how far a step goes.
+    """
     usual, theirs = usual_config().ppo.learning_rate, ppo["learning_rate"]
-    if trains_lora:
-        if theirs < SMALL_RATE:
+    if trains_adapter:
+        if is_lora and theirs < SMALL_RATE:
             foreign.note(
                 "learning_rate",
                 f"{theirs:g} is kept, and small for a LoRA: 1e-4 to 5e-4 is usual, marl's default is {usual:g}",
@@ -235,6 +228,24 @@ def lora_rate(foreign: ForeignConfig, ppo: dict[str, Any], trains_lora: bool) ->
     )
 
 
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+"""Schedules of transformers, which both trainers take, and what marl calls them."""
+
+
+def schedule(foreign: ForeignConfig) -> str:
+    """The schedule of the learning rate; where marl has no such one it is constant, and that is noted."""
+    written = str(foreign.take("lr_scheduler_type"))
+    if written not in SCHEDULES:
+        foreign.note("lr_scheduler_type", f"{written!r}: marl has constant, linear and cosine; constant is taken")
+    return SCHEDULES.get(written, "constant")
+
+
+def names_in(value: Any) -> list[str]:
+    """Names as a YAML list, or in one text with commas between them; none of nothing, and of `no`."""
+    written = value if isinstance(value, list | tuple) else str("" if value in (None, False) else value).split(",")
+    return [name for name in (str(entry).strip() for entry in written) if name]
+
+
 def without_none(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section without the keys that nobody set."""
     return {key: value for key, value in section.items() if value is not None}
@@ -242,15 +253,19 @@ def without_none(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_sections(foreign: ForeignConfig, trackers: Collection[str], seed: int) -> dict[str, Any]:
     """Sections observers and run: trackers where some were named, folder, seed and how often to save."""
-    reporters = foreign.take("report_to", "log_with", default=[])
-    names = [name for name in ([reporters] if isinstance(reporters, str) else reporters) if name in trackers]
-    observers: list[Any] = ["console", "json-lines"]
+    asked = names_in(foreign.take("report_to", "log_with"))
+    names = [name for name in asked if name in trackers]
+    others = [name for name in asked if name not in trackers and name not in ("none", "all")]
+    if others:
+        foreign.note(
+            "report_to", f"marl has no tracker {', '.join(others)}; it has {', '.join(trackers)}", lost=not names
+        )
     run = {
         "folder": foreign.take("output_dir", default="runs/imported"),
         "seed": foreign.number("seed", default=seed),
         "checkpoint_every": foreign.number("save_steps"),
     }
     return {
-        "observers": [*observers, {"use": "trackers", "to": names}] if names else observers,
+        **({"observers": [{"use": "trackers", "to": names}]} if names else {}),
         "run": without_none(run),
     }

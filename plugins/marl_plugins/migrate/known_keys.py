@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from marl_core import ConfigError
+from marl_core import ConfigError, near_match
 
 NEAR = 0.85
 """How alike two names must be for one to be a slip of the pen: a letter or two in a name of usual length."""
@@ -150,10 +149,10 @@ class KnownKeys:
                 )
             if key in known or key in declared:
                 continue
-            near = difflib.get_close_matches(key, known - set(written), n=1, cutoff=NEAR)
+            near = near_match(key, known - set(written), NEAR)
             if near:
                 raise ConfigError(
-                    f"{dashes}{key}: {self.trainer} has no such key. Did you mean {dashes}{near[0]}? {self.way_out}"
+                    f"{dashes}{key}: {self.trainer} has no such key. Did you mean {dashes}{near}? {self.way_out}"
                 )
             found.append(key)
         return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from marl_core import ConfigError
+from marl_plugins.migrate.adapter_section import policy_section
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
     Carried,
@@ -13,18 +14,21 @@ from marl_plugins.migrate.foreign_config import (
     ForeignConfig,
     Processes,
     lora_rate,
+    names_in,
     offers,
     run_sections,
+    schedule,
     steps_of,
     warm_up,
     without_none,
 )
 from marl_plugins.migrate.known_keys import LLAMAFACTORY_KEYS
 from marl_plugins.migrate.llamafactory_data import data_section
-from marl_plugins.migrate.reasons import LLAMAFACTORY
+from marl_plugins.migrate.reasons import LLAMAFACTORY, LORA_ONLY, OFT_ONLY
 
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+ADAPTERS = ("lora", "oft")
+"""Values of finetuning_type that train an adapter."""
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
 DEFAULTS = {
     key: Default(value, "LLaMA-Factory's default")
@@ -44,6 +48,8 @@ DEFAULTS = {
         "reward_model_type": "lora",
         "lora_rank": 8,
         "lora_target": "all",
+        "oft_block_size": 32,
+        "oft_target": "all",
         "cutoff_len": 2048,
         "seed": 42,
     }.items()
@@ -58,18 +64,21 @@ def migrate(written: Mapping[str, Any], processes: int | None = None) -> Carried
     """
     foreign = ForeignConfig(dict(written), DEFAULTS, unknown=LLAMAFACTORY_KEYS.unknown(written))
     many = Processes(processes or 1, known=processes is not None)
+    if not foreign.remaining.get("pissa_init"):
+        for key in ("pissa_init", "pissa_iter", "pissa_convert"):
+            foreign.remaining.pop(key, None)  # LLaMA-Factory reads them with pissa_init alone
     stage, kind = foreign.take("stage", default="ppo"), foreign.take("finetuning_type")
     if stage != "ppo":
         raise ConfigError(
             f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
         )
-    if kind != "lora":
+    if kind not in ADAPTERS:
         foreign.note(
             "finetuning_type",
             f"{kind!r}: weights of the base were trained. marl trains a LoRA on the frozen base, so it is another experiment",
         )
     model, quantization = _model(foreign)
-    policy, reference = _policy(foreign, str(model["path"]))
+    policy, reference = _policy(foreign, str(model["path"]), str(kind))
     data, rows = data_section(foreign)
     config: dict[str, Any] = {
         "model": model,
@@ -83,8 +92,8 @@ def migrate(written: Mapping[str, Any], processes: int | None = None) -> Carried
         "shaping": {"normalize": True} if foreign.take("ppo_score_norm", default=False) else None,
         **run_sections(foreign, TRACKERS, 42),
     }
-    lora_rate(foreign, config["ppo"], kind == "lora")
-    return foreign.carried(config, LLAMAFACTORY)
+    lora_rate(foreign, config["ppo"], kind in ADAPTERS, kind == "lora")
+    return foreign.carried(config, {**LLAMAFACTORY, **(LORA_ONLY if kind == "oft" else OFT_ONLY)})
 
 
 def _model(foreign: ForeignConfig) -> tuple[dict[str, Any], Any]:
@@ -141,36 +150,62 @@ def _dtype(foreign: ForeignConfig) -> str:
     return "bfloat16"
 
 
-def _lora(foreign: ForeignConfig) -> dict[str, Any]:
-    rank = foreign.number("lora_rank")
+def _lora(foreign: ForeignConfig, is_new: bool) -> dict[str, Any]:
+    """A new LoRA, with LoRA+'s rate where it has one."""
+    rank = foreign.count("lora_rank")
     alpha = foreign.number("lora_alpha")
     if alpha is None:
         alpha = 2 * rank
         foreign.assumed["lora_alpha"] = f"not given; {alpha} is LLaMA-Factory's default, twice the rank"
-    targets = str(foreign.take("lora_target"))
-    further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
-    return without_none(
-        {
-            "r": rank,
-            "alpha": float(alpha),
-            "targets": "all-linear" if targets == "all" else [name.strip() for name in targets.split(",")],
-            "dropout": foreign.number("lora_dropout") or None,
-            "lora": further or None,
-        }
-    )
+    options = {
+        "r": rank,
+        "lora_alpha": float(alpha),
+        "lora_dropout": foreign.number("lora_dropout"),
+        "use_rslora": foreign.take("use_rslora"),
+        "use_dora": foreign.take("use_dora"),
+        "target_modules": _targets(foreign, "lora_target"),
+    }
+    plus = foreign.number("loraplus_lr_ratio")
+    if plus and not is_new:
+        foreign.note(
+            "loraplus_lr_ratio",
+            "marl gives the factors of an adapter's rates where it makes one; of one that is continued all learns at ppo.learning_rate",
+            lost=True,
+        )
+    return policy_section("lora", options, "LoraConfig", {}, plus).policy
 
 
-def _policy(foreign: ForeignConfig, base: str) -> tuple[dict[str, Any], Any]:
+def _oft(foreign: ForeignConfig) -> dict[str, Any]:
+    """A new OFT. PEFT takes the size of a block, or how many there are, and refuses both."""
+    block, blocks = foreign.number("oft_block_size"), foreign.number("oft_rank", default=0)
+    options = {"module_dropout": foreign.number("module_dropout"), "target_modules": _targets(foreign, "oft_target")}
+    if not blocks:
+        return policy_section("oft", {"oft_block_size": block, **options}, "OFTConfig", {}).policy
+    if block:
+        foreign.note(
+            "oft_rank", f"PEFT refuses it beside a block size, which was {block}: oft_rank is taken, without one"
+        )
+        foreign.assumed.pop("oft_block_size", None)
+    return policy_section("oft", {"r": blocks, "oft_block_size": 0, **options}, "OFTConfig", {}).policy
+
+
+def _targets(foreign: ForeignConfig, key: str) -> Any:
+    targets = names_in(foreign.take(key))
+    return "all-linear" if targets == ["all"] else targets
+
+
+def _policy(foreign: ForeignConfig, base: str, kind: str) -> tuple[dict[str, Any], Any]:
     """Policy and reference belong together: LLaMA-Factory's reference is its base with the adapter switched off."""
     adapter = _last_adapter(foreign, "adapter_name_or_path")
     fresh = bool(foreign.take("create_new_adapter", default=False))
-    lora = _lora(foreign)
+    is_new = adapter is None or fresh
+    new = _oft(foreign) if kind == "oft" else _lora(foreign, is_new)
     policy: dict[str, Any]
     reference: Any
     if adapter is None:
-        policy, reference = {"start": "new", **lora}, "disabled-adapter"
+        policy, reference = new, "disabled-adapter"
     elif fresh:
-        policy, reference = {"start": "new", **lora}, {"use": "merged-base", "adapter": adapter}
+        policy, reference = new, {"use": "merged-base", "adapter": adapter}
     else:
         policy, reference = (
             {"start": "continue", "from": adapter},
@@ -203,9 +238,7 @@ def _own_reference(foreign: ForeignConfig, base: str, default: Any) -> Any:
 
 def _last_adapter(foreign: ForeignConfig, key: str) -> str | None:
     """The adapter that LLaMA-Factory leaves on: it merges all of a list but the last."""
-    value = foreign.take(key)
-    names = [str(name).strip() for name in (value if isinstance(value, list) else str(value or "").split(","))]
-    names = [name for name in names if name]
+    names = names_in(foreign.take(key))
     if len(names) > 1:
         foreign.note(key, f"merge all but the last first (marl merge): {', '.join(names[:-1])}")
     return names[-1] if names else None
@@ -269,9 +302,9 @@ def _sampling(foreign: ForeignConfig) -> dict[str, Any]:
 
 def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
     """TRL 0.9's PPOConfig as LLaMA-Factory fills it: adaptive KL from 0.2, and TRL's defaults for the rest."""
-    micro = foreign.number("per_device_train_batch_size")
-    mini = micro * foreign.number("gradient_accumulation_steps") * many.count
-    batch = mini * foreign.number("ppo_buffer_size")
+    micro = foreign.count("per_device_train_batch_size")
+    mini = micro * foreign.count("gradient_accumulation_steps") * many.count
+    batch = mini * foreign.count("ppo_buffer_size")
     max_steps = foreign.number("max_steps", default=-1)
     if max_steps > 0:
         steps = max_steps
@@ -280,9 +313,6 @@ def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str,
         epochs = foreign.number("num_train_epochs")
         steps = steps_of(foreign, "num_train_epochs", epochs, rows, batch, whole_passes=True)
     many.assume(foreign, "LLaMA-Factory", DIVIDED if max_steps <= 0 else "")
-    schedule = str(foreign.take("lr_scheduler_type"))
-    if schedule not in SCHEDULES:
-        foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
     betas = [foreign.number("adam_beta1", default=0.9), foreign.number("adam_beta2", default=0.999)]
     return without_none(
         {
@@ -292,7 +322,7 @@ def _ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str,
             "microbatch": micro if micro != mini else None,
             "epochs": foreign.number("ppo_epochs"),
             "learning_rate": float(foreign.number("learning_rate")),
-            "schedule": SCHEDULES.get(schedule, "constant"),
+            "schedule": schedule(foreign),
             "warmup_steps": warm_up(foreign, steps),
             "weight_decay": foreign.number("weight_decay"),
             "adam_betas": betas if betas != [0.9, 0.999] else None,

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marl_plugins.migrate.foreign_config import ForeignConfig, local_rows, rows_of
+from marl_plugins.migrate.foreign_config import ForeignConfig, names_in
+from marl_plugins.migrate.foreign_files import local_rows, rows_of
 
 Part = dict[str, Any]
 
 
 def data_section(foreign: ForeignConfig) -> tuple[Part, int | None]:
     """Section data, and the rows of its file where they can be counted."""
-    names = [name.strip() for name in str(foreign.take("dataset", default="")).split(",") if name.strip()]
+    names = names_in(foreign.take("dataset"))
     folder = Path(str(foreign.take("dataset_dir", default="data")))
     if not names:
         foreign.note("dataset", "is missing: name a file of prompts")
@@ -32,9 +33,9 @@ def data_section(foreign: ForeignConfig) -> tuple[Part, int | None]:
         )
     part = _prompts(foreign, folder, entry) if entry else {"prompts": names[0], "field": "prompt"}
     rows = rows_of(part["prompts"])
-    limit = foreign.number("max_samples")
+    limit = foreign.count("max_samples")
     if limit:
-        part, rows = {**part, "limit": int(limit)}, None if rows is None else min(rows, int(limit))
+        part, rows = {**part, "limit": limit}, None if rows is None else min(rows, limit)
     if "cutoff_len" in foreign.remaining:
         foreign.note(
             "cutoff_len",

@@ -7,6 +7,8 @@ HUB = dict.fromkeys(
     "marl publish RUN --to FOLDER --push-to-hub OWNER/NAME uploads the trained adapter, after the run",
 )
 
+FROZEN = "weights of the base, which all roles share, are never trained; what learns is an adapter on policy.targets"
+
 LLAMAFACTORY = {
     **HUB,
     "do_train": "not needed: marl run trains",
@@ -28,6 +30,14 @@ LLAMAFACTORY = {
     "additional_target": "would train modules of the base, which all roles share",
     "pissa_init": "PiSSA rewrites the base, which all roles share",
     "pissa_iter": "PiSSA rewrites the base, which all roles share",
+    "pissa_convert": "PiSSA rewrites the base, which all roles share",
+    "freeze_trainable_layers": FROZEN,
+    "freeze_trainable_modules": FROZEN,
+    "freeze_extra_modules": FROZEN,
+    "loraplus_lr_embedding": (
+        "LoRA+'s rate of LoRAs on embeddings, which all-linear makes none of; where policy.targets names some, they learn at "
+        "ppo.learning_rate"
+    ),
     "deepspeed": "marl runs without DeepSpeed",
     "fsdp": "marl runs without FSDP",
     "val_size": "name a file of held-out prompts: eval.prompts",
@@ -38,6 +48,25 @@ LLAMAFACTORY = {
     "resume_from_checkpoint": "marl run --resume goes on from run.folder",
     "save_only_model": "a checkpoint always holds what resume needs",
 }
+
+OFT_ONLY = dict.fromkeys(
+    ("oft_rank", "oft_block_size", "oft_target", "module_dropout"),
+    "not needed: LLaMA-Factory reads it with finetuning_type: oft alone",
+)
+LORA_ONLY = dict.fromkeys(
+    (
+        "lora_rank",
+        "lora_alpha",
+        "lora_target",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
+    ),
+    "not needed: LLaMA-Factory reads it with finetuning_type: lora alone",
+)
+"""Of LLaMA-Factory, too."""
 
 TRL = {
     **HUB,

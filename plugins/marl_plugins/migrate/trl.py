@@ -12,21 +12,23 @@ from typing import Any
 import yaml
 
 from marl_core import ConfigError
-from marl_plugins.adapter.lora import Lora
+from marl_plugins.migrate.adapter_section import kind_of, policy_section
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
     Carried,
     ForeignConfig,
     Processes,
     lora_rate,
+    names_in,
     rounded_up,
-    rows_of,
     run_sections,
+    schedule,
     steps_of,
     warm_up,
     without_none,
 )
 from marl_plugins.migrate.foreign_config import processes as processes_told
+from marl_plugins.migrate.foreign_files import read_mapping, rows_of
 from marl_plugins.migrate.known_keys import TRL_KEYS
 from marl_plugins.migrate.launcher import processes_of
 from marl_plugins.migrate.reasons import TRL
@@ -46,8 +48,8 @@ from marl_plugins.migrate.trl_prompts import (
     described,
     prompts_script,
 )
-from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, Script, read_script
-from marl_plugins.writing import usual_config
+from marl_plugins.migrate.trl_script import CLASSIFICATION_TASKS, LORA_NAMES, Script, read_script
+from marl_plugins.writing import usual_config, usual_lora
 
 NESTED = {
     "ppo_config.": "",
@@ -57,7 +59,6 @@ NESTED = {
 }
 """Beginnings of arguments as scripts with tyro take them (TRL up to 0.7.10), and what stands for them."""
 KL_ESTIMATORS = {"kl": "k1", "mse": "k2"}
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 ADAM_EPS = 1e-8
 """Torch's and transformers' default, which TRL's trainers leave."""
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -104,7 +105,9 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             parsed = list(parts)  # a text that YAML can't take stays a text
         options[_plain(name)] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
     file = options.pop("config", None)
-    return {**(read_mapping(Path(str(file))) if file else {}), **options}
+    if file is not None and (isinstance(file, bool) or not isinstance(file, str | int)):
+        raise ConfigError("--config: needs one file behind it, as in --config ppo.yaml.")
+    return {**(read_mapping(Path(str(file))) if file is not None else {}), **options}
 
 
 def _plain(name: str) -> str:
@@ -112,17 +115,6 @@ def _plain(name: str) -> str:
     name = name.replace("-", "_")
     start = next((start for start in NESTED if name.startswith(start)), None)
     return name if start is None else NESTED[start] + name.removeprefix(start)
-
-
-def read_mapping(file: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds keys; ConfigError when it doesn't."""
-    try:
-        mapping = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: can't be read: {error}. Give a YAML file of keys.") from error
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{file}: holds a {type(mapping).__name__}, not keys with values.")
-    return mapping
 
 
 def migrate(
@@ -145,6 +137,10 @@ def migrate(
     unknown = _checked(written, source)
     trainer = source.trainer if source else _trainer(written, trl_version)
     number = release(trainer, trl_version, source.span if source else None)
+    own_flags = (
+        {key for key in source.flags if written.get(key) is True and key in TRL_KEYS.values} if source else set()
+    )
+    written = {key: value for key, value in written.items() if key not in own_flags}
     given = {**(source.values if source else {}), **written}
     if processes is not None:
         given["num_processes"] = processes
@@ -158,6 +154,8 @@ def migrate(
     if foreign.take("use_seq2seq"):
         raise ConfigError("use_seq2seq: marl trains causal (decoder-only) language models, and no encoder-decoders.")
     foreign.notes += source.notes if source else []
+    for key in sorted(own_flags):
+        foreign.note(key, "is a flag of the script's own; TRL's argument of that name takes a value", lost=True)
     classic = trainer == "classic"
     trains_lora = _trains_lora(foreign, source, classic, multi_adapter)
     model, quantization = _model(foreign, source)
@@ -171,7 +169,7 @@ def migrate(
     config = {
         "model": model,
         "quantization": quantization,
-        "policy": _policy(foreign, trains_lora),
+        "policy": _policy(foreign, trains_lora, source),
         "reference": _reference(foreign),
         "reward": reward,
         "value": value,
@@ -184,7 +182,7 @@ def migrate(
     }
     if held_out is not None and "limit" in held_out:
         held_out["limit"] *= many.count  # each process takes a batch
-    lora_rate(foreign, config["ppo"], trains_lora)
+    lora_rate(foreign, config["ppo"], trains_lora, "use" not in config["policy"])
     return foreign.carried(config, TRL, files)
 
 
@@ -272,36 +270,43 @@ def _model(foreign: ForeignConfig, source: Script | None) -> tuple[dict[str, Any
     return without_none(model), quantization
 
 
-def _policy(foreign: ForeignConfig, trains_lora: bool) -> dict[str, Any]:
-    """The LoRA that TRL trained, or marl's usual one where it trained all weights."""
-    targets = foreign.take("lora_target_modules")
-    further = {name: True for name in ("use_rslora", "use_dora") if foreign.take(name)}
-    if not trains_lora:
-        for name in [name for name in foreign.remaining if name.startswith("lora_")]:
-            del foreign.remaining[name]  # TRL never used them
-        usual = Lora()
-        return {"start": "new", "r": usual.r, "alpha": usual.alpha, "targets": usual_config().policy.targets}
-    return without_none(
-        {
-            "start": "new",
-            "r": foreign.number("lora_r"),
-            "alpha": float(foreign.number("lora_alpha")),
-            "targets": _targets(foreign, targets),
-            "dropout": foreign.number("lora_dropout") or None,
-            "lora": further or None,
+def _policy(foreign: ForeignConfig, trains_lora: bool, source: Script | None) -> dict[str, Any]:
+    """The adapter that TRL trained, or marl's usual LoRA where it trained all weights."""
+    named = source.adapter if source else "LoraConfig"
+    options = dict(source.adapter_options) if source else {}
+    if trains_lora and named == "LoraConfig":
+        options |= {
+            "r": foreign.count("lora_r"),
+            "lora_alpha": float(foreign.number("lora_alpha")),
+            "lora_dropout": foreign.number("lora_dropout"),
+            "use_rslora": foreign.take("use_rslora"),
+            "use_dora": foreign.take("use_dora"),
+            "target_modules": foreign.take("lora_target_modules"),
+            "target_parameters": names_in(foreign.take("lora_target_parameters")) or None,
+            "modules_to_save": foreign.take("lora_modules_to_save"),
         }
-    )
-
-
-def _targets(foreign: ForeignConfig, written: Any) -> Any:
-    """Modules that get a LoRA; peft's own choice, where nothing was said, depends on the architecture."""
-    if written is None:
-        foreign.assumed["lora_target_modules"] = (
-            "not given; peft takes a few attention projections then, by architecture (q_proj and v_proj of a Llama). all-linear is "
+    plus = foreign.number("loraplus_lr_ratio") if named == "LoraConfig" else None
+    for name in [name for name in foreign.remaining if name.startswith("lora_") or name in ("use_rslora", "use_dora")]:
+        if name == "lora_task_type":
+            continue
+        value = foreign.remaining.pop(name)
+        if trains_lora and value:
+            foreign.note(
+                name,
+                f"{source.name if source else 'it'} makes an adapter by {named}, which has no such option",
+                lost=True,
+            )
+    if not trains_lora:
+        return usual_lora()
+    kind = kind_of(named)
+    section = policy_section(kind, options, named, LORA_NAMES if named == "LoraConfig" else {}, plus)
+    foreign.notes += section.notes
+    if options.get("target_modules") is None and section.policy.get("targets") == "all-linear":
+        foreign.assumed["lora_target_modules" if kind == "lora" else f"{named}.target_modules"] = (
+            "not given; peft takes a few projections then, by architecture (for a LoRA q_proj and v_proj of a Llama). all-linear is "
             "written, which learns more; to have theirs set policy.targets"
         )
-        return "all-linear"
-    return [written] if isinstance(written, str) and written != "all-linear" else written
+    return section.policy
 
 
 def _reference(foreign: ForeignConfig) -> str:
@@ -415,7 +420,7 @@ def _data(
 def _held_out(foreign: ForeignConfig, source: Script | None, prompts: str, split: str) -> dict[str, Any] | None:
     """Where TRL evaluated, it looked at one batch of its held-out prompts."""
     strategy, every = foreign.take("eval_strategy", "evaluation_strategy", default="no"), foreign.number("eval_steps")
-    test, size = foreign.take("dataset_test_split"), foreign.number("per_device_eval_batch_size", default=8)
+    test, size = foreign.take("dataset_test_split"), foreign.count("per_device_eval_batch_size", default=8)
     if source is not None and source.held_out:
         foreign.note(
             "eval_dataset",
@@ -465,9 +470,9 @@ def _sampling(foreign: ForeignConfig, classic: bool) -> dict[str, Any]:
 
 
 def _classic_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
-    batch = foreign.number("batch_size")
-    mini = foreign.number("mini_batch_size", "forward_batch_size")
-    backward = mini * foreign.number("gradient_accumulation_steps")
+    batch = foreign.count("batch_size")
+    mini = foreign.count("mini_batch_size", "forward_batch_size")
+    backward = mini * foreign.count("gradient_accumulation_steps")
     if batch % backward and "mini_batch_size" in foreign.assumed:
         foreign.assumed["mini_batch_size"] += f"; it doesn't divide batch_size {batch}, which is taken for it"
         mini = backward = batch
@@ -523,9 +528,9 @@ def _classic_steps(foreign: ForeignConfig, batch: int, rows: int | None, many: P
 
 
 def _last_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict[str, Any]:
-    micro = foreign.number("per_device_train_batch_size")
-    mini = micro * foreign.number("gradient_accumulation_steps") * many.count
-    batch = mini * foreign.number("num_mini_batches")
+    micro = foreign.count("per_device_train_batch_size")
+    mini = micro * foreign.count("gradient_accumulation_steps") * many.count
+    batch = mini * foreign.count("num_mini_batches")
     episodes, max_steps = foreign.number("total_episodes"), foreign.number("max_steps", default=-1)
     steps = (
         rounded_up(foreign, "total_episodes", episodes / batch, f"{episodes:g} episodes / {batch}")
@@ -536,9 +541,6 @@ def _last_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict
     )
     many.assume(foreign, "TRL", DIVIDED if episodes or max_steps <= 0 else "")
     foreign.remaining.pop("num_train_epochs", None)
-    schedule = str(foreign.take("lr_scheduler_type"))
-    if schedule not in SCHEDULES:
-        foreign.note("lr_scheduler_type", f"{schedule!r}: marl has constant, linear and cosine; constant is taken")
     return without_none(
         {
             "steps": steps,
@@ -547,7 +549,7 @@ def _last_ppo(foreign: ForeignConfig, rows: int | None, many: Processes) -> dict
             "microbatch": micro if micro != mini else None,
             "epochs": foreign.number("num_ppo_epochs"),
             "learning_rate": float(foreign.number("learning_rate")),
-            "schedule": SCHEDULES.get(schedule, "constant"),
+            "schedule": schedule(foreign),
             "warmup_steps": warm_up(foreign, steps),
             "weight_decay": foreign.number("weight_decay"),
             "adam_eps": float(foreign.number("adam_epsilon", default=ADAM_EPS)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from marl_plugins.migrate.trl_script import PromptRecipe
+from marl_plugins.writing import one_line
 
 PROMPTS_FILE = "prompts.jsonl"
 HELD_OUT_FILE = "heldout.jsonl"
@@ -16,7 +17,7 @@ OWN_RECIPES = {
 }
 """How TRL's own scripts make their prompts, and which rows they keep."""
 
-TEXT = '''"""Write {targets}: prompts made of {data} as {script} made them."""
+TEXT = """# {about}
 
 import json
 {imports}import sys
@@ -33,7 +34,7 @@ for name, split in {splits!r}.items():
         for row in rows:
 {conditions}{prompt}
             file.write(json.dumps({{"prompt": prompt}}, ensure_ascii=False) + "\\n")
-'''
+"""
 TOKENIZER = """from transformers import AutoTokenizer
 
 model = {model!r}
@@ -77,11 +78,10 @@ def prompts_script(
     else:
         prompt = f"{INDENT}prompt = row[{recipe.column!r}][:{recipe.messages}]"
     return TEXT.format(
-        targets=" and ".join(splits),
+        about=one_line(f"Write {' and '.join(splits)}: prompts made of {data} as {name} made them."),
         data=data,
         subset=subset,
         splits=dict(splits),
-        script=name,
         imports="import random\n" if recipe.tokens else "",
         tokenizer=TOKENIZER.format(model=model) if recipe.tokens else "",
         conditions="".join(f"{INDENT}if not ({condition}):\n{INDENT}    continue\n" for condition in conditions),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import builtins
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from marl_core import ConfigError
+from marl_plugins.migrate.adapter_section import CLASSES, SET_BY_MARL, Computed
 from marl_plugins.migrate.foreign_config import Note
 from marl_plugins.migrate.trl_defaults import CLASSIC_KEYS, EXPERIMENTAL, LAST_KEYS, PPO_NAMES, V2_NAMES, Span, Trainer
 
@@ -19,9 +21,12 @@ LORA_NAMES = {
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
     "target_modules": "lora_target_modules",
+    "target_parameters": "lora_target_parameters",
+    "modules_to_save": "lora_modules_to_save",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+LORA_PLUS_NAMES = {"loraplus_lr_ratio": "loraplus_lr_ratio", "lr": "learning_rate"}
 QUANTIZATION_NAMES = {
     "load_in_4bit": "load_in_4bit",
     "load_in_8bit": "load_in_8bit",
@@ -63,6 +68,11 @@ class Script:
     span: Span | None
     """The releases it can be for, as far as its imports tell."""
     lora: Lora
+    """Whether it trains an adapter, of whatever kind."""
+    adapter: str = "LoraConfig"
+    """The class of PEFT's that says which."""
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    """What the script gives that class, apart from what an argument of TRL's says too."""
     values: dict[str, Any] = field(default_factory=dict)
     """TRL's arguments and what the script gives them: defaults of its own arguments, or values that no argument changes."""
     recipe: PromptRecipe | None = None
@@ -99,12 +109,12 @@ class Unknown(Exception):
 def read_script(file: Path, arguments: Mapping[str, Any]) -> Script:
     """Read a script, with the arguments it is started with. ConfigError when it isn't Python, or no PPO of TRL's."""
     try:
-        tree = ast.parse(file.expanduser().read_text(encoding="utf-8"))
+        tree = ast.parse(file.expanduser().read_bytes())  # as Python reads it: by its mark or its declared encoding
     except OSError as error:
         raise ConfigError(
             f"{file}: can't be read: {error.strerror or error}. Give the script's path, or its arguments alone."
         ) from error
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is no Python that can be parsed: {error}.") from error
     return _Reader(tree, file.name, arguments).read()
 
@@ -150,11 +160,13 @@ class _Reader:
             **self._reward(),
             **self._keywords(self._calls(*CONFIG_CLASSES), None),
             **self._keywords(self._calls("LoraConfig"), LORA_NAMES),
+            **self._keywords(self._calls("create_loraplus_optimizer"), LORA_PLUS_NAMES),
         }
         for call in self._calls(*TRAINER_CLASSES):
             if any(keyword.arg in ("optimizer", "optimizers") for keyword in call.keywords):
                 self.notes.append(("optimizer", f"{self.name} makes its own; marl's is AdamW"))
         script.values = {**self.own, **inside}
+        script.adapter, script.adapter_options = self._adapter()
         script.recipe, script.held_out = self._recipe(), self._held_out()
         script.reward_label, script.raw_scores = self._reward_label(), self._raw_scores()
         script.reads = self.attributes
@@ -194,7 +206,33 @@ class _Reader:
         """Whether it trains a LoRA: always, as an argument says, or never."""
         if "get_peft_config" in self.names or "use_peft" in self.own:
             return "if use_peft"
-        return "always" if self._calls("LoraConfig") else "never"
+        return "always" if self._calls(*CLASSES) else "never"
+
+    def _adapter(self) -> tuple[str, dict[str, Any]]:
+        """The class of PEFT's that the script calls, and the options that no argument of TRL's says."""
+        classes = list(dict.fromkeys(_last_name(call.func) for call in self._calls(*CLASSES)))
+        taken = classes[0] if classes else "LoraConfig"
+        if len(classes) > 1:
+            why = f"{self.name} makes {' and '.join(classes)}; the first is taken: set policy to what you train"
+            self.notes.append(("peft_config", why))
+        said_by_arguments = LORA_NAMES if taken == "LoraConfig" else {}
+        options: dict[str, Any] = {}
+        for call in self._calls(taken):
+            for keyword in call.keywords:
+                if keyword.arg and keyword.arg not in said_by_arguments and keyword.arg not in SET_BY_MARL:
+                    options[keyword.arg] = self._option(keyword.value)
+                elif keyword.arg is None:
+                    where = f"{self.name}, line {call.lineno}, passes `**{ast.unparse(keyword.value)}` on"
+                    self.notes.append((taken, f"{where}: what is in it wasn't read; set it yourself"))
+        return taken, options
+
+    def _option(self, node: ast.expr) -> Any:
+        try:
+            return self.value(node)
+        except Unknown as unknown:
+            return Computed(
+                f"{self.name}, line {node.lineno}, computes it (`{unknown}`): look there, and set it yourself"
+            )
 
     def _fields(self) -> Iterator[_Field]:
         """Fields of the script's dataclasses, which are its arguments."""
@@ -231,7 +269,7 @@ class _Reader:
             flags |= options if action else set()
         for node in self.nodes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                names |= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                names |= {argument.arg for argument in (*_positional(node.args), *node.args.kwonlyargs)}
         return frozenset(names), frozenset(flags)
 
     # Values
@@ -242,9 +280,11 @@ class _Reader:
         for function in self.nodes:
             if not isinstance(function, ast.FunctionDef):
                 continue
-            names = [argument.arg for argument in function.args.args]
+            names = [argument.arg for argument in _positional(function.args)]
             count = len(function.args.defaults)
             values = dict(zip(names[len(names) - count :], function.args.defaults, strict=True))
+            by_name = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+            values.update({argument.arg: default for argument, default in by_name if default is not None})
             for call in self._calls(function.name)[:1]:
                 values.update(zip(names, call.args, strict=False))
                 values.update({keyword.arg: keyword.value for keyword in call.keywords if keyword.arg})
@@ -262,12 +302,17 @@ class _Reader:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -self.value(node.operand, seen)
-        if isinstance(node, ast.List | ast.Tuple):
+            number = self.value(node.operand, seen)
+            if isinstance(number, int | float):
+                return -number
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return [self.value(entry, seen) for entry in node.elts]
+        if isinstance(node, ast.Dict) and all(node.keys):
+            keys = [self.value(key, seen) for key in node.keys if key]
+            return dict(zip(keys, (self.value(entry, seen) for entry in node.values), strict=True))
         if isinstance(node, ast.Name) and node.id not in seen:
             meant = self.parameters.get(node.id, self.constants.get(node.id))
-            if isinstance(meant, ast.Constant | ast.UnaryOp | ast.List | ast.Name | ast.Attribute):
+            if isinstance(meant, ast.Constant | ast.UnaryOp | ast.List | ast.Set | ast.Dict | ast.Name | ast.Attribute):
                 return self.value(meant, seen | {node.id})
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             return node.attr if node.value.id == "torch" else self.arguments.get(node.attr)
@@ -463,20 +508,37 @@ class _Reader:
         return constant.value if isinstance(constant, ast.Constant) and isinstance(constant.value, int) else None
 
     def _filters(self, script: Script) -> None:
-        """A limit of prompts in tokens has a key; any other condition on rows is named."""
-        conditions = {}
+        """A limit of prompts in tokens has a key; any other condition on rows is copied, or named where it can't be."""
         for call in self._calls("filter"):
-            if isinstance(call.func, ast.Attribute) and call.args and isinstance(call.args[0], ast.Lambda):
-                function = call.args[0]
-                names = {argument.arg: "row" for argument in function.args.args[:1]}
-                body = _Renamed(names, self._renamed()).visit(function.body)
-                conditions[ast.unparse(body)] = body
-        for text, body in conditions.items():
+            given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "function")]
+            if not (isinstance(call.func, ast.Attribute) and given):
+                continue
+            function = given[0]
+            if not isinstance(function, ast.Lambda):
+                self._keeps(call, ast.unparse(function), "a function of the script")
+                continue
+            names = {argument.arg: "row" for argument in _positional(function.args)[:1]}
+            body = _Renamed(names, self._renamed()).visit(function.body)
             limit = self._token_limit(body)
-            if limit is None:
-                script.conditions.append(text)
-            else:
+            if limit is not None:
                 script.values["max_prompt_tokens"] = limit
+                continue
+            try:
+                text = ast.unparse(_Filled(self.value).visit(body))
+            except Unknown as unknown:
+                self._keeps(call, ast.unparse(function.body), f"`{unknown}`, which only the script has")
+                continue
+            if text not in script.conditions:
+                script.conditions.append(text)
+
+    def _keeps(self, call: ast.Call, condition: str, because: str) -> None:
+        """Note a condition on rows that can't stand outside the script."""
+        why = (
+            f"{self.name}, line {call.lineno}, keeps only rows with `{condition}`, and that asks {because}, so it can't be "
+            "copied: leave the other rows out yourself"
+        )
+        if ("dataset_name", why) not in self.notes:
+            self.notes.append(("dataset_name", why))
 
     def _token_limit(self, condition: ast.expr) -> int | None:
         """N of `row["lengths"] <= N` or `len(row["input_ids"]) < N + 1`; None of any other condition."""
@@ -484,7 +546,9 @@ class _Reader:
             return None
         left, is_strict = condition.left, isinstance(condition.ops[0], ast.Lt)
         counts_tokens = _column(left) in ("lengths", "length") or (
-            isinstance(left, ast.Call) and _last_name(left.func) == "len" and _column(left.args[0]) == "input_ids"
+            isinstance(left, ast.Call)
+            and _last_name(left.func) == "len"
+            and [_column(argument) for argument in left.args] == ["input_ids"]
         )
         try:
             limit = self.value(condition.comparators[0])
@@ -509,6 +573,43 @@ class _Renamed(ast.NodeTransformer):
         column = _column(node)
         index = ast.Constant(self._columns.get(column, column)) if column else node.slice
         return ast.Subscript(self.visit(node.value), index, node.ctx)
+
+
+class _Filled(ast.NodeTransformer):
+    """A condition on `row` with the script's own names filled in; Unknown where one of them can't be told.
+
+    Names stay that Python has itself, and those that the condition binds: of a comprehension, of a lambda.
+    """
+
+    def __init__(self, value: Callable[[ast.expr], Any]) -> None:
+        self._value, self._bound = value, {"row", *dir(builtins)}
+
+    def visit(self, node: ast.AST) -> Any:
+        """What an expression binds is known in all of it."""
+        bound = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+        self._bound |= bound | {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+        return super().visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A name of the script's is what it stands for."""
+        return node if node.id in self._bound else self._told(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        """So is an argument, as `args.longest`; methods of what is bound stay."""
+        if isinstance(node.value, ast.Name) and node.value.id not in self._bound:
+            return self._told(node)
+        return ast.Attribute(self.visit(node.value), node.attr, node.ctx)
+
+    def _told(self, node: ast.expr) -> ast.expr:
+        value = self._value(node)
+        if not isinstance(value, str | int | float | list) or value in (float("inf"), float("-inf")):
+            raise Unknown(ast.unparse(node))
+        return ast.parse(repr(value), mode="eval").body
+
+
+def _positional(arguments: ast.arguments) -> list[ast.arg]:
+    """Parameters that a call may give by their place, those before a `/` included."""
+    return [*arguments.posonlyargs, *arguments.args]
 
 
 def _field_default(node: ast.expr) -> ast.expr | None:

@@ -138,12 +138,11 @@ def test_rewards_of_llamafactory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lora_and_quantization_of_llamafactory() -> None:
-    given = {"lora_rank": 32, "lora_target": "q_proj, v_proj", "use_rslora": True, "quantization_bit": 4, "bf16": True}
+    given = {"lora_rank": 32, "lora_target": "q_proj, v_proj", "quantization_bit": 4, "bf16": True}
     config, _ = carried(llamafactory, {**BASE, **given})
     assert config["policy"]["r"] == 32
     assert config["policy"]["alpha"] == 64.0
     assert config["policy"]["targets"] == ["q_proj", "v_proj"]
-    assert config["policy"]["lora"] == {"use_rslora": True}
     assert config["quantization"] == {"use": "bnb-4bit", "type": "nf4", "double": True}
     assert config["model"] == {"path": "owner/base", "dtype": "bfloat16", "gradient_checkpointing": True}
     eight, refused = carried(llamafactory, {**BASE, "quantization_bit": 8})
@@ -372,3 +371,55 @@ def test_no_importer_chooses_what_becomes_of_long_prompts() -> None:
     assert any(key == "cutoff_len" and "refuses such a prompt" in why for key, why in factory.refused)
     script = trl.migrate({"model_name_or_path": "x", "reward_model_path": "y", "dataset_name": "z"})
     assert "on_long" not in script.config["data"]
+
+
+def test_names_stand_in_a_list_or_in_a_text() -> None:
+    """YAML has both."""
+    listed = {"lora_target": ["q_proj", "v_proj"], "dataset": ["one", "two"]}
+    found = llamafactory.migrate({**BASE, **listed})
+    config = found.config
+    assert config["policy"]["targets"] == ["q_proj", "v_proj"]
+    assert config["data"]["prompts"] == "one"
+    assert any(key == "dataset" and "join two to it" in why for key, why in found.refused)
+    same, _ = carried(llamafactory, {**BASE, "lora_target": "q_proj, v_proj", "dataset": "one,two"})
+    assert same == config
+
+
+def test_no_tracker_and_one_that_marl_has_not() -> None:
+    """YAML reads a bare no as false."""
+    config, refused = carried(llamafactory, {**BASE, "report_to": False})
+    assert "observers" not in config  # who always watches needs no line
+    assert "report_to" not in refused
+    config, refused = carried(llamafactory, {**BASE, "report_to": ["wandb", "comet_ml"]})
+    assert config["observers"][-1] == {"use": "trackers", "to": ["wandb"]}
+    assert "no tracker comet_ml" in refused["report_to"]
+
+
+@pytest.mark.parametrize("text", ["1: a\nstage: ppo\n", "no: a\n", "? [a, b]\n: c\n", "2024-01-01: a\n"])
+def test_keys_are_names(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "theirs.yaml"
+    file.write_text(text, encoding="utf-8")
+    for command in (["llamafactory", str(file)], ["trl-args", "--config", str(file)]):
+        assert main(["import", *command]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert "theirs.yaml" in said
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, float("inf"), float("nan"), 10**400, False, [1]])
+@pytest.mark.parametrize("key", ["per_device_train_batch_size", "ppo_buffer_size", "lora_rank", "max_samples"])
+def test_sizes_are_counts(key: str, size: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: .* (is no count|is not a number)"):
+        llamafactory.migrate({**BASE, key: size})
+
+
+def test_notes_of_several_lines_leave_the_file_whole(tmp_path: Path) -> None:
+    """A note holds what others wrote: a file's name, a key, a column."""
+    theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    written = {**BASE, "ref_model": "owner/base", "ref_model_adapters": "a\nmodel: other, b", "my\nkey: x": 1}
+    theirs.write_text(json.dumps(written), encoding="utf-8")
+    assert main(["import", "llamafactory", str(theirs), "--to", str(ours)]) == 0
+    assert load_config(ours).model.path == "owner/base"
+    outside = [line for line in ours.read_text(encoding="utf-8").splitlines() if "other" in line or "key" in line]
+    assert outside
+    assert all(line.startswith("#") for line in outside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import runpy
 from importlib.metadata import PackageNotFoundError
@@ -16,6 +17,8 @@ from marl_core.cli.app import main
 from marl_core.config.load import parse_config
 from marl_plugins.migrate import trl, trl_defaults
 from marl_plugins.migrate.foreign_config import UNKNOWN, Carried
+from marl_plugins.migrate.trl_prompts import prompts_script
+from marl_plugins.migrate.trl_script import PromptRecipe
 
 MULTI_ADAPTER = """
 from dataclasses import dataclass, field
@@ -344,7 +347,7 @@ def test_batches_are_those_of_all_processes() -> None:
     assert assumed.startswith("taken as 1; TRL's batch is that of one process")
     assert "multiply ppo.batch and ppo.minibatch by N, and divide ppo.steps by N" in assumed
     assert "number of processes" not in dict(arguments(words, processes=1).assumed)
-    with pytest.raises(ConfigError, match="no count of processes"):
+    with pytest.raises(ConfigError, match="num_processes: 0 is no count"):
         arguments(f"{words} --num_processes 0")
 
 
@@ -385,7 +388,9 @@ def test_arguments_that_nobody_knows_stand_first() -> None:
     own = MULTI_ADAPTER.replace("    seed: int", "    rm_adapters: str = field(default='')\n    seed: int")
     assert "rm_adapters" in dict(script(own, "--rm_adapters r").refused)  # the script's own: no slip of the pen
     added = "parser.add_argument('--rm-adapters')\nparser.add_argument('--steps', action='store_true')\n"
-    assert "rm_adapters" in dict(script(MULTI_ADAPTER + added, "--rm_adapters r --steps").refused)
+    refused = dict(script(MULTI_ADAPTER + added, "--rm_adapters r --steps").refused)
+    assert "rm_adapters" in refused
+    assert "a flag of the script's own" in refused["steps"]
 
 
 def test_a_flag_may_be_negated() -> None:
@@ -527,3 +532,67 @@ def test_the_command_writes_all_files_or_none(capsys: pytest.CaptureFixture[str]
     assert "no.py: can't be read" in capsys.readouterr().err
     assert main(["import", "trl-args"]) == 2
     assert "nothing to convert" in capsys.readouterr().err
+
+
+def test_conditions_on_rows_are_copied_only_whole(folder: Path) -> None:
+    """Names of the script's are filled in; a condition that asks what only the script has is named, and not copied."""
+    kept = '.filter(lambda x: len(x["text"]) > 10)'
+    filters = {
+        '.filter(lambda x: len(x["text"]) > shortest * 2)': "len(row['chosen']) > 3 * 2",
+        '.filter(lambda x: len(x["text"]) > script_args.seed)': "len(row['chosen']) > 0",
+        '.filter(lambda x, /: any(word in x["text"] for word in ["a", "b"]))': (
+            "any((word in row['chosen'] for word in ['a', 'b']))"
+        ),
+    }
+    for written, condition in filters.items():
+        found = script(MULTI_ADAPTER.replace(kept, written))
+        assert f"if not ({condition}):" in found.files["make_prompts.py"], written
+        compile(found.files["make_prompts.py"], "make_prompts.py", "exec")
+    refused = {
+        '.filter(lambda x: detector(x["text"]) == "en")': "asks `detector`",
+        ".filter(lambda x, i: i % 2, with_indices=True)": "asks `i`",
+        ".filter(is_good)": "with `is_good`",
+        ".filter(function=is_good)": "with `is_good`",
+    }
+    for written, said in refused.items():
+        found = script(MULTI_ADAPTER.replace(kept, written))
+        assert "if not (" not in found.files["make_prompts.py"], written
+        notes = [why for key, why in found.refused if key == "dataset_name"]
+        assert any(said in why and "can't be copied" in why for why in notes), (written, notes)
+
+
+@pytest.mark.parametrize("name", ["C:\\Users\\me\\data", 'a"""b\\', "a\nimport os", "a\r\x0c\0\u2028b", "{split}"])
+def test_prompts_are_made_by_python_that_compiles(name: str) -> None:
+    """Whatever the data set and the script are called."""
+    recipe = PromptRecipe("chosen", tokens=(6, 12))
+    text = prompts_script(f"{name}.py", recipe, [], name, name, {"prompts.jsonl": name}, name)
+    tree = ast.parse(text)
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "data"]
+    assert [ast.literal_eval(node.value) for node in assigned] == [name]
+    assert not any(
+        alias.name == "os" for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    )
+
+
+def test_scripts_that_are_written_otherwise() -> None:
+    """A byte order mark, parameters before a slash, a sign before what isn't known."""
+    Path("script.py").write_text(MULTI_ADAPTER, encoding="utf-8-sig")
+    assert trl.migrate({}, Path("script.py")).config["ppo"]["batch"] == 8
+    found = script(MULTI_ADAPTER + "\ndef more(a=1, /, b=2, *, batch=3):\n    return a\n")
+    assert found.config["ppo"]["batch"] == 8
+    found = script(MULTI_ADAPTER.replace("learning_rate=2e-5", "learning_rate=-script_args.rate"))
+    assert "computes it" in dict(found.refused)["learning_rate"]
+
+
+def test_a_config_needs_its_file() -> None:
+    with pytest.raises(ConfigError, match="--config: needs one file behind it"):
+        arguments("--model_name m --config")
+    with pytest.raises(ConfigError, match="--config: needs one file behind it"):
+        arguments("--config a.yaml b.yaml --model_name m")
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "2.5", "inf", "nan", "1e999", "no"])
+@pytest.mark.parametrize("key", ["batch_size", "mini_batch_size", "gradient_accumulation_steps"])
+def test_sizes_are_counts(key: str, size: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: .* (is no count|is not a number)"):
+        arguments(f"{CLASSIC} --{key} {size}")

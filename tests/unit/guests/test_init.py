@@ -248,6 +248,17 @@ def test_held_out_rows_are_never_trained_on(folder: Path, capsys: pytest.Capture
     assert not Path("second.yaml").exists()
 
 
+def test_prompts_in_the_home_folder_are_split_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    many_rows()
+    assert main(["init", "run.yaml", *OPTIONS, "--data", "~/prompts.jsonl", "--held-out", "4"]) == 0
+    config = load_config("run.yaml")
+    assert config.eval.prompts == str(folder / "prompts-heldout.jsonl")
+    assert Path(config.eval.prompts).is_file()
+    assert main(["init", "none.yaml", *OPTIONS, "--held-out", "00"]) == 0
+    assert load_config("none.yaml").eval.prompts is None
+
+
 def test_held_out_prompts_of_ones_own(folder: Path) -> None:
     Path("test.jsonl").write_text('{"prompt": "b"}\n', encoding="utf-8")
     assert main(["init", "run.yaml", *OPTIONS, "--held-out", "test.jsonl"]) == 0
@@ -273,13 +284,18 @@ def test_a_reward_model_of_several_labels(
     assert load_config("run.yaml").reward[0].options == {"path": "judge", "label": "GOOD"}
 
 
+@pytest.mark.filterwarnings("always::marl_core.errors.MarlWarning")
 def test_a_hub_name_is_said_to_be_unseen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("my-model").mkdir()
     given = ["--base", "my-modle", "--reward", "rewards.py:score", "--data", "prompts.jsonl"]
     assert main(["init", "run.yaml", *given]) == 0
-    out = capsys.readouterr().out
-    assert "'my-modle' is nothing on this machine, so it is taken for a name on the hub" in out
-    assert "Did you mean the folder 'my-model'?" in out
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert said.count("Did you mean 'my-model'?") == said.count("Did you mean") == 1
+    given = ["--base", "owner/model", "--reward", "rewards.py:score", "--data", "owner/data"]
+    assert main(["init", "hub.yaml", *given]) == 0
+    said = "".join(capsys.readouterr())
+    assert said.count("model.path: 'owner/model' isn't on this machine") == 1
+    assert "owner/data" in said
 
 
 def test_the_schema_is_written_and_the_check_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,14 +359,24 @@ def test_a_run_of_what_it_wrote(folder: Path, chat_folder: str) -> None:
         (["--reward", "rewards.py:missing"], "--reward: rewards.py defines no 'missing'"),
         (["--data", ""], "--data: An answer is needed"),
         (["--field", "question"], "--field: row 1 of 'prompts.jsonl' has no column 'question'"),
+        (["--field", "promt"], "has no column 'promt'. Give prompt. Did you mean 'prompt'?"),
+        (["--field", "Q: {promt}"], "has no column 'promt'. Name in braces prompt. Did you mean 'prompt'?"),
+        (["--held-out", "²"], "--held-out: '²' is no file with prompts"),
+        (["--held-out", "~/prompts.jsonl"], "holds the prompts to train on"),
+        (["--data", "~/prompts.jsonl", "--held-out", "prompts.jsonl"], "holds the prompts to train on"),
         (["--system", "Be short."], "--system: only chats have a system prompt"),
         (["--label", "GOOD"], "--label: 'rewards.py:score' has no labels"),
         (["--held-out", "no.jsonl"], "--held-out: there is no file 'no.jsonl'"),
     ],
 )
 def test_what_marl_would_not_take_is_not_written(
-    folder: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    options: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("HOME", str(folder))
     assert main(["init", "run.yaml", *OPTIONS, *options]) == 2
     assert said in capsys.readouterr().err
     assert not Path("run.yaml").exists()
@@ -428,9 +454,22 @@ def test_all_wrong_options_are_told_at_once(folder: Path, capsys: pytest.Capture
     for one in (
         "--base: there is no folder './nowhere'",
         "--reward: rewards.py defines no 'scor'",
-        "--field: row 1 of 'prompts.jsonl' has no column 'prompt'. Give --field question or answer.",
+        "--field: row 1 of 'prompts.jsonl' has no column 'prompt'. Give question or answer.",
         "--held-out: 40 of 40 rows leave none to train on.",
     ):
+        assert said.count(one) == 1, one
+    assert main(["init", "run.yaml", *wrong[:4], "--data", "prompts.jsonl", "--held-out", "40"]) == 2
+    said = capsys.readouterr().err
+    for one in ("these answers can't stand", "--base: ", "--reward: ", "--held-out: "):
+        assert said.count(one) == 1, one
+    Path("columns.jsonl").write_text('{"a": "x", "b": "y"}\n', encoding="utf-8")
+    assert main(["init", "run.yaml", *wrong[:4], "--data", "columns.jsonl"]) == 2
+    said = capsys.readouterr().err
+    for one in ("these answers can't stand", "--base: ", "--reward: ", "which column of columns.jsonl is the prompt?"):
+        assert said.count(one) == 1, one
+    assert main(["init", "run.yaml", *wrong[:4], "--data", "promts.jsonl"]) == 2
+    said = capsys.readouterr().err
+    for one in ("these answers can't stand", "--base: ", "--reward: ", "--data: "):
         assert said.count(one) == 1, one
     assert main(["init", "run.yaml", *wrong[:4]]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -441,7 +480,6 @@ def test_all_wrong_options_are_told_at_once(folder: Path, capsys: pytest.Capture
     assert "--base: 'x.py' is the name of a file" in said
     assert "--data: there is no file 'promts.jsonl'" in said
     assert main(["init", "run.yaml", *OPTIONS, "--field", "question", "--system", "Hi.", "--label", "a"]) == 2
-    out, said = capsys.readouterr()
+    said = capsys.readouterr().err
     assert [said.count(f"--{name}: ") for name in ("system", "label")] == [1, 1]
-    assert "x.py' is nothing on this machine" not in out
     assert not Path("run.yaml").exists()

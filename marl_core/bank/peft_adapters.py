@@ -1,4 +1,4 @@
-"""LoRA configs and adapter weights: made, checked against the base, read from and written to PEFT's own format."""
+"""Adapters as PEFT has them: made on a base and checked against it, read from and written to PEFT's own files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marl_core.artifacts.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, AdapterFiles, read_adapter
-from marl_core.artifacts.adapter_kinds import REWRITING, REWRITING_OPTIONS, VARIANTS, refusals, target_parameters
+from marl_core.artifacts.adapter_kinds import known_kind, refusals, target_parameters
 from marl_core.artifacts.architecture import leaves
 from marl_core.artifacts.hub import hub_read, is_commit, is_hub_adapter
+from marl_core.artifacts.kind_table import EIGHT_BIT, FOUR_BIT
 from marl_core.bank.experts import leave_counters
 from marl_core.bank.guard import unusual
 from marl_core.bank.mount import PEFT_NAME, ChangedTree, Mounted
@@ -28,6 +29,7 @@ from marl_core.bank.out_of_memory import raise_if_out_of_memory
 from marl_core.bank.targets import Layers, expand_targets
 from marl_core.errors import ConfigError, DataError
 from marl_core.plan.adapter_checks import per_expert, unconverted
+from marl_core.registry.strategy import Quantization
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -93,29 +95,17 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> str:
         raise
 
 
-PLAIN = "Use init_lora_weights true or gaussian, and no option that starts from the base's own weights or trains them."
-
-
-def changing(config: Any) -> str | None:
-    """Which option of a LoRA is known to change the base that all roles share, in words; None when none is."""
-    if not isinstance(config, LoraConfig):
+def quantization_name(quantization: Quantization) -> str | None:
+    """What the table of kinds calls the way a base is held; None where it isn't quantized."""
+    config: Any = quantization.config
+    if config is None:
         return None
-    start = config.init_lora_weights
-    if isinstance(start, str) and start.startswith(REWRITING):
-        return f"init_lora_weights {start!r} rewrites the base's weights"
-    for name in REWRITING_OPTIONS:
-        if getattr(config, name, None) is not None:
-            return f"{name} rewrites the base's weights"
-    if config.trainable_token_indices or config.layer_replication:
-        return "trainable_token_indices or layer_replication change the base"
-    if config.modules_to_save:
-        return f"modules_to_save {sorted(config.modules_to_save)} trains whole modules of the base"
-    if config.bias != "none":
-        return f"bias {config.bias!r} trains the base's own biases"
-    for name, what in VARIANTS.items():
-        if getattr(config, name, None) not in (None, False):
-            return f"such a LoRA {what} ({name})"
-    return None
+    if getattr(config, "load_in_4bit", False):
+        return FOUR_BIT
+    if getattr(config, "load_in_8bit", False):
+        return EIGHT_BIT
+    method = getattr(config, "quant_method", type(config).__name__)
+    return str(getattr(method, "value", method))
 
 
 def config_of(files: AdapterFiles, linears: Iterable[str], asked_by: str, kind: str | None = None) -> PeftConfig:
@@ -158,7 +148,7 @@ def make(base: Any, name: str, config: PeftConfig, linears: Layers) -> Mounted:
     """An adapter on the bare base; ConfigError when peft can't make it, e.g. for layers_to_transform that match nothing."""
     asked = target_parameters({"target_parameters": getattr(config, "target_parameters", None)})
     try:
-        mounted = Mounted(base, config)
+        mounted = Mounted(base, config, known_kind(config.peft_type, vars(config)).never_learns)
     except ChangedTree as error:
         raise ConfigError(
             f"adapter {name!r}: {error}, and all roles share the model. Use another kind of adapter."
@@ -250,7 +240,10 @@ def refuse_unreadable(name: str, mounted: Mounted, linears: Layers) -> None:
 
 
 def _instead(linears: Layers) -> str:
-    return f" It can adapt these layers: {', '.join(leaves(linears))}. Name those among them that you mean as targets, or change its options."
+    known = ", ".join(leaves(linears))
+    return (
+        f" It can adapt these layers: {known}. Name those among them that you mean as targets, or change its options."
+    )
 
 
 def _ends(name: str, key: str) -> bool:

@@ -1,0 +1,189 @@
+"""`policy` and `value` are choices of a kind of adapter, with keys of their own beside the kind's options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl_core import Adapter, Catalog, ConfigError, MarlDeprecationWarning, Plan, PolicySection, RunConfig, dump_config
+from marl_core.config.load import load_config, parse_config
+from marl_core.config.run_config import ValueSection
+from marl_core.config.yaml_text import parse_yaml
+from marl_core.store.config_diff import changed_keys
+from marl_plugins import Lora, Oft, Peft
+
+NEEDED: dict[str, Any] = {"model": {"path": "m"}, "reference": "disabled-adapter"}
+
+
+def parsed(policy: Any = None, value: Any = None) -> RunConfig:
+    written = {**NEEDED, "reward": {"use": "function", "target": "r.py:f"}}
+    written |= {"policy": policy} if policy is not None else {}
+    written |= {"value": value} if value is not None else {}
+    return parse_config(written, "run.yaml", Catalog.installed())
+
+
+def said(policy: Any = None, value: Any = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parsed(policy, value)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"use": "oft", "block": 16, "targets": ["q_proj"]},
+        PolicySection(use="oft", block=16, targets=["q_proj"]),
+        PolicySection(use=Oft(block=16), targets=["q_proj"]),
+        {"use": Oft(block=16), "targets": ["q_proj"]},
+    ],
+)
+def test_ways_to_ask_for_a_kind(policy: Any) -> None:
+    plan = Plan.of(RunConfig(**NEEDED, policy=policy))
+    section, strategy = plan.adapter_strategies["policy"]
+    assert isinstance(strategy, Oft)
+    assert (strategy.block, section.targets, section.label) == (16, ["q_proj"], "oft")
+
+
+def test_one_word_or_an_object_is_the_kind() -> None:
+    assert parsed("oft").policy.use == "oft"
+    assert isinstance(Plan.of(RunConfig(**NEEDED, policy=Oft())).strategies["policy",], Oft)
+    assert parsed({"r": 8}).policy.label == "lora"
+    assert (parsed(value="own").value.on, parsed(value="own").value.label) == ("own", "lora")
+    plan = Plan.of(RunConfig(**NEEDED, value=Oft(block=4)))
+    assert plan.value_on == "own"
+    assert isinstance(plan.strategies["value",], Oft)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ({"use": "oftt"}, "policy: no adapter strategy is called 'oftt'; did you mean 'oft'?"),
+        ({"use": "oft", "blok": 3}, "policy.blok: unknown key. Did you mean 'block'?"),
+        ({"use": "oft", "start_": "new"}, "policy.start_: unknown key. Did you mean 'start'?"),
+        ({"use": "oft", "r": 8}, "policy.r: unknown key."),
+        ({"rank": 8}, "policy.rank: unknown key. Did you mean 'r'?"),
+        ({"use": "oft", "block": "8"}, "policy.block: should be a valid integer, but '8' was given. Write 8."),
+        ({"use": "peft", "kind": "boff"}, "policy: peft has no kind 'boff' that was tried here. Did you mean 'boft'?"),
+        ({"use": "peft", "kind": "lora"}, "policy: lora has options of its own here: write `use: lora`"),
+        ({"use": "peft", "kind": "lily"}, "Lily's router averages over the whole sequence"),
+        (
+            {"use": "peft", "kind": "boft", "boft_block": 2},
+            "policy: peft's config of boft has no option 'boft_block'. Did you mean",
+        ),
+        (3, "policy: give a strategy's name, or {use: name, option: value}"),
+        (
+            {"start": "continue", "from": "a", "use": "oft", "block": 8},
+            "start: continue takes use, block from the adapter",
+        ),
+        ({"start": "continue", "from": "a", "r": 8}, "start: continue takes r from the adapter; remove them here"),
+    ],
+)
+def test_what_is_wrong_is_told_where_it_stands(policy: Any, sentence: str) -> None:
+    (line,) = said(policy)
+    assert sentence in line
+
+
+def test_a_section_in_python_tells_it_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"blok: unknown key\. Did you mean 'block'"):
+        PolicySection(use="oft", blok=3)
+    with pytest.raises(ConfigError, match=r"lora_alpha: unknown key\. Did you mean 'alpha'"):
+        ValueSection(on="own", lora_alpha=3)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    for policy in ("oft", {"r": 8, "lora": {"lora_bias": False}}, {"use": "peft", "kind": "hra", "options": {"r": 4}}):
+        config = parsed(policy, {"on": "own", "use": "ia3", "targets": ["q_proj"]})
+        (tmp_path / "run.yaml").write_text(dump_config(config), encoding="utf-8")
+        again = load_config(tmp_path / "run.yaml")
+        assert again == config
+    assert parse_yaml(dump_config(parsed({"use": "peft", "kind": "hra", "r": 4})), "x")["policy"]["r"] == 4
+
+
+def test_an_adapter_that_is_continued_names_no_kind() -> None:
+    config = parsed({"start": "continue", "from": "sft"})
+    assert "use" not in parse_yaml(dump_config(config), "x")["policy"]
+    assert ("policy",) not in Plan.of(config).strategies
+
+
+BESIDE = "revision: null\nsubfolder: null\ntargets: all-linear\ndropout: 0.0\nlora: {}"
+OLDER = {
+    "new": f"r: 8\nalpha: 16.0\nstart: new\nfrom: null\n{BESIDE}",
+    "usual": f"r: 16\nalpha: 32.0\nstart: new\nfrom: null\n{BESIDE}",
+    "continue": f"r: 16\nalpha: 32.0\nstart: continue\nfrom: sft\n{BESIDE}",
+}
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_configs_that_older_versions_wrote_out(case: str, tmp_path: Path) -> None:
+    """They load, and a resume with what somebody writes today for the same sees no change."""
+    older = dict(parse_yaml(OLDER[case], "older"))
+    value = {
+        "r": 16,
+        "alpha": 32.0,
+        "targets": "all-linear",
+        "dropout": 0.0,
+        "lora": {},
+        "on": None,
+        "learning_rate": None,
+    }
+    assert Plan.of(parsed(older, value)).value_on == "policy"
+    today = {"new": {"r": 8, "alpha": 16}, "usual": {}, "continue": {"start": "continue", "from": "sft"}}[case]
+    config = parsed(today)
+    text = dump_config(config)
+    stored = parse_yaml(text, "today")
+    stored["policy"], stored["value"] = older, value
+    from marl_core.config.yaml_text import dump_yaml
+
+    (tmp_path / "config.yaml").write_text(dump_yaml(stored), encoding="utf-8")
+    Plan.of(config)
+    assert changed_keys(tmp_path / "config.yaml", config) == []
+    with pytest.raises(ConfigError, match="policy"):
+        changed_keys(
+            tmp_path / "config.yaml", parsed({"r": 4} if case != "continue" else {"start": "continue", "from": "x"})
+        )
+
+
+def test_options_of_a_lora_are_still_read_where_they_were() -> None:
+    config = parsed({"r": 8})
+    with pytest.warns(MarlDeprecationWarning, match=r"config\.policy\.r is deprecated"):
+        assert config.policy.r == 8  # type: ignore[attr-defined]
+    with pytest.warns(MarlDeprecationWarning), pytest.raises(AttributeError):
+        _ = parsed("oft").policy.r  # type: ignore[attr-defined]
+
+
+def test_changes_reach_the_options() -> None:
+    config = RunConfig(**NEEDED).with_changes("policy", "oft", "value.on", "own", "value.use", "ia3")
+    assert (config.policy.label, config.value.label) == ("oft", "ia3")
+    assert config.with_changes("policy.block", 8).policy.options == {"block": 8}
+    assert RunConfig(**NEEDED).with_changes("policy.start", "continue", "policy.from", "a").policy.source == "a"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"learned": -1}, "learned"),
+        ({"learned": 1.5}, "learned"),
+        ({"learned": 1, "held": -1}, "held"),
+        ({"learned": 1, "kept": float("nan")}, "kept"),
+        ({"learned": 1, "start": "zero"}, "start"),
+        ({"learned": 1, "packed": "bnb-4bit"}, "packed"),
+        ({"learned": 1, "rates": {"x": 0.0}}, "rates"),
+        ({"learned": 1, "rates": {"x": float("inf")}}, "rates"),
+    ],
+)
+def test_facts_that_can_not_be_meant(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"Adapter.{sentence} is"):
+        Adapter(config=object, **options)
+
+
+def test_facts_do_not_change() -> None:
+    rates = {"a": 2.0}
+    adapter = Adapter(config=object, learned=1, packed={"x"}, rates=rates)  # type: ignore[arg-type]
+    rates["b"] = 3.0
+    assert dict(adapter.rates) == {"a": 2.0}
+    assert adapter.was_tried_on("x")
+    assert not adapter.was_tried_on("y")
+    assert Lora().marl_adapter({}, {}, "policy").was_tried_on("anything")
+    assert not Peft(kind="hra").marl_adapter({}, {}, "policy").was_tried_on("bnb-4bit")
