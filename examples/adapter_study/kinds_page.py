@@ -173,18 +173,20 @@ class TaskTold:
         runs = {kind: self.measured.by_size(self.name, kind)[size] for kind, size in sizes.items()}
         one = {kind: self.measured.score(row) for kind, row in self.ones.items()}
         best = {kind: self.measured.score(row) for kind, row in runs.items()}
-        rates = {kind: row["rate"] for kind, row in self.ones.items()}
-        step = {kind: self.measured.step_at(self.name, kind, rate) for kind, rate in rates.items()}
+        yardstick = self.measured.probes[self.name, protocol.YARDSTICK]["at_first_rate"]
+        apart = {
+            kind: abs(math.log(self.measured.probes[self.name, kind]["at_first_rate"] / yardstick)) for kind in one
+        }
         at_one, at_best = statistics.stdev(one.values()), statistics.stdev(best.values())
         share = 1 - (at_best / at_one) ** 2 if at_one else 0.0
-        by_step = rank_correlation({kind: (one[kind], step[kind]) for kind in one})
+        by_step = rank_correlation({kind: (one[kind], apart[kind]) for kind in one})
         same = rank_correlation({kind: (one[kind], best[kind]) for kind in one})
         told = "Mostly not" if share >= MANY else "In part" if share >= FEW else "Mostly yes"
         return (
             f"{told}. At one rate the kinds' standard deviation is {at_one:.3f}, each at its best rate {at_best:.3f}: "
             f"{max(0.0, share):.0%} of the variance goes away with the one rate. "
-            f"The order at one rate has a rank correlation of {by_step:.2f} with the size of the first step, and of {same:.2f} "
-            "with the order at best rates (all of seed 0)."
+            f"The order at one rate has a rank correlation of {by_step:.2f} with how many times larger or smaller "
+            f"a kind's first step is than {protocol.YARDSTICK}'s, and of {same:.2f} with the order at best rates (all of seed 0)."
         )
 
     def ten_times(self) -> str:

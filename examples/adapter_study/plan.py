@@ -62,9 +62,8 @@ class Study:
 
     def probe(self, task: Task, kind: Kind) -> Piece:
         """One kind's rates."""
-        return self._piece(
-            task, kind, "steps", probe.rates, {"config": self._config(task, kind, protocol.FIRST_RATE, 0)}
-        )
+        config = self._config(task, kind, protocol.FIRST_RATE, 0)
+        return self._piece(task, kind, "steps", probe.rates, {"config": config, "sizes": protocol.SIZES})
 
     def tried(self, task: Task, size: str) -> list[Piece]:
         """Each kind with steps of one size, seed 0."""

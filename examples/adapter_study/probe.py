@@ -8,7 +8,7 @@ import protocol
 from trial import first_step, short
 
 
-def rates(config: Mapping[str, Any]) -> dict[str, Any]:
+def rates(config: Mapping[str, Any], sizes: Mapping[str, float]) -> dict[str, Any]:
     """The rate for each size, the size measured there, and the size at the rate where every kind's probe begins."""
     started = time.process_time()
 
@@ -16,7 +16,7 @@ def rates(config: Mapping[str, Any]) -> dict[str, Any]:
         return first_step(config, rate)
 
     known = protocol.FIRST_RATE, measure(protocol.FIRST_RATE)
-    found = {name: protocol.rate_for(size, measure, known) for name, size in protocol.SIZES.items()}
+    found = {name: protocol.rate_for(size, measure, known) for name, size in sizes.items()}
     return {
         "at_first_rate": short(known[1]),
         "rates": {name: short(rate) for name, (rate, _) in found.items()},

@@ -8,7 +8,7 @@ seed 0 is run with two more seeds.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-SIZES = {"small": 0.01, "middle": 0.03, "large": 0.1}  # mean |change of a token's log-prob| by the first step, nats
+SIZES = {"small": 0.03, "middle": 0.1, "large": 0.3}  # mean |change of a token's log-prob| by the first step, nats
 SEEDS = (0, 1, 2)
 YARDSTICK = "lora-16"  # the kind whose best rate is tried on all others, and from which differences are taken
 FIRST_RATE = 1e-3  # where the probe begins; every kind's size at this rate is told

@@ -149,6 +149,86 @@ class TestAnswers:
         assert study("kinds_page").equal_steps(rows, "all weights", "lora-16") == [pytest.approx(15.0)]
 
 
+def run(kind: str, size: str, seed: int, rate: float, rewards: tuple[float, float], kl: float = 1.0) -> dict[str, Any]:
+    """A run as results/runs.jsonl has it: rewards before and after."""
+    return {
+        "task": "sums", "kind": kind, "size": size, "seed": seed, "rate": rate, "learned": 100, "broken": None, "cpu_seconds": 1.0,
+        "peak_mib": 1, "rewards": [], "evals": evals((rewards[0], 0.0), (rewards[1], kl)),
+    }  # fmt: skip
+
+
+class TestPage:
+    def test_page_and_results_agree(self) -> None:
+        rendered = study("kinds_page").render(study("measured").Measured())
+        assert (ROOT / "docs" / "adapter-study.md").read_text(encoding="utf-8") == rendered
+
+    def test_every_run_is_what_the_protocol_says(self) -> None:
+        measured, protocol, kinds = study("measured").Measured(), study("protocol"), study("kinds")
+        runs = [(row["task"], row["kind"], row["size"], row["seed"]) for row in measured.runs]
+        assert len(set(runs)) == len(runs)
+        for row in measured.runs:
+            if row["size"] in protocol.SIZES:
+                assert row["rate"] == measured.probes[row["task"], row["kind"]]["rates"][row["size"]]
+            else:
+                yardstick = measured.best_runs(row["task"], protocol.YARDSTICK)
+                assert row["rate"] == yardstick[0]["rate"]
+            config = kinds.read_tasks()[row["task"]].config
+            steps = [*range(0, config["ppo"]["steps"], config["eval"]["every"]), config["ppo"]["steps"]]
+            told = [one["step"] for one in row["evals"]]
+            assert told == steps if row["broken"] is None else told == steps[: len(told)]
+
+    def test_figures_are_there_and_named_by_the_page(self) -> None:
+        frontiers, measured = study("frontiers"), study("measured").Measured()
+        page = (ROOT / "docs" / "adapter-study.md").read_text(encoding="utf-8")
+        for name in [*map(frontiers.frontier, measured.tasks()), frontiers.RATE]:
+            assert f"figures/{name}.svg" in page
+            assert (frontiers.FIGURES / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+    def test_every_kind_is_in_a_figure(self) -> None:
+        assert study("frontiers").unknown() == set()
+
+    def test_verdicts_follow_from_numbers(self, tmp_path: Path) -> None:
+        """Three kinds: two ranks that end alike, and PiSSA, which falls apart with large steps and at the one rate."""
+        measured, kinds_page = study("measured"), study("kinds_page")
+        rates = {"small": 1e-4, "middle": 2e-4, "large": 4e-4}
+        ends = {
+            "lora-1": {"small": 0.3, "middle": 0.50, "large": 0.4},
+            "lora-16": {"small": 0.3, "middle": 0.51, "large": 0.4},
+            "pissa": {"small": 0.5, "middle": 0.3, "large": 0.1},
+        }
+        runs = [
+            run(kind, size, 0, rates[size], (0.2, end)) for kind, sizes in ends.items() for size, end in sizes.items()
+        ]
+        for seed in (1, 2):
+            runs += [run("lora-1", "middle", seed, 2e-4, (0.2, 0.50 + seed / 50))]
+            runs += [run("lora-16", "middle", seed, 2e-4, (0.2, 0.51 + seed / 50))]
+            runs += [run("pissa", "small", seed, 1e-4, (0.2, 0.50 + seed / 50))]
+        runs += [run("lora-1", "one", 0, 2e-4, (0.2, 0.5)), run("pissa", "one", 0, 2e-4, (0.2, 0.1))]
+        probes = [
+            {"task": "sums", "kind": kind, "at_first_rate": size, "rates": rates, "sizes": rates}
+            for kind, size in {"lora-1": 0.11, "lora-16": 0.1, "pissa": 0.5}.items()
+        ]
+        measured.write(tmp_path / "runs.jsonl", runs)
+        measured.write(tmp_path / "probes.jsonl", probes)
+        measured.write(tmp_path / "full.jsonl", [])
+        told = kinds_page.TaskTold(measured.Measured(tmp_path), "sums")
+        assert told.noise.std == pytest.approx(0.02)  # 0.50, 0.52, 0.54 in each
+        assert told.ranks().startswith(
+            "No difference: LoRA r=16 less LoRA r=1, the largest difference of two ranks, is +0.010 ±"
+        )
+        assert told.svd().startswith(
+            "Its large steps collapse (lora-16: none). At its best rate, beside lora-16: no difference (-0.010 ±"
+        )
+        assert "where its first step is 5.0 times as large, it collapses" in told.svd()
+        assert told.artefact().startswith(
+            "Mostly not. At one rate the kinds' standard deviation is 0.234, each at its best rate 0.006"
+        )
+        assert "correlation of -1.00 with how many times" in told.artefact()
+        assert "2 of the other 2 kinds can't be told apart" in told.smallest()
+        assert told.ten_times() == "Not measured."
+        assert not told.whole
+
+
 class TestBases:
     def test_no_sum_is_in_two_sets(self) -> None:
         bases = study("bases")
