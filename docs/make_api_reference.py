@@ -6,8 +6,10 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import marl_core
@@ -81,15 +83,22 @@ def render() -> str:
 def about(module: str, name: str) -> str:
     """The first sentence of a name's docstring; of an alias or constant, of the text below it. LookupError without one."""
     found: Any = getattr(importlib.import_module(module), name)
-    text = inspect.getdoc(found) if inspect.isclass(found) or inspect.isfunction(found) else _below(name)
+    text = inspect.getdoc(found) if inspect.isclass(found) or inspect.isfunction(found) else _below(module, name)
     if not text:
         raise LookupError(f"{module}.{name} is public and has no docstring")
     return re.sub(r"<(?=\w)", "&lt;", " ".join(text.split("\n\n", 1)[0].split()).replace("|", "\\|"))
 
 
-def _below(name: str) -> str | None:
-    """The string that stands below an assignment to `name` in its home module."""
-    home = importlib.import_module(marl_core._HOME[name])
+def _below(module: str, name: str) -> str | None:
+    """The string that stands below an assignment to `name`, in the module of its own or one inside of `module`."""
+    inside = [path for path in sorted(sys.modules) if path.startswith(f"{module}.") and name in vars(sys.modules[path])]
+    homes = (
+        [importlib.import_module(marl_core._HOME[name])] if name in marl_core._HOME else map(sys.modules.get, inside)
+    )
+    return next((text for home in homes if home is not None and (text := _below_in(home, name))), None)
+
+
+def _below_in(home: ModuleType, name: str) -> str | None:
     body = ast.parse(inspect.getsource(home)).body
     for node, after in pairwise(body):
         targets = (

@@ -173,7 +173,7 @@ def token_rows(shapes: Shapes) -> dict[str, int]:
 
 
 def linear_layers(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the linear layers that a LoRA can adapt: neither embeddings nor the output layer."""
+    """Names and shapes of the linear layers that an adapter can adapt: neither embeddings nor the output layer."""
     for name, shape in shapes.items():
         if name.endswith(".weight") and len(shape) == 2 and not _is_at_an_end(name):
             yield name.removesuffix(".weight"), shape

@@ -1,4 +1,4 @@
-"""What a LoRA's targets mean among the names of a model's layers: the same for `marl check` and for the run."""
+"""What an adapter's targets mean among the names of a model's layers: the same for `marl check` and for the run."""
 
 from __future__ import annotations
 

@@ -133,7 +133,9 @@ def set_dropout(config: Any, dropout: float, asked_by: str) -> None:
     """Set the adapter's own dropout. ConfigError when its kind has none and `dropout` isn't 0."""
     fields = [name for name in vars(config) if name.endswith("dropout")]
     if not fields and dropout:
-        raise ConfigError(f"{asked_by}: dropout: {dropout}, and a {kind_of(config)} adapter has none. Set it to 0.")
+        raise ConfigError(
+            f"{asked_by}: dropout: {dropout}, and adapters of the kind {kind_of(config)} have none. Set it to 0."
+        )
     for name in fields:
         setattr(config, name, dropout if dropout or isinstance(getattr(config, name), float) else 0.0)
 

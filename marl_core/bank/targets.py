@@ -1,4 +1,4 @@
-"""Which layers of a base a LoRA can adapt with effect, and what a user's targets mean among them."""
+"""Which layers of a base an adapter can adapt with effect, and what a user's targets mean among them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from marl_core.errors import ConfigError
 
 
 class Layers(list[str]):
-    """Full names of the linear layers that a LoRA can adapt with effect; beside them all other names of the model."""
+    """Full names of the linear layers that an adapter can adapt with effect; beside them all other names of the model."""
 
     def __init__(
         self, names: Iterable[str], *, idle: Iterable[str] = (), others: Iterable[str] = (), head: str | None = None
     ) -> None:
-        """`idle`: linear layers that a LoRA wouldn't change. `others`: every other module. `head`: the LM head."""
+        """`idle`: linear layers that an adapter wouldn't change. `others`: every other module. `head`: the LM head."""
         super().__init__(names)
         self.idle, self.others, self.head = frozenset(idle), frozenset(others), head
 
@@ -53,7 +53,7 @@ def bare_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def without_idle(layers: Layers, base: nn.Module, run: Callable[[], object]) -> Layers:
-    """`layers` without those that a LoRA can't change: the model reads their weight without calling them, or they give no tensor.
+    """`layers` without those that an adapter can't change: the model reads their weight without calling them, or they give no tensor.
 
     Told by one pass, `run`. Experts that no token chose are not idle: of layers that differ by numbers alone one is enough.
     """
@@ -96,7 +96,7 @@ def expand_targets(targets: Any, linears: Iterable[str]) -> list[str]:
 
 def _why(targets: Iterable[str], layers: Layers) -> str:
     idle = sorted(name for name in layers.idle if any(is_called(name, target) for target in targets))
-    said = f" that a LoRA can change: this model doesn't call {idle[0]} as a linear layer" if idle else ""
+    said = f" that an adapter can change: this model doesn't call {idle[0]} as a linear layer" if idle else ""
     return f"{said}. It has: {', '.join(leaves(layers))}"
 
 

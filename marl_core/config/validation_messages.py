@@ -42,7 +42,8 @@ def _suggestion(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel],
         if known is not None:
             return f"Did you mean {known!r}?"
         nested = [f"{name}.{inner}" for name, keys in _sections(model).items() for inner in keys]
-    sections = (name for name, keys in _sections(root).items() if key in keys)
+    of_a_strategy = model is not None and issubclass(model, Choice)  # what it lacks may be another strategy's option
+    sections = [] if of_a_strategy else [name for name, keys in _sections(root).items() if key in keys]
     return problems.suggestion(key, _keys_at(path[:-1], config, root, catalog), sections, nested)
 
 

@@ -107,7 +107,8 @@ def _policy(plan: Chosen) -> Role:
         return Role(
             "policy", f"{_continued(plan)} on the base, a trainable copy of {policy.source}", "starts as that adapter"
         )
-    return Role("policy", ", ".join(_kind(plan, "policy")), "starts as the base")
+    rounded = plan.policy_adapter is not None and plan.policy_adapter.start == "rounded"
+    return Role("policy", ", ".join(_kind(plan, "policy")), f"starts as the base{', to rounding' if rounded else ''}")
 
 
 def _continued(plan: Chosen) -> str:

@@ -34,9 +34,10 @@ def untried(plan: Chosen, key: str, adapter: Adapter) -> str | None:
     label = plan.config.quantization.label.rpartition("/")[2]
     if adapter.was_tried_on(label) or not _packs(plan):
         return None
-    section, _ = plan.adapter_strategies[key]
+    section, strategy = plan.adapter_strategies[key]
+    kind = (plan.hooks.describe(strategy, plan) or section.label).partition(" on the base")[0]
     return (
-        f"{key}: quantization {label}: {section.label} wasn't tried on it and may take packed bytes for weights without a word. "
+        f"{key}: quantization {label}: {kind} wasn't tried on it and may take packed bytes for weights without a word. "
         f"Kinds that were: {', '.join(tried_on(label)) or 'lora'}."
     )
 

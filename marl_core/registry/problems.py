@@ -147,7 +147,8 @@ def _line(
     if first["type"] == "missing":
         return f"{dotted_path}: is required and wasn't given. {required(path)}".rstrip()
     if first["type"] == "value_error":
-        return f"{dotted_path}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{dotted_path}: {said}{'' if said.endswith('?') else '.'}"
     expectation = _expectation(" or ".join(dict.fromkeys(details["msg"] for details in errors)))
     meant = next((meant for details in errors if (meant := _meant(details["type"], details["input"]))), None)
     instead = f" Write {meant}." if meant else ""

@@ -27,7 +27,7 @@ from marl_core.safety.gradient_check import refuse_no_gradient
 LARGE_STEP, SMALL_STEP, USUAL_STEP = 0.5, 1e-5, 1e-2
 """Mean |change of log-prob| in nats per token. A LoRA r 16 alpha 32 on a 135M model moves by 0.06 to 0.2 at 3e-4, where it trains well,
 and by a thirtieth at 1e-5. Above the first number one step leaves PPO's clip range of 0.2 for most tokens; below the second it changes
-nothing that a run of a thousand steps would show; the third is a rate to begin with."""
+nothing that a run of a thousand steps would show; the third is a step to begin with."""
 LEAST_MOVE, MOST_MOVE = 0.1, 1.0
 """Nats per token that the policy is moved by before it is looked at: far above what half precision rounds (0.02 to 0.05), and not so
 far that its log-probs say nothing of the policy any more."""
@@ -132,7 +132,7 @@ def _far_enough(change: Callable[[float], float], coarse: bool) -> FirstStep:
         scale *= 10.0 ** max(1, missing)
         found = change(scale)
     while found > MOST_MOVE and scale > LEAST_SCALE:
-        scale /= 10.0 if math.isfinite(found) else 1e3
+        scale /= 3.0 if math.isfinite(found) else 1e3
         found = change(scale)
     return FirstStep(nats if told else found / scale, scale, found)
 
@@ -166,7 +166,9 @@ def first_move(
 def step_check(first: FirstStep, rate: float) -> PreflightCheck:
     """How far one step at `rate` moves the policy: always said, and not well when that is far too much or next to nothing."""
     said = f"one step at {rate:.3g} moves the policy by {first.nats:.2g} nats a token"
-    ok, better = SMALL_STEP <= first.nats <= LARGE_STEP, rate * first.scale * USUAL_STEP / max(first.moved, 1e-12)
+    ok = SMALL_STEP <= first.nats <= LARGE_STEP
+    wanted = LARGE_STEP / 5 if first.nats > LARGE_STEP else USUAL_STEP
+    better = rate * first.scale * wanted / max(first.moved, 1e-12)
     if first.nats > LARGE_STEP:
         said += (
             ", a step far too large: most ratios leave PPO's clip range with the first one, which may spoil the policy. Lower "

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from marl_core.artifacts.adapter_kinds import known_kind
 from marl_core.bank.adapters import AdapterBank
 from marl_core.bank.views import View
 from marl_core.errors import ConfigError, PluginError
@@ -157,10 +158,13 @@ def _trainable(step: Step) -> PreflightCheck:
     )
 
 
-def _describe_start(plan: Plan, bank: AdapterBank) -> str:
+def _describe_start(plan: Plan, bank: AdapterBank, trained: str) -> str:
     base = f"the base prepared by {bank.prepared.split()[0]}" if bank.prepared else "the base"
     policy = plan.config.policy
-    return f"a trainable copy of {policy.source} on {base}" if policy.start == "continue" else f"a new LoRA on {base}"
+    if policy.start == "continue":
+        return f"a trainable copy of {policy.source} on {base}"
+    config = bank.config(trained)
+    return f"a new {known_kind(config.peft_type, vars(config)).title} on {base}"
 
 
 def _describe_reference(roles: Roles) -> str:
@@ -179,7 +183,7 @@ def _reference(plan: Plan, step: Step, rollout: Rollout, policy: Tensor) -> Pref
     kl = float(masked_sum(gap, rollout.mask, dim=1).mean())
     worst, mean = float(gap.abs().max()), float(masked_mean(gap.abs(), rollout.mask))
     numbers = {"kl_nats": kl, "max_difference": worst, "mean_difference": mean}
-    what = f"policy: {_describe_start(plan, bank)}; reference: {_describe_reference(roles)}"
+    what = f"policy: {_describe_start(plan, bank, roles.trained.policy)}; reference: {_describe_reference(roles)}"
     if worst == 0.0:
         return PreflightCheck("reference", True, f"{what}; step-0 KL is bitwise 0", numbers)
     rounded = plan.policy_adapter is not None and plan.policy_adapter.start == "rounded"
@@ -221,9 +225,9 @@ def _remedy(plan: Plan) -> str:
     if plan.config.policy.start == "continue":
         return (
             f"Use the frozen adapter {plan.config.policy.source} as reference (peft-adapter), or merge it into the base and train "
-            "a new LoRA (merged-base with policy.start: new)."
+            "a new adapter (merged-base with policy.start: new)."
         )
-    return "A new LoRA starts as its base: use the base with adapters off as reference (disabled-adapter, or merged-base after an SFT)."
+    return "A new adapter starts as its base: use the base with adapters off as reference (disabled-adapter, or merged-base after an SFT)."
 
 
 def _precision(plan: Plan, step: Step) -> str:

@@ -29,6 +29,9 @@ CHANGEABLE_KEYS = (
 """Keys that may change on resume without changing the mathematics of a step (ppo.steps: with a constant schedule)."""
 
 
+OPEN_NOW = {"speed.merge_for_sampling": False}
+"""Keys that are left open by default since, with the default that older versions wrote out: of a LoRA, which all of them trained, both
+mean the same."""
 _NONE = object()
 
 
@@ -52,6 +55,7 @@ def changed_keys(file: Path, config: RunConfig, *, override: bool = False) -> li
         key: f"{key}: {was.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key) and key != "run.folder"  # a run may be moved
+        if not (now.get(key) is None and key in OPEN_NOW and was.get(key) == OPEN_NOW[key])
     }
     changeable = [name for name in CHANGEABLE_KEYS if name != "ppo.steps" or config.ppo.schedule == "constant"]
     serious = [key for key in lines if not any(key == name or key.startswith(name + ".") for name in changeable)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DisabledAdapter(Strategy):
-    """The bare base: every adapter switched off. Right for a new LoRA on the base."""
+    """The bare base: every adapter switched off. Right for a new adapter on the base."""
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
@@ -54,7 +54,7 @@ class MergedBase(Strategy):
         if plan.config.policy.start == "continue" and not plan.config.reference.allow_mismatch:
             yield (
                 f"reference: merged-base folds {self.adapter} into the base, and the policy continues {plan.config.policy.source} on top "
-                "of it, so policy and reference differ from the start. Write policy: {start: new} to train a new LoRA on the merged base"
+                "of it, so policy and reference differ from the start. Write policy: {start: new} to train a new adapter on the merged base"
             )
         cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
 
@@ -89,7 +89,7 @@ class PeftAdapter(Strategy):
         """The adapter must be what the policy starts from, and be there."""
         if plan.config.policy.start == "new" and not plan.config.reference.allow_mismatch:
             yield (
-                f"reference: peft-adapter {self.adapter}, but the policy starts as a new LoRA on the bare base, which is another model. "
+                f"reference: peft-adapter {self.adapter}, but the policy starts as a new adapter on the bare base, which is another model. "
                 f"Write policy: {{start: continue, from: {self.adapter}}}, or reference: {{use: merged-base, adapter: {self.adapter}}}"
             )
         cached_adapter(self.adapter, "reference.adapter", self.revision, self.subfolder)
@@ -114,7 +114,7 @@ class NoReference(Strategy):
         if plan.config.ppo.kl.coef > 0:
             yield (
                 f"reference: none, but ppo.kl.coef is {plan.config.ppo.kl.coef:g}, and a KL penalty needs a reference. "
-                "Set ppo.kl.coef: 0, or choose a reference (disabled-adapter for a new LoRA on the base)"
+                "Set ppo.kl.coef: 0, or choose a reference (disabled-adapter for a new adapter on the base)"
             )
 
     @hookimpl

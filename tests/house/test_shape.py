@@ -126,8 +126,7 @@ NAMED_IN = {
 
 
 def test_a_strategys_name_stands_nowhere_else_in_the_core(core: list[Any]) -> None:
-    """Names with a dash can't be anything else; the exceptions are members that a family's record says are always there,
-    and the quantized bases that kinds of adapters were tried on: a record of measurements, which needs their names."""
+    """Names with a dash can't be anything else; the members that a family's record says are always there are the exception."""
     names = {name for name in strategy_names() if "-" in name}
     wrong = [
         f"{source.path}:{node.lineno}: {node.value!r}"

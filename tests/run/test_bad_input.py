@@ -164,7 +164,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "unknown LoRA option": (
         ConfigError,
         2,
-        "LoraConfig doesn't accept",
+        "peft.s config of lora doesn.t accept",
         lambda i: {"policy": {"lora": {"use_lora": True}}},
     ),
     "LoRA that rewrites the base": (

@@ -79,8 +79,8 @@ def check(config: RunConfig) -> dict[str, PreflightCheck]:
 def lines(sft: str) -> dict[str, dict[str, Any]]:
     """The right lines of design section 7."""
     return {
-        "a new LoRA on the base": {"reference": "disabled-adapter"},
-        "a new LoRA on the merged base": {"reference": {"use": "merged-base", "adapter": sft}},
+        "a new adapter on the base": {"reference": "disabled-adapter"},
+        "a new adapter on the merged base": {"reference": {"use": "merged-base", "adapter": sft}},
         "a copy of the SFT adapter": {
             "reference": {"use": "peft-adapter", "adapter": sft},
             "policy": {"start": "continue", "from": sft},
@@ -95,7 +95,7 @@ def trap(sft: str, **reference: Any) -> dict[str, Any]:
 class TestReference:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize(
-        "line", ["a new LoRA on the base", "a new LoRA on the merged base", "a copy of the SFT adapter"]
+        "line", ["a new adapter on the base", "a new adapter on the merged base", "a copy of the SFT adapter"]
     )
     def test_the_right_ones_have_a_step_0_kl_of_bitwise_zero(
         self, make_config: MakeConfig, sft_adapter: str, line: str, dtype: str
@@ -143,7 +143,7 @@ class TestReference:
         [
             (
                 {"reference": {"use": "peft-adapter", "adapter": "SFT"}},
-                "the policy starts as a new LoRA on the bare base",
+                "the policy starts as a new adapter on the bare base",
             ),
             (
                 {"reference": {"use": "merged-base", "adapter": "SFT"}, "policy": {"start": "continue", "from": "SFT"}},

@@ -143,7 +143,7 @@ def test_a_folder_whose_config_has_a_key_by_its_old_name(
         del speed[key]
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     if said:
-        with pytest.raises(ConfigError, match=r"speed\.merge_for_sampling: True -> False"):
+        with pytest.raises(ConfigError, match=r"speed\.merge_for_sampling: True -> None"):
             Runner(config(make_config, folder, prompts_file), resume=True)
         return
     runner = Runner(config(make_config, folder, prompts_file), resume=True)

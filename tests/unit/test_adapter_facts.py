@@ -104,6 +104,10 @@ OF_PEFT: Mapping[str, list[dict[str, Any]]] = {
     "peanut": [{"r": 4}, {"r": 4, "depth": 2}],
     "trainable_tokens": [{"token_indices": [1, 2, 3]}],
     "beft": [{}],
+    "ia3": [{}, {"feedforward_modules": ["q_proj"]}],
+    "miss": [{"r": 4}, {"r": 8, "init_weights": "mini", "mini_r": 2}],
+    "oft": [{"oft_block_size": 8}, {"r": 4, "oft_block_size": 0}, {"r": 5, "oft_block_size": 0}, {"block_share": True}],
+    "tinylora": [{"u": 5, "weight_tying": 0.5}],
     "ln_tuning": [{}],
 }
 KEPT_ELSEWHERE = ("fourierft", "waveft", "shira")

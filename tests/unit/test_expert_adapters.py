@@ -272,3 +272,21 @@ class TestNewOnes:
         assert "policy.dropout: 0.1, but peft has no dropout for target_parameters" in found
         (found,) = Plan.of(make_config(model={"path": base, "shard": "fsdp2"}, policy=other)).check()
         assert "policy.lora.target_parameters with model.shard" in found
+
+
+def test_adapters_of_one_base_may_adapt_different_weights(folders: dict[str, str]) -> None:
+    """PEFT's one model for all lets them adapt the same ones only."""
+    bank = AdapterBank.from_pretrained(folders["qwen3_moe"], device="cpu")
+    names = {"down": PARAMETERS[1:], "both": PARAMETERS}
+    for seed, (name, parameters) in enumerate(names.items()):
+        bank.add(name, LoraConfig(r=RANK, target_modules=["q_proj"], target_parameters=parameters), seed=seed)
+        with torch.no_grad():
+            for parameter in bank.parameters(name).values():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.1)
+    found = {name: logits(bank, name) for name in names}
+    for name, parameters in names.items():
+        alone = AdapterBank.from_pretrained(folders["qwen3_moe"], device="cpu")
+        alone.add("alone", LoraConfig(r=RANK, target_modules=["q_proj"], target_parameters=parameters), seed=9)
+        alone.fill("alone", bank.tensors(name))
+        assert torch.equal(logits(alone, "alone"), found[name])
+    assert not torch.equal(found["down"], found["both"])

@@ -56,7 +56,7 @@ def test_an_adapter_that_is_not_here_is_held_on_the_base(make_config: MakeConfig
     plan = Plan.of(make_config(reward={"use": "adapter", "path": "owner/adapter"}))
     assert [note.partition(" is no")[0] for note in not_here(plan)] == ["reward.path: 'owner/adapter'"]
     sentences = explain(plan)
-    assert "policy, reference, reward adapter and value look through it, told apart by LoRA adapters" in sentences[0]
+    assert "policy, reference, reward adapter and value look through it, told apart by adapters" in sentences[0]
     assert sentences[1] == "Nothing is held twice: no role has a model of its own."
     (row,) = [row for row in estimate(plan).roles if row.name == "reward adapter"]
     assert "isn't on this machine" in row.what

@@ -6,7 +6,7 @@ The base's layer is never touched, so kinds that multiply the weight (OFT, BOFT,
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -20,7 +20,7 @@ TRIED_ROWS = 4
 ROUNDING = 1e-4
 """How far a folded layer may be from the layer itself, of the largest number that it gives; float32 is off by about 1e-6."""
 
-Folded = tuple[Tensor, Tensor | None]
+Folded: TypeAlias = "tuple[Tensor, Tensor | None]"
 """The weight [out, in] and the bias [out] that a layer computes with."""
 
 

@@ -107,4 +107,4 @@ def without_dropout(plan: Plan, strategy: Strategy, title: str) -> Iterator[str]
     """The sentence for a dropout that is asked of a kind that has none."""
     dropout = section_of(plan, strategy).dropout
     if dropout > 0:
-        yield f"{key_of(plan, strategy)}.dropout: {dropout}, and a {title} adapter has none. Set it to 0."
+        yield f"{key_of(plan, strategy)}.dropout: {dropout}, and adapters of the kind {title} have none. Set it to 0."

@@ -114,7 +114,7 @@ def _sparse(options: Options, name: str, rows: int, columns: int) -> int:
 def _psoft(options: Options, name: str, rows: int, columns: int) -> int:
     rank = _number(options, "r", 32)
     turned = rank * (rank - 1) // 2 if options.get("psoft_orth", True) else rank * rank
-    return int(turned + rank * sum(options.get(name, True) for name in ("psoft_mag_a", "psoft_mag_b")))
+    return turned + rank * sum(bool(options.get(part, True)) for part in ("psoft_mag_a", "psoft_mag_b"))
 
 
 def _psoft_held(options: Options, name: str, rows: int, columns: int) -> int:
@@ -122,6 +122,50 @@ def _psoft_held(options: Options, name: str, rows: int, columns: int) -> int:
     rank = _number(options, "r", 32)
     places = 2 * INDEX * rank * (rank - 1) // 2 if options.get("psoft_orth", True) else 0
     return FLOAT * rank * (rows + columns) + places
+
+
+def _oft_block(options: Options, columns: int) -> tuple[int, int]:
+    """How many blocks cover a layer's inputs, and how large each is; PEFT is given one of the two."""
+    blocks = _number(options, "r", 0)
+    if blocks:
+        blocks = nearest_divisor(blocks, columns)
+        return blocks, columns // blocks
+    size = nearest_divisor(_number(options, "oft_block_size", 32), columns)
+    return columns // size, size
+
+
+def _oft(options: Options, name: str, rows: int, columns: int) -> int:
+    blocks, size = _oft_block(options, columns)
+    return (1 if options.get("block_share") else blocks) * size * (size - 1) // 2
+
+
+def _oft_held(options: Options, name: str, rows: int, columns: int) -> int:
+    """The places of a block's angles."""
+    _, size = _oft_block(options, columns)
+    return 2 * INDEX * size * (size - 1) // 2
+
+
+def _miss(options: Options, name: str, rows: int, columns: int) -> int:
+    across = _number(options, "mini_r", 1) if options.get("init_weights") == "mini" else rows
+    return _number(options, "r", 64) * across
+
+
+def _ia3(options: Options, name: str, rows: int, columns: int) -> int:
+    return columns if name in options.get("feedforward_modules", ()) else rows
+
+
+def nearest_divisor(size: int, width: int) -> int:
+    """The number nearest to `size` that divides `width`, the smaller of two, as PEFT chooses OFT's blocks."""
+    if size >= width:
+        return width
+    sizes = [number for number in range(1, width + 1) if width % number == 0]
+    return min(sizes, key=lambda number: (abs(number - size), number))
+
+
+def _tinylora_held(options: Options, name: str, rows: int, columns: int) -> int:
+    """The directions r (in + out), and the projections [u, r, r]."""
+    rank = _number(options, "r", 2)
+    return FLOAT * (rank * (rows + columns) + _number(options, "u", 64) * rank**2)
 
 
 def _peanut(options: Options, name: str, rows: int, columns: int) -> int:
@@ -155,6 +199,9 @@ LEARNED: Mapping[str, OfLayer] = {
     ),
     "peanut": _peanut,
     "beft": lambda options, name, rows, columns: rows,
+    "ia3": _ia3,
+    "miss": _miss,
+    "oft": _oft,
 }
 """Numbers that learn in one layer."""
 HELD: Mapping[str, OfLayer] = {
@@ -162,6 +209,8 @@ HELD: Mapping[str, OfLayer] = {
     "boft": lambda options, name, rows, columns: FLOAT * columns**2,
     "delora": lambda options, name, rows, columns: FLOAT * columns,
     "glora": _glora_zeros,
+    "oft": _oft_held,
+    "tinylora": _tinylora_held,
     "fourierft": lambda options, name, rows, columns: 2 * INDEX * _frequencies(1000)(options, name, rows, columns),
     "waveft": lambda options, name, rows, columns: 2 * INDEX * _frequencies(2592)(options, name, rows, columns),
     "shira": lambda options, name, rows, columns: 2 * INDEX * _number(options, "r", 32) * (rows + columns),
@@ -177,6 +226,9 @@ def learned(kind: str, options: Options, layers: Layers, shapes: Shapes) -> int:
         rows = len(options.get("token_indices") or ())
         counts = [shapes[name] for name in _weights(options.get("target_modules") or (), shapes)]
         return sum(rows * shape[-1] if kind == "trainable_tokens" else shape[0] for shape in counts)
+    if kind == "tinylora":
+        groups = max(1, round(len(chosen_layers(layers, options)) * (1.0 - float(options.get("weight_tying", 0.0)))))
+        return _number(options, "u", 64) * groups
     return _over_layers(LEARNED.get(kind), options, layers, shapes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -29,8 +29,7 @@ class Ia3(PeftKind):
 
     def peft_options(self, layers: Layers, shapes: Shapes) -> dict[str, Any]:
         """PEFT wants both lists, and the second as a part of the first."""
-        at_inputs = sorted(self._scaled_at_inputs(layers))
-        return {"target_modules": sorted(layers), "feedforward_modules": at_inputs}
+        return {"target_modules": sorted(layers), "feedforward_modules": scaled_at_inputs(layers, self.feedforward)}
 
     def own_names(self) -> dict[str, str]:
         """For messages."""
@@ -43,9 +42,11 @@ class Ia3(PeftKind):
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
         """A factor for each output, or each input."""
-        at_inputs = self._scaled_at_inputs(layers)
+        at_inputs = scaled_at_inputs(layers, self.feedforward)
         return sum(columns if name in at_inputs else rows for name, (rows, columns) in layers.items())
 
-    def _scaled_at_inputs(self, layers: Layers) -> set[str]:
-        ends = FEED_FORWARD_ENDS if self.feedforward is None else self.feedforward
-        return {name for name in layers if any(name == end or name.endswith(f".{end}") for end in ends)}
+
+def scaled_at_inputs(layers: Layers, ends: Iterable[str] | None) -> list[str]:
+    """The layers whose inputs are scaled, by the ends of their names; None: the second of each feed-forward block."""
+    wanted = FEED_FORWARD_ENDS if ends is None else tuple(ends)
+    return sorted(name for name in layers if any(name == end or name.endswith(f".{end}") for end in wanted))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from marl_plugins.adapter import counts
 from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class Miss(PeftKind):
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
         """r numbers for each output, and r times `mini` of the smallest form."""
-        if self.form == "mini":
-            return len(layers) * self.r * self.mini
-        return sum(self.r * rows for rows, _ in layers.values())
+        return counts.learned(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
     def said(self) -> str:
         """The rank, and the form where it isn't the plain one."""

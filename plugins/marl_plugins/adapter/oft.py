@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from marl_plugins.adapter import counts
 from marl_plugins.adapter.base import Layers, PeftKind, Shapes
 
 
@@ -33,21 +34,12 @@ class Oft(PeftKind):
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
         """b (b - 1) / 2 angles of each of in / b blocks."""
-        return sum(columns * (_nearest(self.block, columns) - 1) // 2 for _, columns in layers.values())
+        return counts.learned(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
     def held(self, layers: Layers, shapes: Shapes) -> int:
-        """Two tables of int64 places, b (b - 1) / 2 long, for each layer."""
-        blocks = (_nearest(self.block, columns) for _, columns in layers.values())
-        return sum(2 * 8 * block * (block - 1) // 2 for block in blocks)
+        """Two tables of places for each layer."""
+        return counts.held(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
     def said(self) -> str:
         """The block's size."""
         return f"block {self.block}{', exact' if self.exact else ''}"
-
-
-def _nearest(block: int, width: int) -> int:
-    """The size nearest to `block` that divides `width`, the smaller of two, as PEFT chooses it."""
-    if block >= width:
-        return width
-    sizes = [size for size in range(1, width + 1) if width % size == 0]
-    return min(sizes, key=lambda size: (abs(size - block), size))

@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from marl_core import base_refusal, known_kind, near_match
 from marl_plugins.adapter import counts
 from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes, key_of, section_of
+from marl_plugins.adapter.ia3 import scaled_at_inputs
 from marl_plugins.adapter.peft_options import OPTIONS
 
 if TYPE_CHECKING:
     from marl_core import Plan
 
-OF_THEIR_OWN = ("lora", "miss", "oft", "ia3", "tinylora")
-"""Kinds that have a strategy of their own."""
+OF_ITS_OWN = "lora"
+"""The kind whose strategy takes further options of PEFT's by itself."""
 STARTS_AS_THE_BASE: Mapping[str, Mapping[str, Any]] = {
     "fourierft": {"init_weights": True},
     "c3a": {"init_weights": True},
@@ -51,8 +52,8 @@ class Peft(PeftKind):
     @model_validator(mode="after")
     def _known(self) -> Self:
         kind = self.kind
-        if kind in OF_THEIR_OWN:
-            raise ValueError(f"{kind} has options of its own here: write `use: {kind}`")
+        if kind == OF_ITS_OWN:
+            raise ValueError(f"{kind} has a strategy of its own, which takes PEFT's options too: write `use: {kind}`")
         if kind not in OPTIONS:
             refused = known_kind(kind).refused
             near = near_match(kind, OPTIONS)
@@ -71,7 +72,12 @@ class Peft(PeftKind):
 
     def peft_options(self, layers: Layers, shapes: Shapes) -> dict[str, Any]:
         """As they are given; a start as the base where PEFT has another, and modules of kinds that don't stand on linear layers."""
-        elsewhere = {"target_modules": _modules(self.kind, shapes)} if self.kind in ELSEWHERE and shapes else {}
+        elsewhere: dict[str, Any] = {}
+        if self.kind in ELSEWHERE and shapes:
+            elsewhere = {"target_modules": _modules(self.kind, shapes)}
+        if self.kind == "ia3":  # PEFT wants both lists, and the second as a part of the first
+            scaled = scaled_at_inputs(layers, self.options.get("feedforward_modules"))
+            return {**self.options, "target_modules": sorted(layers), "feedforward_modules": scaled}
         return {**STARTS_AS_THE_BASE.get(self.kind, {}), **elsewhere, **self.options}
 
     def wrong(self, plan: Plan) -> Iterator[str]:
@@ -83,7 +89,7 @@ class Peft(PeftKind):
             elif name.endswith("dropout"):
                 yield f"{SECTION}.options.{name}: write {key}.dropout instead; it would be given twice."
         if section.dropout > 0 and not any(name.endswith("dropout") for name in OPTIONS[self.kind]):
-            yield f"{key}.dropout: {section.dropout}, and a {known_kind(self.kind).title} adapter has none. Set it to 0."
+            yield f"{key}.dropout: {section.dropout}, and adapters of the kind {known_kind(self.kind).title} have none. Set it to 0."
         if self.kind in ELSEWHERE and section.targets != "all-linear":
             yield f"{key}.targets: {self.kind} doesn't stand on linear layers. Remove it, or give {SECTION}.options.target_modules."
         if self.options.get("boft_n_butterfly_factor", 1) != 1:

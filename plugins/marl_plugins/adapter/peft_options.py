@@ -45,6 +45,7 @@ _NAMES = {
     "hra": (
         "apply_GS bias exclude_modules init_weights layers_pattern layers_to_transform modules_to_save r target_modules"
     ),
+    "ia3": "exclude_modules fan_in_fan_out feedforward_modules init_ia3_weights modules_to_save target_modules",
     "ln_tuning": "exclude_modules modules_to_save target_modules",
     "loha": (
         "alpha alpha_pattern exclude_modules init_weights layers_pattern layers_to_transform module_dropout modules_to_save r "
@@ -53,6 +54,14 @@ _NAMES = {
     "lokr": (
         "alpha alpha_pattern decompose_both decompose_factor exclude_modules init_weights layers_pattern layers_to_transform "
         "module_dropout modules_to_save r rank_dropout rank_dropout_scale rank_pattern target_modules use_effective_conv2d"
+    ),
+    "miss": (
+        "bias exclude_modules init_weights layers_pattern layers_to_transform mini_r miss_dropout modules_to_save r "
+        "target_modules"
+    ),
+    "oft": (
+        "bias block_share coft eps exclude_modules fan_in_fan_out init_weights layers_pattern layers_to_transform "
+        "module_dropout modules_to_save num_cayley_neumann_terms oft_block_size r target_modules use_cayley_neumann"
     ),
     "peanut": (
         "act_fn depth exclude_modules init_weights layers_pattern layers_to_transform modules_to_save r scaling target_modules"
@@ -70,6 +79,10 @@ _NAMES = {
     "shira": "fan_in_fan_out init_weights mask_type modules_to_save r random_seed target_modules",
     "supertuning": (
         "init_weights lora_alpha lora_dropout modules_to_save r save_precomputed_indices select_top sparsity target_modules"
+    ),
+    "tinylora": (
+        "bias fan_in_fan_out init_v_bound init_weights layers_pattern layers_to_transform modules_to_save projection_seed r "
+        "save_projection target_modules tinylora_dropout u weight_tying"
     ),
     "trainable_tokens": "init_weights target_modules token_indices",
     "vera": (

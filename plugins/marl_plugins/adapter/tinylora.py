@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from marl_plugins.adapter import counts
 from marl_plugins.adapter.base import Layers, PeftKind, Shapes
 
 
@@ -30,11 +31,11 @@ class Tinylora(PeftKind):
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
         """`u` for each group of layers."""
-        return self.u * max(1, round(len(layers) * (1.0 - self.tie)))
+        return counts.learned(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
     def held(self, layers: Layers, shapes: Shapes) -> int:
         """Per layer float32: the directions r (in + out), and the projections [u, r, r]."""
-        return sum(4 * (self.r * (rows + columns) + self.u * self.r**2) for rows, columns in layers.values())
+        return counts.held(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
     def said(self) -> str:
         """How many numbers, and how far they are shared."""

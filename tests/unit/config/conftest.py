@@ -185,7 +185,9 @@ def adapter_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}), encoding="utf-8")
-    (folder / "adapter_model.safetensors").write_bytes(safetensors({"lora_A": (2, 4), "lora_B": (4, 2)}))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.lora_A.weight": (2, 4), f"{layer}.lora_B.weight": (4, 2)}
+    (folder / "adapter_model.safetensors").write_bytes(safetensors(shapes))
     return folder
 
 

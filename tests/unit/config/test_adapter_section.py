@@ -66,7 +66,10 @@ def test_one_word_or_an_object_is_the_kind() -> None:
         ({"rank": 8}, "policy.rank: unknown key. Did you mean 'r'?"),
         ({"use": "oft", "block": "8"}, "policy.block: should be a valid integer, but '8' was given. Write 8."),
         ({"use": "peft", "kind": "boff"}, "policy: peft has no kind 'boff' that was tried here. Did you mean 'boft'?"),
-        ({"use": "peft", "kind": "lora"}, "policy: lora has options of its own here: write `use: lora`"),
+        (
+            {"use": "peft", "kind": "lora"},
+            "policy: lora has a strategy of its own, which takes PEFT's options too: write `use: lora`",
+        ),
         ({"use": "peft", "kind": "lily"}, "Lily's router averages over the whole sequence"),
         (
             {"use": "peft", "kind": "boft", "boft_block": 2},

@@ -94,7 +94,7 @@ def test_a_model_in_several_files(model_folder: Path) -> None:
 
 def test_adapter_files(adapter_folder: Path) -> None:
     files = read_adapter(adapter_folder, "x")
-    assert files.shapes == {"lora_A": (2, 4), "lora_B": (4, 2)}
+    assert sorted(files.shapes.values()) == [(2, 4), (4, 2)]
     assert files.score_keys == []
     assert files.base_name is None
     (adapter_folder / "adapter_config.json").write_text("[]")

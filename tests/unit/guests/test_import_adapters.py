@@ -126,9 +126,9 @@ def test_what_is_written_is_a_config() -> None:
     assert len(told) == 3
     policies += [{**policies[0], **section} for section in told]
     for config in policies:
-        parsed = parse_config(
-            {**config, "reward": {"use": "function", "target": "os:getcwd"}}, "carried", Catalog.installed()
-        )
+        reward = {"use": "function", "target": "os:getcwd"}
+        model = {**config["model"], "dtype": "float32"}  # LN-tuning wants it
+        parsed = parse_config({**config, "model": model, "reward": reward}, "carried", Catalog.installed())
         assert not [finding for finding in Plan.of(parsed).check() if finding.startswith("policy")], config["policy"]
 
 

@@ -16,6 +16,7 @@ from marl_core.config.run_config import DataSection
 from marl_core.config.schema import json_schema
 from marl_core.config.yaml_text import parse_yaml
 from marl_core.testing import write_tiny_model
+from marl_plugins.adapter.lora import Lora
 
 
 @pytest.fixture
@@ -414,6 +415,7 @@ def test_all_else_is_what_marl_does_without_a_config(folder: Path) -> None:
     plain = {"model": {"path": "x"}, "reference": "disabled-adapter", "reward": {"use": "function", "target": "x:y"}}
     usual = RunConfig.model_validate(plain)
     kept = usual.model_dump(by_alias=True) | {"value": {"on": Plan.of(usual).value_on}}
+    kept["policy"] |= Lora().model_dump()
     for section in ("model", "policy", "value", "data", "sampling", "ppo", "run"):
         defaults = flatten(kept[section] or DataSection(prompts="x").model_dump(), section)
         for key, value in flatten(written[section], section).items():
