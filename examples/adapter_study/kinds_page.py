@@ -15,6 +15,7 @@ PAGE = HERE.parent.parent / "docs" / "adapter-study.md"
 BUDGETS = (1_000, 10_000, 100_000, math.inf)  # learned numbers, at most
 LORAS = ("lora-1", "lora-4", "lora-16", "lora-64")
 SVD = "pissa"
+TIMES, NEAR = 10, 1.5  # what is asked of full fine-tuning's rate, and how far from it is near
 FEW, MANY = 1 / 3, 2 / 3  # of an explained spread, where the words change
 
 
@@ -82,7 +83,7 @@ class TaskTold:
 
     def probes(self) -> str:
         """One line a kind: how far a step goes, and what came of each size."""
-        head = ["kind", f"first step at {protocol.FIRST_RATE:g}, nats a token", f"that of {protocol.YARDSTICK}"]
+        head = ["kind", f"first step at {protocol.FIRST_RATE:g}, nats a token", f"times {protocol.YARDSTICK}'s"]
         head += [f"{size}: rate" for size in protocol.SIZES] + [
             f"{size}: {self.task.answer}" for size in protocol.SIZES
         ]
@@ -197,7 +198,8 @@ class TaskTold:
         factors = {way: equal_steps(rows, way, protocol.YARDSTICK) for way in ("all weights", "linear layers")}
         told = ", ".join(f"{span(found)} times where {way} learn" for way, found in factors.items())
         low, high = min(map(min, factors.values())), max(map(max, factors.values()))
-        verdict = "within that" if low <= 10 <= high else "too much" if high < 10 else "too little"
+        near = high >= TIMES / NEAR and low <= TIMES * NEAR
+        verdict = "about right" if near else "too much" if high < TIMES else "too little"
         return (
             f"{title(protocol.YARDSTICK)} takes as large a first step as full fine-tuning at {told}. "
             f"For a step of equal size ten is {verdict}."
@@ -226,7 +228,8 @@ class TaskTold:
         return found
 
     def _mark(self, row: Row) -> str:
-        return " (collapsed)" if self.measured.collapsed(row) else ""
+        fate = self.measured.fate(row)
+        return f" ({fate})" if fate else ""
 
     def _one(self, kind: str) -> str:
         row = self.ones.get(kind)

@@ -139,10 +139,18 @@ class Measured:
         """The size of a first step at a rate, taken as proportional to the rate."""
         return float(self.probes[task, kind]["at_first_rate"] * rate / protocol.FIRST_RATE)
 
-    def collapsed(self, row: Row) -> bool:
-        """Whether a run broke, ended farther from the reference than counts, or ended no better than it began."""
+    def fate(self, row: Row) -> str:
+        """What went wrong in a run: it broke, it ended no better than it began, or farther from the reference than counts; or nothing."""
         last, first = row["evals"][-1], row["evals"][0]
-        return bool(row["broken"]) or last["kl"] > read_tasks()[row["task"]].bound or last["reward"] <= first["reward"]
+        if row["broken"]:
+            return "broke"
+        if last["reward"] <= first["reward"]:
+            return "collapsed"
+        return "too far" if last["kl"] > read_tasks()[row["task"]].bound else ""
+
+    def collapsed(self, row: Row) -> bool:
+        """Whether a run broke, or ended no better than it began."""
+        return self.fate(row) in ("broke", "collapsed")
 
     def _read(self, name: str) -> list[Row]:
         return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]

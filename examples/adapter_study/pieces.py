@@ -83,7 +83,7 @@ def do_all(pieces: Sequence[Piece], workers: int, tell: Callable[[str], None] = 
     The first Ctrl-C or SIGTERM lets the pieces under way come to their end and starts no more (Stopped); a second ends them.
     """
     waiting = [piece for piece in pieces if not piece.finished]
-    tell(f"{len(pieces)} pieces, {len(pieces) - len(waiting)} of them done before")
+    tell(f"pieces: {len(pieces)}, done before: {len(pieces) - len(waiting)}")
     failures = []
     with asked_to_stop() as stop, ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(_watched, piece, stop): piece for piece in waiting}

@@ -188,6 +188,13 @@ class TestPage:
     def test_every_kind_is_in_a_figure(self) -> None:
         assert study("frontiers").unknown() == set()
 
+    def test_what_went_wrong_is_told_apart(self) -> None:
+        fate = study("measured").Measured().fate
+        assert fate(run("lora-1", "large", 0, 1e-3, (0.2, 0.9), kl=99.0)) == "too far"
+        assert fate(run("lora-1", "large", 0, 1e-3, (0.2, 0.1), kl=99.0)) == "collapsed"
+        assert fate(run("lora-1", "large", 0, 1e-3, (0.2, 0.9)) | {"broken": "step 3: nan"}) == "broke"
+        assert fate(run("lora-1", "large", 0, 1e-3, (0.2, 0.9))) == ""
+
     def test_verdicts_follow_from_numbers(self, tmp_path: Path) -> None:
         """Three kinds: two ranks that end alike, and PiSSA, which falls apart with large steps and at the one rate."""
         measured, kinds_page = study("measured"), study("kinds_page")
@@ -211,7 +218,9 @@ class TestPage:
         ]
         measured.write(tmp_path / "runs.jsonl", runs)
         measured.write(tmp_path / "probes.jsonl", probes)
-        measured.write(tmp_path / "full.jsonl", [])
+        steps = {"all weights": (1e-4, 0.06), "linear layers": (1e-4, 0.05), "lora-16": (1e-3, 0.04)}
+        full = [{"task": "sums", "way": way, "rate": rate, "size": size} for way, (rate, size) in steps.items()]
+        measured.write(tmp_path / "full.jsonl", full)
         told = kinds_page.TaskTold(measured.Measured(tmp_path), "sums")
         assert told.noise.std == pytest.approx(0.02)  # 0.50, 0.52, 0.54 in each
         assert told.ranks().startswith(
@@ -226,7 +235,8 @@ class TestPage:
         )
         assert "correlation of -1.00 with how many times" in told.artefact()
         assert "2 of the other 2 kinds can't be told apart" in told.smallest()
-        assert told.ten_times() == "Not measured."
+        assert "15 times where all weights learn, 12 times where linear layers learn" in told.ten_times()
+        assert told.ten_times().endswith("ten is about right.")
         assert not told.whole
 
 
@@ -331,7 +341,7 @@ class TestPieces:
         working.join()
         assert not torn.file.exists()
         pieces.do_all([whole, torn], 1, told.append)
-        assert "2 pieces, 1 of them done before" in told
+        assert "pieces: 2, done before: 1" in told
         one, other = (
             {k: v for k, v in piece.result.items() if k not in ("cpu_seconds", "peak_mib")} for piece in (whole, torn)
         )
