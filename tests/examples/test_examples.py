@@ -174,7 +174,13 @@ def test_every_example_is_in_the_table_and_has_its_page(folder: str) -> None:
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert f"]({folder}/README.md)" in table
     page = (EXAMPLES / folder / "README.md").read_text(encoding="utf-8")
-    what_came_out = "(expected.txt)", "(result.md)", "docs/reference-policies.md)", "(short_words.ipynb)"
+    what_came_out = (
+        "(expected.txt)",
+        "(result.md)",
+        "docs/reference-policies.md)",
+        "docs/adapter-study.md)",
+        "(short_words.ipynb)",
+    )
     assert any(one in page for one in what_came_out)
 
 
