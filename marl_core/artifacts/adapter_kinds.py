@@ -63,6 +63,13 @@ def _kind(files: AdapterFiles, use: Use) -> str | None:
     return None
 
 
+def not_a_policy(files: AdapterFiles) -> str | None:
+    """Why an adapter can't be continued as a policy, a sentence that begins with its folder; None when it can."""
+    if not files.score_keys:
+        return None
+    return f"{files.folder} is a reward adapter (it has a score head), not a policy to continue."
+
+
 def saved_modules(files: AdapterFiles) -> dict[str, tuple[int, ...]]:
     """Whole weights in the file, neither the adapter's own parts nor a score head's: shape by name without PEFT's prefix."""
     heads = {name for name in files.shapes if name in files.score_keys or ".original_module." in name}

@@ -36,7 +36,13 @@ VARIANTS: Mapping[str, str] = {
     "megatron_config": "needs Megatron's layers",
 }
 """Options of LoraConfig that make something of it that a base with several roles can't hold, and what that is."""
-UNMERGEABLE_OPTIONS = ("alora_invocation_tokens", "monteclora_config", "arrow_config", "megatron_config")
+UNMERGEABLE_OPTIONS = (
+    "layer_replication",
+    "alora_invocation_tokens",
+    "monteclora_config",
+    "arrow_config",
+    "megatron_config",
+)
 
 
 def config_refusal(
@@ -108,7 +114,8 @@ def base_refusal(
     kind = known_kind(peft_type, options)
     if quantization is not None and not kind.any_quantized and quantization not in kind.packed:
         yield (
-            f"{key}: quantization {quantization}: {kind.title} wasn't tried on it and may take packed bytes for weights without a word. "
+            f"{key}: quantization {quantization}: {kind.title} isn't among the kinds that were found right on it: others fail there, or take "
+            "packed bytes for weights without a word. "
             f"Kinds that were: {', '.join(tried_on(quantization)) or 'none'}."
         )
     if learns and kind.follows_base and dtype != "float32":

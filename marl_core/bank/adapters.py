@@ -19,7 +19,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from marl_core.artifacts.adapter_files import AdapterFiles
-from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal
+from marl_core.artifacts.adapter_kinds import base_refusal, config_refusal, not_a_policy
 from marl_core.bank import heads, peft_adapters
 from marl_core.bank.base import load_base, load_for_bank
 from marl_core.bank.guard import BaseGuard, Look, Mark, unusual
@@ -300,10 +300,9 @@ class AdapterBank:
         config: Any = peft_adapters.config_of(
             files, self.linears, asked_by, getattr(self.base.config, "model_type", None)
         )
-        if trainable and files.score_keys:
-            raise DataError(
-                f"{asked_by}: {files.folder} is a reward adapter (it has a score head), not a policy to continue."
-            )
+        wrong = not_a_policy(files) if trainable else None
+        if wrong is not None:
+            raise DataError(f"{asked_by}: {wrong}")
         if trainable:
             config.task_type = "CAUSAL_LM"
         if dropout is not None:

@@ -33,7 +33,7 @@ def read_score_head(files: AdapterFiles, hidden_size: int, asked_by: str) -> nn.
     if not weights:
         raise DataError(
             f"{asked_by}: {files.weights} holds no score weights, so its rewards can't be computed. "
-            "The adapter was saved without its head: train it with LoraConfig(task_type='SEQ_CLS'), or modules_to_save=['score']."
+            "The adapter was saved without its head: train it with task_type='SEQ_CLS' in its PEFT config, or modules_to_save=['score']."
             f"{files.pickled_head}"
         )
     shape = shapes[weights[0]]

@@ -217,11 +217,15 @@ def _is_in(name: str, path: str) -> bool:
 
 def refuse_output_layer(base: Any, name: str, mounted: Mounted) -> None:
     """ConfigError when the adapter stands on the output layer: log-probs are read from that layer's own weight."""
-    head = base.get_output_embeddings()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     if any(place.own is head for place in mounted.places):
+        tied = any(place.own is embedding for place in mounted.places) and head.weight is embedding.weight
+        way_out = (
+            "The model's embedding is tied to it: use a model whose isn't" if tied else "Leave it out of the targets"
+        )
         raise ConfigError(
             f"adapter {name!r}: it adapts the output layer, whose own weight all roles read their log-probs from, so what it learns "
-            "there would be lost. Leave it out of the targets."
+            f"there would be lost. {way_out}."
         )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="marl",
-    help="PPO for language models: policy, reference, reward and value share one frozen base through LoRA adapters.",
+    help="PPO for language models: policy, reference, reward and value share one frozen base through adapters.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -44,6 +44,11 @@ class AdapterSection(Section, Choice):
     @classmethod
     def long_form(cls, value: Any) -> Any:
         """A kind's name, or a Strategy, as `{use: kind}`."""
+        if hasattr(value, "peft_type"):
+            raise ValueError(
+                f"a {type(value).__name__} object can't be kept in a run folder; give the kind by name with its options beside it, "
+                "{'use': ..., ...}, or marl's strategy of that kind: `marl plugins` lists them"
+            )
         return Choice.long_form.__func__(cls, value)  # type: ignore[attr-defined]  # Section has one of the same name
 
     def check_early(self) -> None:

@@ -10,6 +10,7 @@ from marl_core.artifacts.adapter_kinds import (
     base_refusal,
     head_beside,
     how_to_merge,
+    not_a_policy,
     refusals,
     saved_embeddings,
     target_parameters,
@@ -51,6 +52,9 @@ def adapter_findings(plan: Chosen) -> Iterator[MarlError]:
         except DataError:
             continue  # told by whoever names it
         yield from (ConfigError(f"{key}: {sentence}") for sentence in refusals(files, use))
+        wrong = not_a_policy(files) if key == "policy.from" else None
+        if wrong is not None:
+            yield ConfigError(f"{key}: {wrong}")
         if use == "merged":
             yield from (ConfigError(f"{key}: {sentence}") for sentence in other_rows(files, _token_rows(model)))
         else:

@@ -37,7 +37,8 @@ def untried(plan: Chosen, key: str, adapter: Adapter) -> str | None:
     section, strategy = plan.adapter_strategies[key]
     kind = (plan.hooks.describe(strategy, plan) or section.label).partition(" on the base")[0]
     return (
-        f"{key}: quantization {label}: {kind} wasn't tried on it and may take packed bytes for weights without a word. "
+        f"{key}: quantization {label}: {kind} isn't among the kinds that were found right on it: others fail there, or take "
+        "packed bytes for weights without a word. "
         f"Kinds that were: {', '.join(tried_on(label)) or 'lora'}."
     )
 

@@ -251,3 +251,21 @@ def test_options_make_another_kind() -> None:
     assert known_kind("LORA", {"init_lora_weights": "orthogonal"}).start == "rounded"
     assert known_kind("LORA", {"lora_bias": True}).merge == "bias"
     assert known_kind(LoraConfig().peft_type).title == "LoRA"
+
+
+def test_a_config_of_pefts_is_no_section() -> None:
+    from peft import OFTConfig
+
+    from marl_core import ConfigError
+    from marl_core.config.run_config import RunConfig
+
+    with pytest.raises(ConfigError, match=r"a OFTConfig object can't be kept in a run folder; give the kind by name"):
+        RunConfig(model={"path": "m"}, policy=OFTConfig(oft_block_size=8), reference="none", reward=len)  # type: ignore[arg-type]
+
+
+def test_a_reward_adapter_is_no_policy(reward_adapter: str) -> None:
+    from marl_core.artifacts.adapter_kinds import not_a_policy
+
+    assert "is a reward adapter (it has a score head), not a policy to continue" in str(
+        not_a_policy(read_adapter(reward_adapter, "it"))
+    )

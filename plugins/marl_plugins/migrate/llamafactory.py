@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from marl_core import ConfigError
+from marl_core import ConfigError, near_match
 from marl_plugins.migrate.adapter_section import policy_section
 from marl_plugins.migrate.foreign_config import (
     DIVIDED,
@@ -29,6 +29,8 @@ from marl_plugins.migrate.reasons import LLAMAFACTORY, LORA_ONLY, OFT_ONLY
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
 ADAPTERS = ("lora", "oft")
 """Values of finetuning_type that train an adapter."""
+WHOLE = ("full", "freeze")
+"""Those that train weights of the base."""
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
 DEFAULTS = {
     key: Default(value, "LLaMA-Factory's default")
@@ -72,6 +74,10 @@ def migrate(written: Mapping[str, Any], processes: int | None = None) -> Carried
         raise ConfigError(
             f"stage: {stage!r} is no PPO. marl runs PPO; train the SFT and reward adapters where you do now."
         )
+    if kind not in (*ADAPTERS, *WHOLE):
+        near = near_match(str(kind), (*ADAPTERS, *WHOLE))
+        hint = f"Did you mean {near!r}?" if near else f"LLaMA-Factory has {', '.join((*ADAPTERS, *WHOLE))}."
+        raise ConfigError(f"finetuning_type: {kind!r} is no way of training of LLaMA-Factory's. {hint}")
     if kind not in ADAPTERS:
         foreign.note(
             "finetuning_type",
