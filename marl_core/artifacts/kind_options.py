@@ -114,8 +114,8 @@ def base_refusal(
     kind = known_kind(peft_type, options)
     if quantization is not None and not kind.any_quantized and quantization not in kind.packed:
         yield (
-            f"{key}: quantization {quantization}: {kind.title} isn't among the kinds that were found right on it: others fail there, or take "
-            "packed bytes for weights without a word. "
+            f"{key}: quantization {quantization}: {kind.title} isn't among the kinds that were found right on it: others fail there, or "
+            "take packed bytes for weights without a word. "
             f"Kinds that were: {', '.join(tried_on(quantization)) or 'none'}."
         )
     if learns and kind.follows_base and dtype != "float32":
