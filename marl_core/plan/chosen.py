@@ -120,9 +120,9 @@ class Chosen:
         return adaptable_layers(shapes, kind), shapes
 
     def adapted_layers(self, key: str) -> Mapping[str, tuple[int, int]]:
-        """The linear layers, (out, in), that the adapter under `policy` or `value` is to stand on; empty where the model's files aren't here.
+        """The linear layers, (out, in), that the adapter under `policy` or `value` is to stand on.
 
-        ConfigError for targets that are no regular expression.
+        Empty where the model's files aren't here. ConfigError for targets that are no regular expression.
         """
         return self._targeted(key, self._model_layers[0]) if self._model_layers is not None else {}
 

@@ -118,8 +118,8 @@ class Peft(PeftKind):
         ranks = {name: self.options[name] for name in ("r", "init_r", "target_r") if name in self.options}
         if self.kind == "adalora" and len(set(ranks.values())) > 1:
             yield (
-                f"{SECTION}.options.{next(reversed(ranks))}: {', '.join(f'{name} {rank}' for name, rank in ranks.items())}: marl doesn't move "
-                "ranks between layers (peft's update_and_allocate isn't called), so the rank stays at init_r. Give r alone."
+                f"{SECTION}.options.{next(reversed(ranks))}: {', '.join(f'{name} {rank}' for name, rank in ranks.items())}: marl doesn't "
+                "move ranks between layers (peft's update_and_allocate isn't called), so the rank stays at init_r. Give r alone."
             )
         if self.kind == "adalora" and self.options.get("rank_pattern"):
             yield f"{SECTION}.options.rank_pattern: AdaLoRA's is of ranks that were moved, and marl doesn't move them. Remove it."

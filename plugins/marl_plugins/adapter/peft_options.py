@@ -105,31 +105,39 @@ _LORA = (
 )
 LORA_OPTIONS = tuple(_LORA.split())
 """Those of LoraConfig, of which a newer PEFT may have more."""
-POSITIVE = frozenset(
-    "block_size deltaT gralora_k group_size init_r mini_r n_frequency num_cayley_neumann_terms qalora_group_size r target_r total_step u".split()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+POSITIVE = _words(
+    "block_size deltaT gralora_k group_size init_r mini_r n_frequency num_cayley_neumann_terms qalora_group_size r "
+    "target_r total_step u"
 )
-NOT_NEGATIVE = frozenset(
-    "boft_block_num boft_block_size boft_n_butterfly_factor depth hybrid_r oft_block_size psoft_svd_lowrank_niter tfinal tinit".split()
+NOT_NEGATIVE = _words(
+    "boft_block_num boft_block_size boft_n_butterfly_factor depth hybrid_r oft_block_size psoft_svd_lowrank_niter "
+    "tfinal tinit"
 )
 WHOLE = (
-    POSITIVE
-    | NOT_NEGATIVE
-    | frozenset("decompose_factor projection_prng_key projection_seed random_loc_seed random_seed".split())
+    POSITIVE | NOT_NEGATIVE | _words("decompose_factor projection_prng_key projection_seed random_loc_seed random_seed")
 )
 """Options that are whole numbers."""
-NUMBERS = frozenset(
-    "alpha beta1 beta2 boft_dropout cayley_neumann_eps d_initial deft_dropout delora_lambda eps gralora_dropout hira_dropout init_scale "
-    "init_v_bound lora_alpha lora_dropout miss_dropout module_dropout orth_reg_weight psoft_alpha psoft_dropout randlora_alpha "
-    "randlora_dropout rank_dropout scaling sparsity tinylora_dropout vera_dropout weight_tying".split()
+NUMBERS = _words(
+    "alpha beta1 beta2 boft_dropout cayley_neumann_eps d_initial deft_dropout delora_lambda eps gralora_dropout "
+    "hira_dropout init_scale init_v_bound lora_alpha lora_dropout miss_dropout module_dropout orth_reg_weight "
+    "psoft_alpha psoft_dropout randlora_alpha randlora_dropout rank_dropout scaling sparsity tinylora_dropout "
+    "vera_dropout weight_tying"
 )
 """Options that are numbers, whole or not."""
-SWITCHES = frozenset(
-    "apply_GS block_share coft decompose_both ensure_weight_tying fan_in_fan_out init_ia3_weights lora_bias para proportional_parameters "
-    "psoft_mag_a psoft_mag_b psoft_orth rank_dropout_scale save_precomputed_indices save_projection select_top sparse "
-    "use_cayley_neumann use_dora use_effective_conv2d use_idwt use_qalora use_rslora very_sparse".split()
+SWITCHES = _words(
+    "apply_GS block_share coft decompose_both ensure_weight_tying fan_in_fan_out init_ia3_weights lora_bias para "
+    "proportional_parameters psoft_mag_a psoft_mag_b psoft_orth rank_dropout_scale save_precomputed_indices "
+    "save_projection select_top sparse use_cayley_neumann use_dora use_effective_conv2d use_idwt use_qalora "
+    "use_rslora very_sparse"
 )
 """Options that are true or false."""
-EMPTY = frozenset("alpha cayley_neumann_eps lora_alpha random_loc_seed random_seed total_step".split())
+EMPTY = _words("alpha cayley_neumann_eps lora_alpha random_loc_seed random_seed total_step")
 """Options that may be null."""
 RANK_MAY_BE_NONE = ("oft", "supertuning")
 """Kinds that have an r of 0, or none, where another option stands for it."""
