@@ -40,7 +40,9 @@ def _suggestion(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel],
     keys = _keys_at(path[:-1], config, root, catalog)
     if model is not None and _is_section(model):
         known = ours(key, (*_place_of(root), *path[:-1]))
-        if known is not None and ("." in known or known in keys):  # the kind of adapter that is asked for may not have it
+        if known is not None and (
+            "." in known or known in keys
+        ):  # the kind of adapter that is asked for may not have it
             return f"Did you mean {known!r}?"
         nested = [f"{name}.{inner}" for name, keys in _sections(model).items() for inner in keys]
     of_a_strategy = model is not None and issubclass(model, Choice)  # what it lacks may be another strategy's option

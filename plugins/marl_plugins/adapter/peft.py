@@ -110,11 +110,12 @@ class Peft(PeftKind):
         if self.kind == "hira" and self.options.get("rank_pattern"):
             yield f"{SECTION}.options.rank_pattern: peft doesn't pass it on to HiRA's layers, which all have r. Remove it."
         yield from self._moved_ranks()
+        yield from self._parts()
         yield from super().wrong(plan)
         yield from base_refusal(self.kind, self.options, key, dtype=plan.config.model.dtype)
 
     def _moved_ranks(self) -> Iterator[str]:
-        """AdaLoRA's ranks stay, and GraLoRA's rank is cut into equal parts."""
+        """AdaLoRA's ranks stay."""
         ranks = {name: self.options[name] for name in ("r", "init_r", "target_r") if name in self.options}
         if self.kind == "adalora" and len(set(ranks.values())) > 1:
             yield (
@@ -123,9 +124,19 @@ class Peft(PeftKind):
             )
         if self.kind == "adalora" and self.options.get("rank_pattern"):
             yield f"{SECTION}.options.rank_pattern: AdaLoRA's is of ranks that were moved, and marl doesn't move them. Remove it."
+
+    def _parts(self) -> Iterator[str]:
+        """How many blocks there are, or how large they are, and a rank that is cut into equal parts."""
         rank, parts = self.options.get("r", 32), self.options.get("gralora_k", 2)
         if self.kind == "gralora" and rank % parts:
             yield f"{SECTION}.options.r: {rank} must be a multiple of gralora_k, which is {parts}."
+        size, blocks = self.options.get("boft_block_size", 4), self.options.get("boft_block_num", 0)
+        if self.kind == "boft" and bool(size) == bool(blocks):
+            yield (
+                f"{SECTION}.options.boft_block_num: {blocks} beside boft_block_size {size}: give one of the two, and 0 for the other."
+            )
+        if self.kind == "road" and self.options.get("group_size", 64) % 2:
+            yield f"{SECTION}.options.group_size: {self.options['group_size']} is odd, and outputs are turned in pairs. Give an even one."
 
     def misfits(self, layers: Layers, shapes: Shapes) -> Iterator[Wrong]:
         """Names of layers in IA3's second list, too."""

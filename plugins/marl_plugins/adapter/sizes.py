@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd
 from typing import Any, TypeAlias
 
 from marl_core import near_match
@@ -12,24 +14,58 @@ from marl_plugins.adapter.layers import Layers, by_pattern, chosen_layers, stand
 Options: TypeAlias = Mapping[str, Any]
 Wrong: TypeAlias = tuple[str, str]
 """PEFT's name of an option, and what is wrong with it."""
-OfLayer: TypeAlias = Callable[[Options, str, int, int], Iterable[Wrong]]
+OfLayer: TypeAlias = Callable[[Options, str, int, int], Iterable["Demand"]]
 """Of PEFT's options, a layer's name, and how many outputs and inputs it has."""
 MOST_SHOWN = 8
 """How many sizes that would do a message names at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a layer demands of a number: that it divides `bound`, or, where there is a `why`, that it isn't above it."""
+
+    option: str
+    """PEFT's name."""
+    number: int
+    bound: int
+    why: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the number fits the layer."""
+        return self.number <= self.bound if self.why else self.number > 0 and self.bound % self.number == 0
+
+
 def misfits(kind: str, options: Options, layers: Layers, weights: Iterable[str] = ()) -> Iterator[Wrong]:
-    """The first layer that each option doesn't fit, and patterns that name none of the layers or of the `weights` adapted beside them."""
+    """Numbers that a layer can't be adapted with, and patterns that name none of the layers or of the `weights` adapted beside them."""
     if not layers:  # nothing is known of the model
         return
     yield from _lost_patterns(options, [*layers, *weights])
-    check = OF_LAYER.get(kind)
-    told: set[str] = set()
-    for name, (rows, columns) in chosen_layers(layers, options).items() if check else ():
-        for option, what in check(options, name, rows, columns) if check else ():
-            if option not in told:
-                told.add(option)
-                yield option, f"{what} Layer {name} has {columns} inputs and {rows} outputs."
+    of_layer = OF_LAYER.get(kind)
+    if of_layer is None:
+        return
+    demands: dict[str, list[tuple[Demand, str]]] = {}
+    for name, (rows, columns) in chosen_layers(layers, options).items():
+        for demand in of_layer(options, name, rows, columns):
+            demands.setdefault(demand.option, []).append((demand, name))
+    for option, made in demands.items():
+        unmet = [(demand, name) for demand, name in made if not demand.is_met]
+        if unmet:
+            demand, name = min(unmet, key=lambda pair: pair[0].bound)
+            rows, columns = layers[name]
+            yield (
+                option,
+                f"{_told(demand, [other for other, _ in made])} Layer {name} has {columns} inputs and {rows} outputs.",
+            )
+
+
+def _told(demand: Demand, all_of_them: Iterable[Demand]) -> str:
+    if demand.why:
+        return f"{demand.number} is more than {demand.bound}, {demand.why}."
+    common = gcd(*(other.bound for other in all_of_them))
+    fit = [str(number) for number in range(1, common + 1) if common % number == 0]
+    some = fit if len(fit) <= MOST_SHOWN else ["...", *fit[-MOST_SHOWN:]]
+    return f"{demand.number} doesn't divide the sides of all layers: {', '.join(some)} would do."
 
 
 def lost(option: str, names: Iterable[str], layers: Iterable[str]) -> Iterator[Wrong]:
@@ -64,95 +100,73 @@ def _number(options: Options, name: str, default: int) -> int:
     return value
 
 
-def _divides(option: str, size: int, *sides: int) -> Iterator[Wrong]:
-    """A size that must divide all these sides of a layer."""
-    if size < 1 or any(side % size for side in sides):
-        fit = [number for number in range(1, min(sides) + 1) if not any(side % number for side in sides)]
-        some = fit if len(fit) <= MOST_SHOWN else ["...", *fit[-MOST_SHOWN:]]
-        yield option, f"{size} must divide {' and '.join(map(str, sides))}: {', '.join(map(str, some))} would do."
+def _divides(option: str, size: int, *sides: int) -> Demand:
+    """A size must divide all these sides of a layer."""
+    return Demand(option, size, gcd(*sides))
 
 
-def _at_most(option: str, number: int, bound: int, why: str) -> Iterator[Wrong]:
-    if number > bound:
-        yield option, f"{number} is more than {bound}, {why}."
-
-
-def _miss(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
+def _miss(options: Options, name: str, rows: int, columns: int) -> Iterator[Demand]:
     rank, form = _number(options, "r", 64), options.get("init_weights")
-    if form == "bat":
-        yield from _divides("r", rank, columns, rows)
-    else:
-        yield from _at_most("r", rank, columns, "the inputs of the layer")
+    yield _divides("r", rank, columns, rows) if form == "bat" else Demand("r", rank, columns, "the layer's inputs")
     if form == "mini":
-        yield from _divides("mini_r", _number(options, "mini_r", 1), rows)
+        yield _divides("mini_r", _number(options, "mini_r", 1), rows)
 
 
-def _lora(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
+def _lora(options: Options, name: str, rows: int, columns: int) -> Iterator[Demand]:
     if options.get("init_lora_weights") == "mica":
-        patterns = options.get("rank_pattern") or {}
-        rank = by_pattern(patterns, name, _number(options, "r", 8))
-        option = "r" if rank == _number(options, "r", 8) else "rank_pattern"
-        yield from _at_most(
-            option, rank, min(rows, columns), "the layer's smaller side, and MiCA takes r of its directions"
-        )
+        option, rank = _by_layer(options, name, "r", 8, "rank_pattern")
+        yield Demand(option, rank, min(rows, columns), "the layer's smaller side, and MiCA takes r of its directions")
 
 
-def _boft(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
+def _by_layer(options: Options, name: str, option: str, default: int, pattern: str) -> tuple[str, int]:
+    """A layer's number, and the option that it comes from."""
+    usual = _number(options, option, default)
+    number = by_pattern(options.get(pattern) or {}, name, usual)
+    return option if number == usual else pattern, number
+
+
+def _boft(options: Options, name: str, rows: int, columns: int) -> Iterator[Demand]:
     size, blocks = _number(options, "boft_block_size", 4), _number(options, "boft_block_num", 0)
-    if bool(size) == bool(blocks):
-        yield "boft_block_num", f"{blocks} beside boft_block_size {size}: give one of the two, and 0 for the other."
-    elif size:
-        yield from _divides("boft_block_size", size, columns)
-    else:
-        yield from _divides("boft_block_num", blocks, columns)
+    yield _divides("boft_block_size", size, columns) if size else _divides("boft_block_num", blocks, columns)
 
 
-def _c3a(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
-    usual = _number(options, "block_size", 256)
-    size = by_pattern(options.get("block_size_pattern") or {}, name, usual)
-    yield from _divides("block_size" if size == usual else "block_size_pattern", size, columns, rows)
+def _c3a(options: Options, name: str, rows: int, columns: int) -> Iterator[Demand]:
+    yield _divides(*_by_layer(options, name, "block_size", 256, "block_size_pattern"), columns, rows)
 
 
 def _frequencies(default: int) -> OfLayer:
-    def check(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
-        usual = _number(options, "n_frequency", default)
-        count = by_pattern(options.get("n_frequency_pattern") or {}, name, usual)
-        option = "n_frequency" if count == usual else "n_frequency_pattern"
-        yield from _at_most(option, count, rows * columns, "the numbers of the layer's weight")
+    def demands(options: Options, name: str, rows: int, columns: int) -> Iterator[Demand]:
+        if not options.get("proportional_parameters"):
+            option, count = _by_layer(options, name, "n_frequency", default, "n_frequency_pattern")
+            yield Demand(option, count, rows * columns, "the numbers of the layer's weight")
 
-    return check
-
-
-def _shira(options: Options, name: str, rows: int, columns: int) -> Iterator[Wrong]:
-    most = rows * columns // (rows + columns)
-    yield from _at_most("r", _number(options, "r", 32), most, "where r (in + out) is all of the layer's weight")
+    return demands
 
 
-def _within_both(default: int) -> OfLayer:
-    return lambda options, name, rows, columns: _at_most(
-        "r", _number(options, "r", default), min(rows, columns), "the layer's smaller side"
-    )
+def _rank_within(default: int, bound: Callable[[int, int], int], why: str) -> OfLayer:
+    return lambda options, name, rows, columns: [Demand("r", _number(options, "r", default), bound(rows, columns), why)]
 
 
+SMALLER = "the layer's smaller side"
 OF_LAYER: Mapping[str, OfLayer] = {
     "lora": _lora,
     "miss": _miss,
     "boft": _boft,
     "c3a": _c3a,
-    "gralora": lambda options, name, rows, columns: _divides(
-        "gralora_k", _number(options, "gralora_k", 2), columns, rows
-    ),
-    "road": lambda options, name, rows, columns: _divides("group_size", _number(options, "group_size", 64), rows),
+    "gralora": lambda options, name, rows, columns: [
+        _divides("gralora_k", _number(options, "gralora_k", 2), columns, rows)
+    ],
+    "road": lambda options, name, rows, columns: [_divides("group_size", _number(options, "group_size", 64), rows)],
     "fourierft": _frequencies(1000),
-    "waveft": lambda options, name, rows, columns: (
-        () if options.get("proportional_parameters") else _frequencies(2592)(options, name, rows, columns)
+    "waveft": _frequencies(2592),
+    "shira": _rank_within(
+        32, lambda rows, columns: rows * columns // (rows + columns), "where r (in + out) is all of the layer's weight"
     ),
-    "shira": _shira,
-    "psoft": _within_both(32),
-    "randlora": _within_both(32),
-    "deft": _within_both(8),
-    "hra": lambda options, name, rows, columns: _at_most(
-        "r", _number(options, "r", 8), columns, "the inputs of the layer: that many reflections make any rotation"
+    "psoft": _rank_within(32, min, SMALLER),
+    "randlora": _rank_within(32, min, SMALLER),
+    "deft": _rank_within(8, min, SMALLER),
+    "hra": _rank_within(
+        8, lambda rows, columns: columns, "the layer's inputs: that many reflections make any rotation"
     ),
 }
-"""What doesn't fit one layer."""
+"""What each layer demands."""

@@ -121,6 +121,8 @@ def test_what_is_wrong_is_told_where_it_stands(policy: Any, sentence: str) -> No
             {"use": "peft", "kind": "gralora", "r": 7},
             "policy.options.r: 7 must be a multiple of gralora_k, which is 2.",
         ),
+        ({"use": "peft", "kind": "boft", "boft_block_num": 4}, "boft_block_num: 4 beside boft_block_size 4: give one"),
+        ({"use": "peft", "kind": "road", "group_size": 3}, "policy.options.group_size: 3 is odd"),
         ({"init": "mica", "plus": 16}, "policy.plus: 16 is a factor on B's learning rate, and with init: mica B stays"),
         ({"lora": {"init_lora_weights": "mica"}, "plus": 2}, "with lora.init_lora_weights: mica B stays"),
         ({"init": "mica", "dora": True}, "policy.init: peft has no MiCA with DoRA."),
