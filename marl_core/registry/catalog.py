@@ -13,8 +13,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from marl_core.artifacts.kind_options import config_refusal
-from marl_core.artifacts.kind_table import KINDS, kind_name
 from marl_core.errors import ConfigError, MarlError, PluginError, PluginWarning, near_match, warn
 from marl_core.registry.deprecation import warn_options
 from marl_core.registry.families import FAMILIES, FamilyName
@@ -143,8 +141,9 @@ class Catalog:
         others = sorted({listing.family for listing in self._listings if listing.name == name})
         if others and not near and not classes:
             hint = f"; {name!r} is {' and '.join(FAMILIES[other].with_article for other in others)} strategy."
-        if family == "adapter" and (of_peft := _kind_of_peft(name)):
-            hint = f": {of_peft}"
+        elsewhere = FAMILIES[family].elsewhere
+        if elsewhere is not None and (said := elsewhere(name)):
+            hint = f": {said}"
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
 
 
@@ -219,15 +218,6 @@ def _find_installed() -> Iterator[Listing]:
         seen.add(_normal(package))
         for point in points:
             yield Listing(families[point.group], point.name, point.value, package, version)
-
-
-def _kind_of_peft(name: str) -> str | None:
-    """How to ask for a kind of adapter that PEFT knows and no strategy is called by, or why it can't be asked for."""
-    kind = KINDS.get(kind_name(name))
-    if kind is None:
-        return None
-    refused = "".join(config_refusal(name, {}, "policy")) if kind.refused or kind.start == "other" else ""
-    return refused.removeprefix("policy: ") or f"it is a kind of PEFT's, {{use: peft, kind: {kind_name(name)}}}."
 
 
 def _normal(package: str) -> str:
