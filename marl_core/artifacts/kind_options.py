@@ -80,6 +80,15 @@ def config_refusal(
             yield f"{at('target_modules')}: {target!r} is the output layer, which marl applies itself: the adapter on it would never learn."
 
 
+def how_to_ask(name: str) -> str | None:
+    """How a config asks for a kind that PEFT knows by this name, or why it can't; None for a name that PEFT's kinds don't have."""
+    kind = KINDS.get(kind_name(name))
+    if kind is None:
+        return None
+    refused = next(config_refusal(name, {}, "policy"), "") if kind.refused or kind.start == "other" else ""
+    return refused.removeprefix("policy: ") or f"it is a kind of PEFT's, {{use: peft, kind: {kind_name(name)}}}."
+
+
 def _initial(kind: Kind, options: Mapping[str, Any], key: str, at: str, fresh: bool) -> Iterator[str]:
     """How it starts: not by rewriting the base, and, where it is fresh, as the base."""
     start = options.get(kind.initial, kind.default)

@@ -163,8 +163,12 @@ def make(base: Any, name: str, config: PeftConfig, linears: Layers) -> Mounted:
             f" Its config has a value of a wrong type; look at r, lora_alpha, lora_dropout and: {unusual(config)}."
             if odd
             else _instead(linears)
+            if _is_about_targets(error)
+            else " Change the adapter's options."
         )
-        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {error}{rest}") from error
+        said = str(error).rstrip()
+        stop = "" if said.endswith((".", "!", "?")) else "."
+        raise ConfigError(f"adapter {name!r}: peft can't add it to this base: {said}{stop}{rest}") from error
     targeted = getattr(mounted.peft.base_model, "targeted_parameter_names", ())
     lost = sorted(asked - {key for key in asked if any(_ends(found, key) for found in targeted)})
     if lost:
@@ -243,6 +247,12 @@ def refuse_unreadable(name: str, mounted: Mounted, linears: Layers) -> None:
             f"reads an adapter (first: {lost[0]}), so their weights would be lost from every saved one. Leave those out: name other "
             f"layers as targets, e.g. {', '.join(left) or 'none is left'}."
         )
+
+
+def _is_about_targets(error: Exception) -> bool:
+    """Whether PEFT says that layers aren't there, or are of a kind that it can't adapt."""
+    said = str(error).lower()
+    return isinstance(error, NoMatchingPeftModuleError) or "target" in said or "is not supported" in said
 
 
 def _instead(linears: Layers) -> str:

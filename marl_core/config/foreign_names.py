@@ -69,6 +69,7 @@ FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
     "lora_alpha": ("policy.alpha", "value.alpha"),
     "lora_dropout": ("policy.dropout", "value.dropout"),
     "lora_target": ("policy.targets", "value.targets"),
+    "oft_block_size": ("policy.block", "value.block"),
     "target_modules": ("policy.targets", "value.targets"),
     "lora_target_modules": ("policy.targets", "value.targets"),
     "dataset": ("data.prompts",),

@@ -37,14 +37,17 @@ def problem_lines(
 def _suggestion(path: KeyPath, config: Mapping[str, Any], root: type[BaseModel], catalog: Catalog | None) -> str:
     key, model = str(path[-1]), _model_at(path[:-1], config, root)[0]
     nested: list[str] = []
+    keys = _keys_at(path[:-1], config, root, catalog)
     if model is not None and _is_section(model):
         known = ours(key, (*_place_of(root), *path[:-1]))
-        if known is not None:
+        if known is not None and (
+            "." in known or known in keys
+        ):  # the kind of adapter that is asked for may not have it
             return f"Did you mean {known!r}?"
         nested = [f"{name}.{inner}" for name, keys in _sections(model).items() for inner in keys]
     of_a_strategy = model is not None and issubclass(model, Choice)  # what it lacks may be another strategy's option
     sections = [] if of_a_strategy else [name for name, keys in _sections(root).items() if key in keys]
-    return problems.suggestion(key, _keys_at(path[:-1], config, root, catalog), sections, nested)
+    return problems.suggestion(key, keys, sections, nested)
 
 
 def _place_of(root: type[BaseModel]) -> KeyPath:

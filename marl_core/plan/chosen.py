@@ -100,8 +100,13 @@ class Chosen:
         return self._adapter("value")
 
     def _adapter(self, key: str) -> Adapter | None:
-        if key not in self.adapter_strategies:
+        if key not in self.adapter_strategies or self._model_layers is None:
             return None
+        return self.adapter_on(key, *self._model_layers)
+
+    @cached_property
+    def _model_layers(self) -> tuple[Mapping[str, tuple[int, int]], Shapes] | None:
+        """The model's linear layers, (out, in), and its weights, by the shapes of its files; None where they aren't here."""
         model = self.config.model
         try:
             files = read_model(model.path, model.revision)
@@ -112,7 +117,21 @@ class Chosen:
             return None
         kind = Architecture.of(files.config).model_type
         shapes = as_held(stored, kind)
-        return self.adapter_on(key, adaptable_layers(shapes, kind), shapes)
+        return adaptable_layers(shapes, kind), shapes
+
+    def adapted_layers(self, key: str) -> Mapping[str, tuple[int, int]]:
+        """The linear layers, (out, in), that the adapter under `policy` or `value` is to stand on.
+
+        Empty where the model's files aren't here. ConfigError for targets that are no regular expression.
+        """
+        return self._targeted(key, self._model_layers[0]) if self._model_layers is not None else {}
+
+    def _targeted(self, key: str, layers: Mapping[str, tuple[int, int]]) -> Mapping[str, tuple[int, int]]:
+        section, _ = self.adapter_strategies[key]
+        try:
+            return {name: shape for name, shape in layers.items() if matches(section.targets, name)}
+        except ConfigError as error:
+            raise ConfigError(f"{key}.targets: {error}") from error
 
     def adapter_said(self, key: str) -> Adapter | None:
         """What the strategy under `policy` or `value` says of its adapter: of the model's layers where its files are here, else of none.
@@ -131,12 +150,8 @@ class Chosen:
 
         PluginError for a strategy that gives something else; ConfigError for targets that are no regular expression.
         """
-        section, strategy = self.adapter_strategies[key]
-        try:
-            adapted = {name: shape for name, shape in layers.items() if matches(section.targets, name)}
-        except ConfigError as error:
-            raise ConfigError(f"{key}.targets: {error}") from error
-        return self.hooks.adapter(strategy, adapted, shapes, key)
+        _, strategy = self.adapter_strategies[key]
+        return self.hooks.adapter(strategy, self._targeted(key, layers), shapes, key)
 
     @cached_property
     def data_columns(self) -> Mapping[str, frozenset[str]]:

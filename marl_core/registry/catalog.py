@@ -141,6 +141,9 @@ class Catalog:
         others = sorted({listing.family for listing in self._listings if listing.name == name})
         if others and not near and not classes:
             hint = f"; {name!r} is {' and '.join(FAMILIES[other].with_article for other in others)} strategy."
+        elsewhere = FAMILIES[family].elsewhere
+        if elsewhere is not None and (said := elsewhere(name)):
+            hint = f": {said}"
         return f"no {family} strategy is called {name!r}{hint} Installed: {', '.join(names) or 'none'}."
 
 

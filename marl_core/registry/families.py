@@ -9,10 +9,11 @@ No pydantic here: the command line shows the families before anything heavy is i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from marl_core.artifacts.kind_options import how_to_ask
 from marl_core.errors import ConfigError, near_match
 
 FamilyName: TypeAlias = str
@@ -78,6 +79,8 @@ class Family:
     """The strategy that a function stands for where Python gives one in a member's place, and its option that takes the function."""
     trial: str | None = None
     """What the trial run of a written package names there, where every run must name something."""
+    elsewhere: Callable[[str], str | None] | None = None
+    """Of a name that no member has: how else it is asked for, or why it can't be; None where nothing is known of it."""
 
     @property
     def group(self) -> str:
@@ -138,6 +141,7 @@ FAMILIES: dict[FamilyName, Family] = {
                 Key("policy", "The trained adapter.", default="lora"),
                 Key("value", "The value function.", default="lora"),
             ),
+            elsewhere=how_to_ask,
         ),
         Family(
             name="quantization",

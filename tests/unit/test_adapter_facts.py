@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import (
     GPT2Config,
@@ -21,12 +22,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from marl_core import Adapter, Strategy
+from marl_core import Adapter, ConfigError, Strategy
 from marl_core.artifacts.architecture import adaptable_layers, as_held
 from marl_core.bank.targets import expand_targets, linear_names
 from marl_core.run.trained_adapters import _linear
 from marl_plugins import Dora, Ia3, Lora, Miss, Oft, Peft, Tinylora
-from marl_plugins.adapter.peft_options import OPTIONS
+from marl_plugins.adapter.peft_options import EMPTY, LORA_OPTIONS, NUMBERS, OPTIONS, RANK_MAY_BE_NONE, SWITCHES, WHOLE
 
 WIDTHS: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -57,7 +58,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 STRATEGIES: list[Strategy] = [
     Lora(r=4),
     Lora(r=4, init="mica"),
-    Lora(r=4, ranks={"up_proj": 2, "c_attn": 8, "layers.1.self_attn.q_proj": 3}),
+    Lora(r=4, ranks={r"(layers|h)\.1\.\w+\.(q_proj|c_attn)": 3, "q_proj|c_attn": 8, "o_proj|c_proj": 2}),
     Lora(r=2, lora={"lora_bias": True}),
     Lora(r=4, lora={"layers_to_transform": [1]}),
     Lora(r=4, lora={"exclude_modules": ["q_proj"]}),
@@ -77,14 +78,20 @@ STRATEGIES: list[Strategy] = [
     Tinylora(tie=1.0),
 ]
 OF_PEFT: Mapping[str, list[dict[str, Any]]] = {
-    "adalora": [{"init_r": 6, "total_step": 10}],
+    "adalora": [{"init_r": 6, "total_step": 10}, {"r": 6}, {"target_r": 5, "tinit": 3}, {}],
     "boft": [{}, {"boft_block_size": 8}, {"boft_block_size": 0, "boft_block_num": 4}],
     "hra": [{}, {"r": 4}],
     "road": [{"group_size": 16}, {"variant": "road_2", "group_size": 16}, {"variant": "road_4", "group_size": 16}],
     "vera": [{"r": 5}],
     "randlora": [{"r": 5}],
-    "loha": [{"r": 4}],
-    "lokr": [{"r": 2}, {}, {"r": 1, "decompose_both": True}, {"decompose_factor": 4, "r": 3}],
+    "loha": [{"r": 4}, {"r": 4, "rank_pattern": {"q_proj": 8}}],
+    "lokr": [
+        {"r": 2},
+        {"r": 1, "rank_pattern": {"q_proj": 2}},
+        {},
+        {"r": 1, "decompose_both": True},
+        {"decompose_factor": 4, "r": 3},
+    ],
     "hira": [{"r": 4}, {"r": 4, "rank_pattern": {"q_proj": 2}}],
     "delora": [{"r": 4}, {"r": 4, "rank_pattern": {"q_proj": 2}}],
     "gralora": [{"r": 8}, {"r": 8, "hybrid_r": 4}, {"r": 8, "gralora_k": 4}],
@@ -140,10 +147,12 @@ def test_numbers_that_learn_and_bytes_that_are_held(strategy: Strategy, model: s
     torch.manual_seed(0)
     try:
         adapter, learned, held = said_and_made(strategy, MODELS[model]())
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, ConfigError) as error:
         if model != "conv1d":
             raise
-        pytest.skip(str(error))  # many kinds have no layer for transformers' Conv1D
+        pytest.skip(
+            str(error)
+        )  # many kinds have no layer for transformers' Conv1D, and patterns may name none of its layers
     assert adapter.learned == learned
     if getattr(strategy, "kind", "") not in KEPT_ELSEWHERE:
         assert adapter.held == held
@@ -154,6 +163,77 @@ def test_the_options_are_pefts() -> None:
     for kind, names in OPTIONS.items():
         config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind.upper())]
         assert set(names) == {field.name for field in fields(config)} - common, kind
+
+
+def test_the_options_of_a_lora_are_pefts() -> None:
+    assert set(LORA_OPTIONS) == {field.name for field in fields(LoraConfig)} - {
+        field.name for field in fields(PeftConfig)
+    }
+
+
+def test_types_of_options_are_pefts() -> None:
+    """Numbers, whole numbers and switches are annotated as such, and no option so annotated is forgotten."""
+    plain: dict[str, tuple[Any, ...]] = {"bool": (SWITCHES,), "int": (WHOLE, NUMBERS), "float": (NUMBERS,)}
+    for kind, names in OPTIONS.items():
+        config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind.upper())]
+        hints = get_type_hints(config)
+        for name in set(names) - {"init_weights"}:
+            united = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+            members, may_be_none = [hint for hint in united if hint is not type(None)], type(None) in united
+            word = members[0].__name__ if len(members) == 1 and members[0] in (bool, int, float) else ""
+            assert any(name in names for names in plain.get(word, ())) or not word, (kind, name)
+            assert word or name not in SWITCHES | WHOLE | NUMBERS, (kind, name)
+            if may_be_none and word:
+                assert name in EMPTY or (name == "r" and kind in RANK_MAY_BE_NONE), (kind, name)
+
+
+SMALL = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.0.mlp.down_proj": (64, 96)}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sentence"),
+    [
+        (Lora(ranks={"q_prj": 8}), "policy.ranks: 'q_prj' matches none of the adapted layers. Did you mean 'q_proj'?"),
+        (Lora(lora={"alpha_pattern": {"no": 8}}), "policy.lora.alpha_pattern: 'no' matches none"),
+        (Lora(r=80, init="mica"), "policy.r: 80 is more than 64, the layer's smaller side"),
+        (Lora(ranks={"q_proj": 80}, init="mica"), "policy.ranks: 80 is more than 64"),
+        (Ia3(feedforward=["nonesuch"]), "policy.feedforward: 'nonesuch' matches none"),
+        (
+            Miss(r=80),
+            "policy.r: 80 is more than 64, the layer's inputs. Layer model.layers.0.self_attn.q_proj has",
+        ),
+        (Miss(r=48, form="bat"), "policy.r: 48 doesn't divide the sides of all layers: 1, 2, 4, 8, 16, 32 would do."),
+        (Miss(r=8, form="mini", mini=7), "policy.mini: 7 doesn't divide"),
+        (Peft(kind="ia3", options={"feedforward_modules": ["x"]}), "options.feedforward_modules: 'x' matches none"),
+        (Peft(kind="loha", options={"rank_pattern": {"x": 2}}), "policy.options.rank_pattern: 'x' matches none"),
+        (Peft(kind="loha", options={"alpha_pattern": {"(": 2}}), "'(' is neither the end of a layer's name nor"),
+        (Peft(kind="waveft", options={"n_frequency_pattern": {"x": 2}}), "options.n_frequency_pattern: 'x' matches"),
+        (Peft(kind="c3a"), "policy.options.block_size: 256 doesn't divide"),
+        (
+            Peft(kind="c3a", options={"block_size": 64}),
+            "64 doesn't divide the sides of all layers: 1, 2, 4, 8, 16, 32 would do. Layer model.layers.0.mlp",
+        ),
+        (Peft(kind="boft", options={"boft_block_size": 5}), "policy.options.boft_block_size: 5 doesn't divide"),
+        (Peft(kind="gralora", options={"r": 6, "gralora_k": 6}), "policy.options.gralora_k: 6 doesn't divide"),
+        (Peft(kind="road", options={"group_size": 48}), "policy.options.group_size: 48 doesn't divide"),
+        (Peft(kind="hra", options={"r": 9999}), "policy.options.r: 9999 is more than 64"),
+        (Peft(kind="psoft", options={"r": 65}), "policy.options.r: 65 is more than 64"),
+        (Peft(kind="shira", options={"r": 33}), "policy.options.r: 33 is more than 32"),
+        (Peft(kind="fourierft", options={"n_frequency": 5000}), "policy.options.n_frequency: 5000 is more than 4096"),
+    ],
+)
+def test_what_does_not_fit_the_layers_is_told(strategy: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        strategy.marl_adapter(SMALL, {f"{name}.weight": shape for name, shape in SMALL.items()}, "policy")
+    assert sentence in str(caught.value)
+    strategy.marl_adapter({}, {}, "policy")  # of an unknown model nothing is said
+
+
+def test_blocks_that_are_made_are_said() -> None:
+    assert Oft(block=33).said({}) == "block 33"
+    assert Oft(block=32).said(SMALL) == "block 32"
+    assert Oft(block=33).said(SMALL) == "block 33 (made: 32)"
+    assert Peft(kind="oft", options={"oft_block_size": 44}).said(SMALL) == "oft_block_size 44, blocks of 32, 48"
 
 
 @pytest.mark.parametrize("model", MODELS)

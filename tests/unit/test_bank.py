@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, MissConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -357,6 +357,12 @@ class TestTargets:
     def test_an_unknown_option_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"LoraConfig doesn't accept \{'use_lora': True\}"):
             config(tiny_bank(), use_lora=True)
+
+    def test_pefts_own_words_end_and_targets_are_named_where_they_are_meant(self, bank: AdapterBank) -> None:
+        with pytest.raises(ConfigError, match=r"in_features \(\d+\)\. Change the adapter's options\.$"):
+            bank.add("three", MissConfig(target_modules=["q_proj"], r=9999))
+        with pytest.raises(ConfigError, match=r"\. It can adapt these layers: .* Name those among them that you mean"):
+            bank.add("three", LoraConfig(target_modules=["nowhere"]))
 
     def test_a_config_that_peft_refuses_leaves_the_bank_as_it_was(self, bank: AdapterBank) -> None:
         before = flags(bank)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from marl_core import ANY_QUANTIZATION, Adapter, ConfigError, Strategy, config_refusal, hookimpl, known_kind
+from marl_plugins.adapter.layers import Layers as Layers
+from marl_plugins.adapter.sizes import Wrong, misfits
 
 if TYPE_CHECKING:
     from marl_core import Plan
 
-Layers: TypeAlias = Mapping[str, tuple[int, int]]
-"""Linear layers by full name: (out, in)."""
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 SECTION = "policy"
 """The key under which a strategy names its options; the core puts the one in its place that they stand under."""
@@ -47,9 +47,13 @@ class PeftKind(Strategy):
         """Factors on the learning rate by a part of a parameter's name."""
         return {}
 
-    def said(self) -> str:
-        """Its options in a few words."""
+    def said(self, layers: Layers) -> str:
+        """Its options in a few words; `layers` is empty where the model's aren't known."""
         return ""
+
+    def misfits(self, layers: Layers, shapes: Shapes) -> Iterator[Wrong]:
+        """What doesn't fit the layers: PEFT's name of an option, and a sentence."""
+        yield from misfits(self.peft_kind(), self.peft_options(layers, shapes), layers)
 
     @hookimpl
     def marl_check(self, plan: Plan) -> Iterable[str]:
@@ -64,11 +68,14 @@ class PeftKind(Strategy):
     def marl_describe(self, plan: Plan) -> str:
         """The kind and its options."""
         title = known_kind(self.peft_kind(), self.peft_options({}, {})).title
-        return f"{title} on the base{': ' if self.said() else ''}{self.said()}"
+        said = self.said(plan.adapted_layers(key_of(plan, self)))
+        return f"{title} on the base{': ' if said else ''}{said}"
 
     @hookimpl
     def marl_adapter(self, layers: Layers, shapes: Shapes, role: str) -> Adapter:
-        """PEFT's config, and the facts of the core's table."""
+        """PEFT's config, and the facts of the core's table. ConfigError for options that don't fit the layers."""
+        for name, what in self.misfits(layers, shapes):
+            raise ConfigError(f"{SECTION}.{self.own_names().get(name, name)}: {what}")
         options = self.peft_options(layers, shapes)
         kind = known_kind(self.peft_kind(), options)
         return Adapter(

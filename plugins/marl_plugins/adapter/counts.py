@@ -20,7 +20,12 @@ HAS_BIAS = "has_bias"
 
 def _delora(options: Options, name: str, rows: int, columns: int) -> int:
     """A pair of thin matrices, as LoRA's, and the update's size."""
-    return by_pattern(options.get("rank_pattern") or {}, name, _number(options, "r", 8)) * (rows + columns) + 1
+    return _rank(options, name) * (rows + columns) + 1
+
+
+def _rank(options: Options, name: str) -> int:
+    """A layer's own rank, of kinds that PEFT makes with rank 8 unless told otherwise."""
+    return by_pattern(options.get("rank_pattern") or {}, name, _number(options, "r", 8))
 
 
 def _number(options: Options, name: str, default: int) -> int:
@@ -47,7 +52,7 @@ def _randlora(options: Options, name: str, rows: int, columns: int) -> int:
 
 def _lokr(options: Options, name: str, rows: int, columns: int) -> int:
     """A Kronecker product of a small matrix and a larger one, either of which may be a product of two thin ones."""
-    rank, factor = _number(options, "r", 8), _number(options, "decompose_factor", -1)
+    rank, factor = _rank(options, name), _number(options, "decompose_factor", -1)
     (small_rows, large_rows), (small_columns, large_columns) = _split(rows, factor), _split(columns, factor)
     small = small_rows * small_columns
     if options.get("decompose_both", False) and rank < max(small_rows, small_columns) / 2:
@@ -134,6 +139,11 @@ def _oft_block(options: Options, columns: int) -> tuple[int, int]:
     return columns // size, size
 
 
+def oft_blocks(options: Options, layers: Layers) -> list[int]:
+    """The sizes of the blocks that PEFT makes on these layers, smallest first."""
+    return sorted({_oft_block(options, columns)[1] for _, columns in layers.values()})
+
+
 def _oft(options: Options, name: str, rows: int, columns: int) -> int:
     blocks, size = _oft_block(options, columns)
     return (1 if options.get("block_share") else blocks) * size * (size - 1) // 2
@@ -180,7 +190,7 @@ LEARNED: Mapping[str, OfLayer] = {
     "road": _road,
     "vera": lambda options, name, rows, columns: _number(options, "r", 256) + rows,
     "randlora": _randlora,
-    "loha": lambda options, name, rows, columns: 2 * _number(options, "r", 8) * (rows + columns),
+    "loha": lambda options, name, rows, columns: 2 * _rank(options, name) * (rows + columns),
     "lokr": _lokr,
     "hira": lambda options, name, rows, columns: _number(options, "r", 32) * (rows + columns),
     "delora": _delora,

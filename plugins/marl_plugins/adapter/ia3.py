@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from marl_plugins.adapter.base import Layers, PeftKind, Shapes, without_dropout
+from marl_plugins.adapter.sizes import Wrong, lost_ends
 
 if TYPE_CHECKING:
     from marl_core import Plan
@@ -39,6 +40,11 @@ class Ia3(PeftKind):
         """It has no dropout."""
         yield from super().wrong(plan)
         yield from without_dropout(plan, self, "IA3")
+
+    def misfits(self, layers: Layers, shapes: Shapes) -> Iterator[Wrong]:
+        """Names of layers that aren't there."""
+        if layers:
+            yield from lost_ends("feedforward_modules", self.feedforward or (), layers)
 
     def learned(self, layers: Layers, shapes: Shapes) -> int:
         """A factor for each output, or each input."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-from marl_plugins.adapter.base import Layers
+Layers: TypeAlias = Mapping[str, tuple[int, int]]
+"""Linear layers by full name: (out, in)."""
 
 
 def chosen_layers(layers: Layers, options: Mapping[str, Any]) -> Layers:
@@ -24,8 +25,13 @@ def chosen_layers(layers: Layers, options: Mapping[str, Any]) -> Layers:
 
 def by_pattern(patterns: Mapping[str, int], name: str, default: int) -> int:
     """The number of the first pattern that a layer's name ends with, as PEFT looks it up (`rank_pattern`)."""
-    found = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+    found = next((key for key in patterns if stands_for(key, name)), None)
     return default if found is None else patterns[found]
+
+
+def stands_for(pattern: str, name: str) -> bool:
+    """Whether a pattern is the end of a layer's name or an expression for it, as PEFT looks it up. re.error when it is no expression."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def _named(name: str, excluded: str | Iterable[str] | None) -> bool:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from marl_core import near_match
 from marl_plugins.adapter.base import SECTION, Layers, PeftKind, Shapes, key_of, section_of
 from marl_plugins.adapter.layers import by_pattern, chosen_layers
+from marl_plugins.adapter.peft_options import LORA_OPTIONS
+from marl_plugins.adapter.sizes import Wrong, misfits
 
 if TYPE_CHECKING:
     from marl_core import Plan
@@ -85,11 +88,34 @@ class _LoraKind(PeftKind):
                 yield f"{SECTION}.lora.{name}: marl sets this itself. Remove it."
             elif isinstance(value, float) and not isfinite(value):
                 yield f"{SECTION}.lora.{name}: {value} is not a finite number."
+            elif name not in LORA_OPTIONS and (near := near_match(name, LORA_OPTIONS)):
+                yield f"{SECTION}.lora.{name}: peft's config of lora has no such option. Did you mean {near!r}?"
         for pattern in self.ranks:
             if not _is_expression(pattern):
                 yield f"{SECTION}.ranks: {pattern!r} is neither the end of a layer's name nor a regular expression."
+        yield from self._start()
         yield from super().wrong(plan)
         yield from self._weights_directly(plan)
+
+    def _start(self) -> Iterator[str]:
+        """What the starts of some kinds don't go with."""
+        options = self.peft_options({}, {})
+        start, key = options.get("init_lora_weights"), self.own_names().get("init_lora_weights", "")
+        if start == "mica" and self.plus is not None:
+            yield (
+                f"{SECTION}.plus: {self.plus:g} is a factor on B's learning rate, and with {key}: mica B stays as it starts. Remove plus, "
+                f"or use another {key}."
+            )
+        if start == "mica" and options.get("use_dora"):
+            yield f"{SECTION}.{key}: peft has no MiCA with DoRA. Use lora without dora, or another {key}."
+        odd = [rank for rank in (self.r, *self.ranks.values()) if rank % 2]
+        if start == "orthogonal" and odd:
+            yield f"{SECTION}.{'r' if self.r % 2 else 'ranks'}: {odd[0]} is odd, and {key}: orthogonal needs even ranks."
+
+    def misfits(self, layers: Layers, shapes: Shapes) -> Iterator[Wrong]:
+        """Patterns may name experts' weights, too."""
+        options = self.peft_options(layers, shapes)
+        yield from misfits(self.peft_type, options, layers, _weights(options.get("target_parameters") or (), shapes))
 
     def _weights_directly(self, plan: Plan) -> Iterator[str]:
         """What adapters on single weights don't go with."""
@@ -130,7 +156,7 @@ class _LoraKind(PeftKind):
         """LoRA+: B learns faster (arXiv 2402.12354)."""
         return {} if self.plus is None else {"lora_B": self.plus}
 
-    def said(self) -> str:
+    def said(self, layers: Layers) -> str:
         """Rank, alpha, and what isn't the default."""
         words = [f"r={self.r}", f"alpha={self.alpha:g}"]
         words += [f"ranks of {', '.join(self.ranks)}"] if self.ranks else []

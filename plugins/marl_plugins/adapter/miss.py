@@ -49,6 +49,6 @@ class Miss(PeftKind):
         """r numbers for each output, and r times `mini` of the smallest form."""
         return counts.learned(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
-    def said(self) -> str:
+    def said(self, layers: Layers) -> str:
         """The rank, and the form where it isn't the plain one."""
         return f"r={self.r}{'' if self.form == 'balance' else f', {self.form}'}"

@@ -40,6 +40,8 @@ class Oft(PeftKind):
         """Two tables of places for each layer."""
         return counts.held(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
-    def said(self) -> str:
-        """The block's size."""
-        return f"block {self.block}{', exact' if self.exact else ''}"
+    def said(self, layers: Layers) -> str:
+        """The block's size, and that of the blocks that are made where it is another."""
+        made = counts.oft_blocks(self.peft_options(layers, {}), layers)
+        other = f" (made: {', '.join(map(str, made))})" if made not in ([], [self.block]) else ""
+        return f"block {self.block}{other}{', exact' if self.exact else ''}"

@@ -37,6 +37,6 @@ class Tinylora(PeftKind):
         """Per layer float32: the directions r (in + out), and the projections [u, r, r]."""
         return counts.held(self.peft_type, self.peft_options(layers, shapes), layers, shapes)
 
-    def said(self) -> str:
+    def said(self, layers: Layers) -> str:
         """How many numbers, and how far they are shared."""
         return f"u={self.u}, r={self.r}{f', tie {self.tie:g}' if self.tie else ''}"

@@ -65,16 +65,34 @@ def test_one_word_or_an_object_is_the_kind() -> None:
         ({"use": "oft", "r": 8}, "policy.r: unknown key."),
         ({"rank": 8}, "policy.rank: unknown key. Did you mean 'r'?"),
         ({"use": "oft", "block": "8"}, "policy.block: should be a valid integer, but '8' was given. Write 8."),
-        ({"use": "peft", "kind": "boff"}, "policy: peft has no kind 'boff' that was tried here. Did you mean 'boft'?"),
+        (
+            {"use": "peft", "kind": "boff"},
+            "policy.kind: peft has no kind 'boff' that was tried here. Did you mean 'boft'?",
+        ),
         (
             {"use": "peft", "kind": "lora"},
-            "policy: lora has a strategy of its own, which takes PEFT's options too: write `use: lora`",
+            "policy.kind: lora has a strategy of its own, which takes PEFT's options too: write `use: lora`",
         ),
         ({"use": "peft", "kind": "lily"}, "Lily's router averages over the whole sequence"),
         (
             {"use": "peft", "kind": "boft", "boft_block": 2},
-            "policy: peft's config of boft has no option 'boft_block'. Did you mean",
+            "policy.boft_block: peft's config of boft has no option 'boft_block'. Did you mean",
         ),
+        ({"use": "peft", "kind": "vblora"}, "policy.kind: VB-LoRA doesn't start as the base, so step-0 KL isn't 0."),
+        ({"use": "vblora"}, "policy: no adapter strategy is called 'vblora': VB-LoRA doesn't start as the base"),
+        ({"use": "vera"}, "'vera': it is a kind of PEFT's, {use: peft, kind: vera}."),
+        ({"use": "lily"}, "policy: no adapter strategy is called 'lily': Lily's router averages"),
+        ({"use": "oft", "oft_block_size": 32}, "policy.oft_block_size: unknown key. Did you mean 'block'?"),
+        ({"oft_block_size": 32}, "policy.oft_block_size: unknown key. Known here: alpha"),
+        ({"use": "oft", "rank": 32}, "policy.rank: unknown key. Known here: block"),
+        ({"use": "peft", "kind": "vera", "r": "8"}, "policy.r: should be a valid integer, but '8' was given. Write 8."),
+        (
+            {"use": "peft", "kind": "vera", "options": {"r": -1}},
+            "policy.options.r: should be greater than 0, but -1 was given.",
+        ),
+        ({"use": "peft", "kind": "hra", "apply_GS": "yes"}, "policy.apply_GS: should be a valid boolean, but 'yes'"),
+        ({"use": "peft", "kind": "vera", "d_initial": "x"}, "policy.d_initial: should be a valid number, but 'x'"),
+        ({"use": "peft", "kind": "boft", "boft_block_num": -1}, "should be greater than or equal to 0, but -1"),
         (3, "policy: give a strategy's name, or {use: name, option: value}"),
         (
             {"start": "continue", "from": "a", "use": "oft", "block": 8},
@@ -86,6 +104,44 @@ def test_one_word_or_an_object_is_the_kind() -> None:
 def test_what_is_wrong_is_told_where_it_stands(policy: Any, sentence: str) -> None:
     (line,) = said(policy)
     assert sentence in line
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        (
+            {"use": "peft", "kind": "adalora", "init_r": 12, "target_r": 8},
+            "policy.options.target_r: init_r 12, target_r 8: marl doesn't move ranks between layers",
+        ),
+        (
+            {"use": "peft", "kind": "hira", "rank_pattern": {"q_proj": 8}},
+            "policy.options.rank_pattern: peft doesn't pass",
+        ),
+        (
+            {"use": "peft", "kind": "gralora", "r": 7},
+            "policy.options.r: 7 must be a multiple of gralora_k, which is 2.",
+        ),
+        ({"use": "peft", "kind": "boft", "boft_block_num": 4}, "boft_block_num: 4 beside boft_block_size 4: give one"),
+        ({"use": "peft", "kind": "road", "group_size": 3}, "policy.options.group_size: 3 is odd"),
+        ({"init": "mica", "plus": 16}, "policy.plus: 16 is a factor on B's learning rate, and with init: mica B stays"),
+        ({"lora": {"init_lora_weights": "mica"}, "plus": 2}, "with lora.init_lora_weights: mica B stays"),
+        ({"init": "mica", "dora": True}, "policy.init: peft has no MiCA with DoRA."),
+        ({"use": "dora", "init": "mica"}, "policy.init: peft has no MiCA with DoRA."),
+        ({"init": "orthogonal", "r": 7}, "policy.r: 7 is odd, and init: orthogonal needs even ranks."),
+        (
+            {"lora": {"lora_bais": True}},
+            "policy.lora.lora_bais: peft's config of lora has no such option. Did you mean 'lora_bias'?",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_told_by_the_check(policy: Any, sentence: str) -> None:
+    plan = Plan.of(parsed(policy))
+    assert any(sentence in str(finding) for finding in plan.hooks.check(plan))
+
+
+def test_objects_in_python_name_the_option() -> None:
+    with pytest.raises(ConfigError, match=r"options\.rr: peft's config of vera has no option 'rr'"):
+        Peft(kind="vera", options={"rr": 8})
 
 
 def test_a_section_in_python_tells_it_at_once() -> None:

@@ -16,6 +16,7 @@ from marl_core.config.run_config import DataSection, EvalSection, KLSection, Pol
 from marl_core.plan.plan import Plan
 from marl_core.registry.model_keys import models_in
 from marl_plugins.adapter.lora import Lora
+from marl_plugins.adapter.oft import Oft
 from marl_plugins.reference import DisabledAdapter, PeftAdapter
 from marl_plugins.reward import FunctionReward
 from marl_plugins.reward_http import HttpReward
@@ -258,7 +259,9 @@ def every_key(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 
 def test_each_foreign_name_leads_to_a_key_and_is_none_itself() -> None:
-    keys = every_key(RunConfig) | {f"{key}.{option}" for key in ("policy", "value") for option in Lora.model_fields}
+    keys = every_key(RunConfig) | {
+        f"{key}.{option}" for key in ("policy", "value") for option in (*Lora.model_fields, *Oft.model_fields)
+    }
     assert {name for known in FOREIGN_NAMES.values() for name in known} <= keys
     for name, known in FOREIGN_NAMES.items():
         assert not {f"{ours.rpartition('.')[0]}.{name}" for ours in known} & keys, name
