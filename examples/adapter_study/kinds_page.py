@@ -160,9 +160,10 @@ class TaskTold:
         ]
         if one := self.ones.get(SVD):
             ends = "collapses" if self.measured.collapsed(one) else "does not collapse"
+            far = ", but ends beyond the bound" if self.measured.fate(one) == "too far" else ""
             told.append(
-                f"At {protocol.YARDSTICK}'s best rate, where its first step is {self._step_ratio(SVD)} times as large, it {ends} "
-                f"({self.task.answer} {self.measured.score(one):.3f})."
+                f"At {protocol.YARDSTICK}'s best rate, where its first step is {self._step_ratio(SVD)} times as large, it {ends}{far} "
+                f"({self.task.answer} {self.measured.score(one):.3f} at its last evaluation within it)."
             )
         return " ".join(told)
 
