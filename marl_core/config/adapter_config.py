@@ -44,7 +44,7 @@ class AdapterSection(Section, Choice):
     @classmethod
     def long_form(cls, value: Any) -> Any:
         """A kind's name, or a Strategy, as `{use: kind}`."""
-        if hasattr(value, "peft_type"):
+        if hasattr(value, "peft_type") and not isinstance(value, Strategy):
             raise ValueError(
                 f"a {type(value).__name__} object can't be kept in a run folder; give the kind by name with its options beside it, "
                 "{'use': ..., ...}, or marl's strategy of that kind: `marl plugins` lists them"

@@ -164,7 +164,7 @@ FAILS: dict[str, tuple[type[MarlError], int, str, Changes]] = {
     "unknown LoRA option": (
         ConfigError,
         2,
-        "peft.s config of lora doesn.t accept",
+        "peft.s config of lora has no such option",
         lambda i: {"policy": {"lora": {"use_lora": True}}},
     ),
     "LoRA that rewrites the base": (
