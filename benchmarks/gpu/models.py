@@ -65,13 +65,12 @@ def random_bank(
     A Runner adds a policy of its own (`runner_on`), so it needs none here.
     """
     from marl_core import AdapterBank
-    from marl_core.bank import peft_adapters
-    from marl_core.testing import tiny_tokenizer
+    from marl_core.testing import kinds, tiny_tokenizer
 
     base = random_base(shape, dtype, device, seed, **changes)
     bank = AdapterBank(base, tiny_tokenizer(), source=base.name_or_path)
     if policy is not None:
-        bank.add(policy, peft_adapters.make_config(r, alpha, targets, 0.0, {}, bank.linears), seed=seed)
+        bank.add(policy, kinds.make_config(r, alpha, targets, 0.0, {}, bank.linears), seed=seed)
     return bank
 
 

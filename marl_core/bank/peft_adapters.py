@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, NoMatchingPeftModuleError, PeftConfig
+from peft import NoMatchingPeftModuleError, PeftConfig
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -40,25 +40,6 @@ def check_name(name: str, taken: Iterable[str]) -> None:
         raise ConfigError(f"{name!r} can't name an adapter: use letters, digits, - and _, 64 at most.")
     if name in taken:
         raise ConfigError(f"This bank already has an adapter or head {name!r}; give the new one another name.")
-
-
-def make_config(
-    r: int, alpha: float, targets: Any, dropout: float, extra: Mapping[str, Any], linears: Iterable[str]
-) -> LoraConfig:
-    """A LoraConfig for a trainable role; ConfigError names an option that peft doesn't know."""
-    try:
-        return LoraConfig(
-            **{
-                "r": r,
-                "lora_alpha": alpha,
-                "target_modules": expand_targets(targets, linears),
-                "lora_dropout": dropout,
-                "task_type": "CAUSAL_LM",
-                **extra,
-            }
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"lora: peft's LoraConfig doesn't accept {dict(extra)}: {error}.") from error
 
 
 def find_adapter(

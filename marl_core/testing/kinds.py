@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -51,6 +54,30 @@ SMALL_KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """By a name of its own: PEFT's type in lower case, and options for a model of width 32 or a multiple of it. Weights of every linear layer,
 where the kind can take them."""
+
+
+def make_config(
+    r: int, alpha: float, targets: Any, dropout: float, extra: Mapping[str, Any], linears: Iterable[str]
+) -> LoraConfig:
+    """A LoraConfig for a trainable role; ConfigError names an option that peft doesn't know."""
+    from peft import LoraConfig
+
+    from marl_core.bank.targets import expand_targets
+    from marl_core.errors import ConfigError
+
+    try:
+        return LoraConfig(
+            **{
+                "r": r,
+                "lora_alpha": alpha,
+                "target_modules": expand_targets(targets, linears),
+                "lora_dropout": dropout,
+                "task_type": "CAUSAL_LM",
+                **extra,
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"lora: peft's LoraConfig doesn't accept {dict(extra)}: {error}.") from error
 
 
 def small_config(name: str, **changes: Any) -> Any:

@@ -86,9 +86,9 @@ def tiny_bank(seed: int = 0, policy: str | None = None, device: str = "cpu", **c
 
 def add_policy(bank: AdapterBank, name: str = "policy") -> None:
     """A new, trainable LoRA on all linear layers, as a run adds its policy before it asks for reference and rewards."""
-    from marl_core.bank import peft_adapters
+    from marl_core.testing import kinds
 
-    bank.add(name, peft_adapters.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+    bank.add(name, kinds.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
 
 
 def fake_rollout(

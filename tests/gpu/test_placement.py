@@ -28,7 +28,6 @@ from marl_core import (
     response_logprobs,
     write_certificate,
 )
-from marl_core.bank import peft_adapters
 from marl_core.cli.app import main
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.estimators import estimate_advantages
@@ -36,7 +35,7 @@ from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.report.publish import publish_adapter
 from marl_core.run.replay import replay
 from marl_core.safety.gradient_check import gradient_survives
-from marl_core.testing import tiny_bank, tiny_tokenizer
+from marl_core.testing import kinds, tiny_bank, tiny_tokenizer
 
 MakeConfig = Callable[..., Any]
 Write = Callable[..., str]
@@ -462,7 +461,7 @@ class TestBank:
         sampling, speed = SamplingSection(max_new_tokens=6), SpeedSection(decode=decode)
         before = torch.get_rng_state(), torch.cuda.get_rng_state()
         one = PolicySampler(bank, "policy", sampling, (2,), speed)(prompts_of(bank, *TEXTS), 3)
-        bank.add("other", peft_adapters.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        bank.add("other", kinds.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert torch.equal(torch.cuda.get_rng_state(), before[1])
         torch.rand(3, device=bank.device)

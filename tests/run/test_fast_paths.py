@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner, View
-from marl_core.bank.peft_adapters import make_config as make_lora
 from marl_core.bank.speed import packing
 from marl_core.bank.speed.cache import RoomyLayer, new_cache
 from marl_core.bank.speed.merged_copies import merged_copies
@@ -25,6 +24,7 @@ from marl_core.ppo.sampling.choose import choose, scored_logits
 from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.scoring import blocks, view_output
 from marl_core.testing import tiny_bank
+from marl_core.testing.kinds import make_config as make_lora
 
 EOS = 2
 STOPS = [EOS, *range(4, 60)]  # stop often: lengths differ

@@ -24,12 +24,12 @@ from marl_core import (
     View,
     hookimpl,
 )
-from marl_core.bank.peft_adapters import make_config as make_lora
 from marl_core.ppo.budget import PassLimits
 from marl_core.safety import preflight
 from marl_core.safety.findings import PreflightCheck
 from marl_core.safety.gradient_check import gradient_survives
 from marl_core.testing import tiny_bank
+from marl_core.testing.kinds import make_config as make_lora
 from marl_plugins.quantization import Bnb4Bit
 
 MakeConfig = Callable[..., RunConfig]

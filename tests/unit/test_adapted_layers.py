@@ -28,8 +28,8 @@ from transformers.models.jamba import modeling_jamba
 
 from marl_core import AdapterBank, ConfigError, Plan
 from marl_core.bank.heads import apply_head
-from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.testing import tiny_model, tiny_tokenizer
+from marl_core.testing.kinds import make_config as lora_config
 
 MakeConfig = Callable[..., Any]
 Write = Callable[..., str]

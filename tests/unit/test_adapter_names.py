@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from marl_core import AdapterBank
 from marl_core.bank.integrity import frozen_weights, learning_weights
-from marl_core.bank.peft_adapters import make_config
+from marl_core.testing.kinds import make_config
 
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])
 OF_MODULES = (

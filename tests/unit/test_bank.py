@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, DataError, MarlDeprecationWarning, View
-from marl_core.bank.peft_adapters import make_config
 from marl_core.bank.trunk import PassOptions
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.scoring import forward, view_output
 from marl_core.testing import fake_rollout, tiny_bank, tiny_model, write_tiny_model
+from marl_core.testing.kinds import make_config
 
 Write = Callable[..., str]
 IDS = torch.tensor([[36, 224, 74, 82], [37, 68, 71, 5]])

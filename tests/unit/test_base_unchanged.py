@@ -18,8 +18,8 @@ from marl_core import AdapterBank, ConfigError, DataError, Quantization
 from marl_core.bank import adapters, peft_adapters
 from marl_core.bank import guard as guard_module
 from marl_core.bank.identity.digest import digest
-from marl_core.bank.peft_adapters import make_config
 from marl_core.testing import tiny_bank
+from marl_core.testing.kinds import make_config
 
 Write = Callable[..., str]
 IDS = torch.tensor([[1, 70, 80, 90, 100, 2]])

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, DataError, NumericError
-from marl_core.bank.peft_adapters import make_config
 from marl_core.ppo.roles import TrainableRoles
 from marl_core.ppo.scoring import forward
 from marl_core.ppo.shaping import RewardStats
 from marl_core.store import checkpoint, files
 from marl_core.store.run_state import RunState
 from marl_core.testing import fake_rollout, tiny_bank
+from marl_core.testing.kinds import make_config
 
 TRAINED = TrainableRoles("policy", "value-head", "value")
 

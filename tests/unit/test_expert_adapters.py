@@ -25,8 +25,8 @@ from transformers import (
 from marl_core import AdapterBank, ConfigError, DataError, Plan, Runner
 from marl_core.artifacts.architecture import CONVERTED_EXPERTS
 from marl_core.bank.integrity import frozen_weights
-from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.testing import tiny_tokenizer
+from marl_core.testing.kinds import make_config as lora_config
 
 MakeConfig = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:peft", "ignore:.*:RuntimeWarning:peft")

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from marl_core import AdapterBank
-from marl_core.bank import peft_adapters
 from marl_core.bank.speed import packing
 from marl_core.bank.speed.merged_copies import merged_copies
 from marl_core.bank.speed.recompute import patch_for_recompute, recomputed
 from marl_core.bank.trunk import PassOptions
-from marl_core.testing import tiny_model, tiny_tokenizer
+from marl_core.testing import kinds, tiny_model, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -40,7 +39,7 @@ def bank_of(model: Any, targets: Any = "all-linear", dtype: torch.dtype = torch.
     bank = AdapterBank(model.eval().to(dtype), tiny_tokenizer())
     bank.add(
         "policy",
-        peft_adapters.make_config(4, 8, targets, 0.0, {"fan_in_fan_out": "GPT2" in type(model).__name__}, bank.linears),
+        kinds.make_config(4, 8, targets, 0.0, {"fan_in_fan_out": "GPT2" in type(model).__name__}, bank.linears),
         seed=0,
     )
     random = torch.Generator().manual_seed(1)
@@ -165,7 +164,7 @@ def test_a_run_can_have_it_off_and_what_comes_meanwhile_is_plain_too() -> None:
     lean, kept = train(bank, mask)
     with bank.trunk.passing(PassOptions(recompute_cheap=False)):
         assert lean_modules(bank) == 0
-        bank.add("other", peft_adapters.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
+        bank.add("other", kinds.make_config(4, 8, "all-linear", 0.0, {}, bank.linears), seed=0)
         assert lean_modules(bank) == 0
         plain, more = train(bank, mask)
     assert all(torch.equal(lean[key], plain[key]) for key in plain)

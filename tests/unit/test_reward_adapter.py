@@ -14,9 +14,9 @@ from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, DataError, write_certificate
 from marl_core.bank.heads import score_positions
-from marl_core.bank.peft_adapters import make_config
 from marl_core.ppo.types import pad_rows
 from marl_core.testing import tiny_tokenizer, write_tiny_model
+from marl_core.testing.kinds import make_config
 
 Write = Callable[..., str]
 TEXTS = [

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from marl_core import AdapterBank, ConfigError, Prompts
-from marl_core.bank.peft_adapters import make_config
 from marl_core.bank.views import View
 from marl_core.config.run_config import SamplingSection
 from marl_core.ppo.budget import PassLimits
@@ -17,6 +16,7 @@ from marl_core.ppo.sampling.sampler import PolicySampler
 from marl_core.ppo.sampling.stop_tokens import response_mask, stop_ids
 from marl_core.ppo.scoring import view_output
 from marl_core.testing import tiny_bank, tiny_model, tiny_tokenizer
+from marl_core.testing.kinds import make_config
 
 EOS = 2
 

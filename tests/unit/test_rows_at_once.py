@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, Prompts, Rollout, RunConfig, Runner
-from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.config.run_config import SamplingSection, SpeedSection
 from marl_core.ppo.sampling import sampler as sampling
 from marl_core.ppo.sampling.decode import decode
 from marl_core.ppo.sampling.sampler import PolicySampler, Shard
 from marl_core.testing import tiny_bank
+from marl_core.testing.kinds import make_config as lora_config
 
 MakeConfig = Callable[..., Any]
 TEXTS = ("A good", "Bad", "I", "The longest of them all", "b", "cd")

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, ConfigError, NumericError, PluginError, Prompts, Rollout, ScoreView, View
-from marl_core.bank.peft_adapters import make_config
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.rewards import as_scores, score_all
 from marl_core.ppo.roles import RewardSource
 from marl_core.ppo.scoring import reference_logprobs, view_output, view_values
 from marl_core.testing import fake_rollout, tiny_bank, tiny_tokenizer
+from marl_core.testing.kinds import make_config
 
 PAIRS = [("A good", " film."), ("Bad", " acting, worse plot"), ("It", ""), ("What a surprise this was", "!")]
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from marl_core import AdapterBank, Catalog, ConfigError, Plan, Runner
 from marl_core.artifacts.model_files import ModelFiles
-from marl_core.bank.peft_adapters import make_config as lora_config
 from marl_core.plan.memory import estimate
 from marl_core.plan.stored_weights import stored_quantization, stored_quantization_config
+from marl_core.testing.kinds import make_config as lora_config
 from marl_plugins.quantization import keep_unpacked
 
 MakeConfig = Callable[..., Any]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from marl_core import AdapterBank, NumericError, View
-from marl_core.bank.peft_adapters import make_config
 from marl_core.config.run_config import PPOSection, RunConfig
 from marl_core.ppo.budget import PassLimits
 from marl_core.ppo.estimators import estimate_advantages
@@ -20,6 +19,7 @@ from marl_core.ppo.types import ScoredRollout, UpdateStats
 from marl_core.ppo.update import TrainingBatch, Update, minibatches
 from marl_core.run.optimizer import make_optimizer
 from marl_core.testing import fake_rollout, tiny_bank
+from marl_core.testing.kinds import make_config
 
 # Uneven lengths: 13, 3, 1 and 7 tokens, so that a mean of microbatch means is not the mean.
 ROLLOUT = fake_rollout([("A good", " little film."), ("Bad", "!!"), ("It", ""), ("What a", " surprise")]).select(
